@@ -1,0 +1,73 @@
+# Two commands need nothing but Python 3.11+ and make: `make demo` and `make test`.
+# The first run creates a virtual environment and installs the tested version set into it; later runs reuse it.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+VENV ?= .venv
+OUT ?= demo-out
+PYTEST_ARGS ?=
+THREADS = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+OFFLINE = HF_HUB_OFFLINE=1 HF_EVALUATE_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+SOURCES = peft_calib trainer_callbacks metrics tests hub_examples benchmarks setup.py
+BIN = $(VENV)/bin
+
+.PHONY: help install demo test test-oldest test-wheel quality style bench clean
+
+help:
+	@echo "make demo         fine-tune MiniLM with LoRA and HyperLoRA on real text and print how calibrated each is"
+	@echo "make test         run the test suite"
+	@echo "make test-oldest  run the suite against the oldest supported transformers, huggingface-hub and peft"
+	@echo "make test-wheel   build the wheel, install it into an empty environment and use it from there"
+	@echo "make quality      check style and types; make style mends what can be mended"
+	@echo "make bench        measure the cost of a training step against plain LoRA"
+
+# Constraints, not requirements: pyproject.toml says what is needed, constraints.txt which versions were tested together.
+define install_into
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "peft_calib needs Python 3.11 to 3.13; pass one with: make PYTHON=/path/to/python")'
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) -e '.[$(3)]'
+	touch $(1)/.installed-$(3)
+endef
+
+$(VENV)/.installed-test: pyproject.toml setup.py constraints.txt
+	$(call install_into,$(VENV),constraints.txt,test)
+
+$(VENV)/.installed-dev: pyproject.toml setup.py constraints.txt
+	$(call install_into,$(VENV),constraints.txt,dev)
+
+.venv-oldest/.installed-test: pyproject.toml setup.py constraints-oldest.txt
+	$(call install_into,.venv-oldest,constraints-oldest.txt,test)
+
+install: $(VENV)/.installed-test
+
+demo: install
+	$(OFFLINE) $(BIN)/peft-calib demo --output-dir $(OUT) $(DEMO_ARGS)
+
+test: install
+	$(THREADS) $(OFFLINE) $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+test-oldest: .venv-oldest/.installed-test
+	$(THREADS) $(OFFLINE) .venv-oldest/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+# The wheel in an environment of its own, run from an empty folder, so that nothing can be found in the checkout.
+test-wheel: install
+	rm -rf .venv-wheel && $(PYTHON) -m venv .venv-wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir .venv-wheel/dist .
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		"$$(ls .venv-wheel/dist/peft_calib-*.whl)[demo]"
+	.venv-wheel/bin/python -m pip check
+	mkdir -p .venv-wheel/empty && cd .venv-wheel/empty && $(OFFLINE) ../bin/python -I "$(CURDIR)/tests/wheel_check.py"
+
+quality: $(VENV)/.installed-dev
+	$(BIN)/ruff check $(wildcard $(SOURCES))
+	$(BIN)/ruff format --check $(wildcard $(SOURCES))
+	$(BIN)/mypy
+
+style: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
+	$(BIN)/ruff format $(wildcard $(SOURCES))
+
+bench: install
+	$(THREADS) $(OFFLINE) $(BIN)/python benchmarks/train_step.py
+
+clean:
+	rm -rf .venv .venv-oldest .venv-wheel build dist *.egg-info
