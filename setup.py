@@ -1,11 +1,18 @@
 """The list of packages: two folders at the top of the repository install below ``peft_calib``."""
 
-from setuptools import find_namespace_packages, find_packages, setup
+from setuptools import find_namespace_packages, setup
 
-MAPPED = {"peft_calib.trainer_callbacks": "trainer_callbacks", "peft_calib.metrics": "metrics"}
+FOLDERS = {
+    "peft_calib": "peft_calib",
+    "peft_calib.trainer_callbacks": "trainer_callbacks",
+    "peft_calib.metrics": "metrics",
+}
 
-packages = find_packages(include=["peft_calib", "peft_calib.*"])
-for name, folder in MAPPED.items():
-    packages += [name] + [f"{name}.{below}" for below in find_namespace_packages(folder)]
+packages = [
+    name
+    for parent, folder in FOLDERS.items()
+    for name in [parent, *(f"{parent}.{below}" for below in find_namespace_packages(folder))]
+    if "__pycache__" not in name
+]
 
-setup(packages=packages, package_dir=MAPPED)
+setup(packages=packages, package_dir=FOLDERS)
