@@ -1,0 +1,42 @@
+"""Calibrated LoRA fine-tuning as a plugin of PEFT: importing it registers the methods.
+
+A law over LoRA factors, an engine that predicts with it, and an honest measure of the result.
+
+Example:
+    >>> import peft_calib
+    >>> peft_calib.HyperLoraConfig(r=8, target_modules=["query", "value"]).peft_type.value
+    'HYPERLORA'
+"""
+
+from .export import export_lora
+from .registry import check_peft_version
+
+check_peft_version()
+
+from .tuners import HyperLoraConfig, HyperLoraModel  # noqa: E402  (a PEFT that cannot work is refused first)
+
+__version__ = "0.1.0"
+
+
+def metric_path(name: str = "calibration") -> str:
+    """Folder of one of the `evaluate` modules that ship with the package.
+
+    Args:
+        name: `"calibration"`, or another folder below `metrics/`.
+
+    Returns:
+        Absolute path for `evaluate.load`.
+
+    Raises:
+        ValueError: If there is no such module.
+
+    Example:
+        >>> metric_path("calibration").endswith("calibration")
+        True
+    """
+    from .metrics import metric_path as find
+
+    return find(name)
+
+
+__all__ = ["HyperLoraConfig", "HyperLoraModel", "export_lora", "metric_path"]

@@ -1,0 +1,100 @@
+"""The one place that touches PEFT's type registry.
+
+PEFT keeps its methods in a closed enum (`PeftType`) and three mappings. `register_tuner` adds a true member to the enum
+and then goes through PEFT's own `register_peft_method`, so that everything that works for a built-in method
+(`get_peft_model`, JSON configs, `AutoPeftModel*`, pickling, spawned workers) works for ours.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from packaging.version import Version
+from peft import PeftConfig, PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import register_peft_method
+
+#: The PEFT releases whose (internal) state-dict hooks the tuners are written and tested against.
+MINIMUM_PEFT, BELOW_PEFT = Version("0.21.2"), Version("0.22")
+
+
+def check_peft_version(installed: str | None = None) -> None:
+    """Refuse a PEFT release on which the tuners could save or load wrongly.
+
+    Args:
+        installed: Version string to judge; the installed PEFT's when omitted.
+
+    Raises:
+        ImportError: If the version is outside the tested range.
+
+    Example:
+        >>> check_peft_version("0.21.2")
+    """
+    found = Version(installed or version("peft"))
+    if not MINIMUM_PEFT <= found < BELOW_PEFT:
+        raise ImportError(
+            f"peft_calib is tested with peft >= {MINIMUM_PEFT} and < {BELOW_PEFT}, but peft {found} is installed. "
+            f'Its adapters could be saved or loaded wrongly there: run pip install "peft>={MINIMUM_PEFT},<{BELOW_PEFT}".'
+        )
+
+
+def ensure_peft_type(name: str) -> PeftType:
+    """Return the `PeftType` member called `name`, adding it to the enum when it is new.
+
+    Args:
+        name: Upper-case name of the method, which is also the member's value.
+
+    Returns:
+        The enum member: `PeftType(name)`, `PeftType[name]` and `getattr(PeftType, name)` are this very object.
+
+    Raises:
+        ImportError: If the enum of this Python or PEFT cannot be extended.
+    """
+    if name in PeftType.__members__:
+        return PeftType[name]
+    member = str.__new__(PeftType, name)
+    member._name_ = member._value_ = name
+    member.__objclass__ = PeftType
+    member._sort_order_ = len(PeftType._member_names_)
+    type.__setattr__(PeftType, name, member)  # EnumType.__setattr__ refuses new members
+    PeftType._member_names_.append(name)
+    PeftType._member_map_[name] = PeftType._value2member_map_[name] = member
+    if not (PeftType(name) is PeftType[name] is getattr(PeftType, name) and name in list(PeftType)):
+        raise ImportError(f"peft_calib could not add {name} to peft.PeftType on this Python and PEFT version.")
+    return member
+
+
+def register_tuner(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> PeftType:
+    """Make a tuner known to PEFT under `name`; calling it again with the same classes changes nothing.
+
+    Args:
+        name: Upper-case name, e.g. `"HYPERLORA"`.
+        config_cls: Its configuration class.
+        model_cls: Its `BaseTuner` subclass.
+
+    Returns:
+        The enum member.
+
+    Raises:
+        ImportError: If PEFT is outside the tested range or its enum cannot be extended.
+        RuntimeError: If another package has taken the name.
+    """
+    check_peft_version()
+    peft_type = ensure_peft_type(name)
+    taken = (PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type), PEFT_TYPE_TO_TUNER_MAPPING.get(peft_type))
+    if taken == (None, None):
+        register_peft_method(name=name.lower(), config_cls=config_cls, model_cls=model_cls)
+    elif not all(_same_class(old, new) for old, new in zip(taken, (config_cls, model_cls), strict=True)):
+        raise RuntimeError(
+            f"The PEFT method {name} is already registered by {taken[0]} and {taken[1]}; peft_calib cannot add its own. "
+            "Uninstall the other package, or import only one of the two in a process."
+        )
+    else:  # the module was reloaded: its classes are new objects of the same name
+        PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_cls
+        PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = model_cls
+    return peft_type
+
+
+def _same_class(old: type | None, new: type) -> bool:
+    return old is not None and (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__)

@@ -1,0 +1,21 @@
+"""Adapters: laws over LoRA factors, one tuner layer and one tuner model."""
+
+from .config import CalibLoraConfig
+from .factors import Draw, Factors, Law, ShapeGroup, Slot, SlotTable
+from .hyper_lora import HyperLoraConfig, HyperLoraModel
+from .layer import FactorLinear
+from .model import FactorModel
+
+__all__ = [
+    "CalibLoraConfig",
+    "Draw",
+    "FactorLinear",
+    "FactorModel",
+    "Factors",
+    "HyperLoraConfig",
+    "HyperLoraModel",
+    "Law",
+    "ShapeGroup",
+    "Slot",
+    "SlotTable",
+]

@@ -1,0 +1,207 @@
+"""What passes between a law and the layers: slots in, stacked LoRA factors out.
+
+Every method of this package ends, at each adapted linear map, in `y = W0 x + s * B A x`. A *slot* is one such map; a
+*law* says where A and B of all slots come from. Laws keep their parameters stacked by shape group and answer for all
+slots at once, so the number of operations they add to a forward does not grow with the depth of the model.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+
+class ShapeGroup(NamedTuple):
+    """Slots of equal shape and rank, which a law treats as one batch."""
+
+    in_features: int
+    out_features: int
+    r: int
+
+    @property
+    def key(self) -> str:
+        """Name of the group in a state dict, e.g. `"768x3072r8"`."""
+        return f"{self.in_features}x{self.out_features}r{self.r}"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One adapted linear map.
+
+    Args:
+        name: Module name inside the base model, e.g. `"encoder.layer.3.attention.self.query"`.
+        in_features: Logical input width d_in.
+        out_features: Logical output width d_out.
+        r: Rank.
+        scaling: The factor s of `s * B A` (`lora_alpha / r`, or `lora_alpha / sqrt(r)`).
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    r: int
+    scaling: float
+
+    @property
+    def group(self) -> ShapeGroup:
+        """The shape group the slot belongs to."""
+        return ShapeGroup(self.in_features, self.out_features, self.r)
+
+    @property
+    def layer(self) -> int | None:
+        """Index of the transformer layer, the first number in the module name; `None` outside any layer."""
+        match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", self.name)
+        return int(match.group(1)) if match else None
+
+    @property
+    def module_type(self) -> str:
+        """The name with its layer index removed: the same for the same module of every layer."""
+        return re.sub(r"(^|\.)\d+(\.|$)", r"\1*\2", self.name, count=1)
+
+
+class SlotTable:
+    """The slots of one adapter in the order of the base model's modules, and their shape groups.
+
+    The order gives a law's parameters their meaning, so it is saved with the adapter and compared on loading.
+
+    Args:
+        slots: The slots, in module order.
+    """
+
+    def __init__(self, slots: Iterable[Slot]) -> None:
+        self.slots = tuple(slots)
+        self.groups: dict[ShapeGroup, tuple[int, ...]] = {}
+        for index, slot in enumerate(self.slots):
+            self.groups[slot.group] = (*self.groups.get(slot.group, ()), index)
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self.slots)
+
+    def __getitem__(self, index: int) -> Slot:
+        return self.slots[index]
+
+    def to_json(self) -> list[list]:
+        """Rows `[name, in_features, out_features, r]`, as stored in `adapter_config.json`."""
+        return [[slot.name, *slot.group] for slot in self.slots]
+
+    def check(self, saved: list[list]) -> None:
+        """Compare with the table an adapter was saved with.
+
+        Args:
+            saved: Rows as written by `to_json`.
+
+        Raises:
+            ValueError: If a slot is missing, extra, in another place or of another shape; the first difference is named.
+        """
+        rows = self.to_json()
+        saved = [list(row) for row in saved]
+        if rows == saved:
+            return
+        position = next(
+            (i for i, (a, b) in enumerate(zip(rows, saved, strict=False)) if a != b), min(len(rows), len(saved))
+        )
+        here = rows[position] if position < len(rows) else "no slot"
+        there = saved[position] if position < len(saved) else "no slot"
+        raise ValueError(
+            f"The adapter does not fit this base model: its slot table has {len(saved)} slots, the model offers "
+            f"{len(rows)}, and slot {position} is {there} in the adapter but {here} in the model (name, in_features, "
+            "out_features, r). Load the adapter into the architecture it was trained on, with its own target_modules, r "
+            "and rank_pattern; for another model start from a new config."
+        )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which functions a law is asked for.
+
+    Args:
+        mode: `"mean"`, the deterministic answer of `.eval()`; `"train"`, what a training step needs (a fresh sample
+            for a stochastic law); `"sample"`, draws `first ... first + num_samples - 1` keyed by `seed`.
+        num_samples: Number of draws K.
+        seed: Key of the draws.
+        first: Index of the first draw, so that chunks of a larger K give the same draws.
+    """
+
+    mode: Literal["mean", "train", "sample"] = "mean"
+    num_samples: int = 1
+    seed: int = 0
+    first: int = 0
+
+
+@dataclass
+class Factors:
+    """The answer of a law: factors of all slots and draws, stacked by shape group.
+
+    Args:
+        groups: For each group with n slots the pair A of shape (K, n, r, d_in) and B of shape (K, n, d_out, r), where
+            K is the number of draws, or 1 where the factor is the same for every draw.
+        regularizer: Scalar to be added to the training loss, or `None`.
+    """
+
+    groups: dict[ShapeGroup, tuple[torch.Tensor, torch.Tensor]]
+    regularizer: torch.Tensor | None = field(default=None)
+
+    def per_slot(self, slots: SlotTable, num_samples: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Split the stacks into one pair (A, B) a slot, as views made by one operation a stack.
+
+        Args:
+            slots: The table the law was built with.
+            num_samples: Number of draws K.
+
+        Returns:
+            In slot order, pairs of shape (r, d_in) and (d_out, r) when K is 1, else (K, r, d_in) and (K, d_out, r).
+        """
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = [None] * len(slots)  # type: ignore[list-item]
+        for group, indices in slots.groups.items():
+            stacks = (stack.expand(num_samples, *stack.shape[1:]) for stack in self.groups[group])
+            views = (stack.squeeze(0).unbind(0) if num_samples == 1 else stack.unbind(1) for stack in stacks)
+            for index, pair in zip(indices, zip(*views, strict=True), strict=True):
+                pairs[index] = pair
+        return pairs
+
+
+class Law(nn.Module, ABC):
+    """Where the LoRA factors of all slots come from.
+
+    A law owns its parameters, stacked by shape group, and is called once per forward of the base model, outside any
+    checkpointed block. It must give the same answer to the same `Draw` and must not touch the global random state.
+
+    Args:
+        slots: The slots it answers for.
+    """
+
+    #: Whether two training forwards may use different factors at equal parameters.
+    stochastic: ClassVar[bool] = False
+    #: "forward": generate in the graph of every training forward. "step": see `FactorHolder.flush_grads`.
+    regenerate: Literal["forward", "step"] = "forward"
+    #: Whether factors are kept between forwards without gradients.
+    cache: bool = True
+
+    def __init__(self, slots: SlotTable) -> None:
+        super().__init__()
+        self.slots = slots
+
+    @abstractmethod
+    def forward(self, draw: Draw) -> Factors:
+        """Return the factors of all slots for the draws asked for."""
+
+    def check_exportable(self) -> None:
+        """Raise `ValueError` if no single pair of factors represents the law (nothing to merge or export)."""
+
+    def set_progress(self, step: int, total_steps: int, accumulation_steps: int = 1) -> None:
+        """Tell the law where training stands; schedules (blending, KL warm-up) are functions of these numbers.
+
+        Args:
+            step: Optimiser steps completed.
+            total_steps: Optimiser steps planned.
+            accumulation_steps: Micro-batches in one optimiser step.
+        """

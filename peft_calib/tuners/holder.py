@@ -1,0 +1,304 @@
+"""Where laws live: one module inside the base model, asked once per forward, read by every layer.
+
+Mental model: before each forward of the base model a hook asks the law of each active adapter for all its factors (a
+*generation*); the layers only pick theirs by index. A generation is kept until the next one, because activation
+checkpointing reads it again in backward. Without gradients it is cached until a parameter changes.
+
+The holder is deliberately no `BaseTunerLayer`: PEFT would then report it as an adapted layer and try to convert it to
+LoRA. The tuner layers pass on to it what PEFT and transformers tell them (activate, freeze, move, delete).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .factors import Draw, Law
+
+_optimizer_steps = 0
+
+
+def _count_optimizer_step(*_) -> None:
+    # fused optimisers do not bump Tensor._version, so this is the only sign that parameters have changed
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_optimizer_step)
+
+
+@dataclass
+class Generation:
+    """The factors of one adapter for one forward, and what tells whether they are still good."""
+
+    pairs: list[tuple[torch.Tensor, torch.Tensor]]
+    regularizer: torch.Tensor | None
+    stamp: tuple
+    has_graph: bool
+    # a list, not a bool: the tensor hook that sets it must not keep the generation alive
+    consumed: list[bool] = field(default_factory=lambda: [False])
+    roots: list[torch.Tensor] = field(default_factory=list)
+    leaves: list[torch.Tensor] = field(default_factory=list)
+
+
+class FactorHolder(nn.Module):
+    """Holds the laws of one tuner type on one base model and the factors they last generated.
+
+    Args:
+        prefix: The tuner's parameter prefix, e.g. `"hyperlora_"`; the laws are found under `<prefix>law.<adapter>`.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__()
+        self.laws_name = f"{prefix}law"
+        self.add_module(self.laws_name, nn.ModuleDict())
+        self.draw: Draw | None = None
+        self._active: tuple[str, ...] = ()
+        self._enabled = True
+        self._reset()
+
+    @property
+    def laws(self) -> nn.ModuleDict:
+        """The law of each adapter."""
+        return self._modules[self.laws_name]
+
+    # ----------------------------------------------------------------- generating
+
+    def begin_forward(self) -> None:
+        """Bring the factors of the active adapters up to date; called before each forward of the base model."""
+        self._in_forward = True
+        self._fresh.clear()
+        if self._enabled:
+            for adapter in self._active:
+                if adapter in self.laws:
+                    self._refresh(adapter)
+
+    def end_forward(self) -> None:
+        """Called after each forward of the base model, also when it raised."""
+        self._in_forward = False
+        self._fresh.clear()
+
+    def read(self, adapter: str, index: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The factors of one slot: what a layer calls in its forward.
+
+        Args:
+            adapter: Adapter name.
+            index: Position of the slot in the adapter's table.
+            device: Where the layer computes.
+
+        Returns:
+            A of shape (r, d_in) and B of shape (d_out, r), with a leading K when draws are asked for.
+        """
+        in_backward = torch._C._current_graph_task_id() != -1
+        if adapter not in self._fresh and not (in_backward and adapter in self._generations):
+            self._refresh(adapter)  # a submodule of the base model was called directly
+        generation = self._generations[adapter]
+        if generation.has_graph and not in_backward and not torch.is_grad_enabled():
+            _refuse_reentrant_checkpointing(self.laws[adapter])
+        A, B = generation.pairs[index]
+        return (A, B) if A.device == device else (A.to(device), B.to(device))
+
+    def generation(self, adapter: str) -> Generation:
+        """The adapter's current factors, brought up to date."""
+        self._refresh(adapter)
+        return self._generations[adapter]
+
+    def _refresh(self, adapter: str) -> None:
+        law = self.laws[adapter]
+        wants_graph = torch.is_grad_enabled() and any(p.requires_grad for p in law.parameters())
+        draw = self.draw or Draw("train" if law.training and wants_graph else "mean")
+        stamp, old = _stamp(law, draw), self._generations.get(adapter)
+        if old is None or not self._still_good(law, old, stamp, wants_graph):
+            self._generations[adapter] = _generate(law, draw, wants_graph)
+        if self._in_forward:
+            self._fresh.add(adapter)
+
+    def _still_good(self, law: Law, old: Generation, stamp: tuple, wants_graph: bool) -> bool:
+        if old.leaves:
+            pending = any(leaf.grad is not None for leaf in old.leaves)
+            if pending and old.stamp[1] != stamp[1]:
+                raise RuntimeError(
+                    "The optimiser stepped while gradients of the generated factors were still waiting, so the "
+                    'generator learned nothing. With regenerate="step" call model.flush_grads() after the last '
+                    'backward and before clipping or stepping, or use regenerate="forward".'
+                )
+            return wants_graph and old.stamp == stamp
+        if wants_graph:  # a new graph for each forward of the base model; shared by direct calls of its parts
+            return old.has_graph and old.stamp == stamp and not old.consumed[0] and not self._in_forward
+        return not old.has_graph and old.stamp == stamp and (law.cache or not self._in_forward)
+
+    def flush_grads(self, adapter: str) -> None:
+        """Carry gradients waiting at the generated factors back to the law's parameters (`regenerate="step"`).
+
+        Args:
+            adapter: Adapter name.
+        """
+        generation = self._generations.get(adapter)
+        if generation is None or not generation.leaves:
+            return
+        waiting = [
+            (r, leaf.grad)
+            for r, leaf in zip(generation.roots, generation.leaves, strict=True)
+            if leaf.grad is not None
+        ]
+        if waiting:
+            torch.autograd.backward([r for r, _ in waiting], [g for _, g in waiting])
+        del self._generations[adapter]
+
+    def invalidate(self) -> None:
+        """Forget cached factors; needed only after an edit through `.data`, which leaves no trace."""
+        self._generations.clear()
+
+    # ----------------------------------------------------------------- lifecycle, as told by the layers
+
+    def add(self, adapter: str, law: Law, device: torch.device | None, trainable: bool) -> None:
+        """Take in the law of a new adapter.
+
+        Args:
+            adapter: Adapter name.
+            law: The law; stays where it is if on the meta device.
+            device: Device of the adapted maps.
+            trainable: Whether its parameters require gradients.
+        """
+        self.laws[adapter] = law.train(self.training)
+        self.place(adapter, device)
+        law.requires_grad_(trainable)
+
+    def place(self, adapter: str, device: torch.device | None) -> None:
+        """Move a law to `device`, keeping its dtype; a law on the meta device waits for its weights."""
+        tensors = [*self.laws[adapter].parameters(), *self.laws[adapter].buffers()] if adapter in self.laws else []
+        if device is None or any(t.is_meta for t in tensors) or all(t.device == device for t in tensors):
+            return
+        self.laws[adapter].to(device)
+        self._generations.pop(adapter, None)
+
+    def set_adapter(self, adapters: Iterable[str], inference_mode: bool) -> None:
+        """Make `adapters` the active ones; only their laws are trainable, and none in inference mode."""
+        self._active = tuple(adapters)
+        for name, law in self.laws.items():
+            law.requires_grad_(name in self._active and not inference_mode)
+            if name not in self._active:
+                self._generations.pop(name, None)
+
+    def enable(self, enabled: bool) -> None:
+        """Switch generation on or off; a disabled adapter costs nothing and is frozen."""
+        self._enabled = enabled
+        if not enabled:
+            self.laws.requires_grad_(False)
+            self._generations.clear()
+
+    def discard(self, adapter: str) -> None:
+        """Delete a law and everything kept for it."""
+        if adapter in self.laws:
+            del self.laws[adapter]
+        self._generations.pop(adapter, None)
+
+    def _reset(self) -> None:
+        self._generations: dict[str, Generation] = {}
+        self._fresh: set[str] = set()
+        self._in_forward = False
+
+    def __getstate__(self) -> dict:
+        # generations hang on an autograd graph, which can neither be copied nor pickled
+        return {**self.__dict__, "_generations": {}, "_fresh": set(), "_in_forward": False}
+
+
+def _generate(law: Law, draw: Draw, wants_graph: bool) -> Generation:
+    device, dtype = _device(law), _autocast_dtype(law)
+    with torch.inference_mode(False), torch.set_grad_enabled(wants_graph), torch.autocast(device.type, enabled=False):
+        factors = law(draw)
+        if dtype is not None:
+            factors.groups = {g: (A.to(dtype), B.to(dtype)) for g, (A, B) in factors.groups.items()}
+        roots = [stack for pair in factors.groups.values() for stack in pair if stack.requires_grad]
+        # stamped afterwards: a law may count its generations in a buffer
+        generation = Generation([], factors.regularizer, (), has_graph=bool(roots))
+        if roots and law.regenerate == "step":
+            factors.groups = {g: tuple(_as_leaf(t) for t in pair) for g, pair in factors.groups.items()}
+            generation.roots = roots
+            generation.leaves = [t for pair in factors.groups.values() for t in pair if t.requires_grad]
+            generation.has_graph = False
+        elif roots and not torch.compiler.is_compiling():
+            flag = generation.consumed
+            roots[-1].register_hook(lambda _: flag.__setitem__(0, True))
+        generation.pairs = factors.per_slot(law.slots, draw.num_samples)
+    generation.stamp = _stamp(law, draw)
+    return generation
+
+
+def _as_leaf(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().requires_grad_(tensor.requires_grad)
+
+
+def _stamp(law: Law, draw: Draw) -> tuple:
+    versions = tuple((id(t), t._version) for t in (*law.parameters(), *law.buffers()))
+    return (draw, _optimizer_steps, versions, _autocast_dtype(law))
+
+
+def _device(law: Law) -> torch.device:
+    return next((t.device for t in (*law.parameters(), *law.buffers())), torch.device("cpu"))
+
+
+def _autocast_dtype(law: Law) -> torch.dtype | None:
+    kind = _device(law).type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _refuse_reentrant_checkpointing(law: Law) -> None:
+    """Raise if the caller runs inside a reentrant checkpoint, whose backward cannot share the law's graph."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "forward" and code.co_filename.endswith(("checkpoint.py", "checkpointing.py")):
+            raise RuntimeError(
+                "Reentrant gradient checkpointing cannot train this adapter: each checkpointed block would run its own "
+                "backward through the one graph that generates the factors of all blocks. Use "
+                'gradient_checkpointing_kwargs={"use_reentrant": False} (TrainingArguments or '
+                "model.gradient_checkpointing_enable)."
+            )
+        frame = frame.f_back
+
+
+# --------------------------------------------------------------------- hooks on the base model
+
+
+def _holders(model: nn.Module) -> list[FactorHolder]:
+    return [child for child in model._modules.values() if isinstance(child, FactorHolder)]
+
+
+def begin_forward(model: nn.Module, args: tuple) -> None:
+    """Forward pre-hook of the base model; module-level so that the model stays picklable."""
+    if getattr(model, "_is_replica", False):
+        raise RuntimeError(
+            "torch.nn.DataParallel copies layers without the law they share, so the adapter would not train. Start one "
+            "process a GPU with `accelerate launch`, or show the process a single GPU (CUDA_VISIBLE_DEVICES=0)."
+        )
+    for holder in _holders(model):
+        holder.begin_forward()
+
+
+def end_forward(model: nn.Module, args: tuple, output: object) -> None:
+    """Forward hook of the base model, called also when the forward raised."""
+    for holder in _holders(model):
+        holder.end_forward()
+
+
+def attach_hooks(model: nn.Module) -> None:
+    """Register the hooks once, whatever the number of adapters and tuner types on the model."""
+    if begin_forward not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(begin_forward)
+        model.register_forward_hook(end_forward, always_call=True)
+
+
+def detach_hooks(model: nn.Module) -> None:
+    """Remove the hooks when no law is left on the model."""
+    if any(len(holder.laws) for holder in _holders(model)):
+        return
+    for hooks, function in ((model._forward_pre_hooks, begin_forward), (model._forward_hooks, end_forward)):
+        for key in [key for key, hook in hooks.items() if hook is function]:
+            del hooks[key]
+            model._forward_hooks_always_called.pop(key, None)

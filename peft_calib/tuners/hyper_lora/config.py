@@ -1,0 +1,165 @@
+"""Configuration of HyperLoRA: a small generator network emits the LoRA factors of every slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...registry import ensure_peft_type
+from ..config import CalibLoraConfig
+
+_CHOICES = {
+    "hyper_arch": ("mlp", "transformer"),
+    "embed_mode": ("layer+type", "slot"),
+    "head": ("rank", "full", "factored", "chunk"),
+    "a_mode": ("generated", "fixed", "random"),
+    "init": ("zero", "authors"),
+    "a_init": ("lora", "authors"),
+    "noise_mode_a": ("replace", "add", "multiply"),
+    "noise_mode_b": ("replace", "add", "multiply"),
+    "regenerate": ("forward", "step"),
+    "gen_dtype": ("float32", "float64"),
+}
+_POSITIVE = ("hyper_hidden", "hyper_depth", "hyper_nhead", "hyper_ffn", "embed_dim", "head_rank", "chunk_size")
+
+
+@dataclass
+class HyperLoraConfig(CalibLoraConfig):
+    """HyperLoRA: LoRA factors generated from the place of a module (Trojan and Gębala, arXiv 2603.19278).
+
+    The defaults are this package's own: they start at the base model's function, train at LoRA's learning rate and have
+    fewer trainable parameters than the LoRA they replace on a 12-layer encoder. `paper_mlp` and `paper_transformer`
+    give the authors' settings.
+
+    Args:
+        hyper_arch: Generator: `"mlp"` treats slots one by one, `"transformer"` lets them attend to each other.
+        hyper_hidden: Width h of the generator.
+        hyper_depth: Hidden layers of the MLP, or encoder layers of the transformer.
+        hyper_nhead: Attention heads (transformer); must divide `hyper_hidden`.
+        hyper_ffn: Feed-forward width (transformer).
+        hyper_dropout: Dropout inside the transformer while training, in [0, 1).
+        embed_mode: `"layer+type"` adds a layer and a module-type embedding; `"slot"` gives each slot its own row.
+        embed_dim: Width of the embeddings.
+        head: Map from the generator's output to a factor: `"rank"`, `"full"`, `"factored"` or `"chunk"`.
+        head_rank: Inner width of `"factored"`.
+        chunk_size: Chunk length of `"chunk"`.
+        a_mode: A is `"generated"`, `"fixed"` at its initial draw, or drawn anew each training step (`"random"`).
+        a_residual: Generated A is added to a frozen initial draw, so that slots start distinct.
+        init: `"zero"` starts with B = 0; `"authors"` uses the framework's defaults.
+        a_init: Scale of drawn A: `"lora"`, U(-1/sqrt(d_in), 1/sqrt(d_in)), or `"authors"`, U(-1/sqrt(r), 1/sqrt(r)).
+        noise_mode_a: How A is blended with a LoRA-initialised anchor: `"replace"` (not), `"add"`, `"multiply"`.
+        noise_mode_b: The same for B, whose anchor is zero unless `anchor_adapter` gives one.
+        noise_alpha: Weight of the anchor under `"add"`, in [0, 1].
+        noise_anneal: Whether a `RegularizerScheduleCallback` takes `noise_alpha` to 0 linearly.
+        noise_anneal_steps: Optimiser steps until it is 0; the whole run when `None`.
+        authors_horizon: Count the horizon in micro-batches, as the authors' code does (replication only).
+        anchor_adapter: Folder of a trained LoRA adapter whose factors are the anchors (a warm start).
+        regenerate: `"forward"` generates in every forward; `"step"` once an optimiser step, see `flush_grads`.
+        cache_eval: Keep generated factors between forwards without gradients.
+        gen_dtype: Lowest precision in which factors are generated.
+        seed: Key of every draw. `None` stands for 0, except that merging or exporting `a_mode="random"` needs a seed.
+        save_frozen_a: Save drawn A; `False` draws it again from the seed on loading (smaller file).
+
+    Raises:
+        ValueError: For an unknown choice, a size that does not fit, or a combination that could never train.
+
+    Example:
+        >>> HyperLoraConfig(r=4, target_modules=["query", "value"]).head
+        'rank'
+    """
+
+    hyper_arch: str = field(default="mlp", metadata={"help": "'mlp' or 'transformer'."})
+    hyper_hidden: int = field(default=64, metadata={"help": "Width of the generator."})
+    hyper_depth: int = field(default=2, metadata={"help": "Hidden (encoder) layers of the generator."})
+    hyper_nhead: int = field(default=8, metadata={"help": "Attention heads (transformer)."})
+    hyper_ffn: int = field(default=1024, metadata={"help": "Feed-forward width (transformer)."})
+    hyper_dropout: float = field(default=0.0, metadata={"help": "Dropout in the transformer while training."})
+    embed_mode: str = field(default="layer+type", metadata={"help": "'layer+type' or 'slot'."})
+    embed_dim: int = field(default=64, metadata={"help": "Width of the embeddings."})
+    head: str = field(default="rank", metadata={"help": "'rank', 'full', 'factored' or 'chunk'."})
+    head_rank: int = field(default=32, metadata={"help": "Inner width of the factored head."})
+    chunk_size: int = field(default=512, metadata={"help": "Chunk length of the chunk head."})
+    a_mode: str = field(default="generated", metadata={"help": "'generated', 'fixed' or 'random'."})
+    a_residual: bool = field(default=True, metadata={"help": "Add generated A to a frozen draw."})
+    init: str = field(default="zero", metadata={"help": "'zero' or 'authors'."})
+    a_init: str = field(default="lora", metadata={"help": "'lora' or 'authors'."})
+    noise_mode_a: str = field(default="replace", metadata={"help": "'replace', 'add' or 'multiply'."})
+    noise_mode_b: str = field(default="replace", metadata={"help": "'replace', 'add' or 'multiply'."})
+    noise_alpha: float = field(default=0.0, metadata={"help": "Weight of the anchor, in [0, 1]."})
+    noise_anneal: bool = field(default=False, metadata={"help": "Take noise_alpha to 0 while training."})
+    noise_anneal_steps: int | None = field(default=None, metadata={"help": "Optimiser steps until it is 0."})
+    authors_horizon: bool = field(default=False, metadata={"help": "Count the horizon in micro-batches."})
+    anchor_adapter: str | None = field(default=None, metadata={"help": "LoRA adapter whose factors are the anchors."})
+    regenerate: str = field(default="forward", metadata={"help": "'forward' or 'step'."})
+    cache_eval: bool = field(default=True, metadata={"help": "Cache factors between forwards without gradients."})
+    gen_dtype: str = field(default="float32", metadata={"help": "'float32' or 'float64'."})
+    seed: int | None = field(default=None, metadata={"help": "Key of every draw; None stands for 0."})
+    save_frozen_a: bool = field(default=True, metadata={"help": "Save drawn A with the adapter."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = ensure_peft_type("HYPERLORA")
+        self._check_values()
+        self._check_combinations()
+
+    def _check_values(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        if not 0 <= self.hyper_dropout < 1:
+            raise ValueError(f"hyper_dropout is a probability in [0, 1), got {self.hyper_dropout!r}.")
+        if not 0 <= self.noise_alpha <= 1:
+            raise ValueError(f"noise_alpha is a weight in [0, 1], got {self.noise_alpha!r}.")
+        if self.noise_anneal_steps is not None and self.noise_anneal_steps < 1:
+            raise ValueError(f"noise_anneal_steps must be at least 1, got {self.noise_anneal_steps!r}.")
+
+    def _check_combinations(self) -> None:
+        if self.hyper_arch == "transformer" and self.hyper_hidden % self.hyper_nhead:
+            raise ValueError(
+                f"hyper_hidden ({self.hyper_hidden}) is not divisible by hyper_nhead ({self.hyper_nhead}): each "
+                "attention head takes an equal share. Change one of the two."
+            )
+        if self.noise_mode_b == "multiply" and self.anchor_adapter is None and self.slot_table is None:
+            raise ValueError(
+                'noise_mode_b="multiply" multiplies B by its anchor, and the anchor of a fresh LoRA is 0: output and '
+                "gradient would be 0 for ever. Give anchor_adapter a trained LoRA, or use 'add' or 'replace'."
+            )
+        both_add = self.noise_mode_a == self.noise_mode_b == "add"
+        if both_add and self.noise_alpha == 1 and not self.noise_anneal:
+            raise ValueError(
+                "noise_alpha=1 with 'add' on A and B leaves the anchors alone and gives the generator no gradient. Set "
+                "noise_anneal=True, or noise_alpha below 1."
+            )
+
+    @classmethod
+    def paper_mlp(cls, a_mode: str = "generated", **kwargs: Any) -> HyperLoraConfig:
+        """The authors' MLP generator (21,249,024 parameters on RoBERTa-base q+v with fixed A; 33,838,080 generated).
+
+        Args:
+            a_mode: `"generated"`, `"fixed"` or `"random"`.
+            kwargs: Further fields, which take precedence.
+        """
+        preset = dict(hyper_arch="mlp", hyper_hidden=2048, hyper_depth=3, embed_dim=128, lora_alpha=8, a_mode=a_mode)
+        return cls(**{**preset, **_PAPER, **kwargs})
+
+    @classmethod
+    def paper_transformer(cls, a_mode: str = "generated", **kwargs: Any) -> HyperLoraConfig:
+        """The authors' transformer generator (4,227,328 parameters on RoBERTa-base with fixed A; 4,228,864 generated).
+
+        The horizon of the annealing counts optimiser steps; `authors_horizon=True` repeats the authors' count.
+
+        Args:
+            a_mode: `"generated"`, `"fixed"` or `"random"`.
+            kwargs: Further fields, which take precedence.
+        """
+        preset = dict(hyper_arch="transformer", hyper_hidden=256, hyper_depth=2, hyper_nhead=16, hyper_ffn=2048)
+        preset |= dict(hyper_dropout=0.1, embed_dim=64, lora_alpha=16, a_mode=a_mode, noise_mode_a="add")
+        preset |= dict(noise_mode_b="add", noise_alpha=0.99, noise_anneal=True)
+        return cls(**{**preset, **_PAPER, **kwargs})
+
+
+_PAPER = dict(r=8, embed_mode="slot", head="full", init="authors", a_init="authors", a_residual=False)

@@ -1,0 +1,183 @@
+"""The generator network: from the embedding of a slot to its LoRA factors.
+
+Trunk (one vector z of width h a slot, or a slot and side) and heads (z to an r x d block). Sizes and formulas follow the
+specification of HypeLoRA (arXiv 2603.19278); the rank, factored and chunk heads keep the last layer from exploding.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def linear(x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
+    """Apply a linear layer in the dtype of `x`, whatever its parameters are stored in."""
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    return F.linear(x, layer.weight.to(x.dtype), bias)
+
+
+def seeded_dropout(x: torch.Tensor, p: float, generator: torch.Generator | None) -> torch.Tensor:
+    """Dropout from a private generator; the identity without one."""
+    if generator is None or p == 0:
+        return x
+    keep = torch.rand(x.shape, generator=generator) >= p
+    return x * keep.to(x) / (1 - p)
+
+
+class MLPTrunk(nn.Module):
+    """`depth` hidden layers with exact GELU; each slot by itself.
+
+    Args:
+        embed_dim: Input width e.
+        hidden: Width h.
+        depth: Number of hidden layers.
+    """
+
+    def __init__(self, embed_dim: int, hidden: int, depth: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(embed_dim if i == 0 else hidden, hidden) for i in range(depth))
+
+    def forward(self, u: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """(T, e) to (T, h)."""
+        for layer in self.layers:
+            u = F.gelu(linear(u, layer))
+        return u
+
+
+class EncoderLayer(nn.Module):
+    """A post-norm transformer encoder layer with ReLU, as `nn.TransformerEncoderLayer`, with dropout keyed by a seed.
+
+    Args:
+        hidden: Width H.
+        nhead: Attention heads.
+        ffn: Feed-forward width F.
+        dropout: Dropout probability while training.
+    """
+
+    def __init__(self, hidden: int, nhead: int, ffn: int, dropout: float) -> None:
+        super().__init__()
+        self.nhead, self.dropout = nhead, dropout
+        self.in_proj, self.out_proj = nn.Linear(hidden, 3 * hidden), nn.Linear(hidden, hidden)
+        self.ffn_in, self.ffn_out = nn.Linear(hidden, ffn), nn.Linear(ffn, hidden)
+        self.norm_attention, self.norm_ffn = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        nn.init.xavier_uniform_(self.in_proj.weight)
+        nn.init.zeros_(self.in_proj.bias)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        """(T, H) to (T, H)."""
+
+        def drop(t: torch.Tensor) -> torch.Tensor:
+            return seeded_dropout(t, self.dropout, generator)
+
+        x = _norm(x + drop(self._attend(x, drop)), self.norm_attention)
+        update = linear(drop(F.relu(linear(x, self.ffn_in))), self.ffn_out)
+        return _norm(x + drop(update), self.norm_ffn)
+
+    def _attend(self, x: torch.Tensor, drop) -> torch.Tensor:
+        tokens, hidden = x.shape
+        q, k, v = linear(x, self.in_proj).view(tokens, 3, self.nhead, hidden // self.nhead).permute(1, 2, 0, 3)
+        weights = drop(torch.softmax(q @ k.transpose(1, 2) / math.sqrt(q.shape[-1]), dim=-1))
+        return linear((weights @ v).transpose(0, 1).reshape(tokens, hidden), self.out_proj)
+
+
+class TransformerTrunk(nn.Module):
+    """Projection and `depth` encoder layers over all slots at once; token order does not matter.
+
+    Args:
+        embed_dim: Input width e.
+        hidden: Width H.
+        depth: Number of encoder layers.
+        nhead: Attention heads.
+        ffn: Feed-forward width.
+        dropout: Dropout probability while training.
+    """
+
+    def __init__(self, embed_dim: int, hidden: int, depth: int, nhead: int, ffn: int, dropout: float) -> None:
+        super().__init__()
+        self.token_proj = nn.Linear(embed_dim, hidden)
+        self.layers = nn.ModuleList(EncoderLayer(hidden, nhead, ffn, dropout) for _ in range(depth))
+
+    def forward(self, u: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """(T, e) to (T, H)."""
+        x = linear(u, self.token_proj)
+        for layer in self.layers:
+            x = layer(x, generator)
+        return x
+
+
+class Head(nn.Module):
+    """Base of the heads: (n, h) to (n, r, d). `last` is the layer whose zero makes the output zero.
+
+    Args:
+        gain: Factor on the output. Below 1 it makes one Adam step move a generated number about as far as it would
+            move a LoRA entry, although many weights push it together.
+    """
+
+    last: nn.Linear
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """Generate an (r, d) block for each row of z."""
+        return self.blocks(z) * self.gain if self.gain != 1 else self.blocks(z)
+
+    def blocks(self, z: torch.Tensor) -> torch.Tensor:
+        """The blocks before the gain."""
+        raise NotImplementedError
+
+
+class FullHead(Head):
+    """One linear map h -> r*d: (h+1)*r*d parameters. The authors' head."""
+
+    def __init__(self, hidden: int, r: int, d: int, gain: float = 1.0) -> None:
+        super().__init__(gain)
+        self.r, self.last = r, nn.Linear(hidden, r * d)
+
+    def blocks(self, z: torch.Tensor) -> torch.Tensor:
+        """(n, h) to (n, r, d)."""
+        return linear(z, self.last).unflatten(-1, (self.r, -1))
+
+
+class RankHead(Head):
+    """`W GELU(z + rho_k) + b` for each rank k: (h+1)*d + r*h parameters. The default."""
+
+    def __init__(self, hidden: int, r: int, d: int, gain: float = 1.0) -> None:
+        super().__init__(gain)
+        self.rho, self.last = nn.Parameter(torch.randn(r, hidden)), nn.Linear(hidden, d)
+
+    def blocks(self, z: torch.Tensor) -> torch.Tensor:
+        """(n, h) to (n, r, d)."""
+        return linear(F.gelu(z.unsqueeze(1) + self.rho.to(z.dtype)), self.last)
+
+
+class FactoredHead(Head):
+    """h -> q -> r*d, no bias in the first map: h*q + (q+1)*r*d parameters. A learned basis of q matrices."""
+
+    def __init__(self, hidden: int, r: int, d: int, q: int, gain: float = 1.0) -> None:
+        super().__init__(gain)
+        self.r, self.down, self.last = r, nn.Linear(hidden, q, bias=False), nn.Linear(q, r * d)
+
+    def blocks(self, z: torch.Tensor) -> torch.Tensor:
+        """(n, h) to (n, r, d)."""
+        return linear(linear(z, self.down), self.last).unflatten(-1, (self.r, -1))
+
+
+class ChunkHead(Head):
+    """`W GELU(z + rho_k + chi_j) + b` in C = ceil(d/c) chunks: (h+1)*c + (r+C)*h parameters; the overhang is dropped."""
+
+    def __init__(self, hidden: int, r: int, d: int, c: int, gain: float = 1.0) -> None:
+        super().__init__(gain)
+        self.d = d
+        self.rho, self.chi = nn.Parameter(torch.randn(r, hidden)), nn.Parameter(torch.randn(math.ceil(d / c), hidden))
+        self.last = nn.Linear(hidden, c)
+
+    def blocks(self, z: torch.Tensor) -> torch.Tensor:
+        """(n, h) to (n, r, d)."""
+        features = z[:, None, None] + (self.rho[:, None] + self.chi).to(z.dtype)
+        return linear(F.gelu(features), self.last).flatten(2)[..., : self.d]

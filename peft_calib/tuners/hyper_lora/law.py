@@ -1,0 +1,247 @@
+"""The law of HyperLoRA: generated, frozen or random A; generated B; blending with an anchor."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ..factors import Draw, Factors, Law, ShapeGroup, SlotTable
+from .config import HyperLoraConfig
+from .generator import ChunkHead, FactoredHead, FullHead, Head, MLPTrunk, RankHead, TransformerTrunk
+
+
+class HyperLaw(Law):
+    """Generates the factors of all slots from their embeddings.
+
+    `z = trunk(E[slot])`, `B = head_B(z)^T`, and A per `a_mode`; then `replace`, `add`
+    (`(1 - alpha) * generated + alpha * anchor`) or `multiply` per side. Without data dependence the result is one LoRA.
+
+    Args:
+        config: HyperLoRA configuration.
+        slots: The slots to generate for.
+        anchors: Factors (A, B) of each slot from a trained LoRA, used instead of a fresh LoRA's.
+    """
+
+    def __init__(
+        self,
+        config: HyperLoraConfig,
+        slots: SlotTable,
+        anchors: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+    ) -> None:
+        super().__init__(slots)
+        self.config = config
+        self.regenerate = config.regenerate
+        self.cache = config.cache_eval
+        # the transformer has tokens of their own for A and B, so that the authors' form can share one head
+        self.sides = 2 if config.hyper_arch == "transformer" and config.a_mode == "generated" else 1
+        self.shares_heads = self.sides == 2 and config.init == "authors"
+        draws = torch.Generator().manual_seed(config.seed or 0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=draws)))
+            self._build_embeddings()
+            self._build_network()
+        self._build_frozen(draws, anchors)
+        self.register_buffer("alpha", torch.tensor(float(config.noise_alpha)))
+        if config.a_mode == "random" or config.hyper_dropout > 0:
+            self.register_buffer("num_generations", torch.zeros((), dtype=torch.int64))
+
+    # ----------------------------------------------------------------- construction
+
+    def _build_embeddings(self) -> None:
+        config, slots = self.config, self.slots
+        if config.embed_mode == "slot":
+            self.slot_emb = nn.Embedding(len(slots) * self.sides, config.embed_dim)
+            return
+        layers = sorted({slot.layer for slot in slots if slot.layer is not None})
+        outside = len(layers) if any(slot.layer is None for slot in slots) else None
+        rows = [outside if slot.layer is None else layers.index(slot.layer) for slot in slots]
+        types = sorted({slot.module_type for slot in slots})
+        columns = [types.index(slot.module_type) for slot in slots]
+        self.layer_emb = nn.Embedding(max(rows) + 1, config.embed_dim)
+        self.type_emb = nn.Embedding(len(types) * self.sides, config.embed_dim)
+        self.register_buffer("layer_rows", torch.tensor(rows * self.sides), persistent=False)
+        columns += [column + len(types) for column in columns] if self.sides == 2 else []
+        self.register_buffer("type_rows", torch.tensor(columns), persistent=False)
+
+    def _build_network(self) -> None:
+        c = self.config
+        if c.hyper_arch == "mlp":
+            self.trunk: nn.Module = MLPTrunk(c.embed_dim, c.hyper_hidden, c.hyper_depth)
+        else:
+            self.trunk = TransformerTrunk(
+                c.embed_dim, c.hyper_hidden, c.hyper_depth, c.hyper_nhead, c.hyper_ffn, c.hyper_dropout
+            )
+        self.heads = nn.ModuleDict()
+        for group, indices in self.slots.groups.items():
+            rows = torch.tensor(indices)
+            self.register_buffer(f"rows_{group.key}", rows, persistent=False)
+            for side in ("A", "B") if c.a_mode == "generated" else ("B",):
+                name = self._head_name(side, group)
+                if name not in self.heads:
+                    self.heads[name] = self._make_head(side, group)
+
+    def _head_name(self, side: str, group: ShapeGroup) -> str:
+        d = group.in_features if side == "A" else group.out_features
+        return f"{d}r{group.r}" if self.shares_heads else f"{side}_{group.key}"
+
+    def _make_head(self, side: str, group: ShapeGroup) -> Head:
+        c, d = self.config, group.in_features if side == "A" else group.out_features
+        width = c.head_rank if c.head == "factored" else c.hyper_hidden
+        gain = 1.0 if c.init == "authors" else HEAD_GAIN / width
+        if c.head == "full":
+            head: Head = FullHead(c.hyper_hidden, group.r, d, gain)
+        elif c.head == "rank":
+            head = RankHead(c.hyper_hidden, group.r, d, gain)
+        elif c.head == "factored":
+            head = FactoredHead(c.hyper_hidden, group.r, d, c.head_rank, gain)
+        else:
+            head = ChunkHead(c.hyper_hidden, group.r, d, c.chunk_size, gain)
+        self._init_last(head, side, group.in_features)
+        return head
+
+    def _init_last(self, head: Head, side: str, d_in: int) -> None:
+        c = self.config
+        if c.init == "authors":
+            return
+        if not c.init_weights or (side == "A" and not c.a_residual):
+            # LoRA's variance of A, 1 / (3 d_in), behind features of root mean square about 0.7
+            std = 1 / (math.sqrt(3 * d_in * head.last.in_features) * 0.7 * head.gain)
+            nn.init.normal_(head.last.weight, std=std)
+        else:
+            nn.init.zeros_(head.last.weight)
+        nn.init.zeros_(head.last.bias)
+
+    def _build_frozen(self, draws: torch.Generator, anchors: list | None) -> None:
+        c = self.config
+        for group, indices in self.slots.groups.items():
+            shape = (len(indices), group.r, group.in_features)
+            if c.a_mode == "fixed":
+                self._keep(f"fixed_A_{group.key}", _uniform(shape, self._bound(group), draws))
+            if self._uses_anchor_a:
+                anchor = _uniform(shape, 1 / math.sqrt(group.in_features), draws)
+                anchor = torch.stack([anchors[i][0] for i in indices]) if anchors else anchor
+                self._keep(f"anchor_A_{group.key}", anchor)
+            if c.noise_mode_b != "replace":
+                anchor = torch.zeros(len(indices), group.out_features, group.r)
+                anchor = torch.stack([anchors[i][1] for i in indices]) if anchors else anchor
+                self._keep(f"anchor_B_{group.key}", anchor)
+
+    def _keep(self, name: str, tensor: torch.Tensor) -> None:
+        self.register_buffer(name, tensor, persistent=self.config.save_frozen_a)
+
+    def _bound(self, group: ShapeGroup) -> float:
+        return 1 / math.sqrt(group.in_features if self.config.a_init == "lora" else group.r)
+
+    @property
+    def _uses_anchor_a(self) -> bool:
+        c = self.config
+        return c.noise_mode_a != "replace" or (c.a_mode == "generated" and c.a_residual)
+
+    # ----------------------------------------------------------------- generation
+
+    def forward(self, draw: Draw) -> Factors:
+        """Generate the factors of all slots."""
+        weight = next(self.trunk.parameters())
+        dtype = torch.promote_types(weight.dtype, getattr(torch, self.config.gen_dtype))
+        noise = self._noise(draw)
+        z = self.trunk(self._inputs().to(dtype), noise if draw.mode == "train" else None)
+        random_a = self._random_a(draw, noise, weight.device) if self.config.a_mode == "random" else {}
+        groups = {}
+        for group in self.slots.groups:
+            rows = getattr(self, f"rows_{group.key}")
+            A = random_a.get(group)
+            A = self._factor_a(group, z, rows, dtype).unsqueeze(0) if A is None else A.to(dtype)
+            B = self._head("B", group)(z[rows + len(self.slots) * (self.sides - 1)]).transpose(1, 2)
+            A = self._blend(A, f"anchor_A_{group.key}", self.config.noise_mode_a)
+            B = self._blend(B, f"anchor_B_{group.key}", self.config.noise_mode_b)
+            groups[group] = (A.to(weight.dtype), B.unsqueeze(0).to(weight.dtype))
+        return Factors(groups)
+
+    def _head(self, side: str, group: ShapeGroup) -> nn.Module:
+        return self.heads[self._head_name(side, group)]
+
+    def _inputs(self) -> torch.Tensor:
+        if self.config.embed_mode == "slot":
+            return self.slot_emb.weight
+        return self.layer_emb(self.layer_rows) + self.type_emb(self.type_rows)
+
+    def _factor_a(self, group: ShapeGroup, z: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if self.config.a_mode == "fixed":
+            return getattr(self, f"fixed_A_{group.key}").to(dtype)
+        A = self._head("A", group)(z[rows])
+        if self.config.a_residual:
+            A = A + getattr(self, f"anchor_A_{group.key}").to(dtype)
+        return A
+
+    def _blend(self, generated: torch.Tensor, anchor: str, mode: str) -> torch.Tensor:
+        if mode == "replace":
+            return generated
+        anchor = getattr(self, anchor).to(generated.dtype)
+        if mode == "multiply":
+            return generated * anchor
+        return torch.lerp(generated, anchor.expand_as(generated), self.alpha.to(generated.dtype))
+
+    # ----------------------------------------------------------------- what is random
+
+    def _noise(self, draw: Draw) -> torch.Generator | None:
+        """Private generator of a training forward, keyed by the seed and a counter that is saved with the adapter."""
+        if not hasattr(self, "num_generations"):
+            return None
+        if draw.mode == "train":
+            self.num_generations += 1
+            return _keyed(self.config.seed, 1, int(self.num_generations))
+        return None
+
+    def _random_a(self, draw: Draw, noise: torch.Generator | None, device: torch.device) -> dict:
+        """A of shape (K, n, r, d_in) for each group: fresh in training, one fixed draw in eval, draws when asked."""
+        if draw.mode == "train":
+            generators = [noise]
+        elif draw.mode == "mean":
+            generators = [_keyed(self.config.seed, 2, 0)]
+        else:
+            generators = [_keyed(draw.seed, 3, draw.first + k) for k in range(draw.num_samples)]
+        stacks: dict[ShapeGroup, list] = {group: [] for group in self.slots.groups}
+        for generator in generators:
+            for group, indices in self.slots.groups.items():
+                shape = (len(indices), group.r, group.in_features)
+                stacks[group].append(_uniform(shape, self._bound(group), generator))
+        return {group: torch.stack(draws).to(device) for group, draws in stacks.items()}
+
+    # ----------------------------------------------------------------- lifecycle
+
+    def check_exportable(self) -> None:
+        """Random A stands for a distribution: only an explicit seed makes one adapter of it."""
+        if self.config.a_mode == "random" and self.config.seed is None:
+            raise ValueError(
+                'a_mode="random" draws A anew, so no single LoRA represents this adapter. Set seed in the config to merge '
+                "or export the draw it names, or predict with several draws."
+            )
+
+    def set_progress(self, step: int, total_steps: int, accumulation_steps: int = 1) -> None:
+        """Anneal the anchor's weight: `alpha = alpha_0 * max(0, 1 - t / T)`, t and T in optimiser steps."""
+        if not self.config.noise_anneal:
+            return
+        horizon = self.config.noise_anneal_steps or total_steps
+        if self.config.authors_horizon:
+            horizon *= accumulation_steps
+        with torch.no_grad():
+            self.alpha.fill_(self.config.noise_alpha * max(0.0, 1 - step / horizon))
+
+
+#: Sum of absolute features a head's weights act with, after the division by their number; chosen by measurement.
+HEAD_GAIN = 4.0
+
+
+def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> torch.Tensor:
+    return (torch.rand(shape, generator=generator) * 2 - 1) * bound
+
+
+def _keyed(seed: int | None, *key: int) -> torch.Generator:
+    """A generator keyed by a seed and further integers, with neighbouring keys unrelated."""
+    state = (seed or 0) & (2**63 - 1)
+    for part in key:
+        mixed = torch.Generator().manual_seed((state * 6364136223846793005 + part + 1442695040888963407) % 2**63)
+        state = int(torch.randint(2**62, (), generator=mixed))
+    return torch.Generator().manual_seed(state)

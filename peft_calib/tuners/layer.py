@@ -1,0 +1,272 @@
+"""The one tuner layer: a linear map plus `s * B A x`, where a law elsewhere says what A and B are."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.utils import quantization_extra_repr, resolve_quantization_backend
+from peft.utils.other import transpose
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .factors import Slot
+from .holder import FactorHolder
+
+
+def add_low_rank(
+    result: torch.Tensor, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """Return `result + scaling * B A x`, for one draw or for K draws at once.
+
+    Args:
+        result: Output of the base map, (N, ..., d_out); for K draws N = K * rows, draw-major.
+        x: Its input, (N, ..., d_in), in the dtype of the factors.
+        A: (r, d_in), or (K, r, d_in).
+        B: (d_out, r), or (K, d_out, r).
+        scaling: The factor s.
+
+    Returns:
+        Tensor shaped like `result`, in the wider of the two dtypes.
+
+    Raises:
+        ValueError: If the number of rows is no multiple of K.
+
+    Example:
+        >>> x, A, B = torch.ones(2, 3), torch.ones(1, 3), torch.ones(4, 1)
+        >>> add_low_rank(torch.zeros(2, 4), x, A, B, 0.5)[0]
+        tensor([1.5000, 1.5000, 1.5000, 1.5000])
+    """
+    if A.dim() == 2:
+        hidden = F.linear(x, A)
+        hidden = hidden if scaling == 1 else hidden * scaling
+        if result.dtype != hidden.dtype:
+            return result + F.linear(hidden, B)
+        # the addition rides in the matrix product: one pass less over the output than LoRA makes
+        flat = torch.addmm(result.reshape(-1, result.shape[-1]), hidden.reshape(-1, hidden.shape[-1]), B.t())
+        return flat.view(result.shape)
+    num_samples = A.shape[0]
+    if x.shape[0] % num_samples:
+        raise ValueError(
+            f"{num_samples} draws were asked for, but the layer received {x.shape[0]} rows, no multiple of it. Pass the "
+            "batch through peft_calib.draws or peft_calib.predict, which repeat it for each draw."
+        )
+    hidden = torch.bmm(x.reshape(num_samples, -1, x.shape[-1]), A.transpose(1, 2)) * scaling
+    update = torch.bmm(hidden, B.transpose(1, 2))
+    return result + update.view(result.shape)
+
+
+class FactorSlot(nn.Module):
+    """What a layer keeps of one adapter: its place in the slot table, and its dropout; no parameters.
+
+    Args:
+        index: Position in the adapter's slot table.
+        dropout: Dropout probability on the input of the update.
+    """
+
+    def __init__(self, index: int, dropout: float) -> None:
+        super().__init__()
+        self.index = index
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+
+
+class FactorLinear(nn.Module, BaseTunerLayer):
+    """A linear map (`nn.Linear`, `Conv1D` or quantised) with low-rank updates read from a `FactorHolder`.
+
+    Args:
+        base_layer: The map to adapt, or a tuner layer of another method around it.
+        holder: Where the laws of this tuner type live.
+        fan_in_fan_out: Whether the base weight is stored (in, out).
+        kwargs: Quantisation arguments of PEFT.
+
+    Raises:
+        TypeError: If the sizes of the map cannot be determined.
+    """
+
+    adapter_layer_names = ("factor_slots",)
+    other_param_names = ("r", "lora_alpha", "scaling")
+
+    def __init__(
+        self, base_layer: nn.Module, holder: FactorHolder, fan_in_fan_out: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.quantization_backend = resolve_quantization_backend(
+            self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
+        )
+        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
+        if self.in_features is None or self.out_features is None:
+            raise TypeError(f"The sizes of {type(base_layer)} cannot be determined, so it cannot be adapted.")
+        self.fan_in_fan_out = fan_in_fan_out
+        self.factor_slots = nn.ModuleDict()
+        self.r: dict[str, int] = {}
+        self.lora_alpha: dict[str, float] = {}
+        self.scaling: dict[str, float] = {}
+        self._disable_adapters = False
+        self.merged_adapters = []
+        self._merged_factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._holder = (holder,)  # a tuple is no submodule, yet follows copy and pickle
+
+    @property
+    def holder(self) -> FactorHolder:
+        """Where this layer's factors come from."""
+        return self._holder[0]
+
+    def update_layer(self, adapter_name: str, slot: Slot, index: int, lora_alpha: float, dropout: float) -> None:
+        """Give the layer a slot of a new adapter; the factors follow when its law is built."""
+        self.factor_slots[adapter_name] = FactorSlot(index, dropout).train(self.training)
+        self.r[adapter_name] = slot.r
+        self.lora_alpha[adapter_name] = lora_alpha
+        self.scaling[adapter_name] = slot.scaling
+
+    # ----------------------------------------------------------------- forward
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Apply the base map and the update of each active adapter."""
+        adapter_names = kwargs.pop("adapter_names", None)
+        if adapter_names is not None:
+            self._check_adapter_names(x, adapter_names)
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return result
+        dtype = result.dtype
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        if adapter_names is not None:
+            return self._mixed_batch_forward(x, result, adapter_names)
+        for adapter in self.active_adapters:
+            if adapter in self.factor_slots:
+                result = self._adapt(adapter, x, result)
+        return result.to(dtype)
+
+    def _adapt(self, adapter: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        slot = self.factor_slots[adapter]
+        A, B = self.holder.read(adapter, slot.index, x.device)
+        x = slot.dropout(self._cast_input_dtype(x, A.dtype))
+        return add_low_rank(result, x, A, B, self.scaling[adapter])
+
+    def _check_adapter_names(self, x: torch.Tensor, adapter_names: list[str]) -> None:
+        if len(x) != len(adapter_names):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively."
+            )
+        if self.merged:
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
+
+    def _mixed_batch_forward(self, x: torch.Tensor, result: torch.Tensor, adapter_names: list[str]) -> torch.Tensor:
+        for adapter in sorted(set(adapter_names) & set(self.factor_slots)):
+            rows = [row for row, name in enumerate(adapter_names) if name == adapter]
+            result[rows] = self._adapt(adapter, x[rows], result[rows]).to(result.dtype)
+        return result
+
+    # ----------------------------------------------------------------- merging
+
+    def factors(self, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The deterministic factors A (r, d_in) and B (d_out, r) of an adapter, without gradients."""
+        with torch.no_grad():
+            return self.holder.generation(adapter).pairs[self.factor_slots[adapter].index]
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        """The weight update `s * B A` of an adapter, laid out like the base weight."""
+        return self._delta(*self.factors(adapter), adapter)
+
+    def _delta(self, A: torch.Tensor, B: torch.Tensor, adapter: str) -> torch.Tensor:
+        # some CPUs have no fast half-precision matrix product
+        wide = A.dtype if A.dtype in (torch.float32, torch.float64) else torch.float32
+        delta = (B.to(wide) @ A.to(wide)) * self.scaling[adapter]
+        return transpose(delta, self.fan_in_fan_out).to(A.dtype)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the updates of adapters to the base weight.
+
+        Args:
+            safe_merge: Work on a copy and refuse a result that is not finite.
+            adapter_names: Adapters to merge; the active ones when omitted.
+
+        Raises:
+            ValueError: If the law has no single pair of factors, or the safe merge is not finite.
+        """
+        for adapter in check_adapters_to_merge(self, adapter_names):
+            if adapter not in self.factor_slots:
+                continue
+            self.holder.laws[adapter].check_exportable()
+            A, B = (factor.clone() for factor in self.factors(adapter))
+            weight = self.get_base_weight()
+            weight = weight.clone() if safe_merge else weight
+            weight += self._delta(A, B, adapter).to(device=weight.device, dtype=weight.dtype)
+            if safe_merge and not torch.isfinite(weight).all():
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken")
+            self.set_base_weight(weight)
+            self._merged_factors[adapter] = (A, B)
+            self.merged_adapters.append(adapter)
+
+    def unmerge(self) -> None:
+        """Take the merged updates out again, the very ones that were added."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        while self.merged_adapters:
+            adapter = self.merged_adapters.pop()
+            weight = self.get_base_weight()
+            delta = self._delta(*self._merged_factors.pop(adapter), adapter)
+            weight -= delta.to(device=weight.device, dtype=weight.dtype)
+            self.set_base_weight(weight)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether the adapter is one LoRA; a law without a single pair of factors says no."""
+        if adapter_name in self.holder.laws:
+            self.holder.laws[adapter_name].check_exportable()
+        return True
+
+    # ----------------------------------------------------------------- what PEFT tells a layer, passed on to the holder
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters here and in the holder."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self.holder.set_adapter(self.active_adapters, inference_mode)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Enable or disable the adapters here and in the holder."""
+        super().enable_adapters(enabled)
+        self.holder.enable(enabled)
+
+    def set_requires_grad(self, adapter_names, requires_grad: bool = True) -> None:
+        """Freeze or unfreeze the laws of adapters."""
+        super().set_requires_grad(adapter_names, requires_grad)
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            if name in self.holder.laws:
+                self.holder.laws[name].requires_grad_(requires_grad)
+
+    def requires_grad_(self, requires_grad: bool = True) -> FactorLinear:
+        """Freeze or unfreeze the layer and the laws; transformers freezes a loaded adapter this way."""
+        super().requires_grad_(requires_grad)
+        self.holder.laws.requires_grad_(requires_grad)
+        return self
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter here and in the holder."""
+        super().delete_adapter(adapter_name)
+        self.holder.discard(adapter_name)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device)
+        self.holder.place(adapter_name, device or self._get_base_layer_device_and_dtype(self.get_base_layer())[0])
+
+    def extra_repr(self) -> str:
+        """Sizes and quantisation."""
+        return quantization_extra_repr(self) if self.quantization_backend is not None else ""
+
+    def __repr__(self) -> str:
+        return "peft_calib." + super().__repr__()
+
+
+#: Base layers that can be adapted without quantisation.
+SUPPORTED_BASE_LAYERS = (nn.Linear, Conv1D)

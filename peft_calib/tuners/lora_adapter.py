@@ -1,0 +1,67 @@
+"""Reading a saved LoRA adapter slot by slot, for warm starts and anchors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils.other import get_pattern_key
+from safetensors.torch import load_file
+
+from .config import check_adapter_file
+from .factors import Slot, SlotTable
+
+
+def read_lora_factors(folder: str | Path, slots: SlotTable) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Load the factors of a plain LoRA adapter for given slots.
+
+    The LoRA's scaling is folded into B relative to the slot's, so that `slot.scaling * B @ A` is the LoRA's update, and
+    smaller ranks are padded with zeros.
+
+    Args:
+        folder: Adapter folder with `adapter_config.json` and `adapter_model.safetensors`.
+        slots: The slots to fill.
+
+    Returns:
+        For each slot float32 A of shape (r, d_in) and B of shape (d_out, r).
+
+    Raises:
+        ValueError: If the folder holds no plain LoRA, is damaged, misses a slot, or has a larger rank or other sizes.
+    """
+    folder = Path(folder)
+    if not (folder / SAFETENSORS_WEIGHTS_NAME).exists():
+        raise ValueError(
+            f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}. Give the folder of a LoRA adapter saved by PEFT."
+        )
+    check_adapter_file(folder)
+    config = LoraConfig.from_pretrained(str(folder))
+    if not isinstance(config, LoraConfig) or config.use_dora:
+        raise ValueError(f"{folder} is not a plain LoRA adapter (peft_type {config.peft_type}).")
+    tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    return [_read_slot(slot, tensors, config, folder) for slot in slots]
+
+
+def _read_slot(slot: Slot, tensors: dict, config: LoraConfig, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    name = f"base_model.model.{slot.name}"
+    try:
+        A, B = (tensors[f"{name}.lora_{side}.weight"].float() for side in "AB")
+    except KeyError as error:
+        raise ValueError(
+            f"The LoRA adapter in {folder} has no factors for {slot.name}: adapt the same modules with both."
+        ) from error
+    r = A.shape[0]
+    if A.shape[1] != slot.in_features or B.shape[0] != slot.out_features or r > slot.r:
+        raise ValueError(
+            f"The LoRA adapter in {folder} has A {tuple(A.shape)} and B {tuple(B.shape)} for {slot.name}, which does not "
+            f"fit a map of {slot.in_features} to {slot.out_features} at rank {slot.r}. Use the same base model and a rank "
+            "not below the adapter's."
+        )
+    alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), slot.name), config.lora_alpha)
+    scaling = alpha / (r**0.5 if config.use_rslora else r)
+    pad = slot.r - r
+    return (
+        torch.nn.functional.pad(A, (0, 0, 0, pad)),
+        torch.nn.functional.pad(B * (scaling / slot.scaling), (0, pad)),
+    )

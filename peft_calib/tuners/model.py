@@ -1,0 +1,307 @@
+"""The one tuner model: finds the slots, builds the law, and serves every PEFT entry point."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from accelerate import init_empty_weights
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, resolve_quantization_backend
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
+from peft.utils.quantization_utils import get_quantization_kwargs
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .config import CalibLoraConfig
+from .factors import Law, Slot, SlotTable
+from .holder import FactorHolder, attach_hooks, detach_hooks
+from .layer import SUPPORTED_BASE_LAYERS, FactorLinear
+
+
+class FactorModel(BaseTuner):
+    """Base of the three tuner models; a method adds a prefix, a holder name and `build_law`.
+
+    Args:
+        model: The base model, changed in place.
+        config: The method's configuration.
+        adapter_name: Name of the adapter.
+        low_cpu_mem_usage: Create the law on the meta device, for weights that are loaded next.
+    """
+
+    tuner_layer_cls = FactorLinear
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    #: Attribute of the base model that holds the laws. It must not contain `prefix`, after which transformers' loader
+    #: inserts the adapter name.
+    holder_name: ClassVar[str]
+
+    @abstractmethod
+    def build_law(self, config: CalibLoraConfig, slots: SlotTable) -> Law:
+        """Make the law of a new adapter from its configuration and slots."""
+
+    # ----------------------------------------------------------------- injection
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Wrap the target modules and build the adapter's law; on an error the model is left as it was."""
+        # a copy, because the slot table written below belongs to this model and not to the user's config object
+        self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
+        self._slots: list[Slot] = []
+        holder = self.get_holder(model)
+        if holder is None:
+            model.add_module(self.holder_name, FactorHolder(self.prefix))
+        try:
+            # the law's tensors do not name modules, so targets always come from the config, never from a state dict
+            super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict=None)
+            self._install_law(model, adapter_name, low_cpu_mem_usage)
+        except Exception:
+            self._roll_back(model, adapter_name, first=holder is None)
+            raise
+
+    def _install_law(self, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool) -> None:
+        config, slots, holder = self.peft_config[adapter_name], SlotTable(self._slots), self.get_holder(model)
+        if config.slot_table is not None:
+            slots.check(config.slot_table)
+        config.slot_table = slots.to_json()
+        with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+            law = self.build_law(config, slots)
+        layer = next(m for m in model.modules() if self._is_own(m, holder))
+        device, dtype = layer._get_base_layer_device_and_dtype(layer.get_base_layer())
+        if dtype == torch.float64:
+            law.to(dtype)
+        holder.add(adapter_name, law, device, adapter_name in self.active_adapters and not config.inference_mode)
+        holder.set_adapter(self.active_adapters, config.inference_mode)
+        attach_hooks(model)
+
+    def _roll_back(self, model: nn.Module, adapter_name: str, first: bool) -> None:
+        for name, module in list(model.named_modules()):
+            if self._is_own(module, self.get_holder(model)) and adapter_name in module.factor_slots:
+                BaseTunerLayer.delete_adapter(module, adapter_name)
+                if first:
+                    parent, _, child = name.rpartition(".")
+                    setattr(model.get_submodule(parent), child, module.base_layer)
+        if first:
+            model._modules.pop(self.holder_name, None)
+        else:
+            self.get_holder(model).discard(adapter_name)
+        self.peft_config.pop(adapter_name, None)
+
+    def _create_and_replace(
+        self,
+        peft_config: CalibLoraConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if parameter_name is not None:
+            raise ValueError(f"{type(self).__name__} adapts linear modules; target_parameters is not supported.")
+        holder = self.get_holder(self.model)
+        layer = (
+            target if self._is_own(target, holder) else self._wrap(peft_config, target, parent, current_key, holder)
+        )
+        r = peft_config.rank_pattern.get(get_pattern_key(peft_config.rank_pattern.keys(), current_key), peft_config.r)
+        alpha_key = get_pattern_key(peft_config.alpha_pattern.keys(), current_key)
+        alpha = peft_config.alpha_pattern.get(alpha_key, peft_config.lora_alpha)
+        name = current_key.replace("_orig_mod.", "")
+        slot = Slot(name, layer.in_features, layer.out_features, r, peft_config.scaling(r, alpha))
+        layer.update_layer(adapter_name, slot, len(self._slots), alpha, peft_config.lora_dropout)
+        layer.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
+        self._slots.append(slot)
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)
+
+    def _wrap(
+        self, config: CalibLoraConfig, target: nn.Module, parent: nn.Module, key: str, holder: FactorHolder
+    ) -> FactorLinear:
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        kwargs = get_quantization_kwargs(self)
+        _check_supported(base, parent, key, kwargs)
+        layer = FactorLinear(target, holder, fan_in_fan_out=isinstance(base, Conv1D), **kwargs)
+        # beside layers in eval mode a new one must not start in training mode; a first adapter may be trained at once
+        return layer.train(holder.training if len(holder.laws) else True)
+
+    def _is_own(self, module: nn.Module, holder: FactorHolder | None) -> bool:
+        return isinstance(module, FactorLinear) and module.holder is holder
+
+    # ----------------------------------------------------------------- the holder and its laws
+
+    @classmethod
+    def get_holder(cls, model: nn.Module) -> FactorHolder | None:
+        """The holder of this tuner type inside a base model, or `None`."""
+        return model._modules.get(cls.holder_name)
+
+    def get_law(self, adapter_name: str = "default") -> Law:
+        """The law of an adapter."""
+        return self.get_holder(self.model).laws[adapter_name]
+
+    def get_factors(self, adapter_name: str = "default") -> list[tuple[Slot, torch.Tensor, torch.Tensor]]:
+        """The deterministic LoRA factors of an adapter.
+
+        Args:
+            adapter_name: Adapter name.
+
+        Returns:
+            For each slot, in order: the slot, A of shape (r, d_in) and B of shape (d_out, r), detached. The weight
+            update is `slot.scaling * B @ A`.
+
+        Raises:
+            ValueError: If the law has no single pair of factors.
+        """
+        law = self.get_law(adapter_name)
+        law.check_exportable()
+        with torch.no_grad():
+            pairs = self.get_holder(self.model).generation(adapter_name).pairs
+        return [(slot, A.detach(), B.detach()) for slot, (A, B) in zip(law.slots, pairs, strict=True)]
+
+    def flush_grads(self) -> None:
+        """Finish the backward of `regenerate="step"`: call after the last backward, before clipping and stepping."""
+        for adapter in self.active_adapters:
+            self.get_holder(self.model).flush_grads(adapter)
+
+    def invalidate_factors(self) -> None:
+        """Forget cached factors; needed only after editing parameters through `.data`."""
+        self.get_holder(self.model).invalidate()
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if autocast_adapter_dtype:
+            return  # laws are created in float32 and stay there
+        holder = self.get_holder(self.model)
+        layer = next(module for module in self.model.modules() if self._is_own(module, holder))
+        dtype = layer._get_base_layer_device_and_dtype(layer.get_base_layer())[1]
+        if dtype is not None and dtype.is_floating_point:
+            holder.laws[adapter_name].to(dtype)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        model._modules.pop(self.holder_name, None)
+        detach_hooks(model)
+        return model
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter: its law, slots and, with the last one, the hooks on the base model."""
+        super().delete_adapter(adapter_name)
+        detach_hooks(self.model)
+
+    # ----------------------------------------------------------------- mixed batches
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any):
+        adapter_names = kwargs.pop("adapter_names", None)
+        if adapter_names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        unknown = set(adapter_names) - {"__base__"} - set(self.get_holder(self.model).laws)
+        if unknown:
+            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
+        beams = kwargs.get("num_beams")
+        beams = beams if isinstance(beams, int) and beams > 1 else 1
+        encoder = self.model.get_encoder() if beams > 1 and _is_encoder_decoder(self.model) else None
+        in_encoder = set(encoder.modules()) if encoder is not None else set()
+        handles = []
+        for module in self.model.modules():
+            if isinstance(module, (FactorLinear, AuxiliaryTrainingWrapper)):
+                # beam search repeats the decoder's rows, but not the encoder's
+                names = [name for name in adapter_names for _ in range(1 if module in in_encoder else beams)]
+                hook = partial(_pass_adapter_names, adapter_names=names)
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # ----------------------------------------------------------------- state dict
+
+    @classmethod
+    def _law_marker(cls, adapter_name: str) -> str:
+        return f"{cls.holder_name}.{cls.prefix}law.{adapter_name}."
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict, unwanted_adapter_names: list
+    ) -> dict[str, torch.Tensor]:
+        selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        marker = cls._law_marker(adapter_name)
+        return {**selected, **{key: value for key, value in state_dict.items() if marker in key}}
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        marker = cls._law_marker(adapter_name)
+        if marker in key:
+            return key.replace(marker, f"{cls.holder_name}.{cls.prefix}law.", 1)
+        return super()._remove_adapter_name_from_key(key, adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        saved, own = f"{cls.holder_name}.{cls.prefix}law.", cls._law_marker(adapter_name)
+        root = next((name for name, _ in model.named_modules() if name.endswith(cls.holder_name)), cls.holder_name)
+        root = root.removesuffix(cls.holder_name)
+        remapped = {root + own + k.partition(saved)[2] if saved in k else k: v for k, v in state_dict.items()}
+        _check_complete(model.state_dict(), remapped, own)
+        return remapped
+
+
+def _check_complete(expected: dict[str, torch.Tensor], given: dict[str, torch.Tensor], marker: str) -> None:
+    """Compare an adapter's tensors with what the model needs; names every missing, extra or mis-shaped one."""
+    prefix = "base_model.model."
+    expected = {key.removeprefix(prefix): value for key, value in expected.items()}
+    given = {key.removeprefix(prefix): value for key, value in given.items()}
+    problems = [f"missing tensor {key}" for key in expected if marker in key and key not in given]
+    problems += [f"unexpected tensor {key}" for key in given if key not in expected]
+    problems += [
+        f"tensor {key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}"
+        for key, value in given.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    if problems:
+        raise ValueError(
+            "The adapter's weights do not fit its configuration and this base model: "
+            + "; ".join(problems)
+            + ". Use the folder as save_pretrained wrote it, with the base model (and head size) it was trained on."
+        )
+
+
+def _check_supported(base: nn.Module, parent: nn.Module, key: str, kwargs: dict) -> None:
+    if isinstance(parent, nn.MultiheadAttention):
+        raise ValueError(
+            f"Target module {key} belongs to torch.nn.MultiheadAttention, which reads the weight without calling the "
+            "module, so an adapter there would do nothing. Leave it out with exclude_modules."
+        )
+    if isinstance(base, SUPPORTED_BASE_LAYERS):
+        return
+    backend = resolve_quantization_backend(base, **kwargs)
+    if backend is None or backend.layer_type != "linear":
+        raise ValueError(
+            f"Target module {key} is a {type(base).__name__}, which is not supported. Supported are torch.nn.Linear, "
+            "transformers' Conv1D and the quantised linear layers PEFT knows (bitsandbytes, torchao, GPTQ, AWQ, HQQ, "
+            "AQLM, EETQ, INC); embeddings and convolutions are not. Change target_modules, or train the module whole "
+            "with modules_to_save."
+        )
+
+
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _pass_adapter_names(module: nn.Module, args: tuple, kwargs: dict, adapter_names: list[str]) -> tuple[tuple, dict]:
+    return args, {**kwargs, "adapter_names": adapter_names}
