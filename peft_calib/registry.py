@@ -1,7 +1,7 @@
 """The one place that touches PEFT's type registry.
 
-PEFT keeps its methods in a closed enum (`PeftType`) and three mappings. `register_tuner` adds a true member to the enum
-and then goes through PEFT's own `register_peft_method`, so that everything that works for a built-in method
+PEFT keeps its methods in a closed enum (`PeftType`) and three mappings. `register_tuner` adds a true member to the
+enum and then goes through PEFT's own `register_peft_method`, so that everything that works for a built-in method
 (`get_peft_model`, JSON configs, `AutoPeftModel*`, pickling, spawned workers) works for ours.
 """
 
@@ -34,8 +34,8 @@ def check_peft_version(installed: str | None = None) -> None:
     found = Version(installed or version("peft"))
     if not MINIMUM_PEFT <= found < BELOW_PEFT:
         raise ImportError(
-            f"peft_calib is tested with peft >= {MINIMUM_PEFT} and < {BELOW_PEFT}, but peft {found} is installed. "
-            f'Its adapters could be saved or loaded wrongly there: run pip install "peft>={MINIMUM_PEFT},<{BELOW_PEFT}".'
+            f"peft_calib is tested with peft >= {MINIMUM_PEFT} and < {BELOW_PEFT}, but peft {found} is installed. Its "
+            f'adapters could be saved or loaded wrongly there: pip install "peft>={MINIMUM_PEFT},<{BELOW_PEFT}".'
         )
 
 
@@ -87,8 +87,8 @@ def register_tuner(name: str, config_cls: type[PeftConfig], model_cls: type[Base
         register_peft_method(name=name.lower(), config_cls=config_cls, model_cls=model_cls)
     elif not all(_same_class(old, new) for old, new in zip(taken, (config_cls, model_cls), strict=True)):
         raise RuntimeError(
-            f"The PEFT method {name} is already registered by {taken[0]} and {taken[1]}; peft_calib cannot add its own. "
-            "Uninstall the other package, or import only one of the two in a process."
+            f"The PEFT method {name} is already registered by {taken[0]} and {taken[1]}; peft_calib cannot add its "
+            "own. Uninstall the other package, or import only one of the two in a process."
         )
     else:  # the module was reloaded: its classes are new objects of the same name
         PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_cls

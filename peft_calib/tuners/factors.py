@@ -100,7 +100,7 @@ class SlotTable:
             saved: Rows as written by `to_json`.
 
         Raises:
-            ValueError: If a slot is missing, extra, in another place or of another shape; the first difference is named.
+            ValueError: If a slot is missing, extra, moved or of another shape; the first difference is named.
         """
         rows = self.to_json()
         saved = [list(row) for row in saved]
@@ -114,8 +114,8 @@ class SlotTable:
         raise ValueError(
             f"The adapter does not fit this base model: its slot table has {len(saved)} slots, the model offers "
             f"{len(rows)}, and slot {position} is {there} in the adapter but {here} in the model (name, in_features, "
-            "out_features, r). Load the adapter into the architecture it was trained on, with its own target_modules, r "
-            "and rank_pattern; for another model start from a new config."
+            "out_features, r). Load the adapter into the architecture it was trained on, with its own target_modules, "
+            "r and rank_pattern; for another model start from a new config."
         )
 
 

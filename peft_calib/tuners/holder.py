@@ -255,8 +255,8 @@ def _refuse_reentrant_checkpointing(law: Law) -> None:
         code = frame.f_code
         if code.co_name == "forward" and code.co_filename.endswith(("checkpoint.py", "checkpointing.py")):
             raise RuntimeError(
-                "Reentrant gradient checkpointing cannot train this adapter: each checkpointed block would run its own "
-                "backward through the one graph that generates the factors of all blocks. Use "
+                "Reentrant gradient checkpointing cannot train this adapter: each checkpointed block would run its "
+                "own backward through the one graph that generates the factors of all blocks. Use "
                 'gradient_checkpointing_kwargs={"use_reentrant": False} (TrainingArguments or '
                 "model.gradient_checkpointing_enable)."
             )
@@ -274,8 +274,8 @@ def begin_forward(model: nn.Module, args: tuple) -> None:
     """Forward pre-hook of the base model; module-level so that the model stays picklable."""
     if getattr(model, "_is_replica", False):
         raise RuntimeError(
-            "torch.nn.DataParallel copies layers without the law they share, so the adapter would not train. Start one "
-            "process a GPU with `accelerate launch`, or show the process a single GPU (CUDA_VISIBLE_DEVICES=0)."
+            "torch.nn.DataParallel copies layers without the law they share, so the adapter would not train. Start "
+            "one process a GPU with `accelerate launch`, or show the process a single GPU (CUDA_VISIBLE_DEVICES=0)."
         )
     for holder in _holders(model):
         holder.begin_forward()

@@ -51,8 +51,8 @@ def add_low_rank(
     num_samples = A.shape[0]
     if x.shape[0] % num_samples:
         raise ValueError(
-            f"{num_samples} draws were asked for, but the layer received {x.shape[0]} rows, no multiple of it. Pass the "
-            "batch through peft_calib.draws or peft_calib.predict, which repeat it for each draw."
+            f"{num_samples} draws were asked for, but the layer received {x.shape[0]} rows, no multiple of it. Pass "
+            "the batch through peft_calib.draws or peft_calib.predict, which repeat it for each draw."
         )
     hidden = torch.bmm(x.reshape(num_samples, -1, x.shape[-1]), A.transpose(1, 2)) * scaling
     update = torch.bmm(hidden, B.transpose(1, 2))
@@ -226,7 +226,7 @@ class FactorLinear(nn.Module, BaseTunerLayer):
             self.holder.laws[adapter_name].check_exportable()
         return True
 
-    # ----------------------------------------------------------------- what PEFT tells a layer, passed on to the holder
+    # ----------------------------------------------------------------- what PEFT tells a layer, for the holder too
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Activate adapters here and in the holder."""

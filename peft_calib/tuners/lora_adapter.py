@@ -17,8 +17,8 @@ from .factors import Slot, SlotTable
 def read_lora_factors(folder: str | Path, slots: SlotTable) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Load the factors of a plain LoRA adapter for given slots.
 
-    The LoRA's scaling is folded into B relative to the slot's, so that `slot.scaling * B @ A` is the LoRA's update, and
-    smaller ranks are padded with zeros.
+    The LoRA's scaling is folded into B relative to the slot's, so that `slot.scaling * B @ A` is the LoRA's update,
+    and smaller ranks are padded with zeros.
 
     Args:
         folder: Adapter folder with `adapter_config.json` and `adapter_model.safetensors`.
@@ -54,9 +54,9 @@ def _read_slot(slot: Slot, tensors: dict, config: LoraConfig, folder: Path) -> t
     r = A.shape[0]
     if A.shape[1] != slot.in_features or B.shape[0] != slot.out_features or r > slot.r:
         raise ValueError(
-            f"The LoRA adapter in {folder} has A {tuple(A.shape)} and B {tuple(B.shape)} for {slot.name}, which does not "
-            f"fit a map of {slot.in_features} to {slot.out_features} at rank {slot.r}. Use the same base model and a rank "
-            "not below the adapter's."
+            f"The LoRA adapter in {folder} has A {tuple(A.shape)} and B {tuple(B.shape)} for {slot.name}, which does "
+            f"not fit a map of {slot.in_features} to {slot.out_features} at rank {slot.r}. Use the same base model "
+            "and a rank not below the adapter's."
         )
     alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), slot.name), config.lora_alpha)
     scaling = alpha / (r**0.5 if config.use_rslora else r)

@@ -27,9 +27,9 @@ _POSITIVE = ("hyper_hidden", "hyper_depth", "hyper_nhead", "hyper_ffn", "embed_d
 class HyperLoraConfig(CalibLoraConfig):
     """HyperLoRA: LoRA factors generated from the place of a module (Trojan and Gębala, arXiv 2603.19278).
 
-    The defaults are this package's own: they start at the base model's function, train at LoRA's learning rate and have
-    fewer trainable parameters than the LoRA they replace on a 12-layer encoder. `paper_mlp` and `paper_transformer`
-    give the authors' settings.
+    The defaults are this package's own: they start at the base model's function, train at LoRA's learning rate and
+    have fewer trainable parameters than the LoRA they replace on a 12-layer encoder. `paper_mlp` and
+    `paper_transformer` give the authors' settings.
 
     Args:
         hyper_arch: Generator: `"mlp"` treats slots one by one, `"transformer"` lets them attend to each other.
@@ -131,8 +131,8 @@ class HyperLoraConfig(CalibLoraConfig):
         both_add = self.noise_mode_a == self.noise_mode_b == "add"
         if both_add and self.noise_alpha == 1 and not self.noise_anneal:
             raise ValueError(
-                "noise_alpha=1 with 'add' on A and B leaves the anchors alone and gives the generator no gradient. Set "
-                "noise_anneal=True, or noise_alpha below 1."
+                "noise_alpha=1 with 'add' on A and B leaves the anchors alone and gives the generator no gradient. "
+                "Set noise_anneal=True, or noise_alpha below 1."
             )
 
     @classmethod
@@ -143,7 +143,8 @@ class HyperLoraConfig(CalibLoraConfig):
             a_mode: `"generated"`, `"fixed"` or `"random"`.
             kwargs: Further fields, which take precedence.
         """
-        preset = dict(hyper_arch="mlp", hyper_hidden=2048, hyper_depth=3, embed_dim=128, lora_alpha=8, a_mode=a_mode)
+        preset = {"hyper_arch": "mlp", "hyper_hidden": 2048, "hyper_depth": 3, "embed_dim": 128}
+        preset |= {"lora_alpha": 8, "a_mode": a_mode}
         return cls(**{**preset, **_PAPER, **kwargs})
 
     @classmethod
@@ -156,10 +157,10 @@ class HyperLoraConfig(CalibLoraConfig):
             a_mode: `"generated"`, `"fixed"` or `"random"`.
             kwargs: Further fields, which take precedence.
         """
-        preset = dict(hyper_arch="transformer", hyper_hidden=256, hyper_depth=2, hyper_nhead=16, hyper_ffn=2048)
-        preset |= dict(hyper_dropout=0.1, embed_dim=64, lora_alpha=16, a_mode=a_mode, noise_mode_a="add")
-        preset |= dict(noise_mode_b="add", noise_alpha=0.99, noise_anneal=True)
+        preset = {"hyper_arch": "transformer", "hyper_hidden": 256, "hyper_depth": 2, "hyper_nhead": 16}
+        preset |= {"hyper_ffn": 2048, "hyper_dropout": 0.1, "embed_dim": 64, "lora_alpha": 16, "a_mode": a_mode}
+        preset |= {"noise_mode_a": "add", "noise_mode_b": "add", "noise_alpha": 0.99, "noise_anneal": True}
         return cls(**{**preset, **_PAPER, **kwargs})
 
 
-_PAPER = dict(r=8, embed_mode="slot", head="full", init="authors", a_init="authors", a_residual=False)
+_PAPER = {"r": 8, "embed_mode": "slot", "head": "full", "init": "authors", "a_init": "authors", "a_residual": False}

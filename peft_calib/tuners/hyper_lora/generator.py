@@ -1,7 +1,8 @@
 """The generator network: from the embedding of a slot to its LoRA factors.
 
-Trunk (one vector z of width h a slot, or a slot and side) and heads (z to an r x d block). Sizes and formulas follow the
-specification of HypeLoRA (arXiv 2603.19278); the rank, factored and chunk heads keep the last layer from exploding.
+Trunk (one vector z of width h a slot, or a slot and side) and heads (z to an r x d block). Sizes and formulas are
+those of HypeLoRA (arXiv 2603.19278) where it has them; the rank, factored and chunk heads keep the
+last layer from exploding.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ def seeded_dropout(x: torch.Tensor, p: float, generator: torch.Generator | None)
         return x
     keep = torch.rand(x.shape, generator=generator) >= p
     return x * keep.to(x) / (1 - p)
+
+
+def _norm(x: torch.Tensor, layer: nn.LayerNorm) -> torch.Tensor:
+    return F.layer_norm(x, layer.normalized_shape, layer.weight.to(x.dtype), layer.bias.to(x.dtype), layer.eps)
 
 
 class MLPTrunk(nn.Module):
@@ -169,7 +174,7 @@ class FactoredHead(Head):
 
 
 class ChunkHead(Head):
-    """`W GELU(z + rho_k + chi_j) + b` in C = ceil(d/c) chunks: (h+1)*c + (r+C)*h parameters; the overhang is dropped."""
+    """`W GELU(z + rho_k + chi_j) + b` in C = ceil(d/c) chunks, overhang dropped: (h+1)*c + (r+C)*h parameters."""
 
     def __init__(self, hidden: int, r: int, d: int, c: int, gain: float = 1.0) -> None:
         super().__init__(gain)

@@ -16,7 +16,7 @@ class HyperLaw(Law):
     """Generates the factors of all slots from their embeddings.
 
     `z = trunk(E[slot])`, `B = head_B(z)^T`, and A per `a_mode`; then `replace`, `add`
-    (`(1 - alpha) * generated + alpha * anchor`) or `multiply` per side. Without data dependence the result is one LoRA.
+    (`(1 - alpha) * generated + alpha * anchor`) or `multiply` per side. The result depends on no data: it is one LoRA.
 
     Args:
         config: HyperLoRA configuration.
@@ -215,8 +215,8 @@ class HyperLaw(Law):
         """Random A stands for a distribution: only an explicit seed makes one adapter of it."""
         if self.config.a_mode == "random" and self.config.seed is None:
             raise ValueError(
-                'a_mode="random" draws A anew, so no single LoRA represents this adapter. Set seed in the config to merge '
-                "or export the draw it names, or predict with several draws."
+                'a_mode="random" draws A anew, so no single LoRA represents this adapter. Set seed in the config to '
+                "merge or export the draw it names, or predict with several draws."
             )
 
     def set_progress(self, step: int, total_steps: int, accumulation_steps: int = 1) -> None:
