@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -20,6 +19,7 @@ import re
 import sysconfig
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +61,7 @@ MAX_PER_FILE = 10  # neighbours in a file resemble each other: a spread makes th
 # Long names give a library away inside a word too ("torchscript"), short ones only as a word of their own ("np.").
 _NAMES = sorted({name for library in (*CLASSES, *OUTSIDE) for name in library.names})
 _NAMED = re.compile(
-    "|".join(re.escape(name) if len(name) > 4 else rf"\b{name}\b" for name in _NAMES),
+    "|".join(re.escape(name) if len(name) > 4 else rf"(?<![A-Za-z0-9]){name}(?![A-Za-z0-9])" for name in _NAMES),
     re.IGNORECASE,
 )
 _ROLE = re.compile(r":[\w:+-]+:`~?([^`<]*?)(?:\s*<[^>]*>)?`")
@@ -104,9 +104,9 @@ def first_sentence(docstring: str) -> str | None:
     text = _URL.sub("", _LINK.sub(r"\1", _ROLE.sub(r"\1", paragraph))).replace("`", "").replace("*", "")
     sentence = _SENTENCE_END.split(text, maxsplit=1)[0]
     is_prose = sentence.isascii() and sentence[:1].isupper() and not _CODE.search(sentence)
-    words = re.findall(r"[A-Za-z]{2,}", sentence)
-    is_long_enough = len(words) >= MIN_WORDS and len(sentence.split()) <= MAX_WORDS
-    return sentence if is_prose and is_long_enough and not _NAMED.search(sentence) else None
+    words = [word for word in sentence.split() if re.search(r"[A-Za-z]{2}", word)]
+    has_length = len(words) >= MIN_WORDS and len(sentence.split()) <= MAX_WORDS
+    return sentence if is_prose and has_length and not _NAMED.search(sentence) else None
 
 
 def documentation_sentences(
@@ -155,7 +155,7 @@ def _collect(library: Library, count: int, seen: set[str]) -> list[Sentence]:
     for file, origin in _files(library):
         taken = 0
         for text in filter(None, map(first_sentence, _docstrings(file))):
-            key = re.sub(r"[^a-z]+", " ", text.lower())
+            key = re.sub(r"[^a-z]", "", text.lower())
             if key in seen or taken == MAX_PER_FILE:
                 continue
             seen.add(key)
@@ -176,7 +176,7 @@ def _files(library: Library) -> list[tuple[Path, str]]:
 def _root(library: Library) -> Path:
     if library.label == STANDARD_LIBRARY:
         return Path(sysconfig.get_paths()["stdlib"])
-    spec = importlib.util.find_spec(library.package)
+    spec = find_spec(library.package)
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(
             f"the embedded data set reads the sources of {library.package!r}, which is not installed: "
@@ -190,11 +190,14 @@ def _docstrings(file: Path) -> Iterator[str]:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):  # templates and files for other interpreters
         return
-    for node in ast.walk(tree):
+    nodes: list[ast.AST] = [tree]
+    while nodes:
+        node = nodes.pop()
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             docstring = ast.get_docstring(node)
             if docstring:
                 yield docstring
+        nodes += [child for child in getattr(node, "body", ()) if isinstance(child, ast.stmt)]
 
 
 def _cache_path(per_library: int, outside: int, cache_dir: str | os.PathLike[str] | None) -> Path:

