@@ -102,7 +102,7 @@ def first_sentence(docstring: str) -> str | None:
     if _SIGNATURE.match(paragraph):
         return None
     text = _URL.sub("", _LINK.sub(r"\1", _ROLE.sub(r"\1", paragraph))).replace("`", "").replace("*", "")
-    sentence = _SENTENCE_END.split(text, maxsplit=1)[0]
+    sentence = _SENTENCE_END.split(" ".join(text.split()), maxsplit=1)[0]
     is_prose = sentence.isascii() and sentence[:1].isupper() and not _CODE.search(sentence)
     words = [word for word in sentence.split() if re.search(r"[A-Za-z]{2}", word)]
     has_length = len(words) >= MIN_WORDS and len(sentence.split()) <= MAX_WORDS
