@@ -1,5 +1,6 @@
 """Adapters: laws over LoRA factors, one tuner layer and one tuner model."""
 
+from .bayesian_lora import BayesianLoraConfig, BayesianLoraModel
 from .config import CalibLoraConfig
 from .factors import Draw, Factors, Law, ShapeGroup, Slot, SlotTable
 from .hyper_lora import HyperLoraConfig, HyperLoraModel
@@ -7,6 +8,8 @@ from .layer import FactorLinear
 from .model import FactorModel
 
 __all__ = [
+    "BayesianLoraConfig",
+    "BayesianLoraModel",
     "CalibLoraConfig",
     "Draw",
     "FactorLinear",

@@ -197,6 +197,9 @@ class Law(nn.Module, ABC):
     def check_exportable(self) -> None:
         """Raise `ValueError` if no single pair of factors represents the law (nothing to merge or export)."""
 
+    def invalidate(self) -> None:
+        """Drop what is cached between calls; called when the adapter is deactivated or edited through `.data`."""
+
     def set_progress(self, step: int, total_steps: int, accumulation_steps: int = 1) -> None:
         """Tell the law where training stands; schedules (blending, KL warm-up) are functions of these numbers.
 

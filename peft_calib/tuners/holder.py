@@ -11,6 +11,7 @@ LoRA. The tuner layers pass on to it what PEFT and transformers tell them (activ
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .factors import Draw, Law
+from .objective import add_to_outputs, micro_batch_share, named_inputs, task_loss
 
 _optimizer_steps = 0
 
@@ -32,6 +34,12 @@ def _count_optimizer_step(*_) -> None:
 register_optimizer_step_post_hook(_count_optimizer_step)
 
 
+class _Use:
+    """Whether gradients have come back to a generation; lives as long as its graph."""
+
+    consumed = False
+
+
 @dataclass
 class Generation:
     """The factors of one adapter for one forward, and what tells whether they are still good."""
@@ -40,8 +48,8 @@ class Generation:
     regularizer: torch.Tensor | None
     stamp: tuple
     has_graph: bool
-    # a list, not a bool: the tensor hook that sets it must not keep the generation alive
-    consumed: list[bool] = field(default_factory=lambda: [False])
+    # an object of its own: the tensor hook that marks it must not keep the generation alive
+    use: _Use = field(default_factory=_Use)
     roots: list[torch.Tensor] = field(default_factory=list)
     leaves: list[torch.Tensor] = field(default_factory=list)
 
@@ -58,6 +66,8 @@ class FactorHolder(nn.Module):
         self.laws_name = f"{prefix}law"
         self.add_module(self.laws_name, nn.ModuleDict())
         self.draw: Draw | None = None
+        self.last_task_loss: torch.Tensor | None = None
+        self.last_regularizer: torch.Tensor | None = None
         self._active: tuple[str, ...] = ()
         self._enabled = True
         self._reset()
@@ -78,10 +88,17 @@ class FactorHolder(nn.Module):
                 if adapter in self.laws:
                     self._refresh(adapter)
 
-    def end_forward(self) -> None:
-        """Called after each forward of the base model, also when it raised."""
+    def end_forward(self) -> list[torch.Tensor]:
+        """Called after each forward of the base model, also when it raised.
+
+        Returns:
+            The regularisers of the adapters that took part, none outside training.
+        """
+        terms = [self._generations[a].regularizer for a in self._active if a in self._fresh]
         self._in_forward = False
         self._fresh.clear()
+        self._pending = [term for term in terms if term is not None]
+        return self._pending
 
     def read(self, adapter: str, index: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The factors of one slot: what a layer calls in its forward.
@@ -95,6 +112,8 @@ class FactorHolder(nn.Module):
             A of shape (r, d_in) and B of shape (d_out, r), with a leading K when draws are asked for.
         """
         in_backward = torch._C._current_graph_task_id() != -1
+        if in_backward and self.laws[adapter].stochastic:
+            self._check_single_forward(adapter)
         if adapter not in self._fresh and not (in_backward and adapter in self._generations):
             self._refresh(adapter)  # a submodule of the base model was called directly
         generation = self._generations[adapter]
@@ -114,9 +133,21 @@ class FactorHolder(nn.Module):
         draw = self.draw or Draw("train" if law.training and wants_graph else "mean")
         stamp, old = _stamp(law, draw), self._generations.get(adapter)
         if old is None or not self._still_good(law, old, stamp, wants_graph):
-            self._generations[adapter] = _generate(law, draw, wants_graph)
+            self._generations[adapter] = generation = _generate(law, draw, wants_graph)
+            if generation.has_graph and law.stochastic:
+                alive = [use for use in self._uses.get(adapter, []) if use() is not None]
+                self._uses[adapter] = [*alive, weakref.ref(generation.use)]
         if self._in_forward:
             self._fresh.add(adapter)
+
+    def _check_single_forward(self, adapter: str) -> None:
+        open_uses = [use() for use in self._uses.get(adapter, [])]
+        if sum(use is not None and not use.consumed for use in open_uses) > 1:
+            raise RuntimeError(
+                "Gradient checkpointing recomputes a block in backward, but since its forward the adapter has drawn other "
+                "factors for another forward, so the gradient would be wrong. Call backward (or drop the loss) after "
+                "each forward, or switch gradient checkpointing off."
+            )
 
     def _still_good(self, law: Law, old: Generation, stamp: tuple, wants_graph: bool) -> bool:
         if old.leaves:
@@ -129,7 +160,7 @@ class FactorHolder(nn.Module):
                 )
             return wants_graph and old.stamp == stamp
         if wants_graph:  # a new graph for each forward of the base model; shared by direct calls of its parts
-            return old.has_graph and old.stamp == stamp and not old.consumed[0] and not self._in_forward
+            return old.has_graph and old.stamp == stamp and not old.use.consumed and not self._in_forward
         return not old.has_graph and old.stamp == stamp and (law.cache or not self._in_forward)
 
     def flush_grads(self, adapter: str) -> None:
@@ -153,6 +184,8 @@ class FactorHolder(nn.Module):
     def invalidate(self) -> None:
         """Forget cached factors; needed only after an edit through `.data`, which leaves no trace."""
         self._generations.clear()
+        for law in self.laws.values():
+            law.invalidate()
 
     # ----------------------------------------------------------------- lifecycle, as told by the layers
 
@@ -184,28 +217,39 @@ class FactorHolder(nn.Module):
             law.requires_grad_(name in self._active and not inference_mode)
             if name not in self._active:
                 self._generations.pop(name, None)
+                law.invalidate()
 
     def enable(self, enabled: bool) -> None:
         """Switch generation on or off; a disabled adapter costs nothing and is frozen."""
         self._enabled = enabled
         if not enabled:
             self.laws.requires_grad_(False)
-            self._generations.clear()
+            self.invalidate()
 
     def discard(self, adapter: str) -> None:
         """Delete a law and everything kept for it."""
         if adapter in self.laws:
             del self.laws[adapter]
         self._generations.pop(adapter, None)
+        self._uses.pop(adapter, None)
+        self._pending = []
 
     def _reset(self) -> None:
         self._generations: dict[str, Generation] = {}
         self._fresh: set[str] = set()
+        self._pending: list[torch.Tensor] = []
+        self._uses: dict[str, list[weakref.ref]] = {}
         self._in_forward = False
+
+    def take_pending(self) -> list[torch.Tensor]:
+        """The regularisers of the last forward, once."""
+        pending, self._pending = self._pending, []
+        return pending
 
     def __getstate__(self) -> dict:
         # generations hang on an autograd graph, which can neither be copied nor pickled
-        return {**self.__dict__, "_generations": {}, "_fresh": set(), "_in_forward": False}
+        fresh = {"_generations": {}, "_fresh": set(), "_in_forward": False, "_pending": [], "_uses": {}}
+        return {**self.__dict__, **fresh}
 
 
 def _generate(law: Law, draw: Draw, wants_graph: bool) -> Generation:
@@ -223,8 +267,8 @@ def _generate(law: Law, draw: Draw, wants_graph: bool) -> Generation:
             generation.leaves = [t for pair in factors.groups.values() for t in pair if t.requires_grad]
             generation.has_graph = False
         elif roots and not torch.compiler.is_compiling():
-            flag = generation.consumed
-            roots[-1].register_hook(lambda _: flag.__setitem__(0, True))
+            use = generation.use
+            roots[-1].register_hook(lambda _: setattr(use, "consumed", True))
         generation.pairs = factors.per_slot(law.slots, draw.num_samples)
     generation.stamp = _stamp(law, draw)
     return generation
@@ -235,8 +279,12 @@ def _as_leaf(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _stamp(law: Law, draw: Draw) -> tuple:
-    versions = tuple((id(t), t._version) for t in (*law.parameters(), *law.buffers()))
-    return (draw, _optimizer_steps, versions, _autocast_dtype(law))
+    return (draw, *parameter_stamp((*law.parameters(), *law.buffers())), _autocast_dtype(law))
+
+
+def parameter_stamp(tensors: Iterable[torch.Tensor]) -> tuple:
+    """A value that changes when one of the tensors does, through an optimiser or in place (but not through `.data`)."""
+    return _optimizer_steps, tuple((id(t), t._version) for t in tensors)
 
 
 def _device(law: Law) -> torch.device:
@@ -281,17 +329,46 @@ def begin_forward(model: nn.Module, args: tuple) -> None:
         holder.begin_forward()
 
 
-def end_forward(model: nn.Module, args: tuple, output: object) -> None:
-    """Forward hook of the base model, called also when the forward raised."""
-    for holder in _holders(model):
-        holder.end_forward()
+def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
+    """Forward hook of the base model, called also when the forward raised; adds regularisers to the loss."""
+    holders = _holders(model)
+    terms = [term for holder in holders for term in holder.end_forward()]
+    if not terms or output is None:
+        return None
+    inputs = named_inputs(model, args, kwargs)
+    has_labels = inputs.get("labels") is not None
+    total = torch.stack([term.float() if term.dtype != torch.float64 else term for term in terms]).sum()
+    for holder in holders:
+        holder.last_task_loss, holder.last_regularizer = task_loss(output, has_labels), total.detach()
+    return add_to_outputs(output, total, micro_batch_share(model, inputs), has_labels)
+
+
+def regularization_loss(model: nn.Module) -> torch.Tensor | None:
+    """The regulariser of the last training forward, for a loop that computes its loss from the logits.
+
+    `outputs.loss` contains it already: add it only to a loss of your own.
+
+    Args:
+        model: The model that was called, or one that contains it.
+
+    Returns:
+        A scalar with a graph, once for each forward; `None` afterwards and outside training.
+
+    Example:
+        >>> from torch import nn
+        >>> regularization_loss(nn.Linear(2, 2)) is None
+        True
+    """
+    holders = [module for module in model.modules() if isinstance(module, FactorHolder)]
+    pending = [term for holder in holders for term in holder.take_pending()]
+    return torch.stack(pending).sum() if pending else None
 
 
 def attach_hooks(model: nn.Module) -> None:
     """Register the hooks once, whatever the number of adapters and tuner types on the model."""
     if begin_forward not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(begin_forward)
-        model.register_forward_hook(end_forward, always_call=True)
+        model.register_forward_hook(end_forward, always_call=True, with_kwargs=True)
 
 
 def detach_hooks(model: nn.Module) -> None:
@@ -302,3 +379,4 @@ def detach_hooks(model: nn.Module) -> None:
         for key in [key for key, hook in hooks.items() if hook is function]:
             del hooks[key]
             model._forward_hooks_always_called.pop(key, None)
+            model._forward_hooks_with_kwargs.pop(key, None)

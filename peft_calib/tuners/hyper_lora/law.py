@@ -69,6 +69,8 @@ class HyperLaw(Law):
         c = self.config
         if c.hyper_arch == "mlp":
             self.trunk: nn.Module = MLPTrunk(c.embed_dim, c.hyper_hidden, c.hyper_depth)
+            if c.init != "authors":
+                self._keep_slots_distinct()
         else:
             self.trunk = TransformerTrunk(
                 c.embed_dim, c.hyper_hidden, c.hyper_depth, c.hyper_nhead, c.hyper_ffn, c.hyper_dropout
@@ -81,6 +83,12 @@ class HyperLaw(Law):
                 name = self._head_name(side, group)
                 if name not in self.heads:
                     self.heads[name] = self._make_head(side, group)
+
+    def _keep_slots_distinct(self) -> None:
+        """Variance-preserving trunk: the framework's default shrinks the differences between slots layer by layer."""
+        for layer in self.trunk.layers:
+            nn.init.normal_(layer.weight, std=math.sqrt(2 / layer.in_features))
+            nn.init.zeros_(layer.bias)
 
     def _head_name(self, side: str, group: ShapeGroup) -> str:
         d = group.in_features if side == "A" else group.out_features
