@@ -13,7 +13,13 @@ from .registry import check_peft_version
 
 check_peft_version()
 
-from .tuners import HyperLoraConfig, HyperLoraModel  # noqa: E402  (a PEFT that cannot work is refused first)
+from .tuners import (  # noqa: E402  (a PEFT that cannot work is refused first)
+    BayesianLoraConfig,
+    BayesianLoraModel,
+    HyperLoraConfig,
+    HyperLoraModel,
+)
+from .tuners.holder import regularization_loss  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -39,4 +45,12 @@ def metric_path(name: str = "calibration") -> str:
     return find(name)
 
 
-__all__ = ["HyperLoraConfig", "HyperLoraModel", "export_lora", "metric_path"]
+__all__ = [
+    "BayesianLoraConfig",
+    "BayesianLoraModel",
+    "HyperLoraConfig",
+    "HyperLoraModel",
+    "export_lora",
+    "metric_path",
+    "regularization_loss",
+]

@@ -144,9 +144,9 @@ class FactorHolder(nn.Module):
         open_uses = [use() for use in self._uses.get(adapter, [])]
         if sum(use is not None and not use.consumed for use in open_uses) > 1:
             raise RuntimeError(
-                "Gradient checkpointing recomputes a block in backward, but since its forward the adapter has drawn other "
-                "factors for another forward, so the gradient would be wrong. Call backward (or drop the loss) after "
-                "each forward, or switch gradient checkpointing off."
+                "Gradient checkpointing recomputes a block in backward, but since its forward the adapter has drawn "
+                "other factors for another forward, so the gradient would be wrong. Call backward (or drop the loss) "
+                "after each forward, or switch gradient checkpointing off."
             )
 
     def _still_good(self, law: Law, old: Generation, stamp: tuple, wants_graph: bool) -> bool:
@@ -283,7 +283,7 @@ def _stamp(law: Law, draw: Draw) -> tuple:
 
 
 def parameter_stamp(tensors: Iterable[torch.Tensor]) -> tuple:
-    """A value that changes when one of the tensors does, through an optimiser or in place (but not through `.data`)."""
+    """A value that changes when a tensor does, through an optimiser or in place (but not through `.data`)."""
     return _optimizer_steps, tuple((id(t), t._version) for t in tensors)
 
 

@@ -1,0 +1,120 @@
+"""Where a posterior starts: at LoRA's initialisation, at a trained LoRA, or where the authors start."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from ..factors import ShapeGroup
+from .config import BayesianLoraConfig
+from .posterior import embed
+
+
+class FactorStart(NamedTuple):
+    """Initial values of a stack of factors (m, n).
+
+    Args:
+        rows: Z_r, (count, R, m).
+        columns: Z_c, (count, C, n).
+        mean: Mean of the core in units of the prior, (count, R, C).
+        sigma: Prior standard deviation, (count,).
+    """
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+    mean: torch.Tensor
+    sigma: torch.Tensor
+
+
+def core_shape(config: BayesianLoraConfig, r: int) -> tuple[int, int]:
+    """The sizes R and C of the cores of a slot of rank `r`."""
+    return config.inducing_rows or r, config.inducing_cols or r
+
+
+def start_factors(
+    config: BayesianLoraConfig,
+    group: ShapeGroup,
+    count: int,
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] | None,
+    generator: torch.Generator,
+) -> tuple[FactorStart, FactorStart]:
+    """Initial values of A and B for the slots of one shape.
+
+    Args:
+        config: The method's configuration.
+        group: Shape of the slots.
+        count: Their number.
+        pairs: Factors (A, B) of a trained LoRA to embed, one pair a slot.
+        generator: Source of all that is random.
+
+    Returns:
+        The starts of A and of B.
+
+    Raises:
+        ValueError: If a trained LoRA does not fit into the cores.
+    """
+    R, C = core_shape(config, group.r)
+    if config.init == "random" or (not config.init_weights and pairs is None):
+        return _random(config, group, count, R, C, generator)
+    if pairs is None:
+        A = _uniform((count, group.r, group.in_features), 1 / math.sqrt(group.in_features), generator)
+        B = torch.zeros(count, group.out_features, group.r)
+    else:
+        A, B = (torch.stack(side) for side in zip(*pairs, strict=True))
+    sigma_a, sigma_b = _prior_std(config, group, count, R, C, A if pairs is not None else None)
+    small_a, large_a = _directions(count, R, group.r, generator), _directions(count, C, group.in_features, generator)
+    small_b, large_b = _directions(count, C, group.r, generator), _directions(count, R, group.out_features, generator)
+    if min(R, C) < group.r:
+        if pairs is not None:
+            raise ValueError(
+                f"init_from embeds a LoRA of rank {group.r}, which needs inducing_rows and inducing_cols of at least "
+                f"{group.r}, got {R} and {C}."
+            )
+        mean = torch.randn(count, R, C, generator=generator)
+        return (
+            FactorStart(small_a, large_a, mean, sigma_a),
+            FactorStart(large_b, small_b, torch.zeros(count, R, C), sigma_b),
+        )
+    variance = config.init_d**2
+    A_start = embed(A, small_a, large_a, sigma_a.view(-1, 1, 1), variance, config.jitter)
+    columns, rows, mean = embed(B.mT, small_b, large_b, sigma_b.view(-1, 1, 1), variance, config.jitter)
+    return FactorStart(*A_start, sigma_a), FactorStart(rows, columns, mean.mT.contiguous(), sigma_b)
+
+
+def _random(
+    config: BayesianLoraConfig, group: ShapeGroup, count: int, R: int, C: int, generator: torch.Generator
+) -> tuple[FactorStart, FactorStart]:
+    starts = []
+    sigmas = _prior_std(config, group, count, R, C, None)
+    shared = torch.randn(count, R, C, generator=generator)
+    for (m, n), sigma in zip(((group.r, group.in_features), (group.out_features, group.r)), sigmas, strict=True):
+        rows = torch.randn(count, R, m, generator=generator) / math.sqrt(R)
+        columns = torch.randn(count, C, n, generator=generator) / math.sqrt(C)
+        mean = shared if config.share_inducing else torch.randn(count, R, C, generator=generator)
+        starts.append(FactorStart(rows, columns, mean, sigma))
+    return starts[0], starts[1]
+
+
+def _prior_std(
+    config: BayesianLoraConfig, group: ShapeGroup, count: int, R: int, C: int, A: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sigma of A and B: |A| / sqrt(R C) for both (a LoRA's B starts at 0), or the number of the configuration."""
+    if config.prior_std == "auto":
+        expected = torch.full(
+            (count,), math.sqrt(group.r / 3)
+        )  # norm of LoRA's initial A, entries of variance 1/(3 d)
+        norm = expected if A is None else A.norm(dim=(-2, -1))
+        sigma = torch.where(norm > 0, norm, expected) / math.sqrt(R * C)
+        return sigma, sigma
+    fan_in = (group.in_features, group.r) if config.prior_std_scaling == "sqrt_fan_in" else (1, 1)
+    return tuple(torch.full((count,), float(config.prior_std) / math.sqrt(n)) for n in fan_in)
+
+
+def _directions(count: int, size: int, dim: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(count, size, dim, generator=generator), dim=-1)
+
+
+def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> torch.Tensor:
+    return (torch.rand(shape, generator=generator) * 2 - 1) * bound

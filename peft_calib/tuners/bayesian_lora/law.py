@@ -1,0 +1,413 @@
+"""The law of BayesianLoRA: factors of all slots from stacked bases and cores, drawn or in the mean."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import torch
+from torch import nn
+
+from ..factors import Draw, Factors, Law, ShapeGroup, Slot, SlotTable
+from ..holder import parameter_stamp
+from ..seeding import keyed_generator
+from .config import BayesianLoraConfig
+from .initial import FactorStart, core_shape, start_factors
+from .posterior import Whitened, combine, conditional_noise, kl_conditional
+from .stacks import BasisStack, BoundedScale, CoreStack
+
+#: N where neither the configuration nor a callback tells the number of training items.
+FALLBACK_NUM_TRAIN_EXAMPLES = 1000
+
+_INIT, _TRAIN, _SAMPLE, _KL = range(4)  # purposes of a draw, first part of its key
+
+
+class BayesianLaw(Law):
+    """A posterior over the factors: `W = sigma (G_r^T V G_c + lambda E)` for each A and B, V ~ q.
+
+    Bases of equal shape lie in one stack, cores of equal shape in another, whatever slots and sides they belong to.
+
+    Args:
+        config: BayesianLoRA configuration.
+        slots: The slots to answer for.
+        pairs: Factors (A, B) of each slot from a trained LoRA, embedded as the posterior's mean.
+
+    Raises:
+        ValueError: If no slot gets a posterior, or cores cannot be shared at the given sizes.
+    """
+
+    stochastic = True
+
+    def __init__(
+        self,
+        config: BayesianLoraConfig,
+        slots: SlotTable,
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+    ) -> None:
+        super().__init__(slots)
+        self.config = config
+        chosen = [_is_bayesian(slot, config, slots) for slot in slots]
+        if not any(chosen):
+            raise ValueError(
+                f"bayesian_modules={config.bayesian_modules!r} and bayesian_layers={config.bayesian_layers!r} leave "
+                f"no target module with a posterior; the targets are {[slot.name for slot in slots][:8]} ..."
+            )
+        self.members = {g: [i for i in indices if chosen[i]] for g, indices in slots.groups.items()}
+        self.plain = {g: [i for i in indices if not chosen[i]] for g, indices in slots.groups.items()}
+        self.members = {g: indices for g, indices in self.members.items() if indices}
+        self._check_sizes()
+        generator = keyed_generator(config.sample_seed, _INIT)
+        self._build_posterior(pairs, generator)
+        self._build_plain(pairs, generator)
+        self.register_buffer("kl_factor", torch.ones(()))
+        self.register_buffer("num_generations", torch.zeros((), dtype=torch.int64))
+        self._count: int | None = 0  # mirror of the buffer: reading that would wait for the device
+        self.register_load_state_dict_post_hook(_forget_count)
+        self._whitened: tuple | None = None
+        self._warned = False
+        self.last_kl: torch.Tensor | None = None
+
+    # ----------------------------------------------------------------- construction
+
+    def _check_sizes(self) -> None:
+        for group, indices in self.members.items():
+            R, C = core_shape(self.config, group.r)
+            name = self.slots[indices[0]].name
+            if self.config.share_inducing and not R == C == group.r:
+                raise ValueError(
+                    f"share_inducing needs inducing_rows = inducing_cols = r, so that the mean update is a LoRA of "
+                    f"rank r; {name} has r = {group.r}, R = {R}, C = {C}."
+                )
+            if min(R, C) < group.r:
+                warnings.warn(
+                    f"inducing_rows = {R} and inducing_cols = {C} limit the update of {name} to rank {min(R, C)}, "
+                    f"below r = {group.r}; the extra rank only costs memory. Use sizes of at least r, or a smaller r.",
+                    stacklevel=2,
+                )
+
+    def _build_posterior(self, pairs: list | None, generator: torch.Generator) -> None:
+        config = self.config
+        bases: dict[str, list[torch.Tensor]] = {}
+        names: dict[str, list[str]] = {}
+        means: dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {}
+        self.basis_plan: dict[str, list[tuple[ShapeGroup, str, str]]] = {}
+        self.core_plan: dict[str, list[tuple[ShapeGroup, str]]] = {}
+        sigmas: list[torch.Tensor] = []
+        for group, indices in self.members.items():
+            given = [pairs[i] for i in indices] if pairs else None
+            starts = start_factors(config, group, len(indices), given, generator)
+            for side, start in zip("AB", starts, strict=True):
+                for role, Z in (("rows", start.rows), ("columns", start.columns)):
+                    key = f"{Z.shape[1]}x{Z.shape[2]}"
+                    self.basis_plan.setdefault(key, []).append((group, side, role))
+                    bases.setdefault(key, []).append(Z)
+                    names.setdefault(key, []).extend(f"factor {side} of {self.slots[i].name}" for i in indices)
+                sigmas.append(start.sigma)
+                if side == "A" or not config.share_inducing:
+                    key = f"{start.mean.shape[1]}x{start.mean.shape[2]}"
+                    self.core_plan.setdefault(key, []).append((group, side))
+                    means.setdefault(key, []).append(_core_start(start))
+        self.bases = nn.ModuleDict({key: BasisStack(torch.cat(Z), config, names[key]) for key, Z in bases.items()})
+        self.cores = nn.ModuleDict(
+            {key: CoreStack(*map(torch.cat, zip(*m, strict=True)), config, generator) for key, m in means.items()}
+        )
+        self.register_buffer("sigma", torch.cat(sigmas))
+        if config.conditional_noise != "none" and config.learn_lambda:
+            gain = config.variance_lr_multiplier
+            self.noise_scale = BoundedScale(self.sigma.shape, config.init_lambda, config.max_lambda, gain)
+
+    def _build_plain(self, pairs: list | None, generator: torch.Generator) -> None:
+        self.plain_A, self.plain_B = nn.ParameterDict(), nn.ParameterDict()
+        for group, indices in self.plain.items():
+            if not indices:
+                continue
+            bound = group.in_features**-0.5
+            A = (torch.rand(len(indices), group.r, group.in_features, generator=generator) * 2 - 1) * bound
+            B = torch.zeros(len(indices), group.out_features, group.r)
+            if not self.config.init_weights:
+                B.uniform_(-bound, bound, generator=generator)
+            if pairs:
+                A, B = (torch.stack([pairs[i][side] for i in indices]) for side in (0, 1))
+            self.plain_A[group.key], self.plain_B[group.key] = nn.Parameter(A), nn.Parameter(B)
+            if group in self.members:
+                order = torch.tensor([*self.members[group], *indices]).argsort()
+                self.register_buffer(f"order_{group.key}", order, persistent=False)
+
+    # ----------------------------------------------------------------- factors
+
+    def forward(self, draw: Draw) -> Factors:
+        """The factors of all slots: in the mean, one draw with the regulariser for training, or K keyed draws.
+
+        Raises:
+            ValueError: If fewer than one draw is asked for, or a kernel cannot be factorised.
+        """
+        if draw.num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {draw.num_samples}.")
+        bases, regularizer = self._bases(), None
+        if draw.mode == "mean":
+            pairs = self._mean_factors(bases)
+        else:
+            pairs, divergence = self._drawn_factors(bases, draw)
+            if draw.mode == "train":
+                regularizer = self._regularizer(divergence)
+        out = self._parameter_dtype
+        groups = {g: self._with_plain(g, pairs.get(g)) for g in self.slots.groups}
+        return Factors({g: (A.to(out), B.to(out)) for g, (A, B) in groups.items()}, regularizer)
+
+    @property
+    def _parameter_dtype(self) -> torch.dtype:
+        return next(iter(self.bases.values())).Z.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the factor mathematics: at least float32, whatever the parameters are stored in."""
+        return torch.promote_types(self._parameter_dtype, torch.float32)
+
+    def _bases(self) -> dict[tuple[ShapeGroup, str, str], Whitened]:
+        """Whitened bases by group, side and role; kept between calls without gradients until a parameter changes."""
+        if torch.is_grad_enabled():
+            self._whitened = None
+            return self._whiten()
+        stamp = (self.dtype, parameter_stamp(self.bases.parameters()))
+        if self._whitened is None or self._whitened[0] != stamp:
+            self._whitened = (stamp, self._whiten())
+        return self._whitened[1]
+
+    def _whiten(self) -> dict[tuple[ShapeGroup, str, str], Whitened]:
+        found = {}
+        for key, plan in self.basis_plan.items():
+            sizes = [len(self.members[group]) for group, _, _ in plan]
+            parts = (tensor.split(sizes) for tensor in self.bases[key](self.dtype))
+            found.update({place: Whitened(*part) for place, part in zip(plan, zip(*parts, strict=True), strict=True)})
+        return found
+
+    def _split(self, per_factor: torch.Tensor) -> dict[tuple[ShapeGroup, str], torch.Tensor]:
+        """Cut a tensor with one entry a factor into pieces that broadcast over (K, n, m, n)."""
+        places = [(group, side) for group in self.members for side in "AB"]
+        parts = per_factor.to(self.dtype).view(-1, 1, 1).split([len(self.members[group]) for group, _ in places])
+        return dict(zip(places, parts, strict=True))
+
+    def _by_factor(self, cores: dict[str, torch.Tensor]) -> dict[tuple[ShapeGroup, str], torch.Tensor]:
+        found = {}
+        for key, plan in self.core_plan.items():
+            parts = cores[key].split([len(self.members[group]) for group, _ in plan], dim=1)
+            found.update(zip(plan, parts, strict=True))
+        if self.config.share_inducing:
+            found.update({(group, "B"): found[group, "A"] for group in self.members})
+        return found
+
+    def _mean_factors(self, bases: dict) -> dict[ShapeGroup, tuple[torch.Tensor, torch.Tensor]]:
+        sigma = self._split(self.sigma)
+        if not self.config.share_inducing:
+            V = self._by_factor({key: stack.expectation(self.dtype) for key, stack in self.cores.items()})
+            return self._assemble(bases, V, sigma)
+        middles = {(g, "A"): _middle(bases, g) for g in self.members}
+        products = {}
+        for key, plan in self.core_plan.items():
+            products[key] = self.cores[key].expected_product(torch.cat([middles[place] for place in plan]))
+        return self._assemble_core_form(bases, self._by_factor(products), sigma)
+
+    def _drawn_factors(self, bases: dict, draw: Draw) -> tuple[dict, torch.Tensor | None]:
+        sources = self._sources(draw)
+        noise = {key: self._normal(stack.shape, sources) for key, stack in self.cores.items()}
+        divergence = None
+        if draw.mode == "train":
+            drawn = {key: stack.draw_with_kl(noise[key]) for key, stack in self.cores.items()}
+            divergence = torch.stack([kl for _, kl in drawn.values()]).sum()
+            V = self._by_factor({key: core for key, (core, _) in drawn.items()})
+        else:
+            V = self._by_factor({key: stack.draw(noise[key]) for key, stack in self.cores.items()})
+        sigma = self._split(self.sigma)
+        if self.config.conditional_noise == "none":
+            if draw.mode == "sample" and all(core_shape(self.config, g.r)[1] == g.r for g in self.members):
+                products = {g: V[g, "B"] @ _middle(bases, g) @ V[g, "A"] for g in self.members}
+                return self._assemble_core_form(bases, {(g, "A"): M for g, M in products.items()}, sigma), divergence
+            return self._assemble(bases, V, sigma), divergence
+        pairs = self._assemble(bases, V, dict.fromkeys(sigma, 1.0))
+        return self._add_noise(pairs, bases, sigma, sources), divergence
+
+    def _assemble(self, bases: dict, V: dict, sigma: dict) -> dict[ShapeGroup, tuple[torch.Tensor, torch.Tensor]]:
+        return {
+            group: tuple(
+                combine(
+                    bases[group, side, "rows"].G, V[group, side] * sigma[group, side], bases[group, side, "columns"].G
+                )
+                for side in "AB"
+            )
+            for group in self.members
+        }
+
+    def _assemble_core_form(self, bases: dict, M: dict, sigma: dict) -> dict:
+        """A = sigma_A G_c^A, the same for every draw, and B = sigma_B G_r^B^T M: the same product B A."""
+        return {
+            group: (
+                (bases[group, "A", "columns"].G * sigma[group, "A"]).unsqueeze(0),
+                bases[group, "B", "rows"].G.mT @ (M[group, "A"] * sigma[group, "B"]),
+            )
+            for group in self.members
+        }
+
+    def _add_noise(self, pairs: dict, bases: dict, sigma: dict, sources: list[torch.Generator]) -> dict:
+        kind, scale = self.config.conditional_noise, self._split(self._noise_scale())
+        noisy = {}
+        for group, factors in pairs.items():
+            sides = []
+            for side, W in zip("AB", factors, strict=True):
+                rows, columns = bases[group, side, "rows"], bases[group, side, "columns"]
+                extra = (rows.G.shape[-2], columns.G.shape[-2]) if kind == "matheron" else (0, 0)
+                shape = (W.shape[1], W.shape[2] + extra[0], W.shape[3] + extra[1])
+                E = conditional_noise(self._normal(shape, sources), rows, columns, kind)
+                sides.append(sigma[group, side] * (W + scale[group, side] * E))
+            noisy[group] = tuple(sides)
+        return noisy
+
+    def _noise_scale(self) -> torch.Tensor:
+        if hasattr(self, "noise_scale"):
+            return self.noise_scale(self.dtype)
+        return torch.full_like(self.sigma, self.config.init_lambda, dtype=self.dtype)
+
+    def _with_plain(self, group: ShapeGroup, pair: tuple | None) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.plain[group]:
+            return pair
+        plain = tuple(side[group.key].unsqueeze(0) for side in (self.plain_A, self.plain_B))
+        if pair is None:
+            return plain
+        order = getattr(self, f"order_{group.key}")
+        both = (
+            torch.cat([drawn, fixed.to(drawn.dtype).expand(drawn.shape[0], -1, -1, -1)], dim=1)
+            for drawn, fixed in zip(pair, plain, strict=True)
+        )
+        return tuple(stack.index_select(1, order) for stack in both)
+
+    def core_form(self, draw: Draw) -> dict[ShapeGroup, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Draws as small cores between two shared factors: `B A = P M Q`, the compact way to store them.
+
+        Args:
+            draw: Which draws, in mode `"sample"`.
+
+        Returns:
+            For each group of slots with a posterior P (n, d_out, R), M (K, n, R, C) and Q (n, C, d_in), without the
+            slots' scaling.
+
+        Raises:
+            ValueError: If the configuration has conditional noise, which no core can hold.
+        """
+        if self.config.conditional_noise != "none":
+            raise ValueError("Draws with conditional noise have no core form; set conditional_noise='none'.")
+        bases, sources, sigma = self._bases(), self._sources(draw), self._split(self.sigma)
+        cores = {key: stack.draw(self._normal(stack.shape, sources)) for key, stack in self.cores.items()}
+        V = self._by_factor(cores)
+        return {
+            g: (
+                bases[g, "B", "rows"].G.mT * sigma[g, "B"],
+                V[g, "B"] @ _middle(bases, g) @ V[g, "A"],
+                bases[g, "A", "columns"].G * sigma[g, "A"],
+            )
+            for g in self.members
+        }
+
+    # ----------------------------------------------------------------- what is random
+
+    def _sources(self, draw: Draw) -> list[torch.Generator]:
+        """One private generator a draw; a stack is filled in slot order, so a slot's noise does not depend on K."""
+        if draw.mode == "train":
+            return [keyed_generator(self.config.sample_seed, _TRAIN, self._next_generation())]
+        return [keyed_generator(draw.seed, _SAMPLE, draw.first + k) for k in range(draw.num_samples)]
+
+    def _normal(self, shape: tuple[int, ...], sources: list[torch.Generator]) -> torch.Tensor:
+        noise = torch.stack([torch.randn(shape, generator=source, dtype=self.dtype) for source in sources])
+        return noise.to(self.sigma.device, non_blocking=True)
+
+    def _next_generation(self) -> int:
+        if self._count is None:
+            self._count = int(self.num_generations)
+        self._count += 1
+        self.num_generations += 1
+        return self._count
+
+    # ----------------------------------------------------------------- divergence
+
+    def kl(self) -> torch.Tensor:
+        """KL of the posterior from the prior in nats, with a graph; with a flow an estimate from one fixed draw."""
+        source = [keyed_generator(self.config.sample_seed, _KL)]
+        terms = [stack.draw_with_kl(self._normal(stack.shape, source))[1] for stack in self.cores.values()]
+        return torch.stack(terms).sum() + self._conditional_kl()
+
+    def _conditional_kl(self) -> torch.Tensor | float:
+        if self.config.conditional_noise == "none":
+            return 0.0
+        numel = [
+            float(d * group.r)
+            for group, indices in self.members.items()
+            for d in (group.in_features, group.out_features)
+            for _ in indices
+        ]
+        return kl_conditional(self._noise_scale(), self.sigma.new_tensor(numel, dtype=self.dtype))
+
+    def _regularizer(self, divergence: torch.Tensor) -> torch.Tensor:
+        """`kl_factor (kl_weight KL_U + kl_conditional_weight KL_W|U) / N`."""
+        config, conditional = self.config, self._conditional_kl()
+        self.last_kl = (divergence + conditional).detach()
+        weight = config.kl_weight if config.kl_conditional_weight is None else config.kl_conditional_weight
+        return (config.kl_weight * divergence + weight * conditional) * (self.kl_factor / self._num_train_examples())
+
+    def _num_train_examples(self) -> int:
+        if self.config.num_train_examples is not None:
+            return self.config.num_train_examples
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "BayesianLoraConfig.num_train_examples is not set, so the KL divergence is weighted as for "
+                f"{FALLBACK_NUM_TRAIN_EXAMPLES} training items. Set it to the number of training items (rows, or "
+                "target tokens for language modelling), or add peft_calib.trainer_callbacks."
+                "RegularizerScheduleCallback.",
+                stacklevel=2,
+            )
+        return FALLBACK_NUM_TRAIN_EXAMPLES
+
+    # ----------------------------------------------------------------- lifecycle
+
+    def set_progress(self, step: int, total_steps: int, accumulation_steps: int = 1) -> None:
+        """Raise the weight of the KL linearly: `min(1, (t + 1) / (kl_warmup T))`, t and T in optimiser steps."""
+        horizon = self.config.kl_warmup * total_steps
+        with torch.no_grad():
+            self.kl_factor.fill_(min(1.0, (step + 1) / horizon) if horizon > 0 else 1.0)
+
+    def set_num_train_examples(self, num_train_examples: int) -> None:
+        """Tell N to a law whose configuration leaves it open; kept with the adapter's configuration."""
+        if self.config.num_train_examples is None:
+            self.config.num_train_examples = int(num_train_examples)
+
+    def invalidate(self) -> None:
+        """Forget the whitened bases."""
+        self._whitened = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_whitened": None}
+
+
+def _core_start(start: FactorStart) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    numel = float(start.rows.shape[-1] * start.columns.shape[-1])
+    return start.mean, start.sigma, torch.full_like(start.sigma, numel)
+
+
+def _middle(bases: dict, group: ShapeGroup) -> torch.Tensor:
+    """X = G_c^B G_r^A^T, (n, C, R): what stands between the two cores of a slot."""
+    return bases[group, "B", "columns"].G @ bases[group, "A", "rows"].G.mT
+
+
+def _is_bayesian(slot: Slot, config: BayesianLoraConfig, slots: SlotTable) -> bool:
+    if config.bayesian_layers is not None:
+        depth = 1 + max((s.layer for s in slots if s.layer is not None), default=-1)
+        if slot.layer is None or slot.layer not in [i % depth if i < 0 else i for i in config.bayesian_layers]:
+            return False
+    names = config.bayesian_modules
+    if names is None:
+        return True
+    if isinstance(names, str):
+        return re.fullmatch(names, slot.name) is not None
+    return any(slot.name == name or slot.name.endswith(f".{name}") for name in names)
+
+
+def _forget_count(law: BayesianLaw, _) -> None:
+    law._count = None

@@ -1,0 +1,237 @@
+"""The mathematics of the inducing-variable posterior over LoRA factors; pure functions on stacks of factors.
+
+A factor W of shape (m, n) hangs on an R x C core V through a row basis Z_r (R, m) and a column basis Z_c (C, n):
+
+    K = Z Z^T + D^2 = L L^T,   G = L^-1 Z,   W / sigma = G_r^T V G_c + lambda E,   E ~ N(0, I - P_r (x) P_c),   P =
+    G^T G
+
+with the prior p(V) = N(0, I), under which (and lambda = 1) the entries of W are independent N(0, sigma^2). Whitening
+is built in, so the prior of V never changes. Reference: Ritter et al. 2021 (inducing weights) as applied to LoRA
+factors by Lin et al. 2026, arXiv 2601.21003.
+
+Every function takes leading batch dimensions; none draws random numbers, callers pass standard normal noise.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+#: Times that a failed Cholesky factorisation is tried again with ten times the jitter.
+ESCALATIONS = 3
+
+
+class CholeskyError(ValueError):
+    """A basis whose kernel has no Cholesky factor; `index` is its place in the batch."""
+
+    def __init__(self, index: int, jitter: float) -> None:
+        super().__init__(f"kernel {index} has no Cholesky factor, even with a relative jitter of {jitter:g}")
+        self.index, self.jitter = index, jitter
+
+
+class Whitened(NamedTuple):
+    """A basis after whitening.
+
+    Args:
+        G: L^-1 Z, shape (..., size, dim), with rows that are orthonormal in the limit D -> 0.
+        L: Cholesky factor of K, (..., size, size).
+        D: Square root of the diagonal added to Z Z^T, (..., size).
+    """
+
+    G: torch.Tensor
+    L: torch.Tensor
+    D: torch.Tensor
+
+    @property
+    def extended(self) -> torch.Tensor:
+        """H = L^-1 [Z, D] of shape (..., size, dim + size), for which H H^T = I exactly."""
+        scaled = torch.linalg.solve_triangular(self.L, torch.diag_embed(self.D), upper=False)
+        return torch.cat([self.G, scaled], dim=-1)
+
+
+def whiten(Z: torch.Tensor, variance: torch.Tensor, jitter: float) -> Whitened:
+    """Whiten a stack of bases: `K = Z Z^T + diag(variance + jitter * mean diag K)`, `G = L^-1 Z`.
+
+    Args:
+        Z: Bases, (count, size, dim).
+        variance: The diagonal D^2, (count, size) or broadcastable to it.
+        jitter: Added relative to the mean diagonal, and times ten up to three times where a factorisation fails.
+
+    Returns:
+        The whitened bases.
+
+    Raises:
+        CholeskyError: If a kernel has no factor after the escalation, e.g. because a parameter is not finite.
+
+    Example:
+        >>> whiten(torch.eye(2).expand(1, 2, 2), torch.zeros(1, 2), 0.0).G[0]
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+    gram = Z @ Z.mT
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    scale = (diagonal + variance).detach().mean(-1, keepdim=True)
+    for attempt in range(ESCALATIONS + 1):
+        added = (variance + jitter * 10**attempt * scale).expand_as(diagonal)
+        L, info = torch.linalg.cholesky_ex(gram + torch.diag_embed(added))
+        if not info.any():
+            return Whitened(torch.linalg.solve_triangular(L, Z, upper=False), L, added.sqrt())
+    raise CholeskyError(int(info.nonzero()[0, 0]), jitter * 10**ESCALATIONS)
+
+
+def combine(rows: torch.Tensor, core: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """`G_r^T V G_c`, contracting the smaller of the two sides first.
+
+    Args:
+        rows: G_r, (..., R, m).
+        core: V, (..., R, C).
+        columns: G_c, (..., C, n).
+
+    Returns:
+        Tensor of shape (..., m, n).
+    """
+    if rows.shape[-1] <= columns.shape[-1]:
+        return (rows.mT @ core) @ columns
+    return rows.mT @ (core @ columns)
+
+
+def conditional_noise(noise: torch.Tensor, rows: Whitened, columns: Whitened, kind: str) -> torch.Tensor:
+    """Turn white noise into E ~ N(0, I - P_r (x) P_c), what V leaves open of a factor.
+
+    `"matheron"` is exact: `E = e - G_r^T (H_r e' H_c^T) G_c` with e' the noise extended by the diagonals' own
+    (Matheron's rule in whitened coordinates; no second Cholesky factor is needed). `"projected"` leaves the extension
+    out, `E = e - P_r e P_c`: exact for D -> 0 and free of further noise.
+
+    Args:
+        noise: Standard normal, (..., m, n) for `"projected"`, (..., m + R, n + C) for `"matheron"`.
+        rows: Row basis.
+        columns: Column basis.
+        kind: `"projected"` or `"matheron"`.
+
+    Returns:
+        E of shape (..., m, n).
+    """
+    if kind == "projected":
+        return noise - combine(rows.G, rows.G @ noise @ columns.G.mT, columns.G)
+    white = rows.extended @ noise @ columns.extended.mT
+    m, n = rows.G.shape[-1], columns.G.shape[-1]
+    return noise[..., :m, :n] - combine(rows.G, white, columns.G)
+
+
+# --------------------------------------------------------------------- draws of the core
+
+
+def draw_diagonal(mean: torch.Tensor, sd: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """`V = mean + sd * noise`, elementwise."""
+    return mean + sd * noise
+
+
+def draw_matrix_normal(
+    mean: torch.Tensor, row: torch.Tensor, column: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """`V = mean + T_r noise T_c^T` with lower triangular T_r, T_c: cov(vec V) = T_c T_c^T (x) T_r T_r^T."""
+    return mean + row @ noise @ column.mT
+
+
+def draw_full(mean: torch.Tensor, factor: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """`V = mean + T noise` with T (R C, R C) lower triangular on the row-major entries of V."""
+    return mean + (factor @ noise.flatten(-2).unsqueeze(-1)).squeeze(-1).view(noise.shape)
+
+
+# --------------------------------------------------------------------- divergences
+
+
+def kl_diagonal(mean: torch.Tensor, sd: torch.Tensor) -> torch.Tensor:
+    """KL of N(mean, sd^2) from N(0, 1), summed over all entries: `sum 0.5 (sd^2 + mean^2 - 1) - log sd`, in nats."""
+    return (0.5 * (sd.square() + mean.square() - 1) - sd.log()).sum()
+
+
+def kl_matrix_normal(mean: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    """KL of MN(mean, T_r T_r^T, T_c T_c^T) from MN(0, I, I), summed over the batch, in nats."""
+    R, C = mean.shape[-2:]
+    trace = row.square().sum((-2, -1)) * column.square().sum((-2, -1))
+    log_det = C * _log_diagonal(row) + R * _log_diagonal(column)
+    return (0.5 * (trace + mean.square().sum((-2, -1)) - R * C) - log_det).sum()
+
+
+def kl_full(mean: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """KL of N(vec mean, T T^T) from N(0, I), summed over the batch, in nats."""
+    square = factor.square().sum((-2, -1)) + mean.square().sum((-2, -1)) - factor.shape[-1]
+    return (0.5 * square - _log_diagonal(factor)).sum()
+
+
+def kl_conditional(scale: torch.Tensor, numel: torch.Tensor) -> torch.Tensor:
+    """KL of N(M, lambda^2 S) from N(M, S): `sum m n (0.5 lambda^2 - log lambda - 0.5)`, whatever S is, in nats.
+
+    Args:
+        scale: lambda of each factor.
+        numel: Entries m n of each factor.
+    """
+    return (numel * (0.5 * scale.square() - scale.log() - 0.5)).sum()
+
+
+def kl_sampled(noise: torch.Tensor, log_det: torch.Tensor, core: torch.Tensor) -> torch.Tensor:
+    """One-sample estimate of KL(q(V) || N(0, I)) where V is a deterministic map of standard normal noise, in nats.
+
+    `log q(V) - log p(V) = 0.5 |V|^2 - 0.5 |noise|^2 - log |det dV/dnoise|`, unbiased; used with a flow.
+    """
+    return 0.5 * (core.square().sum() - noise.square().sum()) - log_det.sum()
+
+
+def _log_diagonal(factor: torch.Tensor) -> torch.Tensor:
+    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+# --------------------------------------------------------------------- moments and embedding
+
+
+def mean_of_product(mean: torch.Tensor, root: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
+    """E[V X V] of a Gaussian core V: `mean X mean + sum_kl Cov(V_ik, V_lj) X_kl`.
+
+    Needed where A and B share one core, since E[B A] is then not E[B] E[A].
+
+    Args:
+        mean: (..., R, C).
+        root: Square root of the covariance of the row-major entries, (..., R C, R C).
+        middle: X, (..., C, R).
+
+    Returns:
+        Tensor of shape (..., R, C).
+    """
+    R, C = mean.shape[-2:]
+    covariance = (root @ root.mT).unflatten(-1, (R, C)).unflatten(-3, (R, C))
+    return mean @ middle @ mean + torch.einsum("...iklj,...kl->...ij", covariance, middle)
+
+
+def embed(
+    W: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, sigma: torch.Tensor, variance: float, jitter: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Bases and core mean that reproduce given factors exactly: `sigma G_r^T V G_c = W`.
+
+    With w_i the norm of row i: the first rows of Z_r are the identity, those of Z_c are W_i / w_i, and
+    `V[:m] = diag(L_r) w / sigma * L_c[:m]`, because L_c G_c = Z_c. Rows of zeros keep the direction given in `columns`
+    and get a zero mean.
+
+    Args:
+        W: Factors with at least as many columns as rows, (count, m, n).
+        rows: Random fill of Z_r, (count, R, m) with R >= m.
+        columns: Random fill of Z_c, (count, C, n) with C >= m.
+        sigma: Prior standard deviation, (count, 1, 1).
+        variance: The diagonal D^2 the bases are whitened with.
+        jitter: The relative jitter they are whitened with.
+
+    Returns:
+        Z_r, Z_c and the mean of V, shape (count, R, C).
+    """
+    m = W.shape[-2]
+    norm = W.norm(dim=-1, keepdim=True)
+    Z_r, Z_c = rows.clone(), columns.clone()
+    Z_r[..., :m, :] = torch.eye(m, dtype=W.dtype)
+    Z_c[..., :m, :] = torch.where(norm > 0, W / norm.clamp_min(torch.finfo(W.dtype).tiny), Z_c[..., :m, :])
+    D2 = torch.full((1, 1), variance, dtype=W.dtype)
+    L_r, L_c = whiten(Z_r, D2, jitter).L, whiten(Z_c, D2, jitter).L
+    mean = torch.zeros(*W.shape[:-2], Z_r.shape[-2], Z_c.shape[-2], dtype=W.dtype)
+    diagonal = L_r.diagonal(dim1=-2, dim2=-1)[..., :m, None]
+    mean[..., :m, :] = diagonal * norm / sigma * L_c[..., :m, :]
+    return Z_r, Z_c, mean

@@ -1,0 +1,226 @@
+"""The parameters of a posterior, stacked over factors: bases, cores, and scales that cannot freeze."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from .config import BayesianLoraConfig
+from .flow import MaskedAffineFlow
+from .posterior import (
+    CholeskyError,
+    Whitened,
+    draw_diagonal,
+    draw_full,
+    draw_matrix_normal,
+    kl_diagonal,
+    kl_full,
+    kl_matrix_normal,
+    kl_sampled,
+    mean_of_product,
+    whiten,
+)
+
+#: Pairs of antithetic draws behind the mean of a core with a flow.
+MEAN_PAIRS = 512
+
+
+class BoundedScale(nn.Module):
+    """Positive scales `upper * sigmoid(logit(start / upper) + gain * offset)` with trained offsets, zero at the start.
+
+    An offset survives a cast to bfloat16, where a stored `logit(start)` would be too coarse to move; the sigmoid has
+    no dead gradient at its bound; and the gain is the scales' own learning rate under any Adam-like optimiser.
+
+    Args:
+        shape: Shape of the scales.
+        start: Initial value, below `upper`.
+        upper: Supremum.
+        gain: Logits per unit of the offset.
+    """
+
+    def __init__(self, shape: tuple[int, ...], start: float, upper: float, gain: float) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(shape))
+        self.logit, self.upper, self.gain = math.log(start) - math.log(upper - start), upper, gain
+
+    def forward(self, dtype: torch.dtype) -> torch.Tensor:
+        """The scales, computed in `dtype`."""
+        return self.upper * torch.sigmoid(self.logit + self.gain * self.offset.to(dtype))
+
+
+class BasisStack(nn.Module):
+    """Bases Z of equal shape and the diagonals of their kernels.
+
+    Args:
+        Z: Initial bases, (count, size, dim).
+        config: The method's configuration.
+        names: What each basis belongs to, for messages.
+    """
+
+    def __init__(self, Z: torch.Tensor, config: BayesianLoraConfig, names: list[str]) -> None:
+        super().__init__()
+        self.Z = nn.Parameter(Z)
+        self.names = names
+        self.init_d, self.jitter = config.init_d, config.jitter
+        if config.learn_d:
+            self.log_d = nn.Parameter(torch.zeros(Z.shape[:2]))
+        if config.learn_jitter:
+            self.jitter_offset = nn.Parameter(torch.zeros(Z.shape[:2]))
+
+    def forward(self, dtype: torch.dtype) -> Whitened:
+        """The whitened bases, computed in `dtype`.
+
+        Raises:
+            ValueError: If a kernel cannot be factorised; the message names the slot.
+        """
+        Z = self.Z.to(dtype)
+        if hasattr(self, "log_d"):
+            variance = (self.init_d * self.log_d.to(dtype).exp()).square()
+        else:
+            variance = Z.new_full((1, 1), self.init_d**2)
+        if hasattr(self, "jitter_offset"):
+            # the authors add 0.01 * softplus(rho) * U(0, 1) to Z: this is its variance, summed over a row
+            amplitude = 0.01 * nn.functional.softplus(math.log(math.expm1(1e-3)) + self.jitter_offset.to(dtype))
+            variance = variance + amplitude.square() * (Z.shape[-1] / 12)
+        try:
+            return whiten(Z, variance, self.jitter)
+        except CholeskyError as error:
+            raise ValueError(
+                f"The kernel of {self.names[error.index]} could not be factorised, even with a relative jitter of "
+                f"{error.jitter:g}: its basis is not finite or too badly scaled. Lower the learning rate, raise "
+                "init_d or jitter, and check the training data for values that are not finite."
+            ) from error
+
+
+class CoreStack(nn.Module):
+    """q(V) for cores of equal shape (R, C): mean, spread, and optionally a flow.
+
+    Args:
+        mean: Initial mean in the units of the prior, (count, R, C).
+        sigma: Prior standard deviation of the factor behind each core, (count,).
+        numel: Number of entries of that factor, (count,).
+        config: The method's configuration.
+        generator: Source of the flow's initial weights.
+    """
+
+    def __init__(
+        self,
+        mean: torch.Tensor,
+        sigma: torch.Tensor,
+        numel: torch.Tensor,
+        config: BayesianLoraConfig,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        count, R, C = mean.shape
+        # a step of size lr in every stored entry moves the factor by lr * sqrt(numel) in norm, as it does in LoRA
+        unit = (numel / (R * C)).sqrt() / sigma if config.core_units == "lora" else torch.ones(count)
+        self.register_buffer("unit", unit.view(-1, 1, 1))
+        self.mean = nn.Parameter(mean / self.unit)
+        self.family, self.seed = config.posterior, config.sample_seed
+        gain, start, upper = config.variance_lr_multiplier, config.init_sd, config.max_sd
+        if self.family == "diagonal":
+            self.sd = BoundedScale((count, R, C), start, upper, gain)
+        elif self.family == "matrix_normal":
+            self.row_sd = BoundedScale((count, R), math.sqrt(start), math.sqrt(upper), gain)
+            self.col_sd = BoundedScale((count, C), math.sqrt(start), math.sqrt(upper), gain)
+            self.row_mix = nn.Parameter(torch.zeros(count, R * (R - 1) // 2))
+            self.col_mix = nn.Parameter(torch.zeros(count, C * (C - 1) // 2))
+        else:
+            self.sd = BoundedScale((count, R * C), start, upper, gain)
+            self.mix = nn.Parameter(torch.zeros(count, R * C * (R * C - 1) // 2))
+        if config.flow == "maf":
+            self.flow = MaskedAffineFlow(count, C, config.flow_hidden, config.flow_depth, generator)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(count, R, C)."""
+        return self.mean.shape
+
+    def draw(self, noise: torch.Tensor) -> torch.Tensor:
+        """Cores for given noise.
+
+        Args:
+            noise: Standard normal, (K, count, R, C).
+
+        Returns:
+            V of the same shape.
+        """
+        return self._transform(noise)[0]
+
+    def draw_with_kl(self, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One draw and KL(q || N(0, I)) in nats: in closed form, or with a flow the estimate from this very draw."""
+        V, log_det = self._transform(noise)
+        if hasattr(self, "flow"):
+            return V, kl_sampled(noise, log_det, V)
+        mean, spread = self._mean(noise.dtype), self._spread(noise.dtype)
+        if self.family == "diagonal":
+            return V, kl_diagonal(mean, spread[0])
+        return V, (kl_full(mean, *spread) if self.family == "full" else kl_matrix_normal(mean, *spread))
+
+    def expectation(self, dtype: torch.dtype) -> torch.Tensor:
+        """E[V], (1, count, R, C): the mean, or with a flow the average of fixed antithetic draws."""
+        if not hasattr(self, "flow"):
+            return self._mean(dtype).unsqueeze(0)
+        return self.draw(self._fixed_noise(dtype)).mean(0, keepdim=True)
+
+    def expected_product(self, middle: torch.Tensor) -> torch.Tensor:
+        """E[V X V] for given X of shape (count, C, R), with a leading dimension of size one."""
+        if hasattr(self, "flow"):
+            V = self.draw(self._fixed_noise(middle.dtype))
+            return (V @ middle @ V).mean(0, keepdim=True)
+        return mean_of_product(self._mean(middle.dtype), self._root(middle.dtype), middle).unsqueeze(0)
+
+    def _mean(self, dtype: torch.dtype) -> torch.Tensor:
+        return self.mean.to(dtype) * self.unit.to(dtype)
+
+    def _spread(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        if self.family == "diagonal":
+            return (self.sd(dtype),)
+        if self.family == "full":
+            return (_triangular(self.sd(dtype), self.mix.to(dtype)),)
+        rows = _triangular(self.row_sd(dtype), self.row_mix.to(dtype))
+        return rows, _triangular(self.col_sd(dtype), self.col_mix.to(dtype))
+
+    def _root(self, dtype: torch.dtype) -> torch.Tensor:
+        spread = self._spread(dtype)
+        if self.family == "diagonal":
+            return torch.diag_embed(spread[0].flatten(-2))
+        if self.family == "full":
+            return spread[0]
+        rows, columns = spread
+        return torch.einsum("nik,njl->nijkl", rows, columns).flatten(3).flatten(1, 2)
+
+    def _transform(self, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        draw = {"diagonal": draw_diagonal, "matrix_normal": draw_matrix_normal, "full": draw_full}[self.family]
+        spread = self._spread(noise.dtype)
+        V = draw(self._mean(noise.dtype), *spread, noise)
+        log_det = self._log_det(spread)
+        if hasattr(self, "flow"):
+            rows, change = self.flow(V.transpose(0, 1).flatten(1, 2))
+            V = rows.unflatten(1, (noise.shape[0], -1)).transpose(0, 1)
+            log_det = log_det + change.sum()
+        return V, log_det
+
+    def _log_det(self, spread: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if self.family == "diagonal":
+            return spread[0].log().sum()
+        _, R, C = self.shape
+        weights = (1,) if self.family == "full" else (C, R)
+        return sum(w * t.diagonal(dim1=-2, dim2=-1).log().sum() for w, t in zip(weights, spread, strict=True))
+
+    def _fixed_noise(self, dtype: torch.dtype) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        half = torch.randn(MEAN_PAIRS, *self.shape, generator=generator).to(self.mean.device, dtype)
+        return torch.cat([half, -half])
+
+
+def _triangular(diagonal: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
+    """Lower triangular `diag(s) (I + N)` from the packed strict lower triangle of N."""
+    size = diagonal.shape[-1]
+    row, column = torch.tril_indices(size, size, -1, device=mix.device)
+    lower = mix.new_zeros(*mix.shape[:-1], size, size)
+    lower[..., row, column] = mix
+    return diagonal.unsqueeze(-1) * (lower + torch.eye(size, dtype=mix.dtype, device=mix.device))
