@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Selective prediction and error detection for `evaluate`."""
+
+from typing import Any
+
+import datasets
+import evaluate
+
+from peft_calib.calibration.selective import selective_scores
+
+_CITATION = """\
+@inproceedings{geifman2017selective,
+  title     = {Selective Classification for Deep Neural Networks},
+  author    = {Geifman, Yonatan and El-Yaniv, Ran},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2017}
+}
+@inproceedings{traub2024overcoming,
+  title     = {Overcoming Common Flaws in the Evaluation of Selective Classification Systems},
+  author    = {Traub, Jeremias and Bungert, Till J. and L{\\"u}th, Carsten T. and others},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2024}
+}
+"""
+
+_DESCRIPTION = """\
+Does the uncertainty know where the errors are? AUROC and average precision of error detection, AURC, its excess over the
+oracle, AUGRC, the prediction rejection ratio, both readings of FPR@95, accuracy at coverage and coverage at risk. Ties are
+handled exactly, so quantised scores and shuffled rows give the same numbers.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions: probabilities (or logits) of each class, one list of numbers a row, with labels as references; or one
+        uncertainty a row, larger where less sure, with errors (1 where the prediction is wrong) as references.
+    references: integer labels, or zeros and ones.
+    input: "probabilities" (default), "logits" or "uncertainty".
+    coverages: coverages to give the accuracy at, (0.5, 0.8, 0.9, 0.95) by default.
+    risks: error rates to give the coverage at, (0.01, 0.05, 0.1) by default.
+Returns:
+    One number a score.
+Examples:
+    >>> import evaluate, peft_calib
+    >>> metric = evaluate.load(peft_calib.metric_path("selective_prediction"))
+    >>> result = metric.compute(predictions=[0.1, 0.2, 0.8, 0.9], references=[0, 0, 1, 0], input="uncertainty")
+    >>> round(result["error_auroc"], 4)
+    0.6667
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class SelectivePrediction(evaluate.Metric):
+    """Shell over `peft_calib.calibration.selective.selective_scores`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        label = datasets.Value("int64")
+        rows = {"predictions": datasets.Sequence(datasets.Value("float64")), "references": label}
+        scores = {"predictions": datasets.Value("float64"), "references": label}
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=[datasets.Features(rows), datasets.Features(scores)],
+            reference_urls=["https://arxiv.org/abs/1705.08500", "https://arxiv.org/abs/2407.01032"],
+        )
+
+    def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
+        """As `evaluate.Metric.compute`; arrays given in this one call are used as they are, without a copy in Arrow."""
+        direct = predictions is not None and references is not None and self.writer is None and self.num_process == 1
+        if direct:
+            return self._compute(predictions, references, **kwargs)
+        return super().compute(predictions=predictions, references=references, **kwargs)
+
+    def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, float]:
+        return selective_scores(predictions, references, **options)

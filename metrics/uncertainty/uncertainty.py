@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Uncertainty of several draws (ensembles, Bayesian adapters, dropout samples) for `evaluate`."""
+
+from typing import Any
+
+import datasets
+import evaluate
+
+from peft_calib.calibration.uncertainty import uncertainty_scores
+
+_CITATION = """\
+@inproceedings{depeweg2018decomposition,
+  title     = {Decomposition of Uncertainty in {Bayesian} Deep Learning for Efficient and Risk-sensitive Learning},
+  author    = {Depeweg, Stefan and Hernandez-Lobato, Jose-Miguel and Doshi-Velez, Finale and Udluft, Steffen},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2018}
+}
+"""
+
+_DESCRIPTION = """\
+Splits the uncertainty of predictions made of several draws: entropy of the mean prediction (total), mean entropy of the
+draws (aleatoric) and their difference, the mutual information (epistemic); and how well each of them finds the errors.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions: for each row, a list of K draws, each a list of C probabilities (or logits): shape (N, K, C).
+    references: integer labels.
+    input: "probabilities" (default) or "logits".
+Returns:
+    "mean_entropy", "mean_expected_entropy", "mean_mutual_information" (nats), "mean_variation", "num_draws", "accuracy",
+    "nll" and "brier" of the mean prediction, and "<part>_error_auroc" of entropy, expected entropy, mutual information and
+    confidence.
+Examples:
+    >>> import evaluate, peft_calib
+    >>> metric = evaluate.load(peft_calib.metric_path("uncertainty"))
+    >>> result = metric.compute(predictions=[[[1.0, 0.0], [0.0, 1.0]]], references=[0])
+    >>> round(result["mean_mutual_information"], 4)
+    0.6931
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class Uncertainty(evaluate.Metric):
+    """Shell over `peft_calib.calibration.uncertainty.uncertainty_scores`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        draws = datasets.Sequence(datasets.Sequence(datasets.Value("float64")))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features({"predictions": draws, "references": datasets.Value("int64")}),
+            reference_urls=["https://arxiv.org/abs/1710.07283"],
+        )
+
+    def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
+        """As `evaluate.Metric.compute`; arrays given in this one call are used as they are, without a copy in Arrow."""
+        direct = predictions is not None and references is not None and self.writer is None and self.num_process == 1
+        if direct:
+            return self._compute(predictions, references, **kwargs)
+        return super().compute(predictions=predictions, references=references, **kwargs)
+
+    def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, float]:
+        return uncertainty_scores(predictions, references, **options)

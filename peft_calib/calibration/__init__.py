@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measuring calibration: numbers with intervals and noise floors, from probabilities and labels alone.
+
+Needs numpy and torch only; pictures need matplotlib. Nothing here knows about adapters.
+"""
+
+from peft_calib.calibration.conventions import CONVENTIONS
+from peft_calib.calibration.plots import (
+    before_after_diagram,
+    classwise_diagram,
+    confidence_histogram,
+    reliability_diagram,
+    risk_coverage_diagram,
+)
+from peft_calib.calibration.recalibrate import TemperatureScaling
+from peft_calib.calibration.report import CalibrationReport, calibration_report
+
+__all__ = [
+    "CONVENTIONS",
+    "CalibrationReport",
+    "TemperatureScaling",
+    "before_after_diagram",
+    "calibration_report",
+    "classwise_diagram",
+    "confidence_histogram",
+    "reliability_diagram",
+    "risk_coverage_diagram",
+]

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Binomial intervals for the frequency in one bin."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def normal_quantile(probability: float) -> float:
+    """Inverse of the standard normal distribution function; infinite at 0 and 1."""
+    return float(torch.special.ndtri(torch.tensor(float(probability), dtype=torch.float64)))
+
+
+def wilson_interval(hits: np.ndarray, counts: np.ndarray, confidence_level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's (1927) interval of a frequency.
+
+    Args:
+        hits: `(B,)` number of events, or their mass.
+        counts: `(B,)` number of trials.
+        confidence_level: nominal coverage.
+
+    Returns:
+        `(B,)` lower and upper ends, NaN where there was no trial.
+    """
+    z = normal_quantile(0.5 + 0.5 * confidence_level)
+    counts = np.where(counts > 0, counts, np.nan).astype(np.float64)
+    frequency = hits / counts
+    centre = (frequency + 0.5 * z**2 / counts) / (1.0 + z**2 / counts)
+    half = z / (1.0 + z**2 / counts) * np.sqrt(frequency * (1.0 - frequency) / counts + 0.25 * z**2 / counts**2)
+    return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
+
+
+def consistency_band(
+    confidence: np.ndarray, counts: np.ndarray, confidence_level: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the frequency of a bin would fall if its mean confidence were its true probability.
+
+    Quantiles of `Binomial(n, confidence) / n` (Broecker & Smith, 2007), from its normal approximation above 10,000
+    rows.
+
+    Args:
+        confidence: `(B,)` mean confidence of each bin.
+        counts: `(B,)` rows in each bin.
+        confidence_level: share of such frequencies inside.
+
+    Returns:
+        `(B,)` lower and upper ends, NaN where a bin is empty.
+    """
+    low, high = np.full(len(counts), np.nan), np.full(len(counts), np.nan)
+    tail = 0.5 * (1.0 - confidence_level)
+    for b, (n, p) in enumerate(zip(counts, confidence, strict=True)):
+        if n > 0:
+            low[b], high[b] = _binomial_quantiles(int(n), float(np.clip(p, 0.0, 1.0)), tail)
+    return low, high
+
+
+def _binomial_quantiles(n: int, p: float, tail: float) -> tuple[float, float]:
+    if p in (0.0, 1.0):
+        return p, p
+    if n > 10_000:
+        half = normal_quantile(1.0 - tail) * np.sqrt(p * (1.0 - p) / n)
+        return max(p - half, 0.0), min(p + half, 1.0)
+    k = torch.arange(n + 1, dtype=torch.float64)
+    whole = torch.lgamma(torch.tensor(n + 1.0, dtype=torch.float64))
+    choices = whole - torch.lgamma(k + 1.0) - torch.lgamma(n - k + 1.0)
+    cumulative = torch.exp(choices + k * np.log(p) + (n - k) * np.log1p(-p)).cumsum(0).numpy()
+    low, high = np.searchsorted(cumulative, [tail, 1.0 - tail])
+    return low / n, min(high, n) / n

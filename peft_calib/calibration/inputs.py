@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may enter the calibration toolkit: arrays of any kind, checked once, turned into float64 rows."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+INPUT_KINDS = ("probabilities", "logits")
+SUM_TOLERANCE = 1e-3
+
+
+class Rows(NamedTuple):
+    """Checked rows, the only thing the kernel ever sees.
+
+    Attributes:
+        probabilities: `(N, C)` float64, non-negative, rows summing to one up to storage rounding.
+        labels: `(N,)` int64 in `[0, C)`.
+        binary: True when the caller gave one number per row, the probability of class 1.
+        dtype: numpy dtype the predictions came in (float32 for bfloat16).
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    binary: bool = False
+    dtype: np.dtype = np.dtype(np.float64)
+
+    @property
+    def num_classes(self) -> int:
+        return self.probabilities.shape[1]
+
+
+def as_rows(
+    predictions: Any,
+    labels: Any,
+    *,
+    input: str = "probabilities",
+    mask: Any = None,
+    ignore_index: int | None = -100,
+) -> Rows:
+    """Checks predictions and labels and returns them as flat float64 rows.
+
+    Args:
+        predictions: `(N, C)`, `(N,)` for the probability (or logit) of class 1, or `(..., C)` with labels `(...)` as
+            in token classification. Lists, numpy and torch (any device, half precision included) are taken.
+        labels: integer class ids, one a row.
+        input: `"probabilities"` or `"logits"`. It is checked, never guessed.
+        mask: boolean, of the labels' shape; rows where it is False are dropped.
+        ignore_index: rows with this label are dropped; None keeps (and then checks) every row.
+
+    Returns:
+        The checked rows.
+
+    Raises:
+        ValueError: for wrong shapes, NaN or infinity, numbers that are not probabilities, labels out of range, nothing
+            left to measure.
+        TypeError: for labels that are not integers, or predictions that are not numbers.
+
+    Example:
+        >>> as_rows([[0.9, 0.1], [0.4, 0.6]], [0, 1]).probabilities.shape
+        (2, 2)
+    """
+    if input not in INPUT_KINDS:
+        raise ValueError(f"`input` must be one of {INPUT_KINDS}, got {input!r}.")
+    given = as_numpy(predictions)
+    values, resolution = _as_float64(given, predictions)
+    target = _as_labels(labels)
+    values, target, binary = _flatten(values, target)
+    keep = _kept(target, mask, np.shape(labels), ignore_index)
+    if keep is not None:
+        values, target = values[keep], target[keep]
+    if len(target) == 0:
+        raise ValueError("There is no row to measure: the input is empty, or every row is masked or ignored.")
+    if input == "logits":
+        probabilities = _from_logits(values, binary)
+    else:
+        probabilities = _checked_probabilities(values, binary, SUM_TOLERANCE + resolution)
+    _check_label_range(target, probabilities.shape[1])
+    dtype = given.dtype if given.dtype.kind == "f" else np.dtype(np.float64)
+    return Rows(probabilities, target, binary, dtype)
+
+
+def as_logits(logits: Any, name: str = "logits") -> np.ndarray:
+    """Checks a `(N, C)` array of finite logits and returns it as float64.
+
+    Args:
+        logits: `(N, C)` with C >= 2, lists, numpy or torch.
+        name: what to call the argument in an error.
+
+    Returns:
+        `(N, C)` float64.
+
+    Raises:
+        ValueError: for another shape, no row, or a NaN or infinity.
+    """
+    values, _ = _as_float64(as_numpy(logits, name), logits, name)
+    if values.ndim != 2 or values.shape[1] < 2:
+        raise ValueError(f"{name} must have shape (N, C) with C >= 2, got {values.shape}.")
+    if len(values) == 0:
+        raise ValueError(f"{name} has no row.")
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+        raise ValueError(
+            f"{name} holds NaN or infinity, first in row {row}: {values[row][:8]}. Drop or mend such rows."
+        )
+    return values
+
+
+def check_num_bins(num_bins: int) -> int:
+    """Returns `num_bins` if it is an integer of at least one, and raises ValueError otherwise."""
+    if isinstance(num_bins, bool) or not isinstance(num_bins, (int, np.integer)) or num_bins < 1:
+        raise ValueError(f"`num_bins` must be an integer of at least 1, got {num_bins!r}.")
+    return int(num_bins)
+
+
+def check_confidence_level(level: float) -> float:
+    """Returns the level if it lies strictly between 0 and 1, and raises ValueError otherwise."""
+    if not isinstance(level, (float, int)) or not 0.0 < float(level) < 1.0:
+        raise ValueError(f"`confidence_level` must lie strictly between 0 and 1 (0.95, say), got {level!r}.")
+    return float(level)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Row-wise softmax in float64, shifted by the row's maximum so that no logit overflows."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    np.exp(shifted, out=shifted)
+    shifted /= shifted.sum(axis=1, keepdims=True)
+    return shifted
+
+
+def as_numpy(value: Any, name: str = "predictions") -> np.ndarray:
+    """Any array as numpy; bfloat16, which numpy lacks, goes through float32 (exactly)."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+        if value.dtype == torch.bfloat16:
+            value = value.float()
+        return value.cpu().numpy()
+    if isinstance(value, (list, tuple)) and any(isinstance(item, torch.Tensor) for item in value):
+        value = [as_numpy(item, name) for item in value]
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} are ragged: every row must have the same number of entries.") from error
+
+
+def _as_float64(array: np.ndarray, given: Any, name: str = "predictions") -> tuple[np.ndarray, float]:
+    """The array in float64, and the resolution it was stored with if that was half precision."""
+    if array.dtype == object or array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must be numbers, got dtype {array.dtype}.")
+    if _is_half(given):
+        resolution = float(torch.finfo(given.dtype).eps)
+    else:
+        resolution = float(np.finfo(np.float16).eps) if array.dtype == np.float16 else 0.0
+    return array.astype(np.float64, copy=False), resolution
+
+
+def _is_half(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+
+
+def _as_labels(labels: Any) -> np.ndarray:
+    array = as_numpy(labels, "labels")
+    if array.size and array.dtype.kind not in "iub":
+        raise TypeError(
+            f"labels must be integer class ids, got dtype {array.dtype}; cast them, or take argmax of one-hot."
+        )
+    return array.astype(np.int64, copy=False)
+
+
+def _flatten(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    if values.ndim == 0:
+        raise ValueError("predictions must be an array of rows, got a single number.")
+    if values.ndim == 1 and labels.ndim == 1:
+        _check_same_length(len(values), len(labels))
+        return values, labels, True
+    if values.ndim != labels.ndim + 1 or (values.ndim > 2 and values.shape[:-1] != labels.shape):
+        raise ValueError(
+            f"predictions of shape {values.shape} do not go with labels of shape {labels.shape}: expected (N, C) with (N,), "
+            "(N,) with (N,) for binary, or (..., C) with (...)."
+        )
+    _check_same_length(values.shape[0], labels.shape[0])
+    if values.shape[-1] < 2 and values.size:
+        raise ValueError(
+            f"predictions have {values.shape[-1]} column(s); give at least two classes, or a 1-D array for the probability "
+            "of class 1."
+        )
+    return values.reshape(-1, values.shape[-1]), labels.reshape(-1), False
+
+
+def _check_same_length(rows: int, labels: int) -> None:
+    if rows != labels:
+        raise ValueError(
+            f"predictions have {rows} rows but there are {labels} labels; they must be paired one to one."
+        )
+
+
+def _kept(labels: np.ndarray, mask: Any, shape: tuple[int, ...], ignore_index: int | None) -> np.ndarray | None:
+    keep = None
+    if ignore_index is not None and len(labels) and bool((labels == ignore_index).any()):
+        keep = labels != ignore_index
+    if mask is not None:
+        array = as_numpy(mask, "mask")
+        if array.shape != tuple(shape):
+            raise ValueError(f"mask has shape {array.shape}, but the labels have shape {tuple(shape)}.")
+        if array.dtype.kind not in "biu" or (array.dtype.kind != "b" and not np.isin(array, (0, 1)).all()):
+            raise ValueError("mask must hold booleans (or zeros and ones).")
+        chosen = array.reshape(-1).astype(bool)
+        keep = chosen if keep is None else keep & chosen
+    return keep
+
+
+def _checked_probabilities(values: np.ndarray, binary: bool, tolerance: float) -> np.ndarray:
+    lowest, highest = values.min(), values.max()
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        row = int(np.flatnonzero(~np.isfinite(values if binary else values.sum(axis=1)))[0])
+        raise ValueError(
+            f"probabilities hold NaN or infinity, first in row {row}: {values[row]}. Drop or mend such rows."
+        )
+    if lowest < 0.0 or highest > 1.0 + tolerance:
+        raise ValueError(
+            f"probabilities must lie in [0, 1], got values from {lowest:.6g} to {highest:.6g}. If these are logits, pass "
+            'input="logits".'
+        )
+    if binary:
+        clipped = np.minimum(values, 1.0)
+        return np.stack([1.0 - clipped, clipped], axis=1)
+    error = np.abs(values @ np.ones(values.shape[1]) - 1.0)
+    worst = int(error.argmax())
+    if error[worst] > tolerance:
+        raise ValueError(
+            f"each row of probabilities must sum to 1 within {tolerance:.2g}; row {worst} sums to {values[worst].sum():.6g}. "
+            'If these are logits, pass input="logits".'
+        )
+    return np.minimum(values, 1.0) if highest > 1.0 else values
+
+
+def _from_logits(values: np.ndarray, binary: bool) -> np.ndarray:
+    logits = np.stack([np.zeros_like(values), values], axis=1) if binary else values
+    logits = as_logits(logits)
+    if not binary and values.min() >= 0.0 and np.abs(values @ np.ones(values.shape[1]) - 1.0).max() < 1e-6:
+        raise ValueError(
+            'input="logits", but every row is non-negative and sums to 1, as probabilities do. If they are, pass '
+            'input="probabilities": a second softmax makes any model look under-confident. If they really are logits, add '
+            "any constant to a row: softmax does not see it."
+        )
+    return softmax(logits)
+
+
+def _check_label_range(labels: np.ndarray, num_classes: int) -> None:
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= num_classes:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(f"labels must lie in [0, {num_classes - 1}] for {num_classes} classes, got {wrong}.")

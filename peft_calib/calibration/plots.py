@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of calibration: matplotlib figures that never touch pyplot, its global state or its backend.
+
+Colours are Okabe and Ito's, told apart under every common colour vision deficiency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from peft_calib.calibration.bands import consistency_band, wilson_interval
+from peft_calib.calibration.bins import BinStatistics, classwise_uniform_bins, group_by_value, top_label, uniform_edges
+from peft_calib.calibration.inputs import as_rows, check_confidence_level, check_num_bins
+from peft_calib.calibration.panel import build_tables
+from peft_calib.calibration.scores import calibration_error
+from peft_calib.calibration.selective import aurc, rank_by_confidence, risk_coverage_curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, YELLOW = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#E69F00",
+    "#CC79A7",
+    "#56B4E9",
+    "#F0E442",
+)
+BLACK, GREY = "#222222", "#999999"
+CYCLE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)
+LINE_STYLES = ("-", "--", "-.", ":")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure with its own Agg canvas, independent of pyplot.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Pictures need matplotlib: `pip install matplotlib`.") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def reliability_diagram(
+    probabilities: Any,
+    labels: Any,
+    *,
+    num_bins: int = 15,
+    confidence_level: float = 0.95,
+    input: str = "probabilities",
+    mask: Any = None,
+    ignore_index: int | None = -100,
+    title: str | None = None,
+) -> Figure:
+    """Accuracy against confidence, with intervals, the band of a perfectly calibrated model, and the histogram.
+
+    Args:
+        probabilities: as for `calibration_report`.
+        labels: as for `calibration_report`.
+        num_bins: equal-width bins.
+        confidence_level: of the intervals (Wilson) and of the band (binomial).
+        input: `"probabilities"` or `"logits"`.
+        mask: rows to keep.
+        ignore_index: label of rows to drop.
+        title: heading; by default none.
+
+    Returns:
+        A matplotlib figure; `figure.savefig(path)` writes it.
+
+    Raises:
+        ValueError: for bad input, as `calibration_report`.
+        ImportError: if matplotlib is not installed.
+
+    Example:
+        >>> figure = reliability_diagram([[0.9, 0.1], [0.2, 0.8]], [0, 0], num_bins=5)
+        >>> len(figure.axes)
+        2
+    """
+    num_bins = check_num_bins(num_bins)
+    rows = as_rows(probabilities, labels, input=input, mask=mask, ignore_index=ignore_index)
+    return reliability_figure(build_tables(rows, num_bins).top, confidence_level=confidence_level, title=title)
+
+
+def reliability_figure(bins: BinStatistics, *, confidence_level: float = 0.95, title: str | None = None) -> Figure:
+    """The reliability diagram of `(B,)` statistics at hand, streamed ones included."""
+    level = check_confidence_level(confidence_level)
+    figure = new_figure(5.0, 5.8)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    draw_reliability(upper, bins, level)
+    upper.set_ylabel("accuracy")
+    upper.legend(loc="upper left", fontsize=9, frameon=False)
+    draw_histogram(lower, bins)
+    lower.set_xlabel("confidence")
+    if title:
+        figure.suptitle(title, fontsize=13)
+    return figure
+
+
+def draw_reliability(axes: Axes, bins: BinStatistics, confidence_level: float) -> None:
+    """Draws bars of accuracy, gaps, Wilson intervals and the consistency band into existing axes."""
+    edges = uniform_edges(len(bins.counts))
+    width, left = edges[1] - edges[0], edges[:-1]
+    centre, filled = left + 0.5 * width, bins.counts > 0
+    frequency, confidence = bins.outcome, bins.confidence
+    low, high = consistency_band(confidence, bins.counts, confidence_level)
+    axes.bar(left[filled], frequency[filled], width, align="edge", color=SKY, edgecolor=BLUE, lw=0.8, label="accuracy")
+    gap = (confidence - frequency)[filled]
+    axes.bar(
+        left[filled], gap, width, bottom=frequency[filled], align="edge", color=VERMILLION, alpha=0.45, hatch="///",
+        edgecolor=VERMILLION, lw=0.0, label="gap to confidence",
+    )  # fmt: skip
+    span = {"height": (high - low)[filled], "bottom": low[filled], "width": width, "align": "edge"}
+    axes.bar(left[filled], color=GREY, alpha=0.45, lw=0, label=f"calibrated model, {confidence_level:.0%}", **span)
+    ends = wilson_interval(bins.outcome_sums, bins.counts, confidence_level)
+    error = np.abs(np.stack(ends) - frequency)[:, filled]
+    axes.errorbar(centre[filled], frequency[filled], error, fmt="o", color=BLACK, ms=3.5, lw=1.4, capsize=2.5)
+    axes.plot([0, 1], [0, 1], "--", color=BLACK, lw=1.2)
+    ece, total = calibration_error(bins), bins.total
+    axes.text(
+        0.97, 0.04, f"ECE {ece:.3f}\nn = {int(total):,}", transform=axes.transAxes, ha="right", va="bottom", fontsize=12,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2},
+    )  # fmt: skip
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+
+
+def draw_histogram(axes: Axes, bins: BinStatistics) -> None:
+    """Draws the share of rows in each bin, with mean confidence and accuracy marked."""
+    edges = uniform_edges(len(bins.counts))
+    axes.bar(edges[:-1], bins.weights, edges[1] - edges[0], align="edge", color=GREY, edgecolor="white", lw=0.5)
+    accuracy = bins.outcome_sums.sum() / bins.counts.sum()
+    axes.axvline(accuracy, color=BLUE, lw=2.0, label=f"accuracy {accuracy:.3f}")
+    confidence = bins.confidence_sums.sum() / bins.counts.sum()
+    axes.axvline(confidence, color=VERMILLION, lw=2.0, ls="--", label=f"mean confidence {confidence:.3f}")
+    axes.set(ylabel="share", xlim=(0, 1))
+    axes.legend(loc="upper left", fontsize=8, frameon=False)
+
+
+def classwise_diagram(
+    probabilities: Any,
+    labels: Any,
+    *,
+    num_bins: int = 10,
+    confidence_level: float = 0.95,
+    input: str = "probabilities",
+    class_names: Sequence[str] | None = None,
+    max_classes: int = 16,
+) -> Figure:
+    """A grid of reliability diagrams, one a class: its probability against how often it is the label.
+
+    With more than `max_classes` classes, those with the largest class-wise errors are shown.
+    """
+    rows = as_rows(probabilities, labels, input=input)
+    bins = classwise_uniform_bins(rows.probabilities, rows.labels, check_num_bins(num_bins))
+    return classwise_figure(bins, check_confidence_level(confidence_level), class_names, max_classes)
+
+
+def classwise_figure(
+    bins: BinStatistics,
+    confidence_level: float = 0.95,
+    class_names: Sequence[str] | None = None,
+    max_classes: int = 16,
+) -> Figure:
+    """The per-class grid of `(C, B)` statistics at hand."""
+    errors = np.array([calibration_error(bins[k]) for k in range(len(bins.counts))])
+    shown = np.sort(np.argsort(-errors, kind="stable")[:max_classes])
+    columns = int(np.ceil(np.sqrt(len(shown))))
+    lines = int(np.ceil(len(shown) / columns))
+    figure = new_figure(2.6 * columns, 2.6 * lines)
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[len(shown) :]:
+        axes.set_visible(False)
+    for axes, k in zip(grid.flat, shown, strict=False):
+        draw_reliability(axes, bins[k], confidence_level)
+        axes.set_title(class_names[k] if class_names else f"class {k}", fontsize=10)
+    figure.supxlabel("probability of the class")
+    figure.supylabel("frequency of the class")
+    return figure
+
+
+def risk_coverage_diagram(
+    models: Mapping[str, tuple[Any, Any]] | tuple[Any, Any], *, input: str = "probabilities"
+) -> Figure:
+    """Error rate of the rows a model is surest of, against the share of rows answered.
+
+    Args:
+        models: one `(probabilities, labels)`, or a mapping from a name to such a pair.
+        input: `"probabilities"` or `"logits"`.
+
+    Returns:
+        The figure, with AURC in the legend.
+    """
+    pairs = models if isinstance(models, Mapping) else {"model": models}
+    figure = new_figure(5.0, 4.0)
+    axes = figure.subplots()
+    highest = 0.0
+    for i, (name, (probabilities, labels)) in enumerate(pairs.items()):
+        rows = as_rows(probabilities, labels, input=input)
+        confidence, predicted = top_label(rows.probabilities)
+        ranking = rank_by_confidence(group_by_value(confidence, predicted == rows.labels))
+        coverage, risk = risk_coverage_curve(ranking)
+        style = LINE_STYLES[i % len(LINE_STYLES)]
+        axes.plot(
+            coverage, risk, style, color=CYCLE[i % len(CYCLE)], lw=2.2, label=f"{name}: AURC {aurc(ranking):.3f}"
+        )
+        # The first few rows are all noise; they must not set the scale.
+        highest = max(highest, float(risk[coverage >= min(0.05, coverage[-1])].max()), ranking.error_rate)
+    axes.set(xlabel="coverage (share of rows answered)", ylabel="risk (error rate)", xlim=(0, 1))
+    axes.set_ylim(0, 1.1 * highest if highest > 0 else 1.0)
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def confidence_histogram(
+    probabilities: Any, labels: Any, *, num_bins: int = 20, input: str = "probabilities"
+) -> Figure:
+    """Confidence of correct and of wrong rows, side by side: how well they are told apart."""
+    rows = as_rows(probabilities, labels, input=input)
+    confidence, predicted = top_label(rows.probabilities)
+    correct = predicted == rows.labels
+    figure = new_figure(5.0, 3.6)
+    axes = figure.subplots()
+    edges = uniform_edges(check_num_bins(num_bins))
+    parts = (("correct", correct, BLUE, None), ("wrong", ~correct, VERMILLION, "///"))
+    bottom = np.zeros(num_bins)
+    for name, chosen, color, hatch in parts:
+        share = np.histogram(confidence[chosen], edges)[0] / len(correct)
+        width = edges[1] - edges[0]
+        axes.bar(
+            edges[:-1],
+            share,
+            width,
+            bottom=bottom,
+            align="edge",
+            color=color,
+            hatch=hatch,
+            edgecolor="white",
+            label=name,
+        )
+        bottom += share
+    axes.set(xlabel="confidence", ylabel="share of rows", xlim=(0, 1))
+    axes.legend(frameon=False)
+    return figure
+
+
+def before_after_diagram(
+    before: Any, after: Any, labels: Any, *, num_bins: int = 15, input: str = "probabilities"
+) -> Figure:
+    """Reliability curves of two sets of predictions for the same labels, before and after recalibration, in one
+    picture.
+    """
+    figure = new_figure(5.0, 4.8)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], "--", color=BLACK, lw=1.2)
+    styles = (("before", before, VERMILLION, "s--"), ("after", after, BLUE, "o-"))
+    for name, predictions, color, style in styles:
+        rows = as_rows(predictions, labels, input=input)
+        bins = build_tables(rows, check_num_bins(num_bins)).top
+        filled = bins.counts > 0
+        low, high = wilson_interval(bins.outcome_sums, bins.counts, 0.95)
+        axes.fill_between(bins.confidence[filled], low[filled], high[filled], color=color, alpha=0.15, lw=0)
+        label = f"{name}: ECE {calibration_error(bins):.3f}"
+        axes.plot(bins.confidence[filled], bins.outcome[filled], style, color=color, lw=2.2, ms=5, label=label)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(loc="upper left", frameon=False)
+    axes.grid(alpha=0.3)
+    return figure

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Post-hoc recalibration: methods fitted on held-out logits, and never reported on the rows they were fitted on."""
+
+from peft_calib.calibration.recalibrate.base import LogitScaling, Recalibrator
+from peft_calib.calibration.recalibrate.temperature import TemperatureScaling
+
+__all__ = ["LogitScaling", "Recalibrator", "TemperatureScaling"]

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A report as text: Markdown for a terminal or a model card, HTML for a browser."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from typing import TYPE_CHECKING
+
+from peft_calib.calibration.panel import DEFINITIONS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from peft_calib.calibration.report import CalibrationReport
+
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
+table{border-collapse:collapse;width:100%;font-size:.95rem}
+th,td{padding:.3rem .6rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
+td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.verdict{background:#eef5fa;border-left:4px solid #0072B2;padding:.6rem 1rem}
+figure{display:inline-block;margin:0 1rem 1rem 0;max-width:100%}
+img{max-width:100%;height:auto}
+figcaption{font-size:.85rem;color:#555}
+"""
+
+
+def verdict(report: CalibrationReport) -> str:
+    """In words: how the ECE compares with what a perfectly calibrated model would score on these rows."""
+    ece = report.scores["ece"]
+    size = f"on {report.settings['num_rows']:,} rows"
+    if report.floor is None:
+        return f"ECE {ece:.4f} {size}; no interval or noise floor was asked for."
+    band, level = report.floor["ece"], report.settings["confidence_level"]
+    floor = f"a perfectly calibrated model with these confidences would score {band.mean:.4f} [{band.low:.4f}, {band.high:.4f}]"
+    if ece <= band.high:
+        judgement = "this many rows cannot tell the two apart"
+    else:
+        side = "over" if report.scores["overconfidence"] >= report.scores["underconfidence"] else "under"
+        judgement = f"the model is miscalibrated, mostly {side}-confident"
+    return f"ECE {ece:.4f} {size}; {floor} ({level:.0%} band): {judgement}."
+
+
+def report_markdown(report: CalibrationReport) -> str:
+    """The report as a Markdown table under its verdict."""
+    lines = [verdict(report), ""]
+    header = _header(report)
+    lines += ["| " + " | ".join(header) + " |", "|" + "|".join(["---", *["---:"] * (len(header) - 1)]) + "|"]
+    lines += ["| " + " | ".join(cells) + " |" for cells in _table(report)]
+    settings = ", ".join(f"{key} {value}" for key, value in report.settings.items() if value is not None)
+    return "\n".join([*lines, "", f"({settings})"]) + "\n"
+
+
+def report_html(report: CalibrationReport) -> str:
+    """The report as one self-contained page: inline style, inline pictures, no script, no network."""
+    header = "".join(f"<th>{html.escape(name)}</th>" for name in (*_header(report), "meaning"))
+    body = []
+    for key, cells in zip(report.scores, _table(report), strict=True):
+        numbers = "".join(f'<td class="n">{html.escape(cell)}</td>' for cell in cells[1:])
+        body.append(f"<tr><td><code>{key}</code></td>{numbers}<td>{html.escape(DEFINITIONS[key])}</td></tr>")
+    settings = "".join(f"<li>{html.escape(f'{k}: {v}')}</li>" for k, v in report.settings.items() if v is not None)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Calibration report</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>\n'
+        f'<h1>Calibration report</h1>\n<p class="verdict">{html.escape(verdict(report))}</p>\n'
+        f"{_pictures(report)}\n<table><thead><tr>{header}</tr></thead><tbody>\n{chr(10).join(body)}\n</tbody></table>\n"
+        f"<h2>Settings</h2><ul>{settings}</ul>\n</body></html>\n"
+    )
+
+
+def figure_png(figure: Figure, dpi: int = 110) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def _header(report: CalibrationReport) -> list[str]:
+    if report.intervals is None:
+        return ["score", "value"]
+    level = f"{report.settings['confidence_level']:.0%}"
+    return ["score", "value", f"{level} interval", "if calibrated", f"{level} band"]
+
+
+def _table(report: CalibrationReport) -> list[list[str]]:
+    lines = []
+    for key, value in report.scores.items():
+        cells = [key, _number(value)]
+        if report.intervals is not None and report.floor is not None:
+            cells.append(_pair(report.intervals.get(key)))
+            band = report.floor.get(key)
+            cells += ["–", "–"] if band is None else [_number(band.mean), _pair((band.low, band.high))]
+        lines.append(cells)
+    return lines
+
+
+def _number(value: float) -> str:
+    return "–" if not math.isfinite(value) else f"{value:.4f}"
+
+
+def _pair(ends: tuple[float, float] | None) -> str:
+    if ends is None or not all(math.isfinite(end) for end in ends):
+        return "–"
+    return f"[{ends[0]:.4f}, {ends[1]:.4f}]"
+
+
+def _pictures(report: CalibrationReport) -> str:
+    try:
+        from peft_calib.calibration import plots
+
+        named = [("Reliability diagram", plots.reliability_figure(report.bins))]
+        if report.rows is not None:
+            pair = (report.rows.probabilities, report.rows.labels)
+            named.append(("Risk and coverage", plots.risk_coverage_diagram(pair)))
+            named.append(("Confidence of correct and wrong rows", plots.confidence_histogram(*pair)))
+        named.append(("Every class", plots.classwise_figure(report.class_bins)))
+    except ImportError:
+        return "<p>(Pictures need matplotlib.)</p>"
+    return "\n".join(_picture(name, figure) for name, figure in named)
+
+
+def _picture(name: str, figure: Figure) -> str:
+    data = base64.b64encode(figure_png(figure)).decode("ascii")
+    text = html.escape(name)
+    width = int(110 * figure.get_figwidth() * 0.8)
+    return f'<figure><img alt="{text}" width="{width}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'

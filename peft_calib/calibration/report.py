@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`calibration_report`: probabilities and labels in, numbers one can defend out."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft_calib.calibration.bins import BinStatistics
+from peft_calib.calibration.conventions import apply_convention
+from peft_calib.calibration.inputs import Rows, as_rows, check_confidence_level, check_num_bins
+from peft_calib.calibration.intervals import NoiseFloor, bootstrap_intervals, noise_floor, num_resamples_for
+from peft_calib.calibration.panel import DEFINITIONS, build_tables, compute_panel
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """Every score of one set of predictions, with its interval and the score of a perfectly calibrated model.
+
+    Attributes:
+        scores: key to number; the keys are those of `peft_calib.calibration.panel.DEFINITIONS`.
+        settings: what the numbers depend on: rows, classes, bins, convention, resamples, seed.
+        intervals: key to `(low, high)`, or None if none were asked for.
+        floor: mean and band of each score under perfect calibration, or None.
+        bins: top-label uniform bins, for the pictures.
+        class_bins: `(C, B)` bins of every class column.
+    """
+
+    scores: dict[str, float]
+    settings: dict[str, Any]
+    bins: BinStatistics
+    class_bins: BinStatistics
+    intervals: dict[str, tuple[float, float]] | None = None
+    floor: NoiseFloor | None = None
+    rows: Rows | None = field(default=None, repr=False)
+
+    def __getitem__(self, key: str) -> float:
+        return self.scores[key]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores as plain floats under their own keys, then `settings`, `intervals` and `noise_floor`.
+
+        `intervals[key]` is `[low, high]`; `noise_floor[key]` has `mean`, `low` and `high`. Both are None if the report
+        was made with `confidence_level=None`.
+        """
+        floor = None
+        if self.floor is not None:
+            floor = {key: dict(zip(("mean", "low", "high"), band, strict=True)) for key, band in self.floor.items()}
+        return {
+            **self.scores,
+            "settings": dict(self.settings),
+            "intervals": None if self.intervals is None else {k: list(v) for k, v in self.intervals.items()},
+            "noise_floor": floor,
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as standard JSON; a score that is not defined (NaN) becomes null."""
+        return json.dumps(_without_nan(self.to_dict()), indent=indent, allow_nan=False)
+
+    def to_markdown(self) -> str:
+        """A table with one line a score, and the verdict on the calibration error, in Markdown."""
+        from peft_calib.calibration.render import report_markdown
+
+        return report_markdown(self)
+
+    def to_html(self) -> str:
+        """One self-contained page, pictures included, that needs no network."""
+        from peft_calib.calibration.render import report_html
+
+        return report_html(self)
+
+    def verdict(self) -> str:
+        """In words: how the ECE compares with what a perfectly calibrated model would score on these rows."""
+        from peft_calib.calibration.render import verdict
+
+        return verdict(self)
+
+    def __str__(self) -> str:
+        return self.to_markdown()
+
+
+def calibration_report(
+    probabilities: Any,
+    labels: Any,
+    *,
+    num_bins: int = 15,
+    confidence_level: float | None = 0.95,
+    input: str = "probabilities",
+    mask: Any = None,
+    ignore_index: int | None = -100,
+    convention: str = "peft_calib",
+    num_resamples: int | None = None,
+    interval_method: str = "percentile",
+    seed: int = 0,
+) -> CalibrationReport:
+    """Measures accuracy, proper scores, calibration and selective prediction of one set of predictions.
+
+    Args:
+        probabilities: `(N, C)` rows summing to one, `(N,)` for the probability of class 1, or `(..., C)` with labels
+            `(...)`; numpy, torch or lists. Logits if `input="logits"`.
+        labels: integer class ids.
+        num_bins: bins of every binned score.
+        confidence_level: level of the intervals and of the noise band; None computes neither.
+        input: `"probabilities"` or `"logits"`; checked, never guessed.
+        mask: boolean, of the labels' shape; False drops the row.
+        ignore_index: label of rows to drop, or None.
+        convention: whose definition the numbers follow where definitions differ, see `conventions.CONVENTIONS`.
+        num_resamples: bootstrap resamples; by default 1,000, fewer above 10^5 rows.
+        interval_method: `"percentile"` or `"bca"`.
+        seed: of the private generator of the intervals and of the floor.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: for anything that is not what it should be, see `as_rows`.
+        TypeError: for labels or predictions of a wrong type.
+
+    Example:
+        >>> report = calibration_report([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]], [0, 0, 1], num_bins=10,
+        confidence_level=None)
+        >>> round(report["ece"], 6), round(report["brier"], 6)
+        (0.266667, 0.173333)
+    """
+    num_bins = check_num_bins(num_bins)
+    rows = as_rows(probabilities, labels, input=input, mask=mask, ignore_index=ignore_index)
+    tables = build_tables(rows, num_bins)
+    values = apply_convention(convention, compute_panel(rows, num_bins, tables), rows, num_bins)
+    settings = {
+        "num_rows": len(rows.labels),
+        "num_classes": rows.num_classes,
+        "num_bins": num_bins,
+        "convention": convention,
+        "confidence_level": None,
+    }
+    intervals = floor = None
+    if confidence_level is not None:
+        level = check_confidence_level(confidence_level)
+        resamples = num_resamples_for(len(rows.labels)) if num_resamples is None else num_resamples
+        options = {"num_bins": num_bins, "confidence_level": level, "num_resamples": resamples, "seed": seed}
+        intervals = bootstrap_intervals(rows, method=interval_method, **options)
+        floor = noise_floor(rows, **options)
+        settings |= {
+            "confidence_level": level,
+            "interval_method": interval_method,
+            "num_resamples": resamples,
+            "seed": seed,
+        }
+    return CalibrationReport(values, settings, tables.top, tables.classwise, intervals, floor, rows)
+
+
+def describe(key: str) -> str:
+    """What a key of the report means, in one line."""
+    return DEFINITIONS[key]
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Uncertainty of predictions made of several draws, split into what more data could and could not remove."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from peft_calib.calibration.bins import top_label
+from peft_calib.calibration.inputs import INPUT_KINDS, SUM_TOLERANCE, as_numpy, as_rows, softmax
+from peft_calib.calibration.panel import row_entropy
+from peft_calib.calibration.scores import row_brier, row_nll
+from peft_calib.calibration.selective import error_auroc, rank
+
+
+class DrawUncertainty(NamedTuple):
+    """Uncertainty of each row, from the probabilities of K draws.
+
+    Attributes:
+        probabilities: `(N, C)` float64 mean of the draws' probabilities.
+        entropy: `(N,)` entropy of that mean, nats: total uncertainty.
+        expected_entropy: `(N,)` mean entropy of the draws: what is left when the draw is known (aleatoric).
+        mutual_information: `(N,)` their difference, never negative: disagreement of the draws (epistemic).
+        variation: `(N,)` share of draws whose predicted class is not the mean's.
+    """
+
+    probabilities: np.ndarray
+    entropy: np.ndarray
+    expected_entropy: np.ndarray
+    mutual_information: np.ndarray
+    variation: np.ndarray
+
+
+def draw_uncertainty(sample_probabilities: Any, *, input: str = "probabilities") -> DrawUncertainty:
+    """Splits predictive entropy: `H[mean_k p_k] = mean_k H[p_k] + MI` (Depeweg et al., 2018).
+
+    Args:
+        sample_probabilities: `(K, N, C)` probabilities of K draws; numpy, torch or nested lists.
+        input: `"probabilities"` or `"logits"`.
+
+    Returns:
+        The parts, one number a row.
+
+    Raises:
+        ValueError: for draws of different shapes, another number of axes, or numbers that are not probabilities.
+
+    Example:
+        >>> parts = draw_uncertainty([[[1.0, 0.0]], [[0.0, 1.0]]])
+        >>> parts.mutual_information.round(4), parts.expected_entropy
+        (array([0.6931]), array([0.]))
+    """
+    draws = check_draws(sample_probabilities, input=input)
+    mean = draws.mean(axis=0)
+    entropy, expected = row_entropy(mean), row_entropy(draws).mean(axis=0)
+    differs = draws.argmax(axis=-1) != mean.argmax(axis=-1)
+    # Exactly non-negative in theory (Jensen); rounding may leave -1e-17.
+    return DrawUncertainty(mean, entropy, expected, np.maximum(entropy - expected, 0.0), differs.mean(axis=0))
+
+
+def check_draws(sample_probabilities: Any, *, input: str = "probabilities") -> np.ndarray:
+    """Checks `(K, N, C)` draws and returns their probabilities in float64.
+
+    Raises:
+        ValueError: as `draw_uncertainty`.
+        TypeError: if they are not numbers.
+    """
+    if input not in INPUT_KINDS:
+        raise ValueError(f"`input` must be one of {INPUT_KINDS}, got {input!r}.")
+    if isinstance(sample_probabilities, (list, tuple)):
+        shapes = [np.shape(as_numpy(draw, "draws")) for draw in sample_probabilities]
+        if len(set(shapes)) > 1:
+            raise ValueError(f"All draws must have one shape (N, C), got {sorted(set(shapes))}.")
+    array = as_numpy(sample_probabilities, "draws")
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"draws must be numbers, got dtype {array.dtype}.")
+    if array.ndim != 3 or 0 in array.shape or array.shape[-1] < 2:
+        raise ValueError(
+            f"draws must have shape (K, N, C) with C >= 2 and at least one draw and row, got {array.shape}."
+        )
+    draws = array.astype(np.float64)
+    if not np.isfinite(draws).all():
+        raise ValueError("draws hold NaN or infinity.")
+    if input == "logits":
+        return softmax(draws.reshape(-1, draws.shape[-1])).reshape(draws.shape)
+    tolerance = SUM_TOLERANCE + (float(np.finfo(array.dtype).eps) if array.dtype.kind == "f" else 0.0)
+    if draws.min() < 0.0 or np.abs(draws.sum(axis=-1) - 1.0).max() > tolerance:
+        raise ValueError('draws must hold probabilities, rows summing to 1. If they are logits, pass input="logits".')
+    return draws
+
+
+def uncertainty_scores(predictions: Any, labels: Any, *, input: str = "probabilities") -> dict[str, float]:
+    """Mean uncertainties of draws, scores of their mean, and how well each uncertainty finds the errors.
+
+    Args:
+        predictions: `(N, K, C)`, rows first: K draws of C probabilities (or logits) a row.
+        labels: `(N,)` integer labels.
+        input: `"probabilities"` or `"logits"`.
+
+    Returns:
+        Score to number; AUROCs are NaN when there is no error, or nothing else.
+
+    Raises:
+        ValueError: for rows with different numbers of draws or classes, or as `draw_uncertainty` and `as_rows`.
+    """
+    if isinstance(predictions, (list, tuple)):
+        shapes = sorted({np.shape(as_numpy(row, "draws")) for row in predictions})
+        if len(shapes) > 1:
+            raise ValueError(f"Every row must have the same number of draws and classes, got {shapes}.")
+    array = as_numpy(predictions, "draws")
+    if array.ndim != 3:
+        raise ValueError(f"predictions must have shape (N, K, C), rows first, got {array.shape}.")
+    parts = draw_uncertainty(array.swapaxes(0, 1), input=input)
+    rows = as_rows(parts.probabilities, labels, ignore_index=None)
+    confidence, predicted = top_label(parts.probabilities)
+    wrong = predicted != rows.labels
+    ranked = {
+        "entropy": parts.entropy,
+        "expected_entropy": parts.expected_entropy,
+        "mutual_information": parts.mutual_information,
+        "confidence": 1.0 - confidence,
+    }
+    return {
+        "mean_entropy": float(parts.entropy.mean()),
+        "mean_expected_entropy": float(parts.expected_entropy.mean()),
+        "mean_mutual_information": float(parts.mutual_information.mean()),
+        "mean_variation": float(parts.variation.mean()),
+        "num_draws": array.shape[1],
+        "accuracy": float(1.0 - wrong.mean()),
+        "nll": float(row_nll(rows.probabilities, rows.labels).mean()),
+        "brier": float(row_brier(rows.probabilities, rows.labels).mean()),
+        **{f"{name}_error_auroc": error_auroc(rank(score, wrong)) for name, score in ranked.items()},
+    }

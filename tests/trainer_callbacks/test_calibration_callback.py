@@ -1,0 +1,226 @@
+"""The callback in the stock Trainer, by each way of wiring it."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, EvalPrediction, Trainer, TrainingArguments
+
+from peft_calib.calibration import calibration_report
+from peft_calib.trainer_callbacks import CalibrationCallback, preprocess_logits_for_calibration
+
+NUM_ROWS, NUM_CLASSES = 37, 3
+
+
+class Rows(torch.utils.data.Dataset):
+    """Random token rows, whose labels have nothing to do with them."""
+
+    def __init__(self, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.tokens = torch.randint(1, 50, (NUM_ROWS, 6), generator=generator)
+        self.labels = torch.randint(0, NUM_CLASSES, (NUM_ROWS,), generator=generator)
+
+    def __len__(self) -> int:
+        return NUM_ROWS
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.tokens[index], "labels": self.labels[index]}
+
+
+def _model() -> BertForSequenceClassification:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=50,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            num_labels=3,
+        )
+        model = BertForSequenceClassification(config)
+        # Logits large enough to matter.
+        torch.nn.init.normal_(model.classifier.weight, std=3.0)
+    return model
+
+
+def _arguments(folder, **options) -> TrainingArguments:
+    return TrainingArguments(
+        str(folder), per_device_eval_batch_size=8, per_device_train_batch_size=8, report_to=[], use_cpu=True,
+        disable_tqdm=True, save_strategy="no", **options,
+    )  # fmt: skip
+
+
+def _expected(model) -> dict[str, float]:
+    rows = Rows()
+    model.eval()
+    with torch.no_grad():
+        logits = model(input_ids=rows.tokens).logits
+    return calibration_report(logits, rows.labels, input="logits", confidence_level=None).scores
+
+
+WIRINGS = ["alone", "compute_metrics", "batched"]
+
+
+def _trainer(wiring: str, folder, callback: CalibrationCallback, **options) -> Trainer:
+    wired = wiring != "alone"
+    return Trainer(
+        _model(),
+        _arguments(folder, batch_eval_metrics=wiring == "batched", **options),
+        train_dataset=Rows(1),
+        eval_dataset=Rows(),
+        callbacks=[callback],
+        compute_metrics=callback.compute_metrics if wired else None,
+        preprocess_logits_for_metrics=preprocess_logits_for_calibration if wired else None,
+    )
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_evaluation_gets_the_numbers_of_the_report(tmp_path, wiring):
+    callback = CalibrationCallback()
+    trainer = _trainer(wiring, tmp_path, callback)
+    metrics = trainer.evaluate()
+    expected = _expected(trainer.model)
+    for key in callback.scores:
+        assert metrics[f"eval_{key}"] == pytest.approx(expected[key], abs=1e-5), key
+    logged = trainer.state.log_history[-1]
+    assert {f"eval_{key}" for key in callback.scores} <= set(logged)
+    assert all(isinstance(value, (int, float)) for value in logged.values())
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_report_and_diagram_are_saved(tmp_path, wiring):
+    from matplotlib.image import imread
+
+    _trainer(wiring, tmp_path, CalibrationCallback()).evaluate()
+    picture = imread(tmp_path / "reliability_eval_step_0.png")
+    assert picture.shape[0] > 300
+    assert picture.std() > 0.05
+    saved = json.loads((tmp_path / "calibration_eval_step_0.json").read_text())
+    assert saved["settings"]["num_rows"] == NUM_ROWS
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_every_evaluation_of_a_training_run(tmp_path, wiring):
+    callback = CalibrationCallback(diagram=False)
+    trainer = _trainer(
+        wiring, tmp_path, callback, eval_strategy="epoch", num_train_epochs=2, metric_for_best_model="eval_nll"
+    )
+    trainer.train()
+    evaluations = [entry for entry in trainer.state.log_history if "eval_ece" in entry]
+    assert len(evaluations) == 2
+    assert len({entry["eval_nll"] for entry in evaluations}) == 2
+    assert sorted(path.name for path in tmp_path.glob("calibration_*.json")) == [
+        "calibration_eval_step_10.json",
+        "calibration_eval_step_5.json",
+    ]
+
+
+def test_predict_gets_the_numbers_too(tmp_path):
+    callback = CalibrationCallback()
+    trainer = _trainer("alone", tmp_path, callback)
+    metrics = trainer.predict(Rows()).metrics
+    assert metrics["test_ece"] == pytest.approx(_expected(trainer.model)["ece"], abs=1e-5)
+
+
+def test_forwards_outside_the_evaluation_are_not_counted(tmp_path):
+    callback = CalibrationCallback()
+    trainer = _trainer("alone", tmp_path, callback)
+    trainer.model.eval()
+    rows = Rows()
+    with torch.no_grad():
+        trainer.model(input_ids=rows.tokens, labels=rows.labels)
+    trainer.evaluate()
+    assert callback.report.settings["num_rows"] == NUM_ROWS
+
+
+def test_intervals_and_other_metrics_on_request(tmp_path):
+    other = {"own_metric": 7.0}
+    callback = CalibrationCallback(confidence_level=0.9, compute_metrics=lambda prediction: other, diagram=False)
+    metrics = _trainer("compute_metrics", tmp_path, callback).evaluate()
+    assert metrics["eval_own_metric"] == 7.0
+    assert metrics["eval_ece_low"] < metrics["eval_ece_high"]
+    assert metrics["eval_ece_floor"] > 0
+
+
+def test_token_classification_ignores_padding():
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(4, 7, 5)).astype(np.float32), generator.integers(0, 5, (4, 7))
+    labels[:, 4:] = -100
+    logits[:, 5:] = -100.0  # what the Trainer pads with
+    callback = CalibrationCallback(diagram=False)
+    metrics = callback.compute_metrics(EvalPrediction(logits, labels))
+    expected = calibration_report(
+        logits[:, :4].reshape(-1, 5), labels[:, :4].reshape(-1), input="logits", confidence_level=None
+    )
+    assert metrics["nll"] == pytest.approx(expected["nll"], abs=1e-12)
+    assert callback.report.settings["num_rows"] == 16
+
+
+def test_multiple_choice_by_a_causal_language_model():
+    answers = [11, 42, 7]
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 9, 2000, generator=generator).to(torch.bfloat16)
+    classes = torch.tensor([0, 2, 1, 1, 0])
+    labels = torch.full((5, 9), -100)
+    position = [8, 4, 1, 6, 7]
+    for row, at in enumerate(position):
+        labels[row, at] = answers[classes[row]]
+    kept = preprocess_logits_for_calibration(logits, labels, answer_token_ids=answers)
+    manual = torch.stack([logits[row, at - 1, answers].float() for row, at in enumerate(position)])
+    assert torch.equal(kept, manual)
+    callback = CalibrationCallback(answer_token_ids=answers, diagram=False)
+    metrics = callback.compute_metrics(EvalPrediction(kept.numpy(), labels.numpy()))
+    expected = calibration_report(manual, classes, input="logits", confidence_level=None)
+    assert metrics["nll"] == pytest.approx(expected["nll"], abs=1e-6)
+
+
+def test_a_vocabulary_without_answers_is_refused():
+    with pytest.raises(ValueError, match="answer_token_ids"):
+        preprocess_logits_for_calibration(torch.zeros(1, 2, 5000), torch.zeros(1, 2, dtype=torch.long))
+    wrong = EvalPrediction(np.zeros((2, 3), np.float32), np.array([[-100, 5], [-100, 9]]))
+    with pytest.raises(ValueError, match="not one of answer_token_ids"):
+        CalibrationCallback(answer_token_ids=[5, 6, 7]).compute_metrics(wrong)
+    with pytest.raises(ValueError, match="preprocess_logits_for_metrics"):
+        CalibrationCallback().compute_metrics(wrong)
+
+
+def test_unknown_scores_are_refused():
+    with pytest.raises(ValueError, match="Unknown scores"):
+        CalibrationCallback(scores=["ece", "accuracie"])
+
+
+def test_regression_is_left_alone(tmp_path):
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=50,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            num_labels=1,
+        )
+    )
+
+    class Targets(Rows):
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            return {"input_ids": self.tokens[index], "labels": self.labels[index].float()}
+
+    trainer = Trainer(model, _arguments(tmp_path), eval_dataset=Targets(), callbacks=[CalibrationCallback()])
+    assert "eval_ece" not in trainer.evaluate()
+
+
+def test_no_global_random_state_is_touched(tmp_path):
+    callback = CalibrationCallback(confidence_level=0.95, diagram=True)
+    prediction = EvalPrediction(np.random.default_rng(0).normal(size=(50, 3)), np.arange(50) % 3)
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    callback.compute_metrics(prediction)
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
+
+
+def test_partial_fits_the_trainer_signature():
+    keep = partial(preprocess_logits_for_calibration, answer_token_ids=[1, 2])
+    assert keep(torch.zeros(2, 4, 9), torch.tensor([[-100, 1, 2, -100]] * 2)).shape == (2, 2)
