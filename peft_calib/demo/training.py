@@ -46,7 +46,7 @@ class TrainingSettings:
     """
 
     model: str | None = None
-    epochs: float = 6
+    epochs: float = 8
     learning_rate: float = 1e-3
     batch_size: int = 32
     max_length: int = 128
@@ -91,7 +91,7 @@ def train_adapter(
         data: the splits; ``data.calibration`` serves as the Trainer's evaluation set.
         settings: shared by all methods of a comparison.
         output_dir: the Trainer's output folder.
-        callbacks: further callbacks; progress bars are left to them.
+        callbacks: further callbacks; progress is theirs to show.
 
     Returns:
         The trained adapter in eval mode.
@@ -105,6 +105,7 @@ def train_adapter(
             num_labels=len(data.label_names),
             id2label=dict(enumerate(data.label_names)),
             label2id={label: index for index, label in enumerate(data.label_names)},
+            ignore_mismatched_sizes=True,  # a head for another number of classes is replaced
         )
         if tokenizer.pad_token is None:  # decoders: any token serves, padding is masked
             tokenizer.pad_token = tokenizer.eos_token

