@@ -63,16 +63,21 @@ class FactorModel(BaseTuner):
             model.add_module(self.holder_name, FactorHolder(self.prefix))
         try:
             # the law's tensors do not name modules, so targets always come from the config, never from a state dict
+            self._expected_slots = self.peft_config[adapter_name].slot_table
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict=None)
             self._install_law(model, adapter_name, low_cpu_mem_usage)
         except Exception:
             self._roll_back(model, adapter_name, first=holder is None)
             raise
 
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        # PEFT comes here when all targets are wrapped and before it touches anything else: the place to turn back
+        if self._expected_slots is not None:
+            SlotTable(self._slots).check(self._expected_slots)
+        super()._mark_only_adapters_as_trainable(model)
+
     def _install_law(self, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool) -> None:
         config, slots, holder = self.peft_config[adapter_name], SlotTable(self._slots), self.get_holder(model)
-        if config.slot_table is not None:
-            slots.check(config.slot_table)
         config.slot_table = slots.to_json()
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
             law = self.build_law(config, slots)

@@ -21,8 +21,8 @@ def bert() -> Family:
 def adapt():
     """Adapt a fresh model of a family with HyperLoRA."""
 
-    def build(family: Family, adapter_name: str = "default", seed: int = 0, **fields) -> PeftModel:
+    def build(family: Family, adapter_name: str = "default", base_seed: int = 0, **fields) -> PeftModel:
         config = HyperLoraConfig(**{"r": 4, "target_modules": list(family.targets), **fields})
-        return get_peft_model(family.build(seed), config, adapter_name=adapter_name)
+        return get_peft_model(family.build(base_seed), config, adapter_name=adapter_name)
 
     return build

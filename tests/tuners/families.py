@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import torch
 import transformers as tf
 
-SMALL = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 48, "vocab_size": 64}
+SMALL = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "vocab_size": 64,
+}
+ENCODER = {**SMALL, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_labels": 3}
 DECODER = {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 64}
 
 
@@ -37,16 +44,13 @@ class Family:
 
 
 FAMILIES = {
-    "bert": Family(
-        tf.BertForSequenceClassification, tf.BertConfig, {**SMALL, "num_labels": 3}, ("query", "key", "dense")
-    ),
-    "roberta": Family(
-        tf.RobertaForSequenceClassification, tf.RobertaConfig, {**SMALL, "num_labels": 3}, ("query", "value")
-    ),
+    "bert": Family(tf.BertForSequenceClassification, tf.BertConfig, ENCODER, ("query", "key", "dense")),
+    "roberta": Family(tf.RobertaForSequenceClassification, tf.RobertaConfig, ENCODER, ("query", "value")),
     "gpt2": Family(
         tf.GPT2LMHeadModel,
         tf.GPT2Config,
-        {"n_layer": 2, "n_head": 4, "n_embd": 32, "vocab_size": 64, "n_positions": 32},
+        {"n_layer": 2, "n_head": 4, "n_embd": 32, "vocab_size": 64, "n_positions": 32}
+        | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
         ("c_attn", "c_fc", "c_proj"),
     ),
     "llama": Family(tf.LlamaForCausalLM, tf.LlamaConfig, DECODER, ("q_proj", "k_proj", "down_proj", "up_proj")),
@@ -55,13 +59,13 @@ FAMILIES = {
         tf.T5ForConditionalGeneration,
         tf.T5Config,
         {"num_layers": 2, "num_heads": 4, "d_model": 32, "d_kv": 8, "d_ff": 48, "vocab_size": 64}
-        | {"decoder_start_token_id": 0},
+        | {"decoder_start_token_id": 0, "dropout_rate": 0.0},
         ("q", "v", "wo"),
     ),
     "vit": Family(
         tf.ViTForImageClassification,
         tf.ViTConfig,
-        {k: v for k, v in SMALL.items() if k != "vocab_size"} | {"image_size": 8, "patch_size": 4, "num_labels": 3},
+        {k: v for k, v in ENCODER.items() if k != "vocab_size"} | {"image_size": 8, "patch_size": 4},
         ("q_proj", "v_proj", "query", "value"),
     ),
 }

@@ -39,7 +39,7 @@ class HyperLaw(Law):
         self.shares_heads = self.sides == 2 and config.init == "authors"
         draws = torch.Generator().manual_seed(config.seed or 0)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=draws)))
+            torch.manual_seed(_integer(draws))
             self._build_embeddings()
             self._build_network()
         self._build_frozen(draws, anchors)
@@ -69,7 +69,7 @@ class HyperLaw(Law):
         c = self.config
         if c.hyper_arch == "mlp":
             self.trunk: nn.Module = MLPTrunk(c.embed_dim, c.hyper_hidden, c.hyper_depth)
-            if c.init != "authors":
+            if c.init != "authors" and HE:
                 self._keep_slots_distinct()
         else:
             self.trunk = TransformerTrunk(
@@ -97,7 +97,7 @@ class HyperLaw(Law):
     def _make_head(self, side: str, group: ShapeGroup) -> Head:
         c, d = self.config, group.in_features if side == "A" else group.out_features
         width = c.head_rank if c.head == "factored" else c.hyper_hidden
-        gain = 1.0 if c.init == "authors" else HEAD_GAIN / width
+        gain = 1.0 if c.init == "authors" else (HEAD_GAIN_A if side == "A" else HEAD_GAIN) / width
         if c.head == "full":
             head: Head = FullHead(c.hyper_hidden, group.r, d, gain)
         elif c.head == "rank":
@@ -239,11 +239,18 @@ class HyperLaw(Law):
 
 
 #: Sum of absolute features a head's weights act with, after the division by their number; chosen by measurement.
-HEAD_GAIN = 4.0
+HEAD_GAIN = 16.0
+HEAD_GAIN_A = 4.0
+HE = False
 
 
 def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> torch.Tensor:
-    return (torch.rand(shape, generator=generator) * 2 - 1) * bound
+    # on the CPU whatever the default device is, so that a seed means the same numbers everywhere
+    return (torch.rand(shape, generator=generator, device="cpu") * 2 - 1) * bound
+
+
+def _integer(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator, device="cpu"))
 
 
 def _keyed(seed: int | None, *key: int) -> torch.Generator:
@@ -251,5 +258,5 @@ def _keyed(seed: int | None, *key: int) -> torch.Generator:
     state = (seed or 0) & (2**63 - 1)
     for part in key:
         mixed = torch.Generator().manual_seed((state * 6364136223846793005 + part + 1442695040888963407) % 2**63)
-        state = int(torch.randint(2**62, (), generator=mixed))
+        state = _integer(mixed)
     return torch.Generator().manual_seed(state)
