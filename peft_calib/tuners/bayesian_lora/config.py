@@ -16,6 +16,7 @@ _CHOICES = {
     "init": ("lora", "random"),
     "core_units": ("lora", "whitened"),
     "prior_std_scaling": ("sqrt_fan_in", "none"),
+    "prior_mean": ("initial", "zero"),
 }
 _POSITIVE = ("init_sd", "max_sd", "init_lambda", "max_lambda", "init_d", "variance_lr_multiplier")
 
@@ -36,6 +37,8 @@ class BayesianLoraConfig(CalibLoraConfig):
         prior_std: Prior standard deviation sigma of a factor's entries. `"auto"` makes the entries of the core that
             stands for LoRA's initial A (or the adapter's of `init_from`) one on average; a number is the authors' way.
         prior_std_scaling: `"sqrt_fan_in"` divides a numeric `prior_std` by the square root of the factor's columns.
+        prior_mean: Mean of the core under the prior: its `"initial"` value, so that nothing pulls A away from LoRA's
+            draw (or from the adapter of `init_from`), or `"zero"` (the authors').
         posterior: Family of q(V): `"diagonal"`, `"matrix_normal"` or `"full"`.
         flow: `"maf"` puts a masked autoregressive flow on the rows of the core.
         flow_depth: Number of flow layers.
@@ -79,6 +82,7 @@ class BayesianLoraConfig(CalibLoraConfig):
     bayesian_layers: list[int] | None = field(default=None, metadata={"help": "Layers with a posterior."})
     prior_std: float | str = field(default="auto", metadata={"help": "Prior standard deviation, or 'auto'."})
     prior_std_scaling: str = field(default="sqrt_fan_in", metadata={"help": "'sqrt_fan_in' or 'none'."})
+    prior_mean: str = field(default="initial", metadata={"help": "'initial' or 'zero'."})
     posterior: str = field(default="diagonal", metadata={"help": "'diagonal', 'matrix_normal' or 'full'."})
     flow: str = field(default="none", metadata={"help": "'none' or 'maf'."})
     flow_depth: int = field(default=1, metadata={"help": "Number of flow layers."})
@@ -158,7 +162,9 @@ class BayesianLoraConfig(CalibLoraConfig):
         Args:
             kwargs: Further fields, which take precedence.
         """
-        preset = dict(r=8, lora_alpha=8, lora_dropout=0.05, target_modules=["q_proj", "v_proj", "lm_head"])
+        preset = dict(
+            r=8, lora_alpha=8, lora_dropout=0.05, prior_mean="zero", target_modules=["q_proj", "v_proj", "lm_head"]
+        )
         preset |= dict(bayesian_modules=["q_proj", "k_proj", "lm_head"], inducing_rows=9, inducing_cols=9)
         preset |= dict(prior_std=0.1, init="random", core_units="whitened", flow="maf", init_sd=1e-3, max_sd=0.1)
         preset |= dict(conditional_noise="matheron", learn_lambda=True, init_d=1e-3, learn_d=True, learn_jitter=True)

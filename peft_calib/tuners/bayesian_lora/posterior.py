@@ -172,7 +172,7 @@ def kl_conditional(scale: torch.Tensor, numel: torch.Tensor) -> torch.Tensor:
 
 
 def kl_sampled(noise: torch.Tensor, log_det: torch.Tensor, core: torch.Tensor) -> torch.Tensor:
-    """One-sample estimate of KL(q(V) || N(0, I)) where V is a deterministic map of standard normal noise, in nats.
+    """One-sample estimate of KL(q(V) || N(0, I)) where V (`core`) is a map of standard normal noise, in nats.
 
     `log q(V) - log p(V) = 0.5 |V|^2 - 0.5 |noise|^2 - log |det dV/dnoise|`, unbiased; used with a flow.
     """

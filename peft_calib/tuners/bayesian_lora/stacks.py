@@ -117,8 +117,13 @@ class CoreStack(nn.Module):
         count, R, C = mean.shape
         # a step of size lr in every stored entry moves the factor by lr * sqrt(numel) in norm, as it does in LoRA
         unit = (numel / (R * C)).sqrt() / sigma if config.core_units == "lora" else torch.ones(count)
+        self.unit: torch.Tensor
+        self.prior_mean: torch.Tensor
         self.register_buffer("unit", unit.view(-1, 1, 1))
         self.mean = nn.Parameter(mean / self.unit)
+        # a copy in stored units: equal to the mean to the last bit, whatever the precision
+        start = self.mean.detach().clone() if config.prior_mean == "initial" else torch.zeros_like(mean)
+        self.register_buffer("prior_mean", start)
         self.family, self.seed = config.posterior, config.sample_seed
         gain, start, upper = config.variance_lr_multiplier, config.init_sd, config.max_sd
         if self.family == "diagonal":
@@ -151,11 +156,14 @@ class CoreStack(nn.Module):
         return self._transform(noise)[0]
 
     def draw_with_kl(self, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One draw and KL(q || N(0, I)) in nats: in closed form, or with a flow the estimate from this very draw."""
+        """One draw and the KL of q from the prior in nats: in closed form, with a flow estimated from this draw."""
         V, log_det = self._transform(noise)
         if hasattr(self, "flow"):
-            return V, kl_sampled(noise, log_det, V)
-        mean, spread = self._mean(noise.dtype), self._spread(noise.dtype)
+            prior = self.prior_mean.to(noise.dtype) * self.unit.to(noise.dtype)
+            return V, kl_sampled(noise, log_det, V - prior)
+        dtype = noise.dtype
+        mean = (self.mean.to(dtype) - self.prior_mean.to(dtype)) * self.unit.to(dtype)
+        spread = self._spread(dtype)
         if self.family == "diagonal":
             return V, kl_diagonal(mean, spread[0])
         return V, (kl_full(mean, *spread) if self.family == "full" else kl_matrix_normal(mean, *spread))
