@@ -13,6 +13,8 @@ from .registry import check_peft_version
 
 check_peft_version()
 
+from .bayesianize import bayesianize  # noqa: E402
+from .param_groups import param_groups  # noqa: E402
 from .tuners import (  # noqa: E402  (a PEFT that cannot work is refused first)
     BayesianLoraConfig,
     BayesianLoraModel,
@@ -50,7 +52,9 @@ __all__ = [
     "BayesianLoraModel",
     "HyperLoraConfig",
     "HyperLoraModel",
+    "bayesianize",
     "export_lora",
     "metric_path",
+    "param_groups",
     "regularization_loss",
 ]

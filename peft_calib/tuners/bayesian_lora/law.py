@@ -365,6 +365,11 @@ class BayesianLaw(Law):
             )
         return FALLBACK_NUM_TRAIN_EXAMPLES
 
+    def spread_parameters(self) -> list[nn.Parameter]:
+        """The parameters that say how wide the posterior is, and nothing else."""
+        found = [parameter for stack in self.cores.values() for parameter in stack.spread_parameters()]
+        return [*found, *self.noise_scale.parameters()] if hasattr(self, "noise_scale") else found
+
     # ----------------------------------------------------------------- lifecycle
 
     def set_progress(self, step: int, total_steps: int, accumulation_steps: int = 1) -> None:

@@ -181,6 +181,11 @@ class CoreStack(nn.Module):
             return (V @ middle @ V).mean(0, keepdim=True)
         return mean_of_product(self._mean(middle.dtype), self._root(middle.dtype), middle).unsqueeze(0)
 
+    def spread_parameters(self) -> list[nn.Parameter]:
+        """Standard deviations and correlations."""
+        scales = [p for m in self.children() if isinstance(m, BoundedScale) for p in m.parameters()]
+        return [*scales, *(getattr(self, name) for name in ("row_mix", "col_mix", "mix") if hasattr(self, name))]
+
     def _mean(self, dtype: torch.dtype) -> torch.Tensor:
         return self.mean.to(dtype) * self.unit.to(dtype)
 

@@ -1,0 +1,117 @@
+"""Make a trained LoRA Bayesian: fit a posterior around it while its function stays what it is."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from .tuners.bayesian_lora import BayesianLaw, BayesianLoraConfig
+
+_FROM_LORA = ("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform")
+_FROM_LORA += ("layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out", "task_type")
+
+
+def bayesianize(
+    model: PeftModel,
+    batches: Iterable[dict[str, Any]],
+    *,
+    num_epochs: int = 1,
+    learning_rate: float = 5e-3,
+    adapter_name: str = "default",
+    **fields: Any,
+) -> PeftModel:
+    """Turn a trained LoRA into a BayesianLoRA by fitting its variances only.
+
+    The LoRA becomes the posterior's mean, exactly; mean, bases and head stay frozen while the evidence lower bound is
+    maximised over the spread of the cores, with the base model in evaluation mode. Accuracy in `.eval()` is therefore
+    unchanged, and draws show where the training data left the adapter undetermined.
+
+    Args:
+        model: A `PeftModel` with a plain LoRA. Its LoRA layers are taken out: use the returned model from here on.
+        batches: Training batches, dicts that the model takes, labels included; a `DataLoader` as a rule. Passed over
+            `num_epochs` times.
+        num_epochs: Passes over the batches.
+        learning_rate: Of AdamW on the stored offsets of the variances.
+        adapter_name: Which adapter; the new one has the same name.
+        fields: Fields of `BayesianLoraConfig`. `num_train_examples` may be left out where `batches.dataset` has a
+            length; sizes, scaling and targets are the LoRA's.
+
+    Returns:
+        The Bayesian model in evaluation mode, all of its adapter trainable.
+
+    Raises:
+        TypeError: If the model carries no plain LoRA.
+        ValueError: If the number of training items is unknown, there are no batches, or they give no loss.
+    """
+    config = _lora_config(model, adapter_name)
+    fields.setdefault("num_train_examples", _num_examples(batches))
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save_pretrained(scratch, selected_adapters=[adapter_name])
+        folder = Path(scratch) if adapter_name == "default" else Path(scratch) / adapter_name
+        inherited = {name: getattr(config, name) for name in _FROM_LORA}
+        fitted = BayesianLoraConfig(**{**inherited, **fields, "init_from": str(folder)})
+        bayesian = get_peft_model(model.unload(), fitted, adapter_name=adapter_name)
+    law = bayesian.base_model.get_law(adapter_name)
+    _fit_spread(bayesian, law, batches, num_epochs, learning_rate)
+    return bayesian.eval()
+
+
+def _lora_config(model: PeftModel, adapter_name: str) -> LoraConfig:
+    config = getattr(model, "peft_config", {}).get(adapter_name)
+    if not isinstance(model, PeftModel) or not isinstance(config, LoraConfig) or type(config) is not LoraConfig:
+        raise TypeError(
+            f"bayesianize takes a PeftModel whose adapter {adapter_name!r} is a plain LoRA, got "
+            f"{type(model).__name__} with {type(config).__name__}."
+        )
+    if config.use_dora or config.bias != "none" or getattr(config, "trainable_token_indices", None):
+        raise TypeError(
+            "bayesianize takes a plain LoRA: no DoRA, no trained biases (bias='none'), no trainable tokens, since "
+            "none of these has a posterior here."
+        )
+    return config
+
+
+def _num_examples(batches: Iterable[dict[str, Any]]) -> int:
+    try:
+        return len(batches.dataset)  # type: ignore[attr-defined]
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            "The number of training items is unknown: pass num_train_examples (rows, or target tokens for language "
+            "modelling), or a DataLoader over a data set with a length."
+        ) from error
+
+
+def _fit_spread(
+    model: PeftModel, law: BayesianLaw, batches: Iterable[dict[str, Any]], num_epochs: int, learning_rate: float
+) -> None:
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    spread = law.spread_parameters()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in spread:
+        parameter.requires_grad_(True)
+    model.eval()
+    law.train()  # draws, while dropout in the base model stays off
+    optimizer = torch.optim.AdamW(spread, lr=learning_rate, weight_decay=0.0)
+    device, steps = spread[0].device, 0
+    try:
+        for _ in range(num_epochs):
+            for batch in batches:
+                optimizer.zero_grad()
+                loss = model(**{key: value.to(device) for key, value in batch.items()}).loss
+                if loss is None:
+                    raise ValueError("The model returned no loss for a batch; bayesianize needs batches with labels.")
+                loss.backward()
+                optimizer.step()
+                steps += 1
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trainable)
+            parameter.grad = None
+    if steps == 0:
+        raise ValueError("There are no batches (or num_epochs is 0), so no variance was fitted.")
