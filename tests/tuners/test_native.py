@@ -1,0 +1,113 @@
+"""transformers' own add_adapter / load_adapter, without a PeftModel."""
+
+import warnings
+
+import pytest
+import torch
+from families import FAMILIES, logits, perturb
+
+from peft_calib import HyperLoraConfig, HyperLoraModel
+from peft_calib.tuners.holder import FactorHolder
+
+
+@pytest.fixture(params=["bert", "gpt2", "llama", "t5", "vit"])
+def native(request):
+    family = FAMILIES[request.param]
+    model = family.build()
+    model.add_adapter(HyperLoraConfig(r=4, target_modules=list(family.targets)), "mine")
+    return family, model
+
+
+def test_starts_at_base_and_trains(native):
+    family, model = native
+    batch = family.batch()
+    assert torch.equal(logits(model, batch), logits(family.build(), batch))
+    model.train()
+    trainable = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert trainable
+    assert all("hyperlora_law.mine." in n for n in trainable)
+    model(**batch).logits.square().mean().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("adapter_name", ["mine", "other"])
+def test_save_and_load_under_a_name(native, tmp_path, adapter_name):
+    family, model = native
+    expected = logits(perturb(model, scale=0.2), family.batch())
+    assert not torch.equal(expected, logits(family.build(), family.batch()))
+    model.save_pretrained(tmp_path)
+    again = family.build()
+    again.load_adapter(str(tmp_path), adapter_name=adapter_name)
+    assert torch.equal(logits(again, family.batch()), expected)
+    assert not any(p.requires_grad for p in HyperLoraModel.get_holder(again).parameters())
+
+
+def test_load_trainable(native, tmp_path):
+    family, model = native
+    perturb(model).save_pretrained(tmp_path)
+    again = family.build()
+    again.load_adapter(str(tmp_path), adapter_name="mine", is_trainable=True)
+    again.train()(**family.batch()).logits.square().mean().backward()
+    assert all(p.grad is not None for p in HyperLoraModel.get_holder(again).parameters())
+
+
+def test_auto_model_finds_the_adapter(tmp_path):
+    bert = FAMILIES["bert"]
+    base = bert.build()
+    base.save_pretrained(tmp_path / "base")
+    model = type(base).from_pretrained(tmp_path / "base")
+    model.add_adapter(HyperLoraConfig(r=4, target_modules=["query"], init_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    again = type(base).from_pretrained(tmp_path / "adapter")
+    assert torch.equal(logits(again, bert.batch()), logits(model, bert.batch()))
+
+
+def test_changed_head_is_saved_and_loaded(tmp_path):
+    bert = FAMILIES["bert"]
+    model = bert.build()
+    model.add_adapter(HyperLoraConfig(r=4, target_modules=["query"], modules_to_save=["classifier"]), "mine")
+    perturb(model, scale=0.5)
+    model.save_pretrained(tmp_path)
+    again = bert.build()
+    again.load_adapter(str(tmp_path), adapter_name="other")
+    assert torch.equal(logits(again, bert.batch()), logits(model, bert.batch()))
+
+
+def test_two_adapters_one_deleted(native):
+    family, model = native
+    batch = family.batch()
+    first = logits(perturb(model, scale=0.2), batch)
+    config = HyperLoraConfig(r=2, target_modules=list(family.targets), seed=7, init_weights=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.add_adapter(config, "second")
+        second = logits(model, batch)
+        assert not torch.equal(first, second)
+        model.set_adapter("mine")
+        assert torch.equal(logits(model, batch), first)
+        model.disable_adapters()
+        assert torch.equal(logits(model, batch), logits(family.build(), batch))
+        model.enable_adapters()
+        assert torch.equal(logits(model, batch), first)
+        model.delete_adapter("mine")
+    assert list(HyperLoraModel.get_holder(model).laws) == ["second"]
+    model.set_adapter("second")
+    assert torch.equal(logits(model, batch), second)
+
+
+def test_one_holder_and_one_pair_of_hooks(native):
+    _, model = native
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.add_adapter(HyperLoraConfig(r=2, target_modules="all-linear"), "second")
+    assert sum(isinstance(m, FactorHolder) for m in model.modules()) == 1
+    assert len(model._forward_pre_hooks) == len(model._forward_hooks) == 1
+
+
+def test_other_architecture_is_refused_here_too(tmp_path):
+    bert = FAMILIES["bert"]
+    model = bert.build()
+    model.add_adapter(HyperLoraConfig(target_modules=["query"]))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="slot table has 2 slots, the model offers 3"):
+        bert.build(num_hidden_layers=3).load_adapter(str(tmp_path))

@@ -1,0 +1,56 @@
+"""Quantised bases, through PEFT's own backend: bitsandbytes on the CPU."""
+
+import pytest
+import torch
+from families import FAMILIES, logits, perturb
+from peft import PeftModel, get_peft_model
+
+from peft_calib import HyperLoraConfig
+from peft_calib.tuners.layer import FactorLinear
+
+bnb = pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
+
+
+def quantize(model, kind):
+    """Replace the linear maps of a tiny Llama, as from_pretrained does with a quantisation config."""
+    for name, module in list(model.named_modules()):
+        if type(module) is torch.nn.Linear and "lm_head" not in name:
+            parent = model.get_submodule(name.rpartition(".")[0])
+            sizes = (module.in_features, module.out_features, module.bias is not None)
+            if kind == "8bit":
+                new = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False)
+                new.weight = bnb.nn.Int8Params(module.weight.data.clone(), requires_grad=False)
+            else:
+                new = bnb.nn.Linear4bit(*sizes, compute_dtype=torch.float32, quant_type="nf4")
+                new.weight = bnb.nn.Params4bit(module.weight.data.clone(), requires_grad=False, quant_type="nf4")
+            setattr(parent, name.rpartition(".")[2], new.to("cpu"))
+    setattr(model, f"is_loaded_in_{kind}", True)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["8bit", "4bit"])
+def test_quantised_base(tmp_path, kind):
+    llama = FAMILIES["llama"]
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+
+    def base():
+        return quantize(llama.build(**sizes), kind)
+
+    batch = llama.batch()
+    start = logits(base(), batch)
+    config = HyperLoraConfig(r=4, target_modules=["q_proj", "k_proj", "down_proj"])
+    model = get_peft_model(base(), config)
+    layer = next(m for m in model.modules() if isinstance(m, FactorLinear))
+    assert layer.quantization_backend.backend_name == f"bnb {kind}"
+    # training comes first: bitsandbytes on a CPU repacks 4-bit weights in evaluation and then stops the gradient
+    model.train()(**batch).logits.square().mean().backward()
+    assert any(p.grad.abs().max() > 0 for p in model.base_model.get_law().parameters())
+    assert torch.equal(logits(model, batch), start)
+    expected = logits(perturb(model, scale=0.3), batch)
+    assert not torch.allclose(expected, start, atol=1e-3)
+    model.save_pretrained(tmp_path)
+    for low in (False, True):
+        again = PeftModel.from_pretrained(base(), tmp_path, low_cpu_mem_usage=low)
+        assert torch.equal(logits(again, batch), expected)
+    merged = logits(model.merge_and_unload(), batch)
+    assert torch.corrcoef(torch.stack([merged.flatten(), expected.flatten()]))[0, 1] > 0.9
