@@ -5,7 +5,7 @@ import torch
 from families import FAMILIES, logits, perturb
 from peft import PeftModel, get_peft_model
 
-from peft_calib import HyperLoraConfig
+from peft_calib import HyperLoraConfig, export_lora
 from peft_calib.tuners.layer import FactorLinear
 
 bnb = pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
@@ -52,5 +52,8 @@ def test_quantised_base(tmp_path, kind):
     for low in (False, True):
         again = PeftModel.from_pretrained(base(), tmp_path, low_cpu_mem_usage=low)
         assert torch.equal(logits(again, batch), expected)
-    merged = logits(model.merge_and_unload(), batch)
-    assert torch.corrcoef(torch.stack([merged.flatten(), expected.flatten()]))[0, 1] > 0.9
+    stock = PeftModel.from_pretrained(base(), export_lora(model, tmp_path / "lora"))
+    torch.testing.assert_close(logits(stock, batch), expected, rtol=1e-5, atol=1e-5)
+    # merged before any evaluation, for the reason above; requantising costs what it costs a stock LoRA
+    merged = [PeftModel.from_pretrained(base(), path).merge_and_unload() for path in (tmp_path, tmp_path / "lora")]
+    torch.testing.assert_close(*(logits(m, batch) for m in merged), rtol=1e-4, atol=1e-4)

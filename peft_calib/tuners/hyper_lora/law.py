@@ -69,8 +69,6 @@ class HyperLaw(Law):
         c = self.config
         if c.hyper_arch == "mlp":
             self.trunk: nn.Module = MLPTrunk(c.embed_dim, c.hyper_hidden, c.hyper_depth)
-            if c.init != "authors" and HE:
-                self._keep_slots_distinct()
         else:
             self.trunk = TransformerTrunk(
                 c.embed_dim, c.hyper_hidden, c.hyper_depth, c.hyper_nhead, c.hyper_ffn, c.hyper_dropout
@@ -83,12 +81,6 @@ class HyperLaw(Law):
                 name = self._head_name(side, group)
                 if name not in self.heads:
                     self.heads[name] = self._make_head(side, group)
-
-    def _keep_slots_distinct(self) -> None:
-        """Variance-preserving trunk: the framework's default shrinks the differences between slots layer by layer."""
-        for layer in self.trunk.layers:
-            nn.init.normal_(layer.weight, std=math.sqrt(2 / layer.in_features))
-            nn.init.zeros_(layer.bias)
 
     def _head_name(self, side: str, group: ShapeGroup) -> str:
         d = group.in_features if side == "A" else group.out_features
@@ -238,10 +230,10 @@ class HyperLaw(Law):
             self.alpha.fill_(self.config.noise_alpha * max(0.0, 1 - step / horizon))
 
 
-#: Sum of absolute features a head's weights act with, after the division by their number; chosen by measurement.
+#: A head's output is multiplied by this over the number of its input features, so that at LoRA's learning rate a step
+#: moves B about as far as LoRA's would. A changes less in LoRA too. Chosen by measurement (see docs/hyper-lora.md).
 HEAD_GAIN = 16.0
-HEAD_GAIN_A = 4.0
-HE = False
+HEAD_GAIN_A = 2.0
 
 
 def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> torch.Tensor:
