@@ -22,6 +22,7 @@ from .tuners import (  # noqa: E402  (a PEFT that cannot work is refused first)
     HyperLoraModel,
 )
 from .tuners.holder import regularization_loss  # noqa: E402
+from .tuners.objective import prepare_for_trainer  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -56,5 +57,6 @@ __all__ = [
     "export_lora",
     "metric_path",
     "param_groups",
+    "prepare_for_trainer",
     "regularization_loss",
 ]

@@ -104,6 +104,25 @@ def honours_num_items(model_class: type[nn.Module]) -> bool:
     return any(keyword.arg is None for call in calls for keyword in call.keywords)
 
 
+def prepare_for_trainer(model: nn.Module) -> nn.Module:
+    """Tell the stock Trainer when a model's loss ignores `num_items_in_batch`, so that it divides by the steps itself.
+
+    Without it, the gradient of 125 of transformers' 127 classification heads is multiplied by
+    `gradient_accumulation_steps` and by the number of ranks, for every fine-tuning method (transformers issue 47688).
+    Call it before building the Trainer, for baselines too.
+
+    Args:
+        model: A transformers model or a `PeftModel` around one.
+
+    Returns:
+        The model.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not honours_num_items(type(base)):
+        base.accepts_loss_kwargs = False
+    return model
+
+
 def named_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a forward by name, also those given by position."""
     if not args:
