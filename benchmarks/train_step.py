@@ -1,0 +1,126 @@
+"""Cost of a training step: HyperLoRA against PEFT's LoRA with the same r, targets, model and batch.
+
+Times are taken in one process, the two methods in turn, and compared pair by pair; the medians of the ratios are the
+result. Peak memory is the peak resident size of a process of its own for each method (the allocator's peak on a GPU).
+
+    python benchmarks/train_step.py --output benchmarks/results/train_step.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from machine import describe_machine
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, logging
+
+from peft_calib import HyperLoraConfig
+from peft_calib.demo.training import embedded_model
+
+METHODS = {"lora": LoraConfig, "hyper-lora": HyperLoraConfig}
+MODELS = ("minilm", "encoder-12x768")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Arm:
+    """One method on one model: a step is forward, backward and an AdamW update."""
+
+    def __init__(self, method: str, model: str, rows: int, tokens: int) -> None:
+        torch.manual_seed(0)
+        if model == "minilm":
+            base = AutoModelForSequenceClassification.from_pretrained(embedded_model(), num_labels=6)
+        else:
+            base = BertForSequenceClassification(BertConfig(num_labels=6))
+        config = METHODS[method](r=8, target_modules="all-linear", task_type="SEQ_CLS")
+        self.model = get_peft_model(base, config).to(DEVICE).train()
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.trainable = sum(
+            p.numel() for n, p in self.model.named_parameters() if p.requires_grad and "classifier" not in n
+        )
+        self.optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+        ids = torch.randint(5, 20_000, (rows, tokens), device=DEVICE)
+        labels = torch.randint(6, (rows,), device=DEVICE)
+        self.batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+    def step(self) -> float:
+        """Run one step and return its seconds."""
+        start = _now()
+        self.model(**self.batch).loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return _now() - start
+
+
+def _now() -> float:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def compare_times(model: str, rows: int, tokens: int, pairs: int) -> dict:
+    arms = {method: Arm(method, model, rows, tokens) for method in METHODS}
+    for arm in arms.values():
+        arm.step()
+        arm.step()
+    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
+    for pair in range(pairs):
+        for method in sorted(METHODS, reverse=bool(pair % 2)):  # neither method is always the first of a pair
+            seconds[method].append(arms[method].step())
+    ratios = sorted(h / b for h, b in zip(seconds["hyper-lora"], seconds["lora"], strict=True))
+    return {
+        "median_ratio": statistics.median(ratios),
+        "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
+        "median_seconds": {method: statistics.median(times) for method, times in seconds.items()},
+        "trainable_parameters": {method: arm.trainable for method, arm in arms.items()},
+    }
+
+
+def peak_memory(method: str, model: str, rows: int, tokens: int) -> int:
+    """Bytes at the peak of a process that takes three steps with one method."""
+    code = f"import train_step as t; t.print_peak({method!r}, {model!r}, {rows}, {tokens})"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
+    return int(run.stdout.split()[-1])
+
+
+def print_peak(method: str, model: str, rows: int, tokens: int) -> None:
+    logging.set_verbosity_error()
+    arm = Arm(method, model, rows, tokens)
+    for _ in range(3):
+        arm.step()
+    on_gpu = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else 0
+    print(on_gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    results = {"machine": describe_machine(), "batch": {"rows": args.rows, "tokens": args.tokens}, "pairs": args.pairs}
+    for model in MODELS:
+        entry = compare_times(model, args.rows, args.tokens, args.pairs)
+        peaks = {method: peak_memory(method, model, args.rows, args.tokens) for method in METHODS}
+        entry["peak_memory_bytes"] = peaks
+        entry["peak_memory_ratio"] = peaks["hyper-lora"] / peaks["lora"]
+        results[model] = entry
+        print(f"{model}: step x{entry['median_ratio']:.3f}, peak memory x{entry['peak_memory_ratio']:.3f}", flush=True)
+    if args.output:
+        args.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
