@@ -4,6 +4,7 @@
 Needs numpy and torch only; pictures need matplotlib. Nothing here knows about adapters.
 """
 
+from peft_calib.calibration.comparison import Comparison, compare, compare_many
 from peft_calib.calibration.conventions import CONVENTIONS
 from peft_calib.calibration.plots import (
     before_after_diagram,
@@ -14,15 +15,23 @@ from peft_calib.calibration.plots import (
 )
 from peft_calib.calibration.recalibrate import TemperatureScaling
 from peft_calib.calibration.report import CalibrationReport, calibration_report
+from peft_calib.calibration.streaming import CalibrationAccumulator
+from peft_calib.calibration.uncertainty import DrawUncertainty, draw_uncertainty
 
 __all__ = [
     "CONVENTIONS",
+    "CalibrationAccumulator",
     "CalibrationReport",
+    "Comparison",
+    "DrawUncertainty",
     "TemperatureScaling",
     "before_after_diagram",
     "calibration_report",
     "classwise_diagram",
+    "compare",
+    "compare_many",
     "confidence_histogram",
+    "draw_uncertainty",
     "reliability_diagram",
     "risk_coverage_diagram",
 ]

@@ -12,6 +12,11 @@ def normal_quantile(probability: float) -> float:
     return float(torch.special.ndtri(torch.tensor(float(probability), dtype=torch.float64)))
 
 
+def normal_cdf(z: np.ndarray) -> np.ndarray:
+    """Standard normal distribution function."""
+    return torch.special.ndtr(torch.as_tensor(z, dtype=torch.float64)).numpy()
+
+
 def wilson_interval(hits: np.ndarray, counts: np.ndarray, confidence_level: float) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's (1927) interval of a frequency.
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 # Rows handled at once: the working set of a chunk stays in a core's own cache.
-CHUNK = 1 << 15
+CHUNK = 1 << 13
 
 
 @dataclass(frozen=True)

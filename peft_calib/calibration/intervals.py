@@ -3,16 +3,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from peft_calib.calibration.bands import normal_cdf, normal_quantile
 from peft_calib.calibration.inputs import Rows
-from peft_calib.calibration.ranking_sums import RankingSums
-from peft_calib.calibration.replicate_scores import replicate_scores
-from peft_calib.calibration.replicates import Design, Sums
+from peft_calib.calibration.panel import KEYS
+from peft_calib.calibration.replicate_bins import ClassSums, RowSums, SmoothSums, TopSums
+from peft_calib.calibration.replicate_ranking import AreaSums, DriftSums, PrecisionSums
+from peft_calib.calibration.replicates import BLOCK, Batch, Design
 
+
+class Family(Protocol):
+    """Scores that share their sums over rows."""
+
+    keys: tuple[str, ...]
+
+    def __init__(self, design: Design, total: np.ndarray) -> None: ...
+    def add(self, batch: Batch) -> None: ...
+    def scores(self) -> dict[str, np.ndarray]: ...
+
+
+FAMILIES: tuple[type[Family], ...] = (RowSums, TopSums, SmoothSums, ClassSums, AreaSums, PrecisionSums, DriftSums)
 METHODS = ("percentile", "bca")
 JACKKNIFE_GROUPS = 100
 
@@ -41,6 +55,7 @@ def bootstrap_intervals(
     num_resamples: int = 1000,
     seed: int = 0,
     method: str = "percentile",
+    scores: Sequence[str] = KEYS,
 ) -> dict[str, tuple[float, float]]:
     """Bootstrap interval of every score, all from the same resampled rows.
 
@@ -54,6 +69,7 @@ def bootstrap_intervals(
         num_resamples: resamples of N rows with replacement.
         seed: of the private generator.
         method: `"percentile"` or `"bca"`.
+        scores: keys of the panel; fewer cost less.
 
     Returns:
         Key to `(low, high)`. Resamples where a score is not defined are left out; `(nan, nan)` if it never is.
@@ -63,7 +79,7 @@ def bootstrap_intervals(
     """
     if method not in METHODS:
         raise ValueError(f"`interval_method` must be one of {METHODS}, got {method!r}.")
-    draws = bootstrap_draws(rows, num_bins=num_bins, num_resamples=num_resamples, seed=seed)
+    draws = bootstrap_draws(rows, num_bins=num_bins, num_resamples=num_resamples, seed=seed, scores=scores)
     tail = 0.5 * (1.0 - confidence_level)
     levels = dict.fromkeys(draws, (tail, 1.0 - tail))
     if method == "bca":
@@ -72,13 +88,25 @@ def bootstrap_intervals(
 
 
 def bootstrap_draws(
-    rows: Rows, *, num_bins: int = 15, num_resamples: int = 1000, seed: int = 0
+    rows: Rows,
+    *,
+    num_bins: int = 15,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    scores: Sequence[str] = KEYS,
 ) -> dict[str, np.ndarray]:
-    """The resampled scores themselves: key to `(R,)` float64, column r from the same resample for every key."""
+    """The resampled scores themselves: key to `(R,)` float64.
+
+    Resample r is the same set of rows for every score, and for every model with as many rows and the same seed: that
+    pairs them.
+    """
     check_num_resamples(num_resamples)
-    design = Design(rows, num_bins)
+    families, design = _families(rows, num_bins, scores)
+    counts = bootstrap_counts(np.random.default_rng([seed, 0]), design.num_rows, num_resamples)
     total = np.full(num_resamples, design.num_rows)
-    return _weighted_scores(design, total, _bootstrap_weights(design, num_resamples, seed))
+    return _weighted_scores(
+        design, total, (counts[design.order[block]] for block in design.blocks()), families, scores
+    )
 
 
 def noise_floor(
@@ -88,6 +116,7 @@ def noise_floor(
     confidence_level: float = 0.95,
     num_resamples: int = 1000,
     seed: int = 0,
+    scores: Sequence[str] = KEYS,
 ) -> dict[str, Band]:
     """What each score would be if the model were perfectly calibrated with just these predictions.
 
@@ -100,38 +129,36 @@ def noise_floor(
         confidence_level: share of the redrawn scores inside the band.
         num_resamples: redrawn label sets.
         seed: of the private generator.
+        scores: keys of the panel; fewer cost less.
 
     Returns:
         Key to mean and band.
     """
-    check_num_resamples(num_resamples)
-    draws = perfect_draws(rows, num_bins=num_bins, num_resamples=num_resamples, seed=seed)
+    draws = perfect_draws(rows, num_bins=num_bins, num_resamples=num_resamples, seed=seed, scores=scores)
     tail = 0.5 * (1.0 - confidence_level)
     return {key: Band(_mean(values), *_quantiles(values, (tail, 1.0 - tail))) for key, values in draws.items()}
 
 
 def perfect_draws(
-    rows: Rows, *, num_bins: int = 15, num_resamples: int = 1000, seed: int = 0
+    rows: Rows,
+    *,
+    num_bins: int = 15,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    scores: Sequence[str] = KEYS,
 ) -> dict[str, np.ndarray]:
     """Scores under redrawn labels `y_i ~ p_i`: key to `(R,)` float64."""
+    check_num_resamples(num_resamples)
+    families, design = _families(rows, num_bins, scores)
     generator = np.random.default_rng([seed, 1])
-    design = Design(rows, num_bins)
-    fixed, varying = Sums(design, 1), Sums(design, num_resamples)
-    ranking = RankingSums(np.full(num_resamples, design.num_rows))
+    sums = [family(design, np.full(num_resamples, design.num_rows)) for family in families]
     for block in design.blocks():
-        confidence = design.confidence[block, None].astype(np.float32)
         labels = _drawn_labels(generator, design.probabilities[block], num_resamples)
-        ones = np.ones((len(labels), 1), np.float32)
-        fixed.add_weights(block, ones)
-        for k in range(design.num_classes):
-            varying.add_class_hits(block, k, (labels == k).astype(np.float32))
         correct = (labels == design.predicted[block, None]).astype(np.float32)
-        varying.add_correct(block, ones, correct)
-        counts = np.broadcast_to(ones, correct.shape).copy()
-        ranking.add(counts, counts - correct, confidence - correct, design.last_of_group[block])
-    for name in ("mass", "top", "top_confidence", "column", "column_value", "row"):
-        setattr(varying, name, getattr(fixed, name))
-    return replicate_scores(varying, ranking)
+        batch = Batch(block, np.ones((len(labels), 1), np.float32), correct, labels)
+        for family in sums:
+            family.add(batch)
+    return _collected(sums, scores)
 
 
 def check_num_resamples(num_resamples: int) -> None:
@@ -140,67 +167,69 @@ def check_num_resamples(num_resamples: int) -> None:
         raise ValueError(f"`num_resamples` must be an integer of at least 20 (1000 is usual), got {num_resamples!r}.")
 
 
-def bootstrap_counts(generator: np.random.Generator, sizes: list[int], num_resamples: int) -> Iterator[np.ndarray]:
-    """How often each row is drawn in each resample of all rows, block by block, jointly multinomial.
+def bootstrap_counts(generator: np.random.Generator, num_rows: int, num_resamples: int) -> np.ndarray:
+    """How often each row is drawn in each resample.
 
     Args:
         generator: a private generator.
-        sizes: rows of each block.
-        num_resamples: `R`.
+        num_rows: N.
+        num_resamples: R.
 
-    Yields:
-        `(n, R)` float32 counts of each block.
+    Returns:
+        `(N, R)` uint8; every column is multinomial over N rows and sums to N.
     """
-    total = sum(sizes)
-    shares = generator.multinomial(total, np.asarray(sizes) / total, size=num_resamples)
-    replicate = np.arange(num_resamples) * 1
+    sizes = [min(BLOCK, num_rows - start) for start in range(0, num_rows, BLOCK)]
+    shares = generator.multinomial(num_rows, np.asarray(sizes) / num_rows, size=num_resamples)
+    counts = np.empty((num_rows, num_resamples), np.uint8)
+    replicates = np.arange(num_resamples)
     for block, size in enumerate(sizes):
-        drawn = generator.integers(0, size, size=int(shares[:, block].sum()), dtype=np.uint16)
-        cells = np.repeat(replicate * size, shares[:, block])
-        cells += drawn
-        counts = np.bincount(cells, minlength=num_resamples * size).reshape(num_resamples, size)
-        yield np.ascontiguousarray(counts.T, dtype=np.float32)
+        cells = np.repeat(replicates * size, shares[:, block])
+        cells += generator.integers(0, size, size=len(cells), dtype=np.uint16)
+        drawn = np.bincount(cells, minlength=num_resamples * size).reshape(num_resamples, size)
+        counts[block * BLOCK : block * BLOCK + size] = drawn.astype(np.uint8).T
+    return counts
 
 
-def _bootstrap_weights(design: Design, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    sizes = [block.stop - block.start for block in design.blocks()]
-    return bootstrap_counts(np.random.default_rng([seed, 0]), sizes, num_resamples)
+def _families(rows: Rows, num_bins: int, scores: Sequence[str]) -> tuple[list[type[Family]], Design]:
+    """The sums that these scores need, and the rows prepared for them."""
+    families = [family for family in FAMILIES if set(family.keys) & set(scores)]
+    return families, Design(rows, num_bins, classwise=ClassSums in families)
 
 
-def _weighted_scores(design: Design, total: np.ndarray, weights: Iterator[np.ndarray]) -> dict[str, np.ndarray]:
-    sums, ranking = Sums(design, len(total)), RankingSums(total)
-    right = design.predicted == design.labels
-    for block, w in zip(design.blocks(), weights, strict=True):
-        sums.add_weights(block, w)
-        for k in range(design.num_classes):
-            select = np.flatnonzero(design.labels[block] == k)
-            if len(select):
-                sums.add_class_hits(block, k, w[select], select)
-        correct = w * right[block, None].astype(np.float32)
-        sums.add_correct(block, w, correct)
-        residuals = w * design.confidence[block, None].astype(np.float32) - correct
-        ranking.add(w, w - correct, residuals, design.last_of_group[block])
-    return replicate_scores(sums, ranking)
+def _weighted_scores(
+    design: Design,
+    total: np.ndarray,
+    weights: Iterable[np.ndarray],
+    families: list[type[Family]],
+    scores: Sequence[str],
+) -> dict[str, np.ndarray]:
+    sums = [family(design, total) for family in families]
+    right = (design.predicted == design.labels).astype(np.float32)[:, None]
+    for block, counts in zip(design.blocks(), weights, strict=True):
+        weight = counts.astype(np.float32)
+        batch = Batch(block, weight, weight * right[block], None)
+        for family in sums:
+            family.add(batch)
+    return _collected(sums, scores)
 
 
-def _jackknife_scores(rows: Rows, num_bins: int, seed: int) -> dict[str, np.ndarray]:
-    design = Design(rows, num_bins)
-    groups = min(JACKKNIFE_GROUPS, design.num_rows)
-    member = np.random.default_rng([seed, 2]).permutation(design.num_rows) % groups
-    total = design.num_rows - np.bincount(member, minlength=groups)
-    weights = ((member[block, None] != np.arange(groups)).astype(np.float32) for block in design.blocks())
-    return _weighted_scores(design, total, weights)
+def _collected(sums: Sequence[Family], scores: Sequence[str]) -> dict[str, np.ndarray]:
+    values = {key: value for family in sums for key, value in family.scores().items()}
+    return {key: np.asarray(values[key], dtype=np.float64) for key in KEYS if key in set(scores)}
 
 
 def _bca_levels(
     rows: Rows, num_bins: int, draws: dict[str, np.ndarray], tail: float, seed: int
 ) -> dict[str, tuple[float, float]]:
-    design = Design(rows, num_bins)
-    point = _weighted_scores(
-        design, np.array([design.num_rows]), (np.ones((b.stop - b.start, 1), np.float32) for b in design.blocks())
-    )
-    left_out = _jackknife_scores(rows, num_bins, seed)
-    return {key: bca_level(draws[key], float(point[key][0]), left_out[key], tail) for key in draws}
+    """BCa levels of each score, the acceleration from leaving out one of 100 random groups of rows at a time."""
+    families, design = _families(rows, num_bins, tuple(draws))
+    groups = min(JACKKNIFE_GROUPS, design.num_rows)
+    member = np.random.default_rng([seed, 2]).permutation(design.num_rows) % groups
+    # A last column leaves nothing out: the score itself, by the same arithmetic.
+    total = design.num_rows - np.append(np.bincount(member, minlength=groups), 0)
+    weights = (member[design.order[block], None] != np.arange(groups + 1) for block in design.blocks())
+    scores = _weighted_scores(design, total, weights, families, tuple(draws))
+    return {key: bca_level(draws[key], float(scores[key][-1]), scores[key][:-1], tail) for key in draws}
 
 
 def bca_level(draws: np.ndarray, point: float, left_out: np.ndarray, tail: float) -> tuple[float, float]:
@@ -219,12 +248,12 @@ def bca_level(draws: np.ndarray, point: float, left_out: np.ndarray, tail: float
     if len(draws) == 0 or len(left_out) < 2:
         return tail, 1.0 - tail
     below = ((draws < point).sum() + 0.5 * (draws == point).sum()) / len(draws)
-    bias = _normal_quantile(np.clip(below, 0.5 / len(draws), 1.0 - 0.5 / len(draws)))
+    bias = normal_quantile(np.clip(below, 0.5 / len(draws), 1.0 - 0.5 / len(draws)))
     deviation = left_out.mean() - left_out
     spread = (deviation**2).sum()
     acceleration = (deviation**3).sum() / (6.0 * spread**1.5) if spread > 0 else 0.0
-    z = bias + np.array([_normal_quantile(tail), _normal_quantile(1.0 - tail)])
-    low, high = _normal_cdf(bias + z / (1.0 - acceleration * z))
+    z = bias + np.array([normal_quantile(tail), normal_quantile(1.0 - tail)])
+    low, high = normal_cdf(bias + z / (1.0 - acceleration * z))
     return float(low), float(high)
 
 
@@ -253,15 +282,3 @@ def _quantiles(values: np.ndarray, levels: tuple[float, float]) -> tuple[float, 
 def _mean(values: np.ndarray) -> float:
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else float("nan")
-
-
-def _normal_quantile(probability: float) -> float:
-    import torch
-
-    return float(torch.special.ndtri(torch.tensor(float(probability), dtype=torch.float64)))
-
-
-def _normal_cdf(z: np.ndarray) -> np.ndarray:
-    import torch
-
-    return torch.special.ndtr(torch.as_tensor(z, dtype=torch.float64)).numpy()

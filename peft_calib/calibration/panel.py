@@ -44,7 +44,9 @@ DEFINITIONS = {
     "ks_error": "top label, Kolmogorov-Smirnov, no bins (Gupta et al., 2021)",
     "overconfidence": "part of ece from bins with confidence above accuracy",
     "underconfidence": "part of ece from bins with confidence below accuracy",
+    "average_gap": "as ece, every bin that is not empty weighing the same (netcal's ACE)",
     "mean_confidence": "mean top-label probability",
+    "confidence_gap": "mean top-label probability minus accuracy",
     "mean_entropy": "mean entropy of the predicted distribution, nats",
     "error_auroc": "probability that an error is less confident than a correct row, ties half",
     "error_aupr": "average precision, errors positive",
@@ -54,6 +56,21 @@ DEFINITIONS = {
     "augrc": "area under generalised risk and coverage (Traub et al., 2024)",
 }
 KEYS = tuple(DEFINITIONS)
+# What follows from the top label's uniform bins and two sums: no sort, no class columns.
+UNORDERED_KEYS = (
+    "accuracy",
+    "nll",
+    "brier",
+    "ece",
+    "mce",
+    "rmsce",
+    "rmsce_debiased",
+    "overconfidence",
+    "underconfidence",
+    "average_gap",
+    "mean_confidence",
+    "confidence_gap",
+)
 # Scores where a larger value is better; the others are losses, or neither.
 HIGHER_IS_BETTER = frozenset({"accuracy", "brier_resolution", "error_auroc", "error_aupr", "success_aupr"})
 
@@ -130,6 +147,8 @@ def panel_of_bins(top: BinStatistics) -> dict[str, float]:
         "rmsce_debiased": scores.debiased_l2_error(top),
         "overconfidence": over,
         "underconfidence": under,
+        "average_gap": scores.calibration_error(top, "mean"),
+        "confidence_gap": float((top.confidence_sums.sum() - top.outcome_sums.sum()) / top.total),
     }
 
 

@@ -116,7 +116,8 @@ def _pictures(report: CalibrationReport) -> str:
             pair = (report.rows.probabilities, report.rows.labels)
             named.append(("Risk and coverage", plots.risk_coverage_diagram(pair)))
             named.append(("Confidence of correct and wrong rows", plots.confidence_histogram(*pair)))
-        named.append(("Every class", plots.classwise_figure(report.class_bins)))
+        if report.class_bins is not None:
+            named.append(("Every class", plots.classwise_figure(report.class_bins)))
     except ImportError:
         return "<p>(Pictures need matplotlib.)</p>"
     return "\n".join(_picture(name, figure) for name, figure in named)

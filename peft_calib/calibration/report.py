@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +16,11 @@ from peft_calib.calibration.intervals import NoiseFloor, bootstrap_intervals, no
 from peft_calib.calibration.panel import DEFINITIONS, build_tables, compute_panel
 
 
-@dataclass(frozen=True)
-class CalibrationReport:
+@dataclass(frozen=True, eq=False)
+class CalibrationReport(Mapping[str, float]):
     """Every score of one set of predictions, with its interval and the score of a perfectly calibrated model.
+
+    As a mapping it holds the scores alone; `to_dict` has everything.
 
     Attributes:
         scores: key to number; the keys are those of `peft_calib.calibration.panel.DEFINITIONS`.
@@ -31,13 +34,19 @@ class CalibrationReport:
     scores: dict[str, float]
     settings: dict[str, Any]
     bins: BinStatistics
-    class_bins: BinStatistics
+    class_bins: BinStatistics | None = None
     intervals: dict[str, tuple[float, float]] | None = None
     floor: NoiseFloor | None = None
     rows: Rows | None = field(default=None, repr=False)
 
     def __getitem__(self, key: str) -> float:
         return self.scores[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.scores)
+
+    def __len__(self) -> int:
+        return len(self.scores)
 
     def to_dict(self) -> dict[str, Any]:
         """The scores as plain floats under their own keys, then `settings`, `intervals` and `noise_floor`.
@@ -138,7 +147,7 @@ def calibration_report(
     intervals = floor = None
     if confidence_level is not None:
         level = check_confidence_level(confidence_level)
-        resamples = num_resamples_for(len(rows.labels)) if num_resamples is None else num_resamples
+        resamples = num_resamples_for(len(rows.labels), rows.num_classes) if num_resamples is None else num_resamples
         options = {"num_bins": num_bins, "confidence_level": level, "num_resamples": resamples, "seed": seed}
         intervals = bootstrap_intervals(rows, method=interval_method, **options)
         floor = noise_floor(rows, **options)

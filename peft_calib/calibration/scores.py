@@ -30,14 +30,19 @@ def row_nll(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     of_label = np.take(probabilities.reshape(-1), np.arange(len(labels)) * probabilities.shape[1] + labels)
     impossible = int((of_label < SMALLEST_PROBABILITY).sum())
     if impossible:
-        warnings.warn(
-            f"{impossible} of {len(labels)} rows give their true class a probability of (nearly) 0, so the exact NLL is "
-            f"infinite; those rows are counted at -ln {SMALLEST_PROBABILITY:.2g} = 36.04 nats. Passing logits, or float32 "
-            "instead of half precision probabilities, avoids it.",
-            UserWarning,
-            stacklevel=2,
-        )
+        warn_impossible(impossible, len(labels))
     return -np.log(np.maximum(of_label, SMALLEST_PROBABILITY))
+
+
+def warn_impossible(num_impossible: int, num_rows: int) -> None:
+    """Says that the NLL of some rows was clipped."""
+    warnings.warn(
+        f"{num_impossible} of {num_rows} rows give their true class a probability of (nearly) 0, so the exact NLL is "
+        f"infinite; those rows are counted at -ln {SMALLEST_PROBABILITY:.2g} = 36.04 nats. Passing logits, or float32 "
+        "probabilities instead of half precision ones, avoids it.",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def row_brier(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is one model better than another on the same rows? Paired bootstrap, with a verdict in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from peft_calib.calibration.inputs import Rows, as_rows, check_confidence_level, check_num_bins
+from peft_calib.calibration.intervals import bootstrap_draws, num_resamples_for
+from peft_calib.calibration.panel import HIGHER_IS_BETTER, KEYS, compute_panel
+
+COMPARED = ("accuracy", "nll", "brier", "ece", "aurc")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One score of two models on the same rows.
+
+    Attributes:
+        score: its key.
+        a, b: the score of either model.
+        difference: `a - b`.
+        low, high: interval of the difference.
+        p_value: two-sided bootstrap p-value of no difference.
+        adjusted_p_value: after Holm's correction for the number of model pairs compared.
+        better: `"a"`, `"b"` or None where the data cannot tell.
+    """
+
+    score: str
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    adjusted_p_value: float
+    better: str | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models, score by score.
+
+    Attributes:
+        names: of model a and model b.
+        differences: one a score.
+        settings: rows, confidence level, resamples, seed, number of pairs corrected for.
+    """
+
+    names: tuple[str, str]
+    differences: tuple[Difference, ...]
+    settings: dict[str, Any]
+
+    def __getitem__(self, score: str) -> Difference:
+        for difference in self.differences:
+            if difference.score == score:
+                return difference
+        raise KeyError(score)
+
+    @property
+    def verdict(self) -> str:
+        """In words: which scores tell the models apart, and which do not."""
+        a, b = self.names
+        parts = []
+        for side, name, other in (("a", a, b), ("b", b, a)):
+            won = [d for d in self.differences if d.better == side]
+            if won:
+                listed = ", ".join(f"{d.score} ({abs(d.difference):.4f}, p = {d.adjusted_p_value:.3g})" for d in won)
+                parts.append(f"{name} is better than {other} in {listed}")
+        open_ = [d.score for d in self.differences if d.better is None]
+        if open_:
+            parts.append(f"{self.settings['num_rows']:,} rows cannot tell them apart in {', '.join(open_)}")
+        return "; ".join(parts) + "."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        scores = {d.score: {k: v for k, v in vars(d).items() if k != "score"} for d in self.differences}
+        return {
+            "a": self.names[0],
+            "b": self.names[1],
+            "verdict": self.verdict,
+            "scores": scores,
+            "settings": self.settings,
+        }
+
+    def to_markdown(self) -> str:
+        """The verdict and a table."""
+        a, b = self.names
+        level = f"{self.settings['confidence_level']:.0%}"
+        lines = [self.verdict, "", f"| score | {a} | {b} | difference | {level} interval | p | better |"]
+        lines.append("|---|---:|---:|---:|---:|---:|---|")
+        for d in self.differences:
+            winner = {"a": a, "b": b, None: "–"}[d.better]
+            interval = f"[{d.low:+.4f}, {d.high:+.4f}]"
+            cells = (
+                d.score,
+                f"{d.a:.4f}",
+                f"{d.b:.4f}",
+                f"{d.difference:+.4f}",
+                interval,
+                f"{d.adjusted_p_value:.3g}",
+            )
+            lines.append("| " + " | ".join((*cells, winner)) + " |")
+        return "\n".join(lines) + "\n"
+
+    def __str__(self) -> str:
+        return self.to_markdown()
+
+
+def compare(
+    a: Any,
+    b: Any,
+    labels: Any,
+    *,
+    names: tuple[str, str] = ("a", "b"),
+    scores: Sequence[str] = COMPARED,
+    num_bins: int = 15,
+    confidence_level: float = 0.95,
+    num_resamples: int | None = None,
+    input: str = "probabilities",
+    mask: Any = None,
+    ignore_index: int | None = -100,
+    seed: int = 0,
+) -> Comparison:
+    """Compares two models on the same rows by a paired bootstrap.
+
+    Both models are scored on the same resampled rows, so what the rows have in common cancels. A score is called better
+    where its difference has a p-value below `1 - confidence_level`.
+
+    Args:
+        a: predictions of the first model, as for `calibration_report`.
+        b: predictions of the second.
+        labels: integer class ids, in the same order for both.
+        names: what to call the models.
+        scores: keys of a report.
+        num_bins: bins of every binned score.
+        confidence_level: of the intervals of the differences.
+        num_resamples: bootstrap resamples; by default 1,000, fewer for very many rows.
+        input: `"probabilities"` or `"logits"`, for both.
+        mask: rows to keep.
+        ignore_index: label of rows to drop.
+        seed: of the private generator.
+
+    Returns:
+        The comparison; print it, or read `.verdict`.
+
+    Raises:
+        ValueError: for bad input, or predictions for another number of rows or classes.
+
+    Example:
+        >>> generator = np.random.default_rng(0)
+        >>> labels = generator.integers(0, 2, 500)
+        >>> sure = np.where(labels[:, None] == [0, 1], 0.9, 0.1)
+        >>> compare(sure, np.full((500, 2), 0.5), labels, num_resamples=100)["nll"].better
+        'a'
+    """
+    pairs = compare_many(
+        {names[0]: a, names[1]: b}, labels, baseline=names[1], scores=scores, num_bins=num_bins, input=input, mask=mask,
+        confidence_level=confidence_level, num_resamples=num_resamples, ignore_index=ignore_index, seed=seed,
+    )  # fmt: skip
+    return pairs[0]
+
+
+def compare_many(
+    models: Mapping[str, Any],
+    labels: Any,
+    *,
+    baseline: str | None = None,
+    scores: Sequence[str] = COMPARED,
+    num_bins: int = 15,
+    confidence_level: float = 0.95,
+    num_resamples: int | None = None,
+    input: str = "probabilities",
+    mask: Any = None,
+    ignore_index: int | None = -100,
+    seed: int = 0,
+) -> list[Comparison]:
+    """Compares several models, each with a baseline or each with each, with Holm's (1979) correction.
+
+    The correction is over the pairs, score by score: the chance that any pair is called different in a score where none
+    is stays below `1 - confidence_level`.
+
+    Args:
+        models: name to predictions.
+        labels: integer class ids.
+        baseline: the model all others are compared with; None compares every pair.
+        scores: keys of a report.
+        num_bins: bins of every binned score.
+        confidence_level: of the intervals, which are not widened for the number of pairs.
+        num_resamples: bootstrap resamples.
+        input: `"probabilities"` or `"logits"`.
+        mask: rows to keep.
+        ignore_index: label of rows to drop.
+        seed: of the private generator.
+
+    Returns:
+        One comparison a pair.
+
+    Raises:
+        ValueError: for fewer than two models, an unknown baseline or score, or bad input.
+    """
+    unknown = sorted(set(scores) - set(KEYS))
+    if unknown:
+        raise ValueError(f"Unknown scores {unknown}; a report has {', '.join(KEYS)}.")
+    if len(models) < 2 or (baseline is not None and baseline not in models):
+        raise ValueError(f"Give at least two models, the baseline {baseline!r} among them; got {list(models)}.")
+    num_bins, level = check_num_bins(num_bins), check_confidence_level(confidence_level)
+    rows = {name: as_rows(p, labels, input=input, mask=mask, ignore_index=ignore_index) for name, p in models.items()}
+    _check_same_rows(rows)
+    first = next(iter(rows.values()))
+    resamples = num_resamples or num_resamples_for(len(first.labels), first.num_classes)
+    points = {name: compute_panel(r, num_bins) for name, r in rows.items()}
+    # Equal seeds resample the same rows for every model: that is the pairing.
+    options = {"num_bins": num_bins, "num_resamples": resamples, "seed": seed, "scores": tuple(scores)}
+    draws = {name: bootstrap_draws(r, **options) for name, r in rows.items()}
+    pairs = [
+        (a, b)
+        for a in rows
+        for b in rows
+        if (b == baseline != a if baseline else list(rows).index(a) < list(rows).index(b))
+    ]
+    table = {
+        key: [_difference(key, *(x[n][key] for x in (points, draws) for n in pair), level) for pair in pairs]
+        for key in scores
+    }
+    corrected = {key: _holm(column, 1.0 - level) for key, column in table.items()}
+    settings = {
+        "num_rows": len(first.labels), "num_bins": num_bins, "confidence_level": level, "num_resamples": resamples,
+        "seed": seed, "num_pairs": len(pairs),
+    }  # fmt: skip
+    return [Comparison(pair, tuple(corrected[key][i] for key in scores), settings) for i, pair in enumerate(pairs)]
+
+
+def _check_same_rows(rows: Mapping[str, Rows]) -> None:
+    shapes = {name: r.probabilities.shape for name, r in rows.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"All models must predict the same rows and classes, got {shapes}.")
+
+
+def _difference(score: str, a: float, b: float, draws_a: np.ndarray, draws_b: np.ndarray, level: float) -> Difference:
+    drawn = draws_a - draws_b
+    drawn = drawn[np.isfinite(drawn)]
+    if len(drawn) == 0:
+        nan = float("nan")
+        return Difference(score, a, b, a - b, nan, nan, 1.0, 1.0, None)
+    low, high = np.quantile(drawn, (0.5 - 0.5 * level, 0.5 + 0.5 * level))
+    # Ties count on both sides, and one is added: a bootstrap of R resamples cannot show p below 2 / (R + 1).
+    below, above = (drawn <= 0.0).sum() + 1, (drawn >= 0.0).sum() + 1
+    p = min(1.0, 2.0 * min(below, above) / (len(drawn) + 1))
+    return Difference(score, a, b, a - b, float(low), float(high), float(p), float(p), None)
+
+
+def _holm(column: list[Difference], alpha: float) -> list[Difference]:
+    """Holm's step-down adjustment over the pairs of one score, and who is better at that level."""
+    order = np.argsort([d.p_value for d in column], kind="stable")
+    adjusted, running = [0.0] * len(column), 0.0
+    for place, i in enumerate(order):
+        running = max(running, min(1.0, column[i].p_value * (len(column) - place)))
+        adjusted[i] = running
+    result = []
+    for d, p in zip(column, adjusted, strict=True):
+        better = None
+        if p < alpha:
+            better = "a" if (d.difference > 0) == (d.score in HIGHER_IS_BETTER) else "b"
+        result.append(Difference(**{**vars(d), "adjusted_p_value": p, "better": better}))
+    return result

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Row-wise and binned scores of many replicates; every sum over rows is one matrix product.
+
+Counts are exact in float32, and what a block adds is summed up in float64. Other sums are good to 1e-6, far below the
+Monte-Carlo error they are used for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from peft_calib.calibration.panel import row_entropy
+from peft_calib.calibration.replicates import Batch, Design
+from peft_calib.calibration.scores import SMALLEST_PROBABILITY
+from peft_calib.calibration.smooth import smooth_error_of_grid
+
+GRID = 512
+
+
+class RowSums:
+    """Means over rows: accuracy, NLL, Brier score, confidence, entropy."""
+
+    keys = ("accuracy", "nll", "brier", "mean_confidence", "mean_entropy")
+
+    def __init__(self, design: Design, total: np.ndarray) -> None:
+        self.design, self.total = design, total
+        self.correct, self.nll, self.of_label = np.zeros((3, len(total)))
+        self.shared = np.zeros((3, len(total)))
+
+    def add(self, batch: Batch) -> None:
+        p = self.design.probabilities[batch.rows]
+        features = np.stack([self.design.confidence[batch.rows], row_entropy(p), np.einsum("nk,nk->n", p, p)])
+        self.shared += features.astype(np.float32) @ batch.weights
+        self.correct += batch.correct.sum(axis=0)
+        loss = -np.log(np.maximum(p, SMALLEST_PROBABILITY))
+        if batch.labels is None:
+            row, label = np.arange(len(p)), self.design.labels[batch.rows]
+            sums = np.stack([loss[row, label], p[row, label]]).astype(np.float32) @ batch.weights
+        else:
+            sums = np.stack([np.take_along_axis(values, batch.labels, axis=1).sum(axis=0) for values in (loss, p)])
+        self.nll += sums[0]
+        self.of_label += sums[1]
+
+    def scores(self) -> dict[str, np.ndarray]:
+        confidence, entropy, squares = self.shared / self.total
+        return {
+            "accuracy": self.correct / self.total,
+            "nll": self.nll / self.total,
+            "brier": squares - 2.0 * self.of_label / self.total + 1.0,
+            "mean_confidence": confidence,
+            "mean_entropy": entropy,
+        }
+
+
+class TopSums:
+    """Scores over the top label's uniform and equal-mass bins."""
+
+    keys = ("ece", "mce", "rmsce", "rmsce_debiased", "ace", "overconfidence", "underconfidence",
+            "average_gap", "confidence_gap")  # fmt: skip
+
+    def __init__(self, design: Design, total: np.ndarray) -> None:
+        self.design, self.total = design, total
+        self.counts = np.zeros((design.num_bins, len(total)))
+        self.confidence, self.hits = np.zeros((2, 2 * design.num_bins, len(total)))
+
+    def add(self, batch: Batch) -> None:
+        bins = self.design.num_bins
+        shares = self.design.top_shares(batch.rows)
+        weighted = shares * self.design.confidence[batch.rows, None].astype(np.float32)
+        sums = np.concatenate([shares[:, :bins], weighted], axis=1).T @ batch.weights
+        self.counts += sums[:bins]
+        self.confidence += sums[bins:]
+        self.hits += shares.T @ batch.correct
+
+    def scores(self) -> dict[str, np.ndarray]:
+        bins, counts, gap = self.design.num_bins, self.counts, self.confidence - self.hits
+        weighted, mean_gap = gap[:bins] / self.total, ratio(gap[:bins], counts)
+        frequency = ratio(self.hits[:bins], counts)
+        variance = frequency * (1.0 - frequency) / np.maximum(counts - 1.0, 1.0)
+        debiased = np.where(counts >= 2, mean_gap**2 - variance, 0.0) * (counts / self.total)
+        return {
+            "ece": np.abs(weighted).sum(axis=0),
+            "mce": np.abs(mean_gap).max(axis=0),
+            "rmsce": np.sqrt((mean_gap * weighted).sum(axis=0)),
+            "rmsce_debiased": np.sqrt(np.maximum(debiased.sum(axis=0), 0.0)),
+            "ace": np.abs(gap[bins:] / self.total).sum(axis=0),
+            "overconfidence": np.maximum(weighted, 0.0).sum(axis=0),
+            "underconfidence": np.maximum(-weighted, 0.0).sum(axis=0),
+            "average_gap": np.abs(mean_gap).sum(axis=0) / np.maximum((counts > 0).sum(axis=0), 1),
+            "confidence_gap": weighted.sum(axis=0),
+        }
+
+
+class SmoothSums:
+    """Smooth ECE, over a grid of residuals; rows come in order of confidence, so each cell is a run of them."""
+
+    keys = ("smooth_ece",)
+
+    def __init__(self, design: Design, total: np.ndarray) -> None:
+        self.design, self.total = design, total
+        self.index = np.minimum((design.confidence * GRID).astype(np.int64), GRID - 1)
+        self.grid = np.zeros((GRID, len(total)))
+
+    def add(self, batch: Batch) -> None:
+        index = self.index[batch.rows]
+        residuals = batch.correct - batch.weights * self.design.confidence[batch.rows, None].astype(np.float32)
+        cells = np.arange(index.min(), index.max() + 1)
+        self.grid[cells] += (cells[:, None] == index).astype(np.float32) @ residuals
+
+    def scores(self) -> dict[str, np.ndarray]:
+        return {"smooth_ece": smooth_error_of_grid((self.grid / self.total).T, iterations=10)}
+
+
+class ClassSums:
+    """Scores over the bins of every class column, and Murphy's decomposition of the Brier score."""
+
+    keys = ("classwise_ece", "ace_classwise", "tace_classwise", "tace",
+            "brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within_bin")  # fmt: skip
+
+    def __init__(self, design: Design, total: np.ndarray) -> None:
+        self.design, self.total = design, total
+        classes, bins, size = design.num_classes, design.num_bins, len(total)
+        self.counts = np.zeros((classes, bins, size))
+        self.values, self.hits = np.zeros((2, classes, 3 * bins, size))
+        self.pooled = np.zeros((bins, size))
+        self.kept = np.zeros((classes, size))
+        self.squares, self.of_label = np.zeros((2, size))
+
+    def add(self, batch: Batch) -> None:
+        bins, p = self.design.num_bins, self.design.probabilities[batch.rows].astype(np.float32)
+        pooled = np.zeros((len(p), bins), np.float32)
+        for k in range(self.design.num_classes):
+            shares = self.design.class_shares(batch.rows, k)
+            column = p[:, k, None]
+            kept = shares[:, 2 * bins : 3 * bins].sum(axis=1, keepdims=True)
+            features = np.concatenate([shares[:, :bins], shares[:, : 3 * bins] * column, kept], axis=1)
+            sums = features.T @ batch.weights
+            self.counts[k] += sums[:bins]
+            self.values[k] += sums[bins:-1]
+            self.kept[k] += sums[-1]
+            pooled += shares[:, 3 * bins :] * column
+            hits, select = batch.class_hits(self.design, k)
+            sums = np.concatenate([shares, column], axis=1)[select].T @ hits
+            self.hits[k] += sums[: 3 * bins]
+            self.pooled -= sums[3 * bins : -1]
+            self.of_label += sums[-1]
+        self.pooled += pooled.T @ batch.weights
+        self.squares += np.einsum("nk,nk->n", p, p) @ batch.weights
+
+    def scores(self) -> dict[str, np.ndarray]:
+        bins = self.design.num_bins
+        gap = np.abs(self.values - self.hits)
+        uniform, every, kept = (gap[:, i * bins : (i + 1) * bins].sum(axis=1) for i in range(3))
+        return {
+            "classwise_ece": uniform.mean(axis=0) / self.total,
+            "ace_classwise": every.mean(axis=0) / self.total,
+            "tace_classwise": ratio(kept, self.kept).mean(axis=0),
+            "tace": ratio(np.abs(self.pooled).sum(axis=0), self.kept.sum(axis=0)),
+            **self._brier_parts(),
+        }
+
+    def _brier_parts(self) -> dict[str, np.ndarray]:
+        bins, total = self.design.num_bins, self.total
+        counts, hits = self.counts, self.hits[:, :bins]
+        frequency, gap = ratio(hits, counts), ratio(self.values[:, :bins] - hits, counts)
+        share, base = counts / total, hits.sum(axis=1, keepdims=True) / total
+        reliability = (share * gap**2).sum(axis=(0, 1))
+        resolution = (share * (frequency - base) ** 2).sum(axis=(0, 1))
+        uncertainty = (base * (1.0 - base)).sum(axis=(0, 1))
+        brier = (self.squares - 2.0 * self.of_label) / total + 1.0
+        return {
+            "brier_reliability": reliability,
+            "brier_resolution": resolution,
+            "brier_uncertainty": uncertainty,
+            "brier_within_bin": brier - (reliability - resolution + uncertainty),
+        }
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Quotient that is zero where nothing was counted."""
+    return np.divide(numerator, denominator, out=np.zeros(numerator.shape), where=denominator > 1e-9)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Error-ranking scores of many replicates, streamed over rows in order of falling confidence."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from peft_calib.calibration.replicates import Batch, Design
+from peft_calib.calibration.selective import harmonic
+
+
+class Groups(NamedTuple):
+    """Whole groups of tied rows: `(g, R)` float32 counts and errors; counts are `(g, 1)` where every replicate agrees."""
+
+    counts: np.ndarray
+    errors: np.ndarray
+
+
+class TieGrouper:
+    """Cuts blocks of rows into groups of equal confidence, which may go on from one block to the next."""
+
+    def __init__(self, last_of_group: np.ndarray) -> None:
+        self.last_of_group = last_of_group
+        self.open: Groups | None = None
+
+    def groups(self, batch: Batch) -> Groups | None:
+        """The groups that end in this block; None if none does."""
+        last = self.last_of_group[batch.rows]
+        values = Groups(batch.weights, batch.weights - batch.correct)
+        if self.open is None and last.all():
+            return values
+        starts = np.append(0, np.flatnonzero(last) + 1)
+        unfinished = starts[-1] < len(last)
+        cuts = starts if unfinished else starts[:-1]
+        values = Groups(*(np.add.reduceat(part, cuts, axis=0) for part in values))
+        if self.open is not None:
+            for part, opened in zip(values, self.open, strict=True):
+                part[0] += opened
+        self.open = Groups(*(part[-1] for part in values)) if unfinished else None
+        closed = Groups(*(part[:-1] for part in values)) if unfinished else values
+        return closed if len(closed.counts) else None
+
+
+class AreaSums:
+    """AUROC of errors, AURC and AUGRC.
+
+    With `m_g` the number of surer rows plus half the group, the ordered pairs of an error and a surer correct row number
+    `sum_g e_g m_g - E^2 / 2`, ties half: no running count of errors is needed.
+    """
+
+    keys = ("error_auroc", "aurc", "e_aurc", "augrc")
+
+    def __init__(self, design: Design, total: np.ndarray) -> None:
+        self.total = np.asarray(total, dtype=np.int64)
+        whole = np.arange(int(self.total.max()) + 1)
+        self.harmonic = harmonic(whole)
+        # sum_{i <= c} (H_N - H_{i-1}) = c (1 + H_N - H_c): all but the term in H_N, which is linear in c.
+        self.table = whole * (1.0 - self.harmonic)
+        self.grouper = TieGrouper(design.last_of_group)
+        self.seen = np.zeros(1, np.float32)
+        self.wrong, self.weighted, self.area = np.zeros((3, len(total)))
+
+    def add(self, batch: Batch) -> None:
+        groups = self.grouper.groups(batch)
+        if groups is None:
+            return
+        counts, errors = groups
+        ends = running(counts, self.seen)
+        self.wrong += errors.sum(axis=0)
+        self.weighted += np.einsum("gr,gr->r", *np.broadcast_arrays(errors, ends - 0.5 * counts), dtype=np.float64)
+        self._add_area(ends, errors / np.maximum(counts, 1.0))
+        self.seen = ends[-1].copy()
+
+    def _add_area(self, ends: np.ndarray, share: np.ndarray) -> None:
+        """Adds `share (A(end) - A(start))`, summed by parts so that only ends where the share changes are looked up."""
+        change = share.copy()
+        change[:-1] -= share[1:]
+        rows = np.flatnonzero(change.any(axis=1))
+        at, change = ends[rows].astype(np.int32), change[rows]
+        total = self.harmonic[self.total]
+        self.area += np.einsum("gr,gr->r", *np.broadcast_arrays(change, np.take(self.table, at)), dtype=np.float64)
+        self.area += total * np.einsum("gr,gr->r", *np.broadcast_arrays(change, ends[rows]), dtype=np.float64)
+        seen = self.seen.astype(np.int32)
+        self.area -= share[0] * (self.table[seen] + total * seen)
+
+    def scores(self) -> dict[str, np.ndarray]:
+        total, wrong = self.total, self.wrong
+        right = total - wrong
+        with np.errstate(divide="ignore", invalid="ignore"):
+            auroc = (self.weighted - 0.5 * wrong**2) / (wrong * right)
+        rate, whole = wrong / total, np.rint(right).astype(np.int64)
+        best = self.table[whole] + whole * self.harmonic[total]
+        oracle = np.where(wrong > 0, (total - best) / total, 0.0)
+        aurc = self.area / total
+        mixed = (wrong > 0) & (right > 0)
+        return {
+            "error_auroc": np.where(mixed, auroc, np.nan),
+            "aurc": aurc,
+            "e_aurc": aurc - oracle,
+            "augrc": np.where(mixed, (1.0 - auroc) * rate * (1.0 - rate) + 0.5 * rate**2, 0.5 * rate),
+        }
+
+
+class PrecisionSums:
+    """Average precision of errors, which runs from the least sure row, and of correct rows, from the surest."""
+
+    keys = ("error_aupr", "success_aupr")
+
+    def __init__(self, design: Design, total: np.ndarray) -> None:
+        self.total = np.asarray(total, dtype=np.float32)
+        self.grouper = TieGrouper(design.last_of_group)
+        self.seen = np.zeros(1, np.float32)
+        self.wrong = np.zeros(len(total), np.float32)
+        self.success, self.first, self.second = np.zeros((3, len(total)))
+
+    def add(self, batch: Batch) -> None:
+        groups = self.grouper.groups(batch)
+        if groups is None:
+            return
+        counts, errors = groups
+        ends, wrong = running(counts, self.seen), running(errors, self.wrong)
+        precision = (ends - wrong) / np.maximum(ends, 1.0)
+        self.success += ((counts - errors) * precision).sum(axis=0)
+        # What is left of the errors and of the rows, this group included: (E - before) / (N - before), E not known yet.
+        left = errors / np.maximum(self.total - (ends - counts), 1.0)
+        self.first += left.sum(axis=0)
+        self.second += (left * (wrong - errors)).sum(axis=0)
+        self.seen, self.wrong = ends[-1].copy(), wrong[-1].copy()
+
+    def scores(self) -> dict[str, np.ndarray]:
+        wrong = self.wrong.astype(np.float64)
+        right = self.total - wrong
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return {
+                "error_aupr": np.where(wrong > 0, (self.first * wrong - self.second) / wrong, np.nan),
+                "success_aupr": np.where(right > 0, self.success / right, np.nan),
+            }
+
+
+class DriftSums:
+    """Kolmogorov-Smirnov calibration error: the largest cumulative residual, at the end of a group."""
+
+    keys = ("ks_error",)
+
+    def __init__(self, design: Design, total: np.ndarray) -> None:
+        self.design, self.total = design, total
+        self.drift = np.zeros(len(total), np.float32)
+        self.highest, self.lowest = np.zeros((2, len(total)), np.float32)
+
+    def add(self, batch: Batch) -> None:
+        confidence = self.design.confidence[batch.rows, None].astype(np.float32)
+        drift = running(batch.weights * confidence - batch.correct, self.drift)
+        self.drift = drift[-1].copy()
+        ends = drift[self.design.last_of_group[batch.rows]]
+        if len(ends):
+            self.highest = np.maximum(self.highest, ends.max(axis=0))
+            self.lowest = np.minimum(self.lowest, ends.min(axis=0))
+
+    def scores(self) -> dict[str, np.ndarray]:
+        # The drift is defined from the least confident row upwards; ours ran downwards.
+        furthest = np.maximum(np.abs(self.drift - self.lowest), np.abs(self.drift - self.highest))
+        return {"ks_error": furthest / self.total}
+
+
+def running(values: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Cumulative sums down the rows, from `start` on; whole numbers below 2^24 are exact in float32."""
+    total = np.cumsum(values, axis=0, dtype=np.float32)
+    total = total + start if total.shape[-1] != start.shape[-1] else np.add(total, start, out=total)
+    return total
