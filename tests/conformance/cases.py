@@ -1,0 +1,123 @@
+"""What is put into the parametrisation lists of PEFT's suites for a given method, and which tests are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from peft import PeftConfig
+
+#: Arguments without which a method's configuration makes no sense in these suites.
+NEEDED: dict[str, dict[str, Any]] = {
+    "HYPERLORA": {},
+    "BAYESIANLORA": {"num_train_examples": 1000},
+    "CURVELORA": {},
+}
+
+#: Test function (or a part of its id): the reason why it cannot apply.
+_PICKLE = "adapters are loaded from safetensors only, never from a pickle, by design"
+DESELECTED: dict[str, str] = {
+    "test_save_pretrained_pickle": _PICKLE,
+    "test_save_pretrained_selected_adapters_pickle": _PICKLE,
+    "layer_indexing": "counts parameter tensors; ours are stacked, so fewer layers make them smaller, not fewer",
+    "test_get_base_model_state_dict": (
+        "PEFT looks for adapter tensors inside tuner layers only; ours live once in the base model, and calling their "
+        "holder a tuner layer would break convert_to_lora"
+    ),
+    "test_decoder_models.py::TestDecoderModels::test_merge_layers_multi": (
+        "expects two adapters of one configuration to start differently; ours are drawn from the configuration's seed"
+    ),
+}
+
+# Upstream takes SGD steps of 0.5 on inputs up to 90 and lowers that by class name where a method overflows (LoRA is at
+# 1e20 after three). Where both layers are trained, ours are given a small lora_alpha instead.
+_SMALL = {"lora_alpha": 0.1}
+_CASES = [
+    ("MLP", {"target_modules": "lin0"}),
+    ("MLP", {"target_modules": ["lin0"]}),
+    ("MLP", {"target_modules": ["lin1"]}),
+    ("MLP", {"target_modules": ["lin0", "lin1"], **_SMALL}),
+    ("MLP", {"target_modules": ["lin0"], "modules_to_save": ["lin1"], **_SMALL}),
+    ("MLP", {"target_modules": ["lin0", "lin1"], "r": 4, "lora_dropout": 0.1, "use_rslora": True, **_SMALL}),
+    ("EmbConv1D", {"target_modules": ["conv1d"]}),
+    ("Conv2d", {"target_modules": ["lin0"]}),
+]
+
+# the draws of our adapters are keyed by a seed in the configuration, not by the global random state
+_TWO_ADAPTERS = {
+    "same": ({"target_modules": ["lin0"]}, {"target_modules": ["lin0"], "seed": 1}),
+    "different": ({"target_modules": ["lin0"]}, {"target_modules": ["lin1"]}),
+    "overlapping": ({"target_modules": ["lin0"]}, {"target_modules": ["lin0", "lin1"], "r": 4}),
+}
+
+
+def lists_for(config_cls: type[PeftConfig], **extra: Any) -> dict[str, dict[str, list]]:
+    """The lists for one of our methods.
+
+    Args:
+        config_cls: Its configuration class.
+        extra: Arguments added to each case, to run the suites on another variant of the method.
+
+    Returns:
+        Test module name, then list name, then the rows that replace upstream's.
+    """
+    name = config_cls.__name__.removesuffix("Config")
+    needed = {**NEEDED.get(name.upper(), {}), **extra}
+
+    def transformer(task_type: str) -> list:
+        return [(config_cls, {"task_type": task_type, "target_modules": None, **needed})]
+
+    custom = [
+        (f"{model} {i} {name}", model, config_cls, {**kwargs, **needed}) for i, (model, kwargs) in enumerate(_CASES)
+    ]
+    pairs = [
+        (f"{name} {kind}", name.lower(), config_cls, *({**kwargs, "init_weights": False, **needed} for kwargs in pair))
+        for kind, pair in _TWO_ADAPTERS.items()
+    ]
+    mixed = [(name, *(config_cls(target_modules=["lin0"], r=r, init_weights=False, **needed) for r in (8, 16)))]
+    return {
+        "test_config": {
+            "ALL_CONFIG_CLASSES": [(config_cls, needed)],
+            "LAYER_INDEXING_CONFIG_CLASSES": [(config_cls, needed)],
+        },
+        "test_custom_models": {
+            "TEST_CASES": custom,
+            "ALL_PEFT_CONFIG_CLASSES": [config_cls],
+            "MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES": pairs,
+            "MIXED_ADAPTER_TEST_CASES": mixed,
+        },
+        "test_decoder_models": {"ALL_CONFIGS": transformer("CAUSAL_LM")},
+        "test_encoder_decoder_models": {"ALL_CONFIGS": transformer("SEQ_2_SEQ_LM")},
+        "test_feature_extraction_models": {"ALL_CONFIGS": transformer("FEATURE_EXTRACTION")},
+        "test_quantization": {
+            "TEST_CASES": [(config_cls, {"r": 8, "target_modules": ["q_proj", "v_proj"], **needed})]
+        },
+        "test_seq_classifier": {"ALL_CONFIGS": transformer("SEQ_CLS")},
+        "test_token_classification_qa": {
+            "TOKEN_CLS_CONFIGS": transformer("TOKEN_CLS"),
+            "QA_CONFIGS": transformer("QUESTION_ANS"),
+        },
+    }
+
+
+def upstream_lists(config_cls: type[PeftConfig], lists: dict[str, dict[str, list]]) -> Callable[[Any], dict]:
+    """For a control run: the rows of the same lists that PEFT itself has for one of its own methods.
+
+    Args:
+        config_cls: Configuration class of a built-in method.
+        lists: What `lists_for` gave; only its names are used.
+
+    Returns:
+        A function from an imported test module to its lists.
+    """
+
+    def pick(module: Any) -> dict[str, list]:
+        names = lists[module.__name__.rpartition(".")[2]]
+        return {name: [row for row in getattr(module, name) if _is_about(row, config_cls)] for name in names}
+
+    return pick
+
+
+def _is_about(row: Any, config_cls: type[PeftConfig]) -> bool:
+    parts = row if isinstance(row, tuple) else (row,)
+    return any(part is config_cls or type(part) is config_cls for part in parts)
