@@ -68,11 +68,10 @@ def main() -> None:
     )
     base.config.pad_token_id = tokenizer.pad_token_id
     base.config.id2label = dict(enumerate(data.label_names))
-    base.accepts_loss_kwargs = False  # this head ignores num_items_in_batch; Trainer must divide accumulated losses
     config = peft_calib.HyperLoraConfig(
         task_type="SEQ_CLS", r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear"
     )
-    model = get_peft_model(base, config)
+    model = peft_calib.prepare_for_trainer(get_peft_model(base, config))
     model.print_trainable_parameters()
 
     trainer = Trainer(

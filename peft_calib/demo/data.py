@@ -7,7 +7,7 @@ there, never on the rows it is reported on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,27 +175,28 @@ def _labelled(
     values = {split: labels for split, labels in values.items() if split not in hidden}
     names, index = _classes(values, data["train"].features[label_column], source)
     splits = {
-        split: _texts(data[split], columns, source).add_column("label", [index(label) for label in labels])
+        split: _texts(data[split], columns, source).add_column("label", [index[label] for label in labels])
         for split, labels in values.items()
     }
     return splits, names
 
 
-def _classes(values: dict[str, list], feature: object, source: str) -> tuple[tuple[str, ...], Callable[[object], int]]:
-    """Class names and the function from a stored label to its index."""
+def _classes(values: dict[str, list], feature: object, source: str) -> tuple[tuple[str, ...], dict[object, int]]:
+    """Class names, and the index of each stored label."""
+    declared = range(len(feature.names)) if isinstance(feature, ClassLabel) else None
     for split, labels in values.items():
         for row, label in enumerate(labels):
-            if label is None or (isinstance(label, float) and not label.is_integer()):
+            fraction = isinstance(label, float) and not label.is_integer()
+            if label is None or fraction or (declared is not None and label not in declared):
                 raise ValueError(f"{source}: row {row} of {split} has the label {label!r}; a class is expected")
     if isinstance(feature, ClassLabel):
-        return tuple(feature.names), int
+        return tuple(feature.names), {label: label for label in range(len(feature.names))}
     kinds = sorted({label for labels in values.values() for label in labels}, key=lambda x: (str(type(x)), x))
     missing = [kind for kind in kinds if kind not in set(values["train"])]
     if len(kinds) < 2 or missing:
         fault = f"the labels {missing} do not occur in its training rows" if missing else f"only the label(s) {kinds}"
         raise ValueError(f"{source}: at least two classes are needed, each with training rows; {fault}")
-    lookup = {kind: position for position, kind in enumerate(kinds)}
-    return tuple(str(kind) for kind in kinds), lookup.__getitem__
+    return tuple(str(kind) for kind in kinds), {kind: position for position, kind in enumerate(kinds)}
 
 
 def _cut(rows: Dataset, fraction: float, rng: np.random.Generator) -> tuple[Dataset, Dataset]:
@@ -214,10 +215,9 @@ def _cut(rows: Dataset, fraction: float, rng: np.random.Generator) -> tuple[Data
         by_class.setdefault(labels[members[0]], []).append(members)
     cut: list[int] = []
     for label in sorted(by_class):
-        members = by_class[label]
-        order = rng.permutation(len(members))
-        for position in order[: round(fraction * len(members))]:
-            cut += members[position]
+        texts = by_class[label]
+        for position in rng.permutation(len(texts))[: round(fraction * len(texts))]:
+            cut += texts[position]
     chosen = set(cut)
     rest = [row for row in range(len(rows)) if row not in chosen]
     if not cut or not rest:

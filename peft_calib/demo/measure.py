@@ -82,7 +82,7 @@ def measure(
         The reports, with 95 % intervals and the noise floor of these rows.
     """
     scaling = TemperatureScaling().fit(logits.calibration, calibration_labels)
-    outside = [None, None]
+    outside: list[Outside | None] = [None, None]
     if logits.outside is not None:
         plain = [softmax(rows.astype(np.float64)) for rows in (logits.test, logits.outside)]
         scaled = [np.asarray(scaling.transform(rows)) for rows in (logits.test, logits.outside)]

@@ -17,7 +17,7 @@ from typing import Any
 import datasets
 import numpy as np
 import transformers
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import AutoModelForSequenceClassification, TrainerCallback
@@ -32,7 +32,7 @@ from .training import FittedAdapter, TrainingSettings, embedded_model, predict_l
 __all__ = ["FINISHED", "check_output_dir", "run_demo"]
 
 FINISHED = "report.json"  # written last: a folder that has it holds a finished run
-METHODS: dict[str, type[PeftConfig]] = {"LoRA": LoraConfig, "HyperLoRA": HyperLoraConfig}
+METHODS: dict[str, type[LoraConfig] | type[HyperLoraConfig]] = {"LoRA": LoraConfig, "HyperLoRA": HyperLoraConfig}
 
 
 def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
@@ -92,7 +92,7 @@ def run_demo(
             place = folder / name.lower()
             callbacks = [_StepProgress(progress, f"train {name}"), CalibrationCallback()]
             fitted = train_adapter(config, data, settings, place, callbacks)
-            fitted.model.save_pretrained(place)
+            fitted.model.save_pretrained(str(place))
             logits = _logits(fitted, data, settings, progress, name)
             result = measure(name, logits, _labels(data.calibration), _labels(data.test), settings.seed)
             results.append(result)

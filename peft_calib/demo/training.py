@@ -27,6 +27,8 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from peft_calib import prepare_for_trainer
+
 from .data import TextData
 
 __all__ = ["FittedAdapter", "TrainingSettings", "embedded_model", "predict_logits", "train_adapter"]
@@ -110,9 +112,8 @@ def train_adapter(
         if tokenizer.pad_token is None:  # decoders: any token serves, padding is masked
             tokenizer.pad_token = tokenizer.eos_token
         base.config.pad_token_id = tokenizer.pad_token_id
-        # Most classification heads ignore `num_items_in_batch`; told so, Trainer divides accumulated losses itself.
-        base.accepts_loss_kwargs = False
         model = get_peft_model(base, config)
+        prepare_for_trainer(model)
         encode = _encoder(tokenizer, settings.max_length)
         trainer = Trainer(
             model=model,
@@ -175,7 +176,7 @@ def predict_logits(
     logits: dict[int, np.ndarray] = {}
     for start in range(0, len(order), 2 * settings.batch_size):
         chunk = order[start : start + 2 * settings.batch_size]
-        batch = collate([encoded[row] for row in chunk]).to(device)
+        batch = {name: value.to(device) for name, value in collate([encoded[row] for row in chunk]).items()}
         logits.update(zip(chunk, model(**batch).logits.float().cpu().numpy(), strict=True))
         if progress is not None:
             progress(len(chunk))

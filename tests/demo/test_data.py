@@ -140,6 +140,16 @@ def test_hub_data_with_hidden_test_labels(monkeypatch, rows):
     assert (len(data.train), len(data.calibration)) == (160, 40)
 
 
+def test_a_missing_class_label_is_named(rows, monkeypatch):
+    features = datasets.Features({"text": datasets.Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    split = Dataset.from_list(
+        [{"text": r["text"], "label": -1 if i == 7 else i % 2} for i, r in enumerate(rows)], features
+    )
+    monkeypatch.setattr(module, "load_dataset", lambda *_: datasets.DatasetDict(train=split))
+    with pytest.raises(ValueError, match="row 7 of train has the label -1"):
+        load_text_data("someone/data")
+
+
 def test_outside_texts_need_no_labels(tmp_path, rows):
     other = write(tmp_path / "other.jsonl", [{"text": text} for text in sentences(10, seed=9)])
     data = load_text_data(write(tmp_path / "a.csv", rows), outside=other)
