@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .factors import Draw, Law
+from .factors import Draw, Factors, Law
 from .objective import add_to_outputs, micro_batch_share, named_inputs, task_loss
 
 _optimizer_steps = 0
@@ -81,6 +81,9 @@ class FactorHolder(nn.Module):
 
     def begin_forward(self) -> None:
         """Bring the factors of the active adapters up to date; called before each forward of the base model."""
+        if torch.compiler.is_compiling():
+            self._trace()
+            return
         self._in_forward = True
         self._fresh.clear()
         if self._enabled:
@@ -94,6 +97,10 @@ class FactorHolder(nn.Module):
         Returns:
             The regularisers of the adapters that took part, none outside training.
         """
+        if torch.compiler.is_compiling():
+            terms = [term for _, term in self._traced.values() if term is not None]
+            self._traced = {}
+            return terms
         terms = [self._generations[a].regularizer for a in self._active if a in self._fresh]
         self._in_forward = False
         self._fresh.clear()
@@ -111,6 +118,8 @@ class FactorHolder(nn.Module):
         Returns:
             A of shape (r, d_in) and B of shape (d_out, r), with a leading K when draws are asked for.
         """
+        if torch.compiler.is_compiling():
+            return self._traced[adapter][0][index]
         in_backward = torch._C._current_graph_task_id() != -1
         if in_backward and self.laws[adapter].stochastic:
             self._check_single_forward(adapter)
@@ -139,6 +148,16 @@ class FactorHolder(nn.Module):
                 self._uses[adapter] = [*alive, weakref.ref(generation.use)]
         if self._in_forward:
             self._fresh.add(adapter)
+
+    def _trace(self) -> None:
+        """Generate inside the graph that torch.compile is building: no stamps, caches or tensor hooks there."""
+        self._traced = {}
+        for adapter in self._active if self._enabled else ():
+            if adapter in self.laws:
+                law = self.laws[adapter]
+                draw = self.draw or Draw("train" if law.training else "mean")
+                factors = _factors(law, draw)
+                self._traced[adapter] = (factors.per_slot(law.slots, draw.num_samples), factors.regularizer)
 
     def _check_single_forward(self, adapter: str) -> None:
         open_uses = [use() for use in self._uses.get(adapter, [])]
@@ -239,6 +258,7 @@ class FactorHolder(nn.Module):
         self._fresh: set[str] = set()
         self._pending: list[torch.Tensor] = []
         self._uses: dict[str, list[weakref.ref]] = {}
+        self._traced: dict[str, tuple[list, torch.Tensor | None]] = {}
         self._in_forward = False
 
     def take_pending(self) -> list[torch.Tensor]:
@@ -248,16 +268,13 @@ class FactorHolder(nn.Module):
 
     def __getstate__(self) -> dict:
         # generations hang on an autograd graph, which can neither be copied nor pickled
-        fresh = {"_generations": {}, "_fresh": set(), "_in_forward": False, "_pending": [], "_uses": {}}
+        fresh = {"_generations": {}, "_fresh": set(), "_in_forward": False, "_pending": [], "_uses": {}, "_traced": {}}
         return {**self.__dict__, **fresh}
 
 
 def _generate(law: Law, draw: Draw, wants_graph: bool) -> Generation:
-    device, dtype = _device(law), _autocast_dtype(law)
-    with torch.inference_mode(False), torch.set_grad_enabled(wants_graph), torch.autocast(device.type, enabled=False):
-        factors = law(draw)
-        if dtype is not None:
-            factors.groups = {g: (A.to(dtype), B.to(dtype)) for g, (A, B) in factors.groups.items()}
+    with torch.inference_mode(False), torch.set_grad_enabled(wants_graph):
+        factors = _factors(law, draw)
         roots = [stack for pair in factors.groups.values() for stack in pair if stack.requires_grad]
         # stamped afterwards: a law may count its generations in a buffer
         generation = Generation([], factors.regularizer, (), has_graph=bool(roots))
@@ -266,12 +283,22 @@ def _generate(law: Law, draw: Draw, wants_graph: bool) -> Generation:
             generation.roots = roots
             generation.leaves = [t for pair in factors.groups.values() for t in pair if t.requires_grad]
             generation.has_graph = False
-        elif roots and not torch.compiler.is_compiling():
+        elif roots:
             use = generation.use
             roots[-1].register_hook(lambda _: setattr(use, "consumed", True))
         generation.pairs = factors.per_slot(law.slots, draw.num_samples)
     generation.stamp = _stamp(law, draw)
     return generation
+
+
+def _factors(law: Law, draw: Draw) -> Factors:
+    """Ask the law outside autocast, and cast its stacks once to the dtype autocast would give each layer."""
+    dtype = _autocast_dtype(law)
+    with torch.autocast(_device(law).type, enabled=False):
+        factors = law(draw)
+        if dtype is not None:
+            factors.groups = {g: (A.to(dtype), B.to(dtype)) for g, (A, B) in factors.groups.items()}
+    return factors
 
 
 def _as_leaf(tensor: torch.Tensor) -> torch.Tensor:

@@ -298,3 +298,56 @@ def test_seed_decides_the_initial_draws(bert, adapt):
         assert torch.equal(B, B1)
         assert not torch.equal(A, A2)
         assert not torch.equal(B, B2)
+
+
+# ----------------------------------------------------------------- torch.compile
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_compiles_into_one_graph_and_stays_compiled(name, adapt):
+    import torch._dynamo as dynamo
+
+    family, batch = FAMILIES[name], FAMILIES[name].batch()
+    eager, compiled = perturb(adapt(family)).train(), perturb(adapt(family)).train()
+    dynamo.reset()
+    dynamo.utils.counters.clear()
+    step = torch.compile(compiled, backend="aot_eager", fullgraph=True)
+    for model, call in ((eager, eager), (compiled, step)):
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        for _ in range(3):
+            call(**batch).logits.square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch.testing.assert_close(logits(compiled, batch), logits(eager, batch), rtol=1e-5, atol=1e-6)
+    dynamo.reset()
+
+
+# ----------------------------------------------------------------- two networks on one model
+
+
+def test_adapters_with_networks_of_different_size(bert, adapt, tmp_path):
+    from peft import PeftModel
+
+    model = adapt(bert, hyper_hidden=16, embed_dim=8)
+    config = HyperLoraConfig(r=2, target_modules="all-linear", hyper_arch="transformer", hyper_hidden=32, hyper_ffn=8)
+    model.add_adapter("wide", config)
+    batch, outputs = bert.batch(), {}
+    for name in ("default", "wide"):
+        model.set_adapter(name)
+        outputs[name] = logits(perturb(model, scale=0.2), batch)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(bert.build(), tmp_path)
+    again.load_adapter(tmp_path / "wide", "wide")
+    for name, expected in outputs.items():
+        again.set_adapter(name)
+        assert torch.equal(logits(again, batch), expected)
+
+
+def test_generated_weights_follow_the_embedding(bert, adapt):
+    law = law_of(perturb(adapt(bert)))
+    layers, before = [slot.layer for slot in law.slots], law(Draw()).per_slot(law.slots)
+    with torch.no_grad():
+        law.layer_emb.weight[1] += 1
+    for layer, (_, B0), (_, B1) in zip(layers, before, law(Draw()).per_slot(law.slots), strict=True):
+        assert torch.equal(B0, B1) == (layer != 1)
