@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,10 @@ def bayesianize(
         ValueError: If the number of training items is unknown, there are no batches, or they give no loss.
     """
     config = _lora_config(model, adapter_name)
-    fields.setdefault("num_train_examples", _num_examples(batches))
+    if num_epochs < 1 or (isinstance(batches, Sized) and len(batches) == 0):
+        raise ValueError("There are no batches (or num_epochs is below 1), so no variance could be fitted.")
+    if "num_train_examples" not in fields:
+        fields["num_train_examples"] = _num_examples(batches)
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch, selected_adapters=[adapter_name])
         folder = Path(scratch) if adapter_name == "default" else Path(scratch) / adapter_name
@@ -114,4 +117,4 @@ def _fit_spread(
             parameter.requires_grad_(name in trainable)
             parameter.grad = None
     if steps == 0:
-        raise ValueError("There are no batches (or num_epochs is 0), so no variance was fitted.")
+        raise ValueError("There were no batches, so no variance was fitted.")

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .tuners.bayesian_lora.stacks import BoundedScale
+from .tuners.bayesian_lora import BayesianLaw
 
 
 def param_groups(
@@ -15,8 +15,8 @@ def param_groups(
     """Split a model's trainable parameters so that posterior variances have a learning rate of their own.
 
     A stock optimiser with a single group works too: the variances already move `variance_lr_multiplier` times as fast
-    as their stored offsets, and this learning rate comes on top. Weight decay is kept off the variances, where it would
-    pull towards their initial value.
+    as their stored offsets, and this learning rate comes on top. Weight decay is kept off the variances, where it
+    would pull towards their initial value.
 
     Args:
         model: A model with adapters.
@@ -38,12 +38,13 @@ def param_groups(
     variance_lr = lr if variance_lr is None else variance_lr
     if lr <= 0 or variance_lr <= 0:
         raise ValueError(f"Learning rates must be positive, got lr={lr!r} and variance_lr={variance_lr!r}.")
-    scales = {id(p) for module in model.modules() if isinstance(module, BoundedScale) for p in module.parameters()}
+    laws = [module for module in model.modules() if isinstance(module, BayesianLaw)]
+    spread = {id(p) for law in laws for p in law.spread_parameters()}
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("The model has no trainable parameter: load the adapter with is_trainable=True.")
     groups = [
-        {"params": [p for p in trainable if id(p) not in scales], "lr": lr, "weight_decay": weight_decay},
-        {"params": [p for p in trainable if id(p) in scales], "lr": variance_lr, "weight_decay": 0.0},
+        {"params": [p for p in trainable if id(p) not in spread], "lr": lr, "weight_decay": weight_decay},
+        {"params": [p for p in trainable if id(p) in spread], "lr": variance_lr, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]

@@ -65,7 +65,8 @@ class BayesianLoraConfig(CalibLoraConfig):
         num_train_examples: N, the number of items the loss would average over in one epoch: rows for classification,
             target tokens for language modelling. Set by the callback where it is `None`.
         share_inducing: A and B of a slot hang on one core (the paper's Algorithm 1) instead of one each.
-        variance_lr_multiplier: How much farther an optimiser step moves the logarithms of the variances.
+        variance_lr_multiplier: How far an optimiser step of size one moves the logarithms of the standard deviations
+            (and the entries that correlate the core), so that they learn in a single parameter group.
         sample_seed: Key of the initial values and of the draws made in training.
 
     Raises:

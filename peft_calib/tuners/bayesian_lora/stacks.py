@@ -125,7 +125,8 @@ class CoreStack(nn.Module):
         start = self.mean.detach().clone() if config.prior_mean == "initial" else torch.zeros_like(mean)
         self.register_buffer("prior_mean", start)
         self.family, self.seed = config.posterior, config.sample_seed
-        gain, start, upper = config.variance_lr_multiplier, config.init_sd, config.max_sd
+        self.gain = gain = config.variance_lr_multiplier
+        start, upper = config.init_sd, config.max_sd
         if self.family == "diagonal":
             self.sd = BoundedScale((count, R, C), start, upper, gain)
         elif self.family == "matrix_normal":
@@ -193,9 +194,9 @@ class CoreStack(nn.Module):
         if self.family == "diagonal":
             return (self.sd(dtype),)
         if self.family == "full":
-            return (_triangular(self.sd(dtype), self.mix.to(dtype)),)
-        rows = _triangular(self.row_sd(dtype), self.row_mix.to(dtype))
-        return rows, _triangular(self.col_sd(dtype), self.col_mix.to(dtype))
+            return (_triangular(self.sd(dtype), self.gain * self.mix.to(dtype)),)
+        rows = _triangular(self.row_sd(dtype), self.gain * self.row_mix.to(dtype))
+        return rows, _triangular(self.col_sd(dtype), self.gain * self.col_mix.to(dtype))
 
     def _root(self, dtype: torch.dtype) -> torch.Tensor:
         spread = self._spread(dtype)

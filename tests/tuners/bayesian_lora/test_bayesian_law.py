@@ -42,7 +42,7 @@ def make(slots: SlotTable | None = None, moved: bool = True, **fields) -> Bayesi
         generator = torch.Generator().manual_seed(11)
         with torch.no_grad():
             for name, parameter in law.named_parameters():
-                step = 0.01 if "offset" in name else 0.2
+                step = 0.01 if "offset" in name or "mix" in name else 0.2
                 parameter += step * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
     return law
 
