@@ -59,8 +59,8 @@ def preprocess_logits_for_calibration(
         ValueError: for a whole vocabulary without `answer_token_ids`, or logits that are not those of a classifier.
 
     Example:
-        >>> preprocess_logits_for_calibration((torch.zeros(2, 3, dtype=torch.bfloat16), None), torch.tensor([0, 1])).dtype
-        torch.float32
+        >>> preprocess_logits_for_calibration((torch.zeros(2, 3, dtype=torch.bfloat16), None), torch.tensor([0,
+        1])).dtype torch.float32
     """
     if isinstance(logits, (tuple, list)):
         logits = logits[0]
@@ -83,8 +83,8 @@ class CalibrationCallback(TrainerCallback):
     """Adds calibration numbers to the metrics of every evaluation, and saves a report and a reliability diagram.
 
     Alone, in `callbacks=[...]`, it watches the logits and labels of the evaluation loop. Given to the Trainer as its
-    `compute_metrics` too, it sees what the Trainer gathers, which is the way for several processes and for loggers that
-    come before user callbacks:
+    `compute_metrics` too, it sees what the Trainer gathers, which is the way for several processes and for loggers
+    that come before user callbacks:
 
         callback = CalibrationCallback()
         Trainer(..., callbacks=[callback], compute_metrics=callback.compute_metrics,

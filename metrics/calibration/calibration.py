@@ -25,26 +25,26 @@ _CITATION = """\
 
 _DESCRIPTION = """\
 Do the probabilities of a classifier mean what they say? Accuracy, proper scores (NLL, Brier with its decomposition),
-calibration errors (ECE, MCE, RMSCE, debiased, ACE, TACE, class-wise, smooth, Kolmogorov-Smirnov) and selective prediction
-(AURC, AUROC of errors), each with a bootstrap interval and with the score that a perfectly calibrated model would get on
-the same predictions.
+calibration errors (ECE, MCE, RMSCE, debiased, ACE, TACE, class-wise, smooth, Kolmogorov-Smirnov) and selective
+prediction (AURC, AUROC of errors), each with a bootstrap interval and with the score that a perfectly calibrated model
+would get on the same predictions.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions: probabilities (or logits) of each class, one list of numbers a row; or one number a row, the probability
-        of class 1.
+    predictions: probabilities (or logits) of each class, one list of numbers a row; or one number a row, the
+        probability of class 1.
     references: integer labels.
     input: "probabilities" (default) or "logits". Checked, never guessed.
     num_bins: number of bins, 15 by default.
     confidence_level: level of the intervals and of the noise band, 0.95 by default; None leaves both out and is fast.
-    convention: "peft_calib" (default), "torchmetrics", "netcal", "sklearn", "nixon" or "hypelora": whose definitions to
-        follow where they differ.
+    convention: "peft_calib" (default), "torchmetrics", "netcal", "sklearn", "nixon" or "hypelora": whose definitions
+        to follow where they differ.
     num_resamples, interval_method, seed: of the bootstrap, see `peft_calib.calibration.calibration_report`.
 Returns:
     One number a score ("accuracy", "nll", "brier", "ece", "mce", "ace", "tace", "classwise_ece", "smooth_ece", "aurc",
-    "error_auroc" and more), then "settings", "intervals" (score to [low, high]) and "noise_floor" (score to mean, low and
-    high under perfect calibration); the last two are None without a confidence level.
+    "error_auroc" and more), then "settings", "intervals" (score to [low, high]) and "noise_floor" (score to mean, low
+    and high under perfect calibration); the last two are None without a confidence level.
 Examples:
     >>> import evaluate, peft_calib
     >>> metric = evaluate.load(peft_calib.metric_path("calibration"))
@@ -71,7 +71,9 @@ class Calibration(evaluate.Metric):
         )
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """As `evaluate.Metric.compute`; arrays given in this one call are used as they are, without a copy in Arrow."""
+        """As `evaluate.Metric.compute`; arrays given in this one call are used as they are, without a copy in
+        Arrow.
+        """
         direct = predictions is not None and references is not None and self.writer is None and self.num_process == 1
         if direct:
             return self._compute(predictions, references, **kwargs)

@@ -24,9 +24,9 @@ _CITATION = """\
 """
 
 _DESCRIPTION = """\
-Does the uncertainty know where the errors are? AUROC and average precision of error detection, AURC, its excess over the
-oracle, AUGRC, the prediction rejection ratio, both readings of FPR@95, accuracy at coverage and coverage at risk. Ties are
-handled exactly, so quantised scores and shuffled rows give the same numbers.
+Does the uncertainty know where the errors are? AUROC and average precision of error detection, AURC, its excess over
+the oracle, AUGRC, the prediction rejection ratio, both readings of FPR@95, accuracy at coverage and coverage at risk.
+Ties are handled exactly, so quantised scores and shuffled rows give the same numbers.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -65,7 +65,9 @@ class SelectivePrediction(evaluate.Metric):
         )
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """As `evaluate.Metric.compute`; arrays given in this one call are used as they are, without a copy in Arrow."""
+        """As `evaluate.Metric.compute`; arrays given in this one call are used as they are, without a copy in
+        Arrow.
+        """
         direct = predictions is not None and references is not None and self.writer is None and self.num_process == 1
         if direct:
             return self._compute(predictions, references, **kwargs)

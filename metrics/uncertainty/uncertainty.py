@@ -18,8 +18,9 @@ _CITATION = """\
 """
 
 _DESCRIPTION = """\
-Splits the uncertainty of predictions made of several draws: entropy of the mean prediction (total), mean entropy of the
-draws (aleatoric) and their difference, the mutual information (epistemic); and how well each of them finds the errors.
+Splits the uncertainty of predictions made of several draws: entropy of the mean prediction (total), mean entropy of
+the draws (aleatoric) and their difference, the mutual information (epistemic); and how well each of them finds the
+errors.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -28,9 +29,9 @@ Args:
     references: integer labels.
     input: "probabilities" (default) or "logits".
 Returns:
-    "mean_entropy", "mean_expected_entropy", "mean_mutual_information" (nats), "mean_variation", "num_draws", "accuracy",
-    "nll" and "brier" of the mean prediction, and "<part>_error_auroc" of entropy, expected entropy, mutual information and
-    confidence.
+    "mean_entropy", "mean_expected_entropy", "mean_mutual_information" (nats), "mean_variation", "num_draws",
+    "accuracy", "nll" and "brier" of the mean prediction, and "<part>_error_auroc" of entropy, expected entropy, mutual
+    information and confidence.
 Examples:
     >>> import evaluate, peft_calib
     >>> metric = evaluate.load(peft_calib.metric_path("uncertainty"))
@@ -55,7 +56,9 @@ class Uncertainty(evaluate.Metric):
         )
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """As `evaluate.Metric.compute`; arrays given in this one call are used as they are, without a copy in Arrow."""
+        """As `evaluate.Metric.compute`; arrays given in this one call are used as they are, without a copy in
+        Arrow.
+        """
         direct = predictions is not None and references is not None and self.writer is None and self.num_process == 1
         if direct:
             return self._compute(predictions, references, **kwargs)

@@ -13,18 +13,30 @@ from peft_calib.calibration.plots import (
     reliability_diagram,
     risk_coverage_diagram,
 )
-from peft_calib.calibration.recalibrate import TemperatureScaling
+from peft_calib.calibration.recalibrate import (
+    BetaCalibration,
+    HistogramCalibration,
+    IsotonicCalibration,
+    MatrixScaling,
+    TemperatureScaling,
+    VectorScaling,
+)
 from peft_calib.calibration.report import CalibrationReport, calibration_report
 from peft_calib.calibration.streaming import CalibrationAccumulator
 from peft_calib.calibration.uncertainty import DrawUncertainty, draw_uncertainty
 
 __all__ = [
+    "BetaCalibration",
     "CONVENTIONS",
     "CalibrationAccumulator",
     "CalibrationReport",
     "Comparison",
     "DrawUncertainty",
+    "HistogramCalibration",
+    "IsotonicCalibration",
+    "MatrixScaling",
     "TemperatureScaling",
+    "VectorScaling",
     "before_after_diagram",
     "calibration_report",
     "classwise_diagram",

@@ -128,8 +128,8 @@ def compare(
 ) -> Comparison:
     """Compares two models on the same rows by a paired bootstrap.
 
-    Both models are scored on the same resampled rows, so what the rows have in common cancels. A score is called better
-    where its difference has a p-value below `1 - confidence_level`.
+    Both models are scored on the same resampled rows, so what the rows have in common cancels. A score is called
+    better where its difference has a p-value below `1 - confidence_level`.
 
     Args:
         a: predictions of the first model, as for `calibration_report`.
@@ -181,8 +181,8 @@ def compare_many(
 ) -> list[Comparison]:
     """Compares several models, each with a baseline or each with each, with Holm's (1979) correction.
 
-    The correction is over the pairs, score by score: the chance that any pair is called different in a score where none
-    is stays below `1 - confidence_level`.
+    The correction is over the pairs, score by score: the chance that any pair is called different in a score where
+    none is stays below `1 - confidence_level`.
 
     Args:
         models: name to predictions.

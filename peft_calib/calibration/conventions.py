@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from peft_calib.calibration.bins import BinStatistics, accumulate, top_label
 from peft_calib.calibration.inputs import Rows
@@ -48,14 +49,13 @@ def _torchmetrics(rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[s
     """
     if rows.binary:
         values, outcomes = rows.probabilities[:, 1], rows.labels == 1
-        edges = np.linspace(0.0, 1.0, num_bins + 1, dtype=rows.dtype)
-        values = values.astype(rows.dtype)
+        dtype = torch.float64 if rows.dtype == np.float64 else torch.float32
     else:
         values, predicted = top_label(rows.probabilities)
-        outcomes = predicted == rows.labels
-        # torch.linspace counts down from the far end in its upper half, in float32: linspace of numpy differs by one
-        # ulp.
-        edges, values = _torch_linspace(num_bins), values.astype(np.float32)
+        outcomes, dtype = predicted == rows.labels, torch.float32
+    # torch.linspace counts down from the far end in its upper half: numpy's differs from it by one ulp.
+    edges = torch.linspace(0, 1, num_bins + 1, dtype=dtype).numpy()
+    values = values.astype(edges.dtype)
     index = np.searchsorted(edges, values, side="right") - 1
     bins = accumulate(index, values.astype(np.float64), outcomes, num_bins + 1)
     return _three_norms(bins)
@@ -155,12 +155,6 @@ def _positive_class_or_top(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
 def _left_closed(values: np.ndarray, num_bins: int) -> np.ndarray:
     index = np.searchsorted(np.linspace(0.0, 1.0, num_bins + 1), values, side="right") - 1
     return np.minimum(index, num_bins - 1)
-
-
-def _torch_linspace(num_bins: int) -> np.ndarray:
-    import torch
-
-    return torch.linspace(0, 1, num_bins + 1, dtype=torch.float32).numpy()
 
 
 def _value_edged_error(values: np.ndarray, outcomes: np.ndarray, num_bins: int, threshold: float) -> float:

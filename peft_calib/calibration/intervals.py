@@ -82,7 +82,7 @@ def bootstrap_intervals(
     draws = bootstrap_draws(rows, num_bins=num_bins, num_resamples=num_resamples, seed=seed, scores=scores)
     tail = 0.5 * (1.0 - confidence_level)
     levels = dict.fromkeys(draws, (tail, 1.0 - tail))
-    if method == "bca":
+    if method == "bca" and len(rows.labels) > 1:
         levels = _bca_levels(rows, num_bins, draws, tail, seed)
     return {key: _quantiles(values, levels[key]) for key, values in draws.items()}
 

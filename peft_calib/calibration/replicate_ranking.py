@@ -12,7 +12,9 @@ from peft_calib.calibration.selective import harmonic
 
 
 class Groups(NamedTuple):
-    """Whole groups of tied rows: `(g, R)` float32 counts and errors; counts are `(g, 1)` where every replicate agrees."""
+    """Whole groups of tied rows: `(g, R)` float32 counts and errors; counts are `(g, 1)` where every replicate
+    agrees.
+    """
 
     counts: np.ndarray
     errors: np.ndarray
@@ -46,8 +48,8 @@ class TieGrouper:
 class AreaSums:
     """AUROC of errors, AURC and AUGRC.
 
-    With `m_g` the number of surer rows plus half the group, the ordered pairs of an error and a surer correct row number
-    `sum_g e_g m_g - E^2 / 2`, ties half: no running count of errors is needed.
+    With `m_g` the number of surer rows plus half the group, the ordered pairs of an error and a surer correct row
+    number `sum_g e_g m_g - E^2 / 2`, ties half: no running count of errors is needed.
     """
 
     keys = ("error_auroc", "aurc", "e_aurc", "augrc")
@@ -74,7 +76,9 @@ class AreaSums:
         self.seen = ends[-1].copy()
 
     def _add_area(self, ends: np.ndarray, share: np.ndarray) -> None:
-        """Adds `share (A(end) - A(start))`, summed by parts so that only ends where the share changes are looked up."""
+        """Adds `share (A(end) - A(start))`, summed by parts so that only ends where the share changes are looked
+        up.
+        """
         change = share.copy()
         change[:-1] -= share[1:]
         rows = np.flatnonzero(change.any(axis=1))
@@ -123,7 +127,8 @@ class PrecisionSums:
         ends, wrong = running(counts, self.seen), running(errors, self.wrong)
         precision = (ends - wrong) / np.maximum(ends, 1.0)
         self.success += ((counts - errors) * precision).sum(axis=0)
-        # What is left of the errors and of the rows, this group included: (E - before) / (N - before), E not known yet.
+        # What is left of the errors and of the rows, this group included: (E - before) / (N - before), E not known
+        # yet.
         left = errors / np.maximum(self.total - (ends - counts), 1.0)
         self.first += left.sum(axis=0)
         self.second += (left * (wrong - errors)).sum(axis=0)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What replicated data sets have in common: rows in order of confidence, and the bins they fall into.
 
-A replicate is the same rows with other weights (bootstrap) or other labels (perfect calibration). Bin edges, equal-mass
-ones included, stay those of the full data in each.
+A replicate is the same rows with other weights (bootstrap) or other labels (perfect calibration). Bin edges,
+equal-mass ones included, stay those of the full data in each.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Batch(NamedTuple):
     labels: np.ndarray | None
 
     def class_hits(self, design: Design, k: int) -> tuple[np.ndarray, np.ndarray | slice]:
-        """`(m, R)` float32 times each selected row counts with label `k`, and which rows of the block were selected."""
+        """`(m, R)` float32 times each selected row counts with label `k`, and which rows of the block were
+        selected.
+        """
         if self.labels is None:
             select = np.flatnonzero(design.labels[self.rows] == k)
             return self.weights[select], select

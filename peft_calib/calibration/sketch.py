@@ -2,9 +2,9 @@
 """A mergeable histogram fine enough to stand in for sorted rows.
 
 Cells are fixed beforehand, so two sketches merge by adding, over batches and over ranks. They are equal steps of
-`u(v) = v + ln((v + d) / (1 - v + d)) / 20`: about 0.003 wide in the middle, and narrowing with `v` and `1 - v` towards the
-ends, where saturated models keep their rows. Every cell lies within one uniform bin and on one side of the TACE threshold,
-so scores over those are exact; only where rows are put in order does a cell stand for its rows.
+`u(v) = v + ln((v + d) / (1 - v + d)) / 20`: about 0.003 wide in the middle, and narrowing with `v` and `1 - v` towards
+the ends, where saturated models keep their rows. Every cell lies within one uniform bin and on one side of the TACE
+threshold, so scores over those are exact; only where rows are put in order does a cell stand for its rows.
 """
 
 from __future__ import annotations

@@ -32,9 +32,9 @@ class CalibrationAccumulator:
     """Sufficient statistics of a stream of predictions: `update` a batch at a time, `compute` at the end.
 
     The state does not grow with the number of rows: about 13 kB, and 5 kB a class. Accuracy, NLL, Brier and everything
-    over uniform bins are exact. Scores that need rows in order (ACE, TACE, smooth ECE, KS, AURC, AUROC and its kin) are
-    exact while the rows fit in 8 kB, and come from a histogram of some 500 cells afterwards: `order_error` bounds what
-    that does to ACE.
+    over uniform bins are exact. Scores that need rows in order (ACE, TACE, smooth ECE, KS, AURC, AUROC and its kin)
+    are exact while the rows fit in 8 kB, and come from a histogram of some 500 cells afterwards: `order_error` bounds
+    what that does to ACE.
 
     With `ordered=False` only the twelve scores of `panel.UNORDERED_KEYS` are kept, in one kilobyte and some ten times
     faster.

@@ -23,7 +23,8 @@ class TopLabelSums:
         bins: `(B,)` statistics so far.
         nll, brier: float64 sums.
         num_rows, num_impossible: rows seen, and those whose true class had a probability of (nearly) 0.
-        lowest, sum_error: smallest probability, and largest distance of a row's sum from 1; NaN if any number is.
+        lowest, sum_error: smallest probability, and largest distance of a row's sum from 1; not finite if any number
+            is not, and then nothing else means anything.
     """
 
     def __init__(self, num_bins: int) -> None:
@@ -71,6 +72,8 @@ class TopLabelSums:
             np.add(work, column, out=work)
         self.sum_error = float(np.maximum(self.sum_error, np.maximum(work.max() - 1.0, 1.0 - work.min())))
         self.lowest = float(np.minimum(self.lowest, columns.min()))
+        if not np.isfinite(self.sum_error):
+            return
         flat = columns.reshape(-1)
         np.multiply(labels, len(labels), out=index)
         np.add(index, buffers.row, out=index)
@@ -100,8 +103,6 @@ class TopLabelSums:
         if work.min() < NEAR:
             near = np.flatnonzero(work < NEAR)
             index[near] = np.searchsorted(uniform_edges(self.num_bins), best[near]) - 1
-        if not np.isfinite(product).all():
-            index[:] = 0
         np.clip(index, 0, self.num_bins - 1, out=index)
         self.confidence += np.bincount(index, best, self.num_bins)
         np.multiply(index, 2, out=index)

@@ -58,8 +58,8 @@ def test_hypelora_convention_on_golden_vectors():
 def test_equal_mass_ties_do_not_depend_on_the_order_of_rows():
     """Splitting by rank gives 0.15 or 0.40 on V3; spreading tied rows gives one number, worked out by hand here.
 
-    Sorted confidences .4 .5 .5 .6 .6 .7 .8 .9 with outcomes 1 (1 0) (0 1) 1 1 1; tied pairs count half each. Bins of two:
-    (.4, .5) vs 1.5 / 2, (.5, .6) vs .5, (.6, .7) vs 1.5 / 2, (.8, .9) vs 1: gaps .3, .05, .1, .15.
+    Sorted confidences .4 .5 .5 .6 .6 .7 .8 .9 with outcomes 1 (1 0) (0 1) 1 1 1; tied pairs count half each. Bins of
+    two: (.4, .5) vs 1.5 / 2, (.5, .6) vs .5, (.6, .7) vs 1.5 / 2, (.8, .9) vs 1: gaps .3, .05, .1, .15.
     """
     probabilities, labels, num_bins = V3
     labels = np.array(labels)

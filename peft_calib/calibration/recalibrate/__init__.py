@@ -2,6 +2,23 @@
 """Post-hoc recalibration: methods fitted on held-out logits, and never reported on the rows they were fitted on."""
 
 from peft_calib.calibration.recalibrate.base import LogitScaling, Recalibrator
+from peft_calib.calibration.recalibrate.linear import MatrixScaling, VectorScaling
+from peft_calib.calibration.recalibrate.per_class import (
+    BetaCalibration,
+    HistogramCalibration,
+    IsotonicCalibration,
+    OneVersusRest,
+)
 from peft_calib.calibration.recalibrate.temperature import TemperatureScaling
 
-__all__ = ["LogitScaling", "Recalibrator", "TemperatureScaling"]
+__all__ = [
+    "BetaCalibration",
+    "HistogramCalibration",
+    "IsotonicCalibration",
+    "LogitScaling",
+    "MatrixScaling",
+    "OneVersusRest",
+    "Recalibrator",
+    "TemperatureScaling",
+    "VectorScaling",
+]

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One calibration map a class column, renormalised: isotonic, histogram and beta calibration, one against the rest."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+
+from peft_calib.calibration.bins import group_by_value
+from peft_calib.calibration.inputs import check_num_bins, softmax
+from peft_calib.calibration.recalibrate.base import Recalibrator
+
+# The least probability a map may give, so that a class never seen in some range keeps a finite likelihood.
+FLOOR = 1e-6
+
+
+class OneVersusRest(Recalibrator):
+    """A map of each class's probability, fitted against `label == class`, then normalised (Zadrozny & Elkan, 2002).
+
+    Two classes share one map, of the probability of class 1, as the other is its complement.
+    """
+
+    parameter_names = ("maps",)
+    maps: list[Any]
+
+    @abstractmethod
+    def _fit_map(self, values: np.ndarray, outcomes: np.ndarray) -> list[list[float]]: ...
+
+    @abstractmethod
+    def _apply_map(self, fitted: list[np.ndarray], values: np.ndarray) -> np.ndarray: ...
+
+    def _fit(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        p = softmax(logits)
+        columns = [1] if p.shape[1] == 2 else range(p.shape[1])
+        self.maps = [self._fit_map(p[:, k], labels == k) for k in columns]
+
+    def _transform(self, logits: np.ndarray) -> np.ndarray:
+        p = softmax(logits)
+        if p.shape[1] == 2:
+            one = np.clip(self._mapped(0, p[:, 1]), FLOOR, 1.0 - FLOOR)
+            return np.stack([1.0 - one, one], axis=1)
+        mapped = np.stack([self._mapped(k, p[:, k]) for k in range(p.shape[1])], axis=1)
+        mapped = np.maximum(mapped, FLOOR)
+        return mapped / mapped.sum(axis=1, keepdims=True)
+
+    def _mapped(self, column: int, values: np.ndarray) -> np.ndarray:
+        return self._apply_map([np.asarray(part, dtype=np.float64) for part in self.maps[column]], values)
+
+    @staticmethod
+    def _from_plain(value: Any) -> Any:
+        return value
+
+
+class IsotonicCalibration(OneVersusRest):
+    """The non-decreasing step function of least squares (Zadrozny & Elkan, 2002), interpolated between its steps."""
+
+    def _fit_map(self, values: np.ndarray, outcomes: np.ndarray) -> list[list[float]]:
+        groups = group_by_value(values, outcomes)
+        levels, lengths = pool_adjacent_violators(groups.outcome_sums / groups.counts, groups.counts)
+        heights = np.repeat(levels, lengths)
+        x = groups.value_sums / groups.counts
+        # Inside a flat stretch only its ends matter.
+        keep = np.ones(len(x), bool)
+        keep[1:-1] = (heights[1:-1] != heights[:-2]) | (heights[1:-1] != heights[2:])
+        return [x[keep].tolist(), heights[keep].tolist()]
+
+    def _apply_map(self, fitted: list[np.ndarray], values: np.ndarray) -> np.ndarray:
+        return np.interp(values, *fitted)
+
+
+class HistogramCalibration(OneVersusRest):
+    """The observed frequency in each of some equal-mass bins (Zadrozny & Elkan, 2001), smoothed by one virtual row a
+    bin.
+
+    Args:
+        num_bins: bins a class; fewer where values tie.
+
+    Raises:
+        ValueError: if it is not a positive integer.
+    """
+
+    parameter_names = ("maps", "num_bins")
+
+    def __init__(self, num_bins: int = 15) -> None:
+        super().__init__()
+        self.num_bins = check_num_bins(num_bins)
+
+    def _fit_map(self, values: np.ndarray, outcomes: np.ndarray) -> list[list[float]]:
+        edges = np.unique(np.quantile(values, np.arange(1, self.num_bins) / self.num_bins))
+        index = np.searchsorted(edges, values, side="left")
+        size = len(edges) + 1
+        counts = np.bincount(index, minlength=size)
+        hits = np.bincount(index, weights=outcomes, minlength=size)
+        # The virtual row votes for the bin's own mean probability, which an empty bin lacks: there the base rate.
+        mean = np.bincount(index, weights=values, minlength=size)
+        prior = np.where(counts > 0, mean / np.maximum(counts, 1), outcomes.mean())
+        return [edges.tolist(), ((hits + prior) / (counts + 1.0)).tolist()]
+
+    def _apply_map(self, fitted: list[np.ndarray], values: np.ndarray) -> np.ndarray:
+        edges, heights = fitted
+        return heights[np.searchsorted(edges, values, side="left")]
+
+
+class BetaCalibration(OneVersusRest):
+    """`logit q = a ln p - b ln(1 - p) + c` with `a, b >= 0` (Kull, Silva Filho & Flach, 2017), for each class.
+
+    Contains the identity (a = b = 1, c = 0) and, with a = b, Platt scaling of the log-odds.
+    """
+
+    def _fit_map(self, values: np.ndarray, outcomes: np.ndarray) -> list[list[float]]:
+        features = _log_features(values)
+        columns = [0, 1]
+        coefficients = logistic_regression(features, outcomes)
+        # A negative exponent would turn the map around; the paper's remedy is to fit without that term.
+        if (coefficients[:2] < 0.0).any():
+            columns = [int(np.argmax(coefficients[:2]))]
+            coefficients = logistic_regression(features[:, columns], outcomes)
+        a_b = np.zeros(2)
+        a_b[columns] = np.maximum(coefficients[:-1], 0.0)
+        return [[float(a_b[0]), float(a_b[1]), float(coefficients[-1])]]
+
+    def _apply_map(self, fitted: list[np.ndarray], values: np.ndarray) -> np.ndarray:
+        a, b, c = fitted[0]
+        left, right = _log_features(values).T
+        return 0.5 * (1.0 + np.tanh(0.5 * (a * left + b * right + c)))
+
+
+def pool_adjacent_violators(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted isotonic regression by pooling neighbours that are out of order.
+
+    Args:
+        values: `(N,)` in order of the predictor.
+        weights: `(N,)` positive.
+
+    Returns:
+        Levels, increasing, and how many values each level covers.
+    """
+    levels: list[float] = []
+    masses: list[float] = []
+    lengths: list[int] = []
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        length = 1
+        while levels and levels[-1] >= value:
+            mass = masses.pop()
+            value = (levels.pop() * mass + value * weight) / (mass + weight)
+            weight += mass
+            length += lengths.pop()
+        levels.append(value)
+        masses.append(weight)
+        lengths.append(length)
+    return np.array(levels), np.array(lengths)
+
+
+def logistic_regression(features: np.ndarray, outcomes: np.ndarray, ridge: float = 1e-6) -> np.ndarray:
+    """Logistic regression with an intercept by damped Newton steps, in float64.
+
+    Args:
+        features: `(N, D)`.
+        outcomes: `(N,)` booleans.
+        ridge: tiny quadratic penalty a row, which bounds the answer on separable data.
+
+    Returns:
+        `(D + 1,)` coefficients, the intercept last.
+    """
+    x = np.concatenate([features, np.ones((len(features), 1))], axis=1)
+    y, w = outcomes.astype(np.float64), np.zeros(x.shape[1])
+
+    def objective(w: np.ndarray) -> float:
+        z = x @ w
+        return float((np.logaddexp(0.0, z) - y * z).mean() + 0.5 * ridge * w @ w)
+
+    value = objective(w)
+    for _ in range(100):
+        q = 0.5 * (1.0 + np.tanh(0.5 * (x @ w)))
+        gradient = x.T @ (q - y) / len(y) + ridge * w
+        hessian = (x * (q * (1.0 - q))[:, None]).T @ x / len(y) + ridge * np.eye(len(w))
+        step = np.linalg.solve(hessian, gradient)
+        size, tried = 1.0, objective(w - step)
+        while tried > value and size > 1e-8:
+            size *= 0.5
+            tried = objective(w - size * step)
+        w, decrease, value = w - size * step, value - tried, tried
+        if decrease < 1e-14:
+            break
+    return w
+
+
+def _log_features(values: np.ndarray) -> np.ndarray:
+    clipped = np.clip(values, 1e-12, 1.0 - 1e-12)
+    return np.stack([np.log(clipped), -np.log1p(-clipped)], axis=1)

@@ -1,0 +1,136 @@
+"""Selective prediction against brute force, scikit-learn and closed forms; ties in expectation."""
+
+import itertools
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from peft_calib.calibration.selective import (
+    accuracy_at_coverage,
+    augrc,
+    aurc,
+    correct_flagged_at,
+    coverage_at_risk,
+    e_aurc,
+    error_aupr,
+    error_auroc,
+    errors_accepted_at,
+    harmonic,
+    prediction_rejection_ratio,
+    rank,
+    risk_coverage_curve,
+    selective_scores,
+    success_aupr,
+)
+
+
+def _data(seed: int, size: int = 200, levels: int | None = None):
+    generator = np.random.default_rng(seed)
+    u = generator.random(size)
+    e = generator.random(size) < 0.1 + 0.5 * u
+    return (u if levels is None else np.floor(u * levels) / levels), e
+
+
+@pytest.mark.parametrize("levels", [None, 8, 1])
+def test_against_scikit_learn(levels):
+    u, e = _data(0, levels=levels)
+    ranking = rank(u, e)
+    assert error_auroc(ranking) == pytest.approx(roc_auc_score(e, u), abs=1e-12)
+    assert error_aupr(ranking) == pytest.approx(average_precision_score(e, u), abs=1e-12)
+    assert success_aupr(ranking) == pytest.approx(average_precision_score(~e, -u), abs=1e-12)
+
+
+def _aurc_of_order(errors) -> float:
+    return float(np.mean(np.cumsum(errors) / np.arange(1, len(errors) + 1)))
+
+
+def test_aurc_without_ties_is_the_mean_of_the_risks():
+    u, e = _data(1)
+    assert aurc(rank(u, e)) == pytest.approx(_aurc_of_order(e[np.argsort(u)]), abs=1e-12)
+
+
+def test_aurc_with_ties_is_the_mean_over_all_orders_of_tied_rows():
+    u, e = np.array([0.1, 0.5, 0.5, 0.5, 0.9, 0.9]), np.array([0, 1, 0, 1, 1, 0])
+    values = []
+    for middle in itertools.permutations([1, 2, 3]):
+        for end in itertools.permutations([4, 5]):
+            values.append(_aurc_of_order(e[[0, *middle, *end]]))
+    assert aurc(rank(u, e)) == pytest.approx(np.mean(values), abs=1e-12)
+
+
+def test_order_of_rows_changes_the_naive_aurc_and_not_ours():
+    """lm-polygraph sorts stably, so that the input order decides among ties: 0.025 to 0.061 on one data set."""
+    u, e = _data(2, 872, levels=8)
+    orders = [np.argsort(e, kind="stable"), np.argsort(~e, kind="stable"), np.arange(len(e))]
+    naive = [_aurc_of_order(e[o][np.argsort(u[o], kind="stable")]) for o in orders]
+    ours = [aurc(rank(u[o], e[o])) for o in orders]
+    assert max(naive) - min(naive) > 0.02
+    assert max(ours) - min(ours) < 1e-12
+    assert min(naive) < ours[0] < max(naive)
+
+
+def test_augrc_is_the_area_under_the_generalised_curve():
+    u, e = _data(3)
+    ranking = rank(u, e)
+    coverage, risk = risk_coverage_curve(ranking)
+    x, joint = np.append(0, coverage), np.append(0, coverage * risk)
+    assert augrc(ranking) == pytest.approx(np.trapezoid(joint, x), abs=1e-12)
+
+
+def test_limits():
+    u = np.arange(50) / 50
+    oracle = rank(u, u > 0.795)
+    assert e_aurc(oracle) == pytest.approx(0, abs=1e-12)
+    assert prediction_rejection_ratio(oracle) == pytest.approx(1)
+    assert augrc(oracle) == pytest.approx(0.5 * 0.2**2)
+    constant = rank(np.ones(50), u > 0.795)
+    assert error_auroc(constant) == 0.5
+    assert aurc(constant) == pytest.approx(0.2)
+    assert prediction_rejection_ratio(constant) == pytest.approx(0)
+    nothing = rank(u, np.zeros(50))
+    assert aurc(nothing) == e_aurc(nothing) == augrc(nothing) == 0
+    assert np.isnan(error_auroc(nothing)) and np.isnan(error_aupr(nothing))
+    everything = rank(u, np.ones(50))
+    assert aurc(everything) == pytest.approx(1) and augrc(everything) == pytest.approx(0.5)
+    assert np.isnan(error_auroc(everything)) and np.isnan(success_aupr(everything))
+
+
+def test_coverage_and_risk():
+    ranking = rank([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1])
+    assert accuracy_at_coverage(ranking, 0.5) == 0.5
+    assert accuracy_at_coverage(ranking, 1.0) == 0.5
+    assert accuracy_at_coverage(ranking, 0.01) == 1.0
+    assert coverage_at_risk(ranking, 0.4) == 0.75
+    assert coverage_at_risk(ranking, 0.0) == 0.25
+    # The surest row wrong: no threshold reaches a risk of 0, but 0.5 is reached by all.
+    assert coverage_at_risk(rank([0.1, 0.2], [1, 0]), 0.4) == 0.0
+    assert coverage_at_risk(rank([0.1, 0.2], [1, 0]), 0.5) == 1.0
+    tied = rank([0.5, 0.5, 0.5, 0.5], [0, 0, 0, 1])
+    assert accuracy_at_coverage(tied, 0.5) == 0.75
+
+
+def test_both_readings_of_the_false_positive_rate():
+    u = np.concatenate([np.linspace(0, 0.5, 100), np.linspace(0.3, 1, 20)])
+    e = np.repeat([0, 1], [100, 20])
+    ranking = rank(u, e)
+    # 95 of 100 correct rows lie at or below their 95th smallest score; so do this many errors.
+    threshold = np.sort(u[e == 0])[94]
+    assert errors_accepted_at(ranking) == pytest.approx((u[e == 1] <= threshold).mean())
+    threshold = np.sort(u[e == 1])[::-1][18]
+    assert correct_flagged_at(ranking) == pytest.approx((u[e == 0] >= threshold).mean())
+
+
+def test_probabilities_rank_by_their_maximum():
+    p = np.array([[0.9, 0.1], [0.4, 0.6], [0.55, 0.45]])
+    by_rows = selective_scores(p, [0, 0, 0])
+    by_score = selective_scores(1 - p.max(axis=1), [0, 1, 0], input="uncertainty")
+    assert by_rows == pytest.approx(by_score)
+    assert by_rows["num_distinct_scores"] == 3
+
+
+def test_harmonic_numbers():
+    exact = np.cumsum(1 / np.arange(1, 5001))
+    n = np.array([1, 2, 254, 255, 256, 257, 1000, 5000])
+    assert harmonic(n) == pytest.approx(exact[n - 1], rel=1e-14)
+    assert harmonic(np.array([0]))[0] == 0
