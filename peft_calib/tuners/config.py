@@ -31,7 +31,7 @@ class CalibLoraConfig(PeftConfig):
         bias: `"none"`, `"all"`, or the method's `"<prefix>_only"`.
         fan_in_fan_out: Whether the base weight is stored (in, out), as in `Conv1D`; corrected with a warning.
         init_weights: `False` draws moderate non-zero factors instead of starting at the base model's function.
-        slot_table: Written when the adapter is created, compared when it is loaded. Not for users.
+        slot_table: Written when the adapter is saved, compared when it is loaded. Not for users.
     """
 
     r: int = field(default=8, metadata={"help": "Rank of the low-rank update."})
@@ -52,6 +52,8 @@ class CalibLoraConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # only the table of a saved adapter must fit; one written when a model is saved must not bind the object
+        self._slots_to_match = self.slot_table
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):

@@ -10,48 +10,15 @@ LoRA. The tuner layers pass on to it what PEFT and transformers tell them (activ
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .factors import Draw, Factors, Law
+from .factors import Draw, Law
+from .generation import Generation, ask, generate, inside_checkpoint, stamp_of
 from .objective import add_to_outputs, micro_batch_share, named_inputs, task_loss
-
-_optimizer_steps = 0
-
-
-def _count_optimizer_step(*_) -> None:
-    # fused optimisers do not bump Tensor._version, so this is the only sign that parameters have changed
-    global _optimizer_steps
-    _optimizer_steps += 1
-
-
-register_optimizer_step_post_hook(_count_optimizer_step)
-
-
-class _Use:
-    """Whether gradients have come back to a generation; lives as long as its graph."""
-
-    consumed = False
-
-
-@dataclass
-class Generation:
-    """The factors of one adapter for one forward, and what tells whether they are still good."""
-
-    pairs: list[tuple[torch.Tensor, torch.Tensor]]
-    regularizer: torch.Tensor | None
-    stamp: tuple
-    has_graph: bool
-    # an object of its own: the tensor hook that marks it must not keep the generation alive
-    use: _Use = field(default_factory=_Use)
-    roots: list[torch.Tensor] = field(default_factory=list)
-    leaves: list[torch.Tensor] = field(default_factory=list)
 
 
 class FactorHolder(nn.Module):
@@ -101,7 +68,7 @@ class FactorHolder(nn.Module):
             terms = [term for _, term in self._traced.values() if term is not None]
             self._traced = {}
             return terms
-        terms = [self._generations[a].regularizer for a in self._active if a in self._fresh]
+        terms = [self._generations[a].term() for a in self._active if a in self._fresh]
         self._in_forward = False
         self._fresh.clear()
         self._pending = [term for term in terms if term is not None]
@@ -126,9 +93,9 @@ class FactorHolder(nn.Module):
         if adapter not in self._fresh and not (in_backward and adapter in self._generations):
             self._refresh(adapter)  # a submodule of the base model was called directly
         generation = self._generations[adapter]
-        if generation.has_graph and not in_backward and not torch.is_grad_enabled():
-            _refuse_reentrant_checkpointing(self.laws[adapter])
-        A, B = generation.pairs[index]
+        if generation.has_graph and not torch.is_grad_enabled() and not in_backward and inside_checkpoint():
+            generation.begin_reentrant()
+        A, B = generation.pair(index, in_backward)
         return (A, B) if A.device == device else (A.to(device), B.to(device))
 
     def generation(self, adapter: str) -> Generation:
@@ -140,9 +107,9 @@ class FactorHolder(nn.Module):
         law = self.laws[adapter]
         wants_graph = torch.is_grad_enabled() and any(p.requires_grad for p in law.parameters())
         draw = self.draw or Draw("train" if law.training and wants_graph else "mean")
-        stamp, old = _stamp(law, draw), self._generations.get(adapter)
+        stamp, old = stamp_of(law, draw), self._generations.get(adapter)
         if old is None or not self._still_good(law, old, stamp, wants_graph):
-            self._generations[adapter] = generation = _generate(law, draw, wants_graph)
+            self._generations[adapter] = generation = generate(law, draw, wants_graph)
             if generation.has_graph and law.stochastic:
                 alive = [use for use in self._uses.get(adapter, []) if use() is not None]
                 self._uses[adapter] = [*alive, weakref.ref(generation.use)]
@@ -156,7 +123,7 @@ class FactorHolder(nn.Module):
             if adapter in self.laws:
                 law = self.laws[adapter]
                 draw = self.draw or Draw("train" if law.training else "mean")
-                factors = _factors(law, draw)
+                factors = ask(law, draw)
                 self._traced[adapter] = (factors.per_slot(law.slots, draw.num_samples), factors.regularizer)
 
     def _check_single_forward(self, adapter: str) -> None:
@@ -170,8 +137,7 @@ class FactorHolder(nn.Module):
 
     def _still_good(self, law: Law, old: Generation, stamp: tuple, wants_graph: bool) -> bool:
         if old.leaves:
-            pending = any(leaf.grad is not None for leaf in old.leaves)
-            if pending and old.stamp[1] != stamp[1]:
+            if old.gradients_wait and old.stamp[1] != stamp[1]:
                 raise RuntimeError(
                     "The optimiser stepped while gradients of the generated factors were still waiting, so the "
                     'generator learned nothing. With regenerate="step" call model.flush_grads() after the last '
@@ -189,16 +155,9 @@ class FactorHolder(nn.Module):
             adapter: Adapter name.
         """
         generation = self._generations.get(adapter)
-        if generation is None or not generation.leaves:
-            return
-        waiting = [
-            (r, leaf.grad)
-            for r, leaf in zip(generation.roots, generation.leaves, strict=True)
-            if leaf.grad is not None
-        ]
-        if waiting:
-            torch.autograd.backward([r for r, _ in waiting], [g for _, g in waiting])
-        del self._generations[adapter]
+        if generation is not None and generation.leaves:
+            generation.flush()
+            del self._generations[adapter]
 
     def invalidate(self) -> None:
         """Forget cached factors; needed only after an edit through `.data`, which leaves no trace."""
@@ -270,72 +229,6 @@ class FactorHolder(nn.Module):
         # generations hang on an autograd graph, which can neither be copied nor pickled
         fresh = {"_generations": {}, "_fresh": set(), "_in_forward": False, "_pending": [], "_uses": {}, "_traced": {}}
         return {**self.__dict__, **fresh}
-
-
-def _generate(law: Law, draw: Draw, wants_graph: bool) -> Generation:
-    with torch.inference_mode(False), torch.set_grad_enabled(wants_graph):
-        factors = _factors(law, draw)
-        roots = [stack for pair in factors.groups.values() for stack in pair if stack.requires_grad]
-        # stamped afterwards: a law may count its generations in a buffer
-        generation = Generation([], factors.regularizer, (), has_graph=bool(roots))
-        if roots and law.regenerate == "step":
-            factors.groups = {g: tuple(_as_leaf(t) for t in pair) for g, pair in factors.groups.items()}
-            generation.roots = roots
-            generation.leaves = [t for pair in factors.groups.values() for t in pair if t.requires_grad]
-            generation.has_graph = False
-        elif roots:
-            use = generation.use
-            roots[-1].register_hook(lambda _: setattr(use, "consumed", True))
-        generation.pairs = factors.per_slot(law.slots, draw.num_samples)
-    generation.stamp = _stamp(law, draw)
-    return generation
-
-
-def _factors(law: Law, draw: Draw) -> Factors:
-    """Ask the law outside autocast, and cast its stacks once to the dtype autocast would give each layer."""
-    dtype = _autocast_dtype(law)
-    with torch.autocast(_device(law).type, enabled=False):
-        factors = law(draw)
-        if dtype is not None:
-            factors.groups = {g: (A.to(dtype), B.to(dtype)) for g, (A, B) in factors.groups.items()}
-    return factors
-
-
-def _as_leaf(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().requires_grad_(tensor.requires_grad)
-
-
-def _stamp(law: Law, draw: Draw) -> tuple:
-    return (draw, *parameter_stamp((*law.parameters(), *law.buffers())), _autocast_dtype(law))
-
-
-def parameter_stamp(tensors: Iterable[torch.Tensor]) -> tuple:
-    """A value that changes when a tensor does, through an optimiser or in place (but not through `.data`)."""
-    return _optimizer_steps, tuple((id(t), t._version) for t in tensors)
-
-
-def _device(law: Law) -> torch.device:
-    return next((t.device for t in (*law.parameters(), *law.buffers())), torch.device("cpu"))
-
-
-def _autocast_dtype(law: Law) -> torch.dtype | None:
-    kind = _device(law).type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-
-
-def _refuse_reentrant_checkpointing(law: Law) -> None:
-    """Raise if the caller runs inside a reentrant checkpoint, whose backward cannot share the law's graph."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if code.co_name == "forward" and code.co_filename.endswith(("checkpoint.py", "checkpointing.py")):
-            raise RuntimeError(
-                "Reentrant gradient checkpointing cannot train this adapter: each checkpointed block would run its "
-                "own backward through the one graph that generates the factors of all blocks. Use "
-                'gradient_checkpointing_kwargs={"use_reentrant": False} (TrainingArguments or '
-                "model.gradient_checkpointing_enable)."
-            )
-        frame = frame.f_back
 
 
 # --------------------------------------------------------------------- hooks on the base model

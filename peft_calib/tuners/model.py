@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import re
 from abc import abstractmethod
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from accelerate import init_empty_weights
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, resolve_quantization_backend
 from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from peft.utils.quantization_utils import get_quantization_kwargs
@@ -22,6 +22,9 @@ from .config import CalibLoraConfig
 from .factors import Law, Slot, SlotTable
 from .holder import FactorHolder, attach_hooks, detach_hooks
 from .layer import SUPPORTED_BASE_LAYERS, FactorLinear
+
+#: Attributes of a base model under which the methods keep their laws.
+HOLDER_NAMES = ("calib_hyper", "calib_bayesian", "calib_curve")
 
 
 class FactorModel(BaseTuner):
@@ -55,15 +58,13 @@ class FactorModel(BaseTuner):
         state_dict: dict[str, torch.Tensor] | None = None,
     ) -> None:
         """Wrap the target modules and build the adapter's law; on an error the model is left as it was."""
-        # a copy, because the slot table written below belongs to this model and not to the user's config object
-        self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
         self._slots: list[Slot] = []
         holder = self.get_holder(model)
         if holder is None:
             model.add_module(self.holder_name, FactorHolder(self.prefix))
         try:
             # the law's tensors do not name modules, so targets always come from the config, never from a state dict
-            self._expected_slots = self.peft_config[adapter_name].slot_table
+            self._expected_slots = self.peft_config[adapter_name]._slots_to_match
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict=None)
             self._install_law(model, adapter_name, low_cpu_mem_usage)
         except Exception:
@@ -78,7 +79,6 @@ class FactorModel(BaseTuner):
 
     def _install_law(self, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool) -> None:
         config, slots, holder = self.peft_config[adapter_name], SlotTable(self._slots), self.get_holder(model)
-        config.slot_table = slots.to_json()
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
             law = self.build_law(config, slots)
         layer = next(m for m in model.modules() if self._is_own(m, holder))
@@ -86,7 +86,6 @@ class FactorModel(BaseTuner):
         if dtype == torch.float64:
             law.to(dtype)
         holder.add(adapter_name, law, device, adapter_name in self.active_adapters and not config.inference_mode)
-        holder.set_adapter(self.active_adapters, config.inference_mode)
         attach_hooks(model)
 
     def _roll_back(self, model: nn.Module, adapter_name: str, first: bool) -> None:
@@ -148,6 +147,19 @@ class FactorModel(BaseTuner):
     def get_holder(cls, model: nn.Module) -> FactorHolder | None:
         """The holder of this tuner type inside a base model, or `None`."""
         return model._modules.get(cls.holder_name)
+
+    @classmethod
+    def _find_holder(cls, model: nn.Module) -> FactorHolder:
+        """The holder somewhere inside a wrapped model."""
+        name = f"{cls.prefix}law"
+        return next(m for m in model.modules() if isinstance(m, FactorHolder) and m.laws_name == name)
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: PeftConfig, key: str) -> bool | re.Match[str] | None:
+        # the laws are modules of the base model too, and must not be adapted themselves
+        return not any(part in HOLDER_NAMES for part in key.split(".")) and check_target_module_exists(
+            peft_config, key
+        )
 
     def get_law(self, adapter_name: str = "default") -> Law:
         """The law of an adapter."""
@@ -243,6 +255,10 @@ class FactorModel(BaseTuner):
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict, unwanted_adapter_names: list
     ) -> dict[str, torch.Tensor]:
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        # bias="all" also selects the biases of modules_to_save, which PEFT adds by itself under their own names
+        selected = {key: value for key, value in selected.items() if ".modules_to_save." not in key}
+        # the config object may have served another model since: what is saved is this model's table
+        config.slot_table = cls._find_holder(model).laws[adapter_name].slots.to_json()
         marker = cls._law_marker(adapter_name)
         return {**selected, **{key: value for key, value in state_dict.items() if marker in key}}
 

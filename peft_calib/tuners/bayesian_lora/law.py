@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..factors import Draw, Factors, Law, ShapeGroup, Slot, SlotTable
-from ..holder import parameter_stamp
+from ..generation import parameter_stamp
 from ..seeding import keyed_generator
 from .config import BayesianLoraConfig
 from .initial import FactorStart, core_shape, start_factors

@@ -135,6 +135,18 @@ class HyperLoraConfig(CalibLoraConfig):
                 "Set noise_anneal=True, or noise_alpha below 1."
             )
 
+    @property
+    def keeps_frozen_a(self) -> bool:
+        """Whether drawn A is saved; anchors from an adapter always are, since its folder may be gone."""
+        return self.save_frozen_a or self.anchor_adapter is not None
+
+    def to_dict(self) -> dict:
+        """The fields as saved; the anchors are with the weights from then on, and are not read again."""
+        fields = super().to_dict()
+        if self.slot_table is not None:
+            fields.update(save_frozen_a=self.keeps_frozen_a, anchor_adapter=None)
+        return fields
+
     @classmethod
     def paper_mlp(cls, a_mode: str = "generated", **kwargs: Any) -> HyperLoraConfig:
         """The authors' MLP generator (21,249,024 parameters on RoBERTa-base q+v with fixed A; 33,838,080 generated).

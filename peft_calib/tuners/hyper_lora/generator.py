@@ -14,10 +14,28 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def linear(x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
-    """Apply a linear layer in the dtype of `x`, whatever its parameters are stored in."""
-    bias = None if layer.bias is None else layer.bias.to(x.dtype)
-    return F.linear(x, layer.weight.to(x.dtype), bias)
+class Linear(nn.Module):
+    """`nn.Linear` that computes in the dtype of its input.
+
+    A class of its own, so that `target_modules="all-linear"` of a further adapter does not adapt the generator.
+
+    Args:
+        in_features: Input width.
+        out_features: Output width.
+        bias: Whether there is a bias.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        nn.Linear.reset_parameters(self)  # type: ignore[arg-type]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) to (..., out_features)."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
 
 
 def seeded_dropout(x: torch.Tensor, p: float, generator: torch.Generator | None) -> torch.Tensor:
@@ -43,12 +61,12 @@ class MLPTrunk(nn.Module):
 
     def __init__(self, embed_dim: int, hidden: int, depth: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(embed_dim if i == 0 else hidden, hidden) for i in range(depth))
+        self.layers = nn.ModuleList(Linear(embed_dim if i == 0 else hidden, hidden) for i in range(depth))
 
     def forward(self, u: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """(T, e) to (T, h)."""
         for layer in self.layers:
-            u = F.gelu(linear(u, layer))
+            u = F.gelu(layer(u))
         return u
 
 
@@ -65,8 +83,8 @@ class EncoderLayer(nn.Module):
     def __init__(self, hidden: int, nhead: int, ffn: int, dropout: float) -> None:
         super().__init__()
         self.nhead, self.dropout = nhead, dropout
-        self.in_proj, self.out_proj = nn.Linear(hidden, 3 * hidden), nn.Linear(hidden, hidden)
-        self.ffn_in, self.ffn_out = nn.Linear(hidden, ffn), nn.Linear(ffn, hidden)
+        self.in_proj, self.out_proj = Linear(hidden, 3 * hidden), Linear(hidden, hidden)
+        self.ffn_in, self.ffn_out = Linear(hidden, ffn), Linear(ffn, hidden)
         self.norm_attention, self.norm_ffn = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
         nn.init.xavier_uniform_(self.in_proj.weight)
         nn.init.zeros_(self.in_proj.bias)
@@ -79,14 +97,14 @@ class EncoderLayer(nn.Module):
             return seeded_dropout(t, self.dropout, generator)
 
         x = _norm(x + drop(self._attend(x, drop)), self.norm_attention)
-        update = linear(drop(F.relu(linear(x, self.ffn_in))), self.ffn_out)
+        update = self.ffn_out(drop(F.relu(self.ffn_in(x))))
         return _norm(x + drop(update), self.norm_ffn)
 
     def _attend(self, x: torch.Tensor, drop) -> torch.Tensor:
         tokens, hidden = x.shape
-        q, k, v = linear(x, self.in_proj).view(tokens, 3, self.nhead, hidden // self.nhead).permute(1, 2, 0, 3)
+        q, k, v = self.in_proj(x).view(tokens, 3, self.nhead, hidden // self.nhead).permute(1, 2, 0, 3)
         weights = drop(torch.softmax(q @ k.transpose(1, 2) / math.sqrt(q.shape[-1]), dim=-1))
-        return linear((weights @ v).transpose(0, 1).reshape(tokens, hidden), self.out_proj)
+        return self.out_proj((weights @ v).transpose(0, 1).reshape(tokens, hidden))
 
 
 class TransformerTrunk(nn.Module):
@@ -103,34 +121,43 @@ class TransformerTrunk(nn.Module):
 
     def __init__(self, embed_dim: int, hidden: int, depth: int, nhead: int, ffn: int, dropout: float) -> None:
         super().__init__()
-        self.token_proj = nn.Linear(embed_dim, hidden)
+        self.token_proj = Linear(embed_dim, hidden)
         self.layers = nn.ModuleList(EncoderLayer(hidden, nhead, ffn, dropout) for _ in range(depth))
 
     def forward(self, u: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """(T, e) to (T, H)."""
-        x = linear(u, self.token_proj)
+        x = self.token_proj(u)
         for layer in self.layers:
             x = layer(x, generator)
         return x
+
+
+#: Limit of a generated number; trained LoRA factors stay below a tenth of it.
+BOUND = 4.0
 
 
 class Head(nn.Module):
     """Base of the heads: (n, h) to (n, r, d). `last` is the layer whose zero makes the output zero.
 
     Args:
-        gain: Factor on the output. Below 1 it makes one Adam step move a generated number about as far as it would
-            move a LoRA entry, although many weights push it together.
+        gain: Factor on the output, `None` to leave the output as it is (the authors' form). With it one Adam step moves
+            a generated number about as far as it would move a LoRA entry, although many weights push it together, and
+            no number can leave (-BOUND, BOUND), so that a wild step does not end in NaN. The bound is approached
+            polynomially: there is always a gradient that leads back.
     """
 
-    last: nn.Linear
+    last: Linear
 
-    def __init__(self, gain: float = 1.0) -> None:
+    def __init__(self, gain: float | None) -> None:
         super().__init__()
         self.gain = gain
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Generate an (r, d) block for each row of z."""
-        return self.blocks(z) * self.gain if self.gain != 1 else self.blocks(z)
+        if self.gain is None:
+            return self.blocks(z)
+        out = self.blocks(z) * self.gain
+        return out * torch.rsqrt(1 + (out / BOUND).square())
 
     def blocks(self, z: torch.Tensor) -> torch.Tensor:
         """The blocks before the gain."""
@@ -140,49 +167,49 @@ class Head(nn.Module):
 class FullHead(Head):
     """One linear map h -> r*d: (h+1)*r*d parameters. The authors' head."""
 
-    def __init__(self, hidden: int, r: int, d: int, gain: float = 1.0) -> None:
+    def __init__(self, hidden: int, r: int, d: int, gain: float | None = None) -> None:
         super().__init__(gain)
-        self.r, self.last = r, nn.Linear(hidden, r * d)
+        self.r, self.last = r, Linear(hidden, r * d)
 
     def blocks(self, z: torch.Tensor) -> torch.Tensor:
         """(n, h) to (n, r, d)."""
-        return linear(z, self.last).unflatten(-1, (self.r, -1))
+        return self.last(z).unflatten(-1, (self.r, -1))
 
 
 class RankHead(Head):
     """`W GELU(z + rho_k) + b` for each rank k: (h+1)*d + r*h parameters. The default."""
 
-    def __init__(self, hidden: int, r: int, d: int, gain: float = 1.0) -> None:
+    def __init__(self, hidden: int, r: int, d: int, gain: float | None = None) -> None:
         super().__init__(gain)
-        self.rho, self.last = nn.Parameter(torch.randn(r, hidden)), nn.Linear(hidden, d)
+        self.rho, self.last = nn.Parameter(torch.randn(r, hidden)), Linear(hidden, d)
 
     def blocks(self, z: torch.Tensor) -> torch.Tensor:
         """(n, h) to (n, r, d)."""
-        return linear(F.gelu(z.unsqueeze(1) + self.rho.to(z.dtype)), self.last)
+        return self.last(F.gelu(z.unsqueeze(1) + self.rho.to(z.dtype)))
 
 
 class FactoredHead(Head):
     """h -> q -> r*d, no bias in the first map: h*q + (q+1)*r*d parameters. A learned basis of q matrices."""
 
-    def __init__(self, hidden: int, r: int, d: int, q: int, gain: float = 1.0) -> None:
+    def __init__(self, hidden: int, r: int, d: int, q: int, gain: float | None = None) -> None:
         super().__init__(gain)
-        self.r, self.down, self.last = r, nn.Linear(hidden, q, bias=False), nn.Linear(q, r * d)
+        self.r, self.down, self.last = r, Linear(hidden, q, bias=False), Linear(q, r * d)
 
     def blocks(self, z: torch.Tensor) -> torch.Tensor:
         """(n, h) to (n, r, d)."""
-        return linear(linear(z, self.down), self.last).unflatten(-1, (self.r, -1))
+        return self.last(self.down(z)).unflatten(-1, (self.r, -1))
 
 
 class ChunkHead(Head):
     """`W GELU(z + rho_k + chi_j) + b` in C = ceil(d/c) chunks, overhang dropped: (h+1)*c + (r+C)*h parameters."""
 
-    def __init__(self, hidden: int, r: int, d: int, c: int, gain: float = 1.0) -> None:
+    def __init__(self, hidden: int, r: int, d: int, c: int, gain: float | None = None) -> None:
         super().__init__(gain)
         self.d = d
         self.rho, self.chi = nn.Parameter(torch.randn(r, hidden)), nn.Parameter(torch.randn(math.ceil(d / c), hidden))
-        self.last = nn.Linear(hidden, c)
+        self.last = Linear(hidden, c)
 
     def blocks(self, z: torch.Tensor) -> torch.Tensor:
         """(n, h) to (n, r, d)."""
         features = z[:, None, None] + (self.rho[:, None] + self.chi).to(z.dtype)
-        return linear(F.gelu(features), self.last).flatten(2)[..., : self.d]
+        return self.last(F.gelu(features)).flatten(2)[..., : self.d]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -31,7 +32,8 @@ class HyperLaw(Law):
         anchors: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
     ) -> None:
         super().__init__(slots)
-        self.config = config
+        # a copy: the law must not change when the caller goes on using the object
+        self.config = copy.copy(config)
         self.regenerate = config.regenerate
         self.cache = config.cache_eval
         # the transformer has tokens of their own for A and B, so that the authors' form can share one head
@@ -89,7 +91,7 @@ class HyperLaw(Law):
     def _make_head(self, side: str, group: ShapeGroup) -> Head:
         c, d = self.config, group.in_features if side == "A" else group.out_features
         width = c.head_rank if c.head == "factored" else c.hyper_hidden
-        gain = 1.0 if c.init == "authors" else (HEAD_GAIN_A if side == "A" else HEAD_GAIN) / width
+        gain = None if c.init == "authors" else (HEAD_GAIN_A if side == "A" else HEAD_GAIN) / width
         if c.head == "full":
             head: Head = FullHead(c.hyper_hidden, group.r, d, gain)
         elif c.head == "rank":
@@ -129,7 +131,7 @@ class HyperLaw(Law):
                 self._keep(f"anchor_B_{group.key}", anchor)
 
     def _keep(self, name: str, tensor: torch.Tensor) -> None:
-        self.register_buffer(name, tensor, persistent=self.config.save_frozen_a)
+        self.register_buffer(name, tensor, persistent=self.config.keeps_frozen_a)
 
     def _bound(self, group: ShapeGroup) -> float:
         return 1 / math.sqrt(group.in_features if self.config.a_init == "lora" else group.r)

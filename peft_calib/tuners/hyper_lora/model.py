@@ -30,8 +30,5 @@ class HyperLoraModel(FactorModel):
 
     def build_law(self, config: HyperLoraConfig, slots: SlotTable) -> HyperLaw:
         """Make the generator; anchors are read once and saved with the adapter from then on."""
-        anchors = None
-        if config.anchor_adapter is not None:
-            anchors = read_lora_factors(config.anchor_adapter, slots)
-            config.anchor_adapter, config.save_frozen_a = None, True
+        anchors = read_lora_factors(config.anchor_adapter, slots) if config.anchor_adapter is not None else None
         return HyperLaw(config, slots, anchors)

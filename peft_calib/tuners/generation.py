@@ -1,0 +1,201 @@
+"""The factors of one adapter for one forward, and the ways their gradients find back to the law."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .factors import Draw, Factors, Law
+
+_optimizer_steps = 0
+
+
+def _count_optimizer_step(*_) -> None:
+    # fused optimisers do not bump Tensor._version, so this is the only sign that parameters have changed
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_optimizer_step)
+
+
+class _Use:
+    """Whether gradients have come back to a generation; lives as long as its graph."""
+
+    consumed = False
+
+
+@dataclass
+class Generation:
+    """The factors of one adapter for one forward, and what tells whether they are still good.
+
+    Three ways lead back to the law's parameters: the autograd graph itself; leaves that wait for `flush`
+    (`regenerate="step"`); and, under reentrant checkpointing, bridges. Each checkpointed block then runs a backward of
+    its own, which must not walk, and free, the one graph all blocks share: it ends at a bridge, a detached copy of the
+    block's factors, and what has gathered there crosses over once, when the outer backward is over.
+    """
+
+    pairs: list[tuple[torch.Tensor, torch.Tensor]]
+    regularizer: torch.Tensor | None
+    stamp: tuple
+    has_graph: bool
+    # an object of its own: the tensor hook that marks it must not keep the generation alive
+    use: _Use = field(default_factory=_Use)
+    roots: list[torch.Tensor] = field(default_factory=list)
+    leaves: list[torch.Tensor] = field(default_factory=list)
+    reentrant: bool = False
+    read_directly: bool = False
+    bridges: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+
+    def pair(self, index: int, in_backward: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and B of one slot, as the calling layer may use them."""
+        if not self.has_graph or not torch.is_grad_enabled():
+            return self.pairs[index]
+        if self.reentrant:
+            return self._bridge(index, in_backward)
+        self.read_directly = True
+        return self.pairs[index]
+
+    def term(self) -> torch.Tensor | None:
+        """The regulariser as it enters the loss."""
+        return self._bridge(-1)[0] if self.reentrant and self.regularizer is not None else self.regularizer
+
+    # ----------------------------------------------------------------- regenerate="step"
+
+    @property
+    def gradients_wait(self) -> bool:
+        """Whether gradients have gathered at the leaves."""
+        return any(leaf.grad is not None for leaf in self.leaves)
+
+    def flush(self) -> None:
+        """Carry the gradients waiting at the leaves into the law."""
+        _carry(self.roots, self.leaves)
+
+    # ----------------------------------------------------------------- reentrant checkpointing
+
+    def begin_reentrant(self) -> None:
+        """Called when a block of a training forward runs without gradients, the first pass of a reentrant checkpoint.
+
+        Raises:
+            RuntimeError: If an adapted module has used the graph already.
+        """
+        if self.read_directly:
+            raise RuntimeError(
+                "Reentrant gradient checkpointing cannot train this adapter: an adapted module before the first "
+                "checkpointed block is already tied to the graph that generates the factors. Use "
+                'gradient_checkpointing_kwargs={"use_reentrant": False} (TrainingArguments or '
+                "model.gradient_checkpointing_enable)."
+            )
+        self.reentrant = True
+
+    def _bridge(self, index: int, in_backward: bool = False) -> tuple[torch.Tensor, ...]:
+        if index not in self.bridges:
+            self.bridges[index] = tuple(as_leaf(tensor) for tensor in self._bank(index))
+            for leaf in self.bridges[index]:
+                if leaf.requires_grad and not in_backward:
+                    leaf.register_post_accumulate_grad_hook(lambda _: _at_end_of_backward(self._cross))
+        if in_backward:
+            _at_end_of_backward(self._cross)
+        return self.bridges[index]
+
+    def _bank(self, index: int) -> tuple[torch.Tensor, ...]:
+        return self.pairs[index] if index >= 0 else (self.regularizer,)
+
+    def _cross(self) -> None:
+        banks = [tensor for index in self.bridges for tensor in self._bank(index)]
+        _carry(banks, [leaf for leaves in self.bridges.values() for leaf in leaves])
+
+
+def _carry(tensors: list[torch.Tensor], leaves: list[torch.Tensor]) -> None:
+    """Run one backward from tensors whose detached copies hold gradients, and empty the copies."""
+    waiting = [(tensor, leaf) for tensor, leaf in zip(tensors, leaves, strict=True) if leaf.grad is not None]
+    if waiting:
+        # kept, because a checkpointed block may still be recomputed in a later backward
+        torch.autograd.backward([t for t, _ in waiting], [leaf.grad for _, leaf in waiting], retain_graph=True)
+    for _, leaf in waiting:
+        leaf.grad = None
+
+
+def _at_end_of_backward(callback: Callable[[], None]) -> None:
+    torch.autograd.Variable._execution_engine.queue_callback(callback)
+
+
+def inside_checkpoint() -> bool:
+    """Whether the caller runs inside the first, gradient-free pass of a reentrant checkpoint."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "forward" and code.co_filename.endswith(("checkpoint.py", "checkpointing.py")):
+            return True
+        frame = frame.f_back
+    return False
+
+
+# --------------------------------------------------------------------- making one
+
+
+def generate(law: Law, draw: Draw, wants_graph: bool) -> Generation:
+    """Ask a law for its factors.
+
+    Args:
+        law: The law.
+        draw: Which functions.
+        wants_graph: Whether gradients will flow back.
+
+    Returns:
+        The generation, stamped with the state of the law's parameters.
+    """
+    with torch.inference_mode(False), torch.set_grad_enabled(wants_graph):
+        factors = ask(law, draw)
+        roots = [stack for pair in factors.groups.values() for stack in pair if stack.requires_grad]
+        # stamped last: a law may count its generations in a buffer
+        generation = Generation([], factors.regularizer, (), has_graph=bool(roots))
+        if roots and law.regenerate == "step":
+            factors.groups = {g: tuple(as_leaf(t) for t in pair) for g, pair in factors.groups.items()}
+            generation.roots = roots
+            generation.leaves = [t for pair in factors.groups.values() for t in pair if t.requires_grad]
+            generation.has_graph = False
+        elif roots:
+            use = generation.use
+            roots[-1].register_hook(lambda _: setattr(use, "consumed", True))
+        generation.pairs = factors.per_slot(law.slots, draw.num_samples)
+    generation.stamp = stamp_of(law, draw)
+    return generation
+
+
+def ask(law: Law, draw: Draw) -> Factors:
+    """Ask the law outside autocast, and cast its stacks once to the dtype autocast would give each layer."""
+    dtype = _autocast_dtype(law)
+    with torch.autocast(_device(law).type, enabled=False):
+        factors = law(draw)
+        if dtype is not None:
+            factors.groups = {g: (A.to(dtype), B.to(dtype)) for g, (A, B) in factors.groups.items()}
+    return factors
+
+
+def as_leaf(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy cut from the graph that gathers gradients of its own."""
+    return tensor.detach().requires_grad_(tensor.requires_grad)
+
+
+def stamp_of(law: Law, draw: Draw) -> tuple:
+    """A value that changes when another generation is due."""
+    return (draw, *parameter_stamp((*law.parameters(), *law.buffers())), _autocast_dtype(law))
+
+
+def parameter_stamp(tensors: Iterable[torch.Tensor]) -> tuple:
+    """A value that changes when a tensor does, through an optimiser or in place (but not through `.data`)."""
+    return _optimizer_steps, tuple((id(t), t._version) for t in tensors)
+
+
+def _device(law: Law) -> torch.device:
+    return next((t.device for t in (*law.parameters(), *law.buffers())), torch.device("cpu"))
+
+
+def _autocast_dtype(law: Law) -> torch.dtype | None:
+    kind = _device(law).type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
