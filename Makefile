@@ -10,7 +10,7 @@ OFFLINE = HF_HUB_OFFLINE=1 HF_EVALUATE_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 SOURCES = peft_calib trainer_callbacks metrics tests hub_examples benchmarks setup.py
 BIN = $(VENV)/bin
 
-.PHONY: help install demo test test-oldest test-wheel quality style bench clean
+.PHONY: help install demo test test-oldest test-wheel quality style bench conformance clean
 
 help:
 	@echo "make demo         fine-tune MiniLM with LoRA and HyperLoRA on real text and print how calibrated each is"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-oldest  run the suite against the oldest supported transformers, huggingface-hub and peft"
 	@echo "make test-wheel   build the wheel, install it into an empty environment and use it from there"
 	@echo "make quality      check style and types; make style mends what can be mended"
+	@echo "make conformance  run PEFT's own test suites on our methods"
 	@echo "make bench        measure the cost of a training step against plain LoRA"
 
 # Constraints, not requirements: pyproject.toml says what is needed, constraints.txt which versions were tested together.
@@ -67,7 +68,11 @@ style: $(VENV)/.installed-dev
 	$(BIN)/ruff format $(wildcard $(SOURCES))
 
 bench: install
-	$(THREADS) $(OFFLINE) $(BIN)/python benchmarks/train_step.py
+	$(THREADS) $(OFFLINE) $(BIN)/python benchmarks/train_step.py --output benchmarks/results/train_step.json
+
+# PEFT's own suites on our methods; fetches PEFT's source distribution once.
+conformance: install
+	$(THREADS) $(OFFLINE) $(BIN)/python tests/conformance/run.py --output benchmarks/results/conformance.json
 
 clean:
 	rm -rf .venv .venv-oldest .venv-wheel build dist *.egg-info

@@ -169,7 +169,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 class _StepProgress(TrainerCallback):
-    """Optimiser steps of one training run as a bar."""
+    """Optimiser steps of one training run as a bar, or, where bars cannot be drawn, as a few lines."""
 
     def __init__(self, progress: Progress, description: str) -> None:
         self.progress, self.description = progress, description
@@ -179,6 +179,9 @@ class _StepProgress(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.progress.update(self.task, completed=state.global_step)
+        quarter = max(1, state.max_steps // 4)
+        if not self.progress.console.is_terminal and state.global_step % quarter == 0:
+            self.progress.console.print(f"{self.description}: step {state.global_step} of {state.max_steps}")
 
 
 def _progress(console: Console) -> Progress:

@@ -93,7 +93,7 @@ def first_sentence(docstring: str) -> str | None:
         The cleaned sentence, or ``None``.
 
     Example:
-        >>> first_sentence("Return a :class:`~base.Series` filled with the scalar value ``1``. More text.")
+        >>> first_sentence("Return a :class:`Series` filled with the scalar value ``1``. More text.")
         'Return a Series filled with the scalar value 1.'
         >>> first_sentence("Return a torch.Tensor filled with the scalar value 1.") is None
         True
