@@ -157,9 +157,9 @@ class FactorModel(BaseTuner):
     @staticmethod
     def _check_target_module_exists(peft_config: PeftConfig, key: str) -> bool | re.Match[str] | None:
         # the laws are modules of the base model too, and must not be adapted themselves
-        return not any(part in HOLDER_NAMES for part in key.split(".")) and check_target_module_exists(
-            peft_config, key
-        )
+        if any(part in HOLDER_NAMES for part in key.split(".")):
+            return None
+        return check_target_module_exists(peft_config, key)
 
     def get_law(self, adapter_name: str = "default") -> Law:
         """The law of an adapter."""

@@ -133,6 +133,45 @@ def test_half_precision_reload_keeps_every_bit(bert, tmp_path):
         assert torch.equal(logits(again, bert.batch()), logits(model, bert.batch()))
 
 
+@pytest.mark.parametrize("task", ["TOKEN_CLS", "QUESTION_ANS"])
+def test_heads_that_peft_adds_to_the_config(bert, tmp_path, task):
+    import transformers as tf
+
+    cls = {"TOKEN_CLS": tf.BertForTokenClassification, "QUESTION_ANS": tf.BertForQuestionAnswering}[task]
+
+    def base():
+        torch.manual_seed(0)
+        return cls(tf.BertConfig(**{**bert.settings, "num_labels": 2})).eval()
+
+    def head(model):
+        with torch.no_grad():
+            output = model.eval()(**bert.batch())
+        return output[0]
+
+    model = perturb(get_peft_model(base(), HyperLoraConfig(task_type=task, target_modules=["query"])))
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(base(), tmp_path)
+    assert torch.equal(head(again), head(model))
+    assert not torch.equal(head(again), head(base()))
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_loading_an_adapter_leaves_the_others_as_they_were(saved, bert, trainable):
+    _, folder, _ = saved
+    model = PeftModel.from_pretrained(bert.build(), folder, is_trainable=trainable)
+    model.load_adapter(folder, "second", is_trainable=not trainable)
+    laws = model.base_model.get_holder(model.get_base_model()).laws
+    assert {p.requires_grad for p in laws["default"].parameters()} == {trainable}
+
+
+def test_all_biases_beside_a_module_saved_whole(bert, tmp_path):
+    config = HyperLoraConfig(target_modules=["query"], modules_to_save=["classifier"], bias="all")
+    model = perturb(get_peft_model(bert.build(), config))
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(bert.build(), tmp_path)
+    assert torch.equal(logits(again, bert.batch()), logits(model, bert.batch()))
+
+
 # ----------------------------------------------------------------- strictness
 
 

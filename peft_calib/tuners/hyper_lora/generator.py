@@ -140,10 +140,10 @@ class Head(nn.Module):
     """Base of the heads: (n, h) to (n, r, d). `last` is the layer whose zero makes the output zero.
 
     Args:
-        gain: Factor on the output, `None` to leave the output as it is (the authors' form). With it one Adam step moves
-            a generated number about as far as it would move a LoRA entry, although many weights push it together, and
-            no number can leave (-BOUND, BOUND), so that a wild step does not end in NaN. The bound is approached
-            polynomially: there is always a gradient that leads back.
+        gain: Factor on the output, `None` to leave the output as it is (the authors' form). With it one Adam step
+            moves a generated number about as far as it would move a LoRA entry, although many weights push it
+            together, and no number can leave (-BOUND, BOUND), so that a wild step does not end in NaN. The bound is
+            approached polynomially: there is always a gradient that leads back.
     """
 
     last: Linear
