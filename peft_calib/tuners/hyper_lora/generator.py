@@ -132,8 +132,8 @@ class TransformerTrunk(nn.Module):
         return x
 
 
-#: Limit of a generated number; trained LoRA factors stay below a tenth of it.
-BOUND = 4.0
+#: Where generated numbers stop growing linearly; trained LoRA factors stay below a tenth of it.
+KNEE = 4.0
 
 
 class Head(nn.Module):
@@ -142,8 +142,8 @@ class Head(nn.Module):
     Args:
         gain: Factor on the output, `None` to leave the output as it is (the authors' form). With it one Adam step
             moves a generated number about as far as it would move a LoRA entry, although many weights push it
-            together, and no number can leave (-BOUND, BOUND), so that a wild step does not end in NaN. The bound is
-            approached polynomially: there is always a gradient that leads back.
+            together; and beyond KNEE numbers grow like a logarithm, so that a wild step does not end in NaN and
+            there is still a gradient that leads back.
     """
 
     last: Linear
@@ -156,8 +156,7 @@ class Head(nn.Module):
         """Generate an (r, d) block for each row of z."""
         if self.gain is None:
             return self.blocks(z)
-        out = self.blocks(z) * self.gain
-        return out * torch.rsqrt(1 + (out / BOUND).square())
+        return KNEE * torch.asinh(self.blocks(z) * (self.gain / KNEE))
 
     def blocks(self, z: torch.Tensor) -> torch.Tensor:
         """The blocks before the gain."""

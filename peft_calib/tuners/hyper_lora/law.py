@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..factors import Draw, Factors, Law, ShapeGroup, SlotTable
+from ..seeding import keyed_generator
 from .config import HyperLoraConfig
 from .generator import ChunkHead, FactoredHead, FullHead, Head, MLPTrunk, RankHead, TransformerTrunk
 
@@ -41,7 +42,7 @@ class HyperLaw(Law):
         self.shares_heads = self.sides == 2 and config.init == "authors"
         draws = torch.Generator().manual_seed(config.seed or 0)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_integer(draws))
+            torch.manual_seed(int(torch.randint(2**62, (), generator=draws, device="cpu")))
             self._build_embeddings()
             self._build_network()
         self._build_frozen(draws, anchors)
@@ -193,7 +194,7 @@ class HyperLaw(Law):
             return None
         if draw.mode == "train":
             self.num_generations += 1
-            return _keyed(self.config.seed, 1, int(self.num_generations))
+            return keyed_generator(self.config.seed or 0, 1, int(self.num_generations))
         return None
 
     def _random_a(self, draw: Draw, noise: torch.Generator | None, device: torch.device) -> dict:
@@ -201,9 +202,9 @@ class HyperLaw(Law):
         if draw.mode == "train":
             generators = [noise]
         elif draw.mode == "mean":
-            generators = [_keyed(self.config.seed, 2, 0)]
+            generators = [keyed_generator(self.config.seed or 0, 2, 0)]
         else:
-            generators = [_keyed(draw.seed, 3, draw.first + k) for k in range(draw.num_samples)]
+            generators = [keyed_generator(draw.seed, 3, draw.first + k) for k in range(draw.num_samples)]
         stacks: dict[ShapeGroup, list] = {group: [] for group in self.slots.groups}
         for generator in generators:
             for group, indices in self.slots.groups.items():
@@ -241,16 +242,3 @@ HEAD_GAIN_A = 2.0
 def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> torch.Tensor:
     # on the CPU whatever the default device is, so that a seed means the same numbers everywhere
     return (torch.rand(shape, generator=generator, device="cpu") * 2 - 1) * bound
-
-
-def _integer(generator: torch.Generator) -> int:
-    return int(torch.randint(2**62, (), generator=generator, device="cpu"))
-
-
-def _keyed(seed: int | None, *key: int) -> torch.Generator:
-    """A generator keyed by a seed and further integers, with neighbouring keys unrelated."""
-    state = (seed or 0) & (2**63 - 1)
-    for part in key:
-        mixed = torch.Generator().manual_seed((state * 6364136223846793005 + part + 1442695040888963407) % 2**63)
-        state = _integer(mixed)
-    return torch.Generator().manual_seed(state)
