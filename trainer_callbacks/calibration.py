@@ -235,7 +235,8 @@ class CalibrationCallback(TrainerCallback):
         if logits.shape[:-1] != labels.shape:
             raise ValueError(
                 f"Logits of shape {logits.shape} do not go with labels of shape {labels.shape}. Give the Trainer "
-                "preprocess_logits_for_metrics=callback.preprocess_logits_for_metrics; for a causal language model give "
+                "preprocess_logits_for_metrics=callback.preprocess_logits_for_metrics; for a causal language model "
+                "give "
                 "CalibrationCallback the answer_token_ids."
             )
         keep = labels.reshape(-1) != IGNORE_INDEX
@@ -337,7 +338,8 @@ def _answer_classes(labels: np.ndarray, answer_token_ids: Sequence[int]) -> np.n
     strange = tokens[(classes == IGNORE_INDEX) & (tokens != IGNORE_INDEX)]
     if len(strange):
         raise ValueError(
-            f"The first labelled token of a row is {strange[0]}, which is not one of answer_token_ids {list(answer_token_ids)}. "
+            f"The first labelled token of a row is {strange[0]}, which is not one of answer_token_ids "
+            f"{list(answer_token_ids)}. "
             "Mask the prompt with -100, so that the answer's token comes first."
         )
     return classes

@@ -65,9 +65,7 @@ class SelectivePrediction(evaluate.Metric):
         )
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """As `evaluate.Metric.compute`; arrays given in this one call are used as they are, without a copy in
-        Arrow.
-        """
+        """As `evaluate.Metric.compute`, but arrays given in this one call are not copied into Arrow."""
         direct = predictions is not None and references is not None and self.writer is None and self.num_process == 1
         if direct:
             return self._compute(predictions, references, **kwargs)

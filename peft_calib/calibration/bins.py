@@ -171,9 +171,7 @@ def classwise_uniform_bins(probabilities: np.ndarray, labels: np.ndarray, num_bi
 
 
 def tie_key(values: np.ndarray) -> np.ndarray:
-    """Float64 values with the lowest mantissa bit cleared: what counts as one value wherever rows are grouped by
-    it.
-    """
+    """Float64 values with the lowest mantissa bit cleared: values with the same key count as tied."""
     keys = np.add(values, 0.0, dtype=np.float64).view(np.int64)  # a copy, and -0.0 becomes 0.0
     keys &= ~1
     return keys.view(np.float64)

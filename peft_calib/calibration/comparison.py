@@ -159,8 +159,9 @@ def compare(
         'a'
     """
     pairs = compare_many(
-        {names[0]: a, names[1]: b}, labels, baseline=names[1], scores=scores, num_bins=num_bins, input=input, mask=mask,
-        confidence_level=confidence_level, num_resamples=num_resamples, ignore_index=ignore_index, seed=seed,
+        {names[0]: a, names[1]: b}, labels, baseline=names[1], scores=scores, num_bins=num_bins, input=input,
+        mask=mask, confidence_level=confidence_level, num_resamples=num_resamples, ignore_index=ignore_index,
+        seed=seed,
     )  # fmt: skip
     return pairs[0]
 

@@ -62,8 +62,9 @@ def _torchmetrics(rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[s
 
 
 def _netcal(rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[str, float]:
-    """Netcal 1.4: `[lo, hi)` bins with the last closed; two classes mean P(y = 1) against y; ACE is the *average*
-    error.
+    """Netcal 1.4: `[lo, hi)` bins with the last closed; ACE is the *average* error.
+
+    Two classes mean P(y = 1) against y.
     """
     values, outcomes = _positive_class_or_top(rows)
     eps = float(np.finfo(rows.dtype).eps)
@@ -111,10 +112,10 @@ def _nixon(rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[str, flo
 
 
 def _hypelora(rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[str, float]:
-    """HypeLoRA's evaluation: equal-count chunks of `floor(N / B)` rows, the last taking the rest; TACE pooled, `p >=
-    eps`.
+    """HypeLoRA's evaluation: equal-count chunks of `floor(N / B)` rows, the last taking the rest.
 
-    Their TACE compared probabilities with other rows' labels; this is the aligned one.
+    TACE pools what is at or above the threshold. Their TACE compared probabilities with other rows' labels; this is
+    the aligned one.
     """
     confidence, predicted = top_label(rows.probabilities)
     outcomes = (np.arange(rows.num_classes) == rows.labels[:, None]).reshape(-1)

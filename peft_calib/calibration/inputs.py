@@ -177,13 +177,15 @@ def _flatten(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
         return values, labels, True
     if values.ndim != labels.ndim + 1 or (values.ndim > 2 and values.shape[:-1] != labels.shape):
         raise ValueError(
-            f"predictions of shape {values.shape} do not go with labels of shape {labels.shape}: expected (N, C) with (N,), "
+            f"predictions of shape {values.shape} do not go with labels of shape {labels.shape}: expected (N, C) with "
+            "(N,), "
             "(N,) with (N,) for binary, or (..., C) with (...)."
         )
     _check_same_length(values.shape[0], labels.shape[0])
     if values.shape[-1] < 2 and values.size:
         raise ValueError(
-            f"predictions have {values.shape[-1]} column(s); give at least two classes, or a 1-D array for the probability "
+            f"predictions have {values.shape[-1]} column(s); give at least two classes, or a 1-D array for the "
+            "probability "
             "of class 1."
         )
     return values.reshape(-1, values.shape[-1]), labels.reshape(-1), False
@@ -220,7 +222,8 @@ def _checked_probabilities(values: np.ndarray, binary: bool, tolerance: float) -
         )
     if lowest < 0.0 or highest > 1.0 + tolerance:
         raise ValueError(
-            f"probabilities must lie in [0, 1], got values from {lowest:.6g} to {highest:.6g}. If these are logits, pass "
+            f"probabilities must lie in [0, 1], got values from {lowest:.6g} to {highest:.6g}. If these are logits, "
+            "pass "
             'input="logits".'
         )
     if binary:
@@ -230,7 +233,8 @@ def _checked_probabilities(values: np.ndarray, binary: bool, tolerance: float) -
     worst = int(error.argmax())
     if error[worst] > tolerance:
         raise ValueError(
-            f"each row of probabilities must sum to 1 within {tolerance:.2g}; row {worst} sums to {values[worst].sum():.6g}. "
+            f"each row of probabilities must sum to 1 within {tolerance:.2g}; row {worst} sums to "
+            f"{values[worst].sum():.6g}. "
             'If these are logits, pass input="logits".'
         )
     return np.minimum(values, 1.0) if highest > 1.0 else values
@@ -242,7 +246,8 @@ def _from_logits(values: np.ndarray, binary: bool) -> np.ndarray:
     if not binary and values.min() >= 0.0 and np.abs(values @ np.ones(values.shape[1]) - 1.0).max() < 1e-6:
         raise ValueError(
             'input="logits", but every row is non-negative and sums to 1, as probabilities do. If they are, pass '
-            'input="probabilities": a second softmax makes any model look under-confident. If they really are logits, add '
+            'input="probabilities": a second softmax makes any model look under-confident. If they really are logits, '
+            "add "
             "any constant to a row: softmax does not see it."
         )
     return softmax(logits)

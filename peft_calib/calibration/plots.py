@@ -34,6 +34,8 @@ BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, YELLOW = (
 BLACK, GREY = "#222222", "#999999"
 CYCLE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)
 LINE_STYLES = ("-", "--", "-.", ":")
+# Bins with fewer rows are left out of curves (not of bars, whose intervals speak for themselves).
+MIN_DRAWN = 5
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -107,7 +109,7 @@ def reliability_figure(bins: BinStatistics, *, confidence_level: float = 0.95, t
     return figure
 
 
-def draw_reliability(axes: Axes, bins: BinStatistics, confidence_level: float) -> None:
+def draw_reliability(axes: Axes, bins: BinStatistics, confidence_level: float, fontsize: float = 12) -> None:
     """Draws bars of accuracy, gaps, Wilson intervals and the consistency band into existing axes."""
     edges = uniform_edges(len(bins.counts))
     width, left = edges[1] - edges[0], edges[:-1]
@@ -115,20 +117,20 @@ def draw_reliability(axes: Axes, bins: BinStatistics, confidence_level: float) -
     frequency, confidence = bins.outcome, bins.confidence
     low, high = consistency_band(confidence, bins.counts, confidence_level)
     axes.bar(left[filled], frequency[filled], width, align="edge", color=SKY, edgecolor=BLUE, lw=0.8, label="accuracy")
-    gap = (confidence - frequency)[filled]
-    axes.bar(
-        left[filled], gap, width, bottom=frequency[filled], align="edge", color=VERMILLION, alpha=0.45, hatch="///",
-        edgecolor=VERMILLION, lw=0.0, label="gap to confidence",
-    )  # fmt: skip
-    span = {"height": (high - low)[filled], "bottom": low[filled], "width": width, "align": "edge"}
-    axes.bar(left[filled], color=GREY, alpha=0.45, lw=0, label=f"calibrated model, {confidence_level:.0%}", **span)
+    gap = {"height": (confidence - frequency)[filled], "bottom": frequency[filled], "width": width, "align": "edge"}
+    axes.bar(left[filled], fill=False, hatch="////", edgecolor=VERMILLION, lw=1.0, label="gap to confidence", **gap)
+    band = {"height": (high - low)[filled], "bottom": low[filled], "width": width, "align": "edge"}
+    axes.bar(left[filled], color="white", alpha=0.55, lw=0, **band)
+    label = f"calibrated model, {confidence_level:.0%}"
+    axes.bar(left[filled], fill=False, edgecolor=BLACK, ls=":", lw=1.1, label=label, **band)
     ends = wilson_interval(bins.outcome_sums, bins.counts, confidence_level)
     error = np.abs(np.stack(ends) - frequency)[:, filled]
     axes.errorbar(centre[filled], frequency[filled], error, fmt="o", color=BLACK, ms=3.5, lw=1.4, capsize=2.5)
     axes.plot([0, 1], [0, 1], "--", color=BLACK, lw=1.2)
     ece, total = calibration_error(bins), bins.total
     axes.text(
-        0.97, 0.04, f"ECE {ece:.3f}\nn = {int(total):,}", transform=axes.transAxes, ha="right", va="bottom", fontsize=12,
+        0.97, 0.04, f"ECE {ece:.3f}\nn = {int(total):,}", transform=axes.transAxes, ha="right", va="bottom",
+        fontsize=fontsize,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2},
     )  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(0, 1))
@@ -143,7 +145,7 @@ def draw_histogram(axes: Axes, bins: BinStatistics) -> None:
     confidence = bins.confidence_sums.sum() / bins.counts.sum()
     axes.axvline(confidence, color=VERMILLION, lw=2.0, ls="--", label=f"mean confidence {confidence:.3f}")
     axes.set(ylabel="share", xlim=(0, 1))
-    axes.legend(loc="upper left", fontsize=8, frameon=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=2, fontsize=8, frameon=False)
 
 
 def classwise_diagram(
@@ -181,7 +183,7 @@ def classwise_figure(
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
     for axes, k in zip(grid.flat, shown, strict=False):
-        draw_reliability(axes, bins[k], confidence_level)
+        draw_reliability(axes, bins[k], confidence_level, fontsize=8)
         axes.set_title(class_names[k] if class_names else f"class {k}", fontsize=10)
     figure.supxlabel("probability of the class")
     figure.supylabel("frequency of the class")
@@ -257,9 +259,7 @@ def confidence_histogram(
 def before_after_diagram(
     before: Any, after: Any, labels: Any, *, num_bins: int = 15, input: str = "probabilities"
 ) -> Figure:
-    """Reliability curves of two sets of predictions for the same labels, before and after recalibration, in one
-    picture.
-    """
+    """Reliability curves before and after recalibration, for the same labels, in one picture."""
     figure = new_figure(5.0, 4.8)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], "--", color=BLACK, lw=1.2)
@@ -267,7 +267,8 @@ def before_after_diagram(
     for name, predictions, color, style in styles:
         rows = as_rows(predictions, labels, input=input)
         bins = build_tables(rows, check_num_bins(num_bins)).top
-        filled = bins.counts > 0
+        # A bin of one or two rows says nothing and would pull the eye to 0 or 1.
+        filled = bins.counts >= min(MIN_DRAWN, bins.counts.max())
         low, high = wilson_interval(bins.outcome_sums, bins.counts, 0.95)
         axes.fill_between(bins.confidence[filled], low[filled], high[filled], color=color, alpha=0.15, lw=0)
         label = f"{name}: ECE {calibration_error(bins):.3f}"

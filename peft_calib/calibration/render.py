@@ -22,7 +22,7 @@ table{border-collapse:collapse;width:100%;font-size:.95rem}
 th,td{padding:.3rem .6rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
 td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .verdict{background:#eef5fa;border-left:4px solid #0072B2;padding:.6rem 1rem}
-figure{display:inline-block;margin:0 1rem 1rem 0;max-width:100%}
+figure{display:inline-block;vertical-align:top;margin:0 1rem 1rem 0;max-width:100%}
 img{max-width:100%;height:auto}
 figcaption{font-size:.85rem;color:#555}
 """
@@ -35,13 +35,22 @@ def verdict(report: CalibrationReport) -> str:
     if report.floor is None:
         return f"ECE {ece:.4f} {size}; no interval or noise floor was asked for."
     band, level = report.floor["ece"], report.settings["confidence_level"]
-    floor = f"a perfectly calibrated model with these confidences would score {band.mean:.4f} [{band.low:.4f}, {band.high:.4f}]"
+    floor = (
+        f"a perfectly calibrated model with these confidences would score {band.mean:.4f} "
+        f"[{band.low:.4f}, {band.high:.4f}]"
+    )
     if ece <= band.high:
         judgement = "this many rows cannot tell the two apart"
     else:
-        side = "over" if report.scores["overconfidence"] >= report.scores["underconfidence"] else "under"
-        judgement = f"the model is miscalibrated, mostly {side}-confident"
+        judgement = f"the model is miscalibrated, {_direction(report)}"
     return f"ECE {ece:.4f} {size}; {floor} ({level:.0%} band): {judgement}."
+
+
+def _direction(report: CalibrationReport) -> str:
+    over, under = report.scores["overconfidence"], report.scores["underconfidence"]
+    if max(over, under) < 0.75 * (over + under):
+        return "over-confident in places and under-confident in others"
+    return "mostly over-confident" if over > under else "mostly under-confident"
 
 
 def report_markdown(report: CalibrationReport) -> str:
@@ -66,6 +75,7 @@ def report_html(report: CalibrationReport) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Calibration report</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>\n'
         f'<h1>Calibration report</h1>\n<p class="verdict">{html.escape(verdict(report))}</p>\n'
+        ""
         f"{_pictures(report)}\n<table><thead><tr>{header}</tr></thead><tbody>\n{chr(10).join(body)}\n</tbody></table>\n"
         f"<h2>Settings</h2><ul>{settings}</ul>\n</body></html>\n"
     )
@@ -127,4 +137,5 @@ def _picture(name: str, figure: Figure) -> str:
     data = base64.b64encode(figure_png(figure)).decode("ascii")
     text = html.escape(name)
     width = int(110 * figure.get_figwidth() * 0.8)
-    return f'<figure><img alt="{text}" width="{width}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    image = f'<img alt="{text}" width="{width}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"

@@ -12,9 +12,7 @@ from peft_calib.calibration.selective import harmonic
 
 
 class Groups(NamedTuple):
-    """Whole groups of tied rows: `(g, R)` float32 counts and errors; counts are `(g, 1)` where every replicate
-    agrees.
-    """
+    """Whole groups of tied rows: `(g, R)` float32 counts and errors; `(g, 1)` counts if all replicates agree."""
 
     counts: np.ndarray
     errors: np.ndarray
@@ -76,9 +74,7 @@ class AreaSums:
         self.seen = ends[-1].copy()
 
     def _add_area(self, ends: np.ndarray, share: np.ndarray) -> None:
-        """Adds `share (A(end) - A(start))`, summed by parts so that only ends where the share changes are looked
-        up.
-        """
+        """Adds `share (A(end) - A(start))`, by parts: only ends where the share changes are looked up."""
         change = share.copy()
         change[:-1] -= share[1:]
         rows = np.flatnonzero(change.any(axis=1))

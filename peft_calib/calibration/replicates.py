@@ -34,9 +34,7 @@ class Batch(NamedTuple):
     labels: np.ndarray | None
 
     def class_hits(self, design: Design, k: int) -> tuple[np.ndarray, np.ndarray | slice]:
-        """`(m, R)` float32 times each selected row counts with label `k`, and which rows of the block were
-        selected.
-        """
+        """`(m, R)` float32 times each selected row counts with label `k`, and which rows those are."""
         if self.labels is None:
             select = np.flatnonzero(design.labels[self.rows] == k)
             return self.weights[select], select

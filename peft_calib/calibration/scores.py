@@ -96,8 +96,7 @@ def over_and_under_confidence(bins: BinStatistics) -> tuple[float, float]:
 
 
 def classwise_error(bins: BinStatistics) -> float:
-    """Mean over classes of the L1 error of each class column: classwise ECE, static calibration error (Nixon et al.,
-    2019).
+    """Class-wise ECE, also static calibration error (Nixon et al., 2019): the mean L1 error of the class columns.
 
     Args:
         bins: `(C, B)` statistics of each class column against `labels == class`.

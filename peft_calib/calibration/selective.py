@@ -128,16 +128,12 @@ def error_auroc(ranking: Ranking) -> float:
 
 
 def error_aupr(ranking: Ranking) -> float:
-    """Average precision with errors positive and uncertainty as score; chance is the error rate. NaN without
-    errors.
-    """
+    """Average precision of errors, ranked by uncertainty; chance is the error rate. NaN without errors."""
     return _average_precision(ranking.errors[::-1], ranking.counts[::-1])
 
 
 def success_aupr(ranking: Ranking) -> float:
-    """Average precision with correct rows positive and confidence as score; chance is the accuracy. NaN without
-    one.
-    """
+    """Average precision of correct rows, ranked by confidence; chance is the accuracy. NaN without one."""
     return _average_precision(ranking.counts - ranking.errors, ranking.counts)
 
 
@@ -154,8 +150,7 @@ def aurc(ranking: Ranking) -> float:
 
 def oracle_aurc(ranking: Ranking) -> float:
     """AURC, by the same finite-sample rule, of the order that puts every error last."""
-    num_errors = int(round(ranking.errors.sum()))
-    return aurc(_oracle(ranking.num_rows, num_errors))
+    return aurc(_oracle(ranking.num_rows, round(float(ranking.errors.sum()))))
 
 
 def e_aurc(ranking: Ranking) -> float:
@@ -172,9 +167,7 @@ def augrc(ranking: Ranking) -> float:
 
 
 def prediction_rejection_ratio(ranking: Ranking) -> float:
-    """Share of the attainable AURC gain over a random ranking: 1 for the oracle, 0 for random; NaN if nothing to
-    gain.
-    """
+    """Share of the attainable AURC gain over a random ranking: 1 for the oracle, 0 for random, NaN if none is."""
     attainable = ranking.error_rate - oracle_aurc(ranking)
     return float((ranking.error_rate - aurc(ranking)) / attainable) if attainable > 1e-12 else float("nan")
 

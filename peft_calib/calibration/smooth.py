@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Smooth calibration error: kernel regression instead of bins, with a bandwidth the data choose (no free
-parameter).
-"""
+"""Smooth calibration error: a kernel instead of bins, with a bandwidth the data choose."""
 
 from __future__ import annotations
 

@@ -35,12 +35,13 @@ def _report(case, **options):
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
-        (V1, {"ece": 0.266667, "classwise_ece": 0.266667, "mce": 0.4, "ace": 0.266667, "tace": 0.266667, "brier": 0.173333}),
-        (V2, {"ece": 0.18, "classwise_ece": 0.22, "mce": 0.45, "ace_classwise": 0.22, "tace_classwise": 0.22, "brier": 0.45096}),
+        (V1, {"ece": 0.266667, "classwise_ece": 0.266667, "mce": 0.4, "ace": 0.266667, "tace": 0.266667}),
+        (V1, {"brier": 0.173333}),
+        (V2, {"ece": 0.18, "classwise_ece": 0.22, "mce": 0.45, "ace_classwise": 0.22, "tace_classwise": 0.22}),
+        (V2, {"brier": 0.45096}),
         (V3, {"ece": 0.125, "classwise_ece": 0.1625, "mce": 0.2, "brier": 0.401875}),
         (V4, {"ece": 0.25, "classwise_ece": 0.25, "mce": 0.25, "ace": 0.25, "tace": 0.25, "brier": 0.5}),
     ],
-    ids=["over-confident", "two-sided", "ties", "saturated"],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:.*probability of .nearly. 0:UserWarning")
 def test_golden_values(case, expected):

@@ -79,11 +79,11 @@ def test_bootstrap_counts_are_multinomial(size):
 
 def test_same_seed_same_numbers_and_no_global_state():
     rows = _rows(0, 200, 3)
-    state = np.random.get_state()[1].copy()
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
     first, second = (bootstrap_intervals(rows, num_resamples=50, seed=3) for _ in range(2))
     assert first == second
     assert first != bootstrap_intervals(rows, num_resamples=50, seed=4)
-    assert np.array_equal(np.random.get_state()[1], state)
+    assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
 
 
 def test_equal_seeds_resample_equal_rows_for_every_model():

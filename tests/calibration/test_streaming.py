@@ -169,8 +169,10 @@ def test_the_caller_may_reuse_a_batch_buffer():
 def test_cells_are_in_order_and_straddle_nothing(num_bins):
     grid = Grid(CLASS_CELLS, num_bins, TACE_THRESHOLD)
     edges = np.linspace(0, 1, num_bins + 1)
-    points = np.concatenate([edges, np.nextafter(edges, 0), np.nextafter(edges, 1), [TACE_THRESHOLD], 10.0 ** -np.arange(1, 18),
-                             1 - 10.0 ** -np.arange(1, 17), np.random.default_rng(0).random(20_000)])  # fmt: skip
+    powers = 10.0 ** -np.arange(1, 17)
+    anywhere = np.random.default_rng(0).random(20_000)
+    around = np.concatenate([np.nextafter(edges, 0), np.nextafter(edges, 1)])
+    points = np.concatenate([edges, around, [TACE_THRESHOLD], powers, 1 - powers, anywhere])
     values = np.unique(np.clip(points, 0, 1))
     cells = grid.index(values)
     assert (np.diff(cells) >= 0).all()

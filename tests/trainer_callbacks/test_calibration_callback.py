@@ -215,10 +215,10 @@ def test_regression_is_left_alone(tmp_path):
 def test_no_global_random_state_is_touched(tmp_path):
     callback = CalibrationCallback(confidence_level=0.95, diagram=True)
     prediction = EvalPrediction(np.random.default_rng(0).normal(size=(50, 3)), np.arange(50) % 3)
-    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     callback.compute_metrics(prediction)
     assert torch.equal(before[0], torch.random.get_rng_state())
-    assert np.array_equal(before[1], np.random.get_state()[1])
+    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
 
 
 def test_partial_fits_the_trainer_signature():

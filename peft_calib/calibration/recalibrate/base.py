@@ -97,8 +97,10 @@ class Recalibrator(ABC):
         overlap = self.fitted_on.overlap(row_hashes(values, target))
         if overlap > MAX_OVERLAP:
             raise ValueError(
-                f"{overlap:.0%} of these rows are among the {self.fitted_on.num_rows} that {type(self).__name__} was fitted "
-                f"on (split {self.fitted_on.digest[:12]}). Recalibration must be reported on rows it has not seen: hold out "
+                f"{overlap:.0%} of these rows are among the {self.fitted_on.num_rows} that {type(self).__name__} was "
+                "fitted "
+                f"on (split {self.fitted_on.digest[:12]}). Recalibration must be reported on rows it has not seen: "
+                "hold out "
                 "a calibration split of the training data to fit on."
             )
         return calibration_report(self._transform(values), target, **options)

@@ -78,8 +78,7 @@ class VectorScaling(_AffineScaling):
 
 
 class MatrixScaling(_AffineScaling):
-    """`softmax(W z + b)` with a full matrix (Guo et al., 2017), regularised off the diagonal (Kull et al., 2019,
-    ODIR).
+    """`softmax(W z + b)` with a full matrix (Guo et al., 2017), regularised as Kull et al. (2019) advise.
 
     Args:
         regularization: strength of the pull towards temperature scaling, in nats a unit of squared distance.

@@ -71,8 +71,7 @@ class IsotonicCalibration(OneVersusRest):
 
 
 class HistogramCalibration(OneVersusRest):
-    """The observed frequency in each of some equal-mass bins (Zadrozny & Elkan, 2001), smoothed by one virtual row a
-    bin.
+    """The observed frequency in equal-mass bins (Zadrozny & Elkan, 2001), smoothed by one virtual row a bin.
 
     Args:
         num_bins: bins a class; fewer where values tie.

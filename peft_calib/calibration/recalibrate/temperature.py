@@ -83,7 +83,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     low, high = 1.0 / BOUNDS[1], 1.0 / BOUNDS[0]
     if of_label == 0.0 or _slope(columns, of_label, high)[0] <= 0.0:
         _warn(
-            "every label has (nearly) the largest logit, so the likelihood grows without end as T falls; T is held at 0.01"
+            "every label has (nearly) the largest logit, so the likelihood grows without end as T falls; T is held at "
+            "0.01"
         )
         return BOUNDS[0]
     if _slope(columns, of_label, low)[0] > 0.0:

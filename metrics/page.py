@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of each metric's Space: paste or upload rows, see the report. Needs `gradio`."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# predictions, references, settings -> a heading in Markdown, and HTML below it
+Measure = Callable[[Any, Any, dict[str, Any]], tuple[str, str]]
+
+FORMATS = """\
+**JSON**: `{"predictions": [...], "references": [...]}`.
+**CSV**: one row an example, the last column its label, the others its predictions; a header line is optional."""
+
+
+def parse_rows(text: str) -> tuple[Any, Any]:
+    r"""Predictions and references from JSON or CSV text.
+
+    Args:
+        text: either of the two `FORMATS`.
+
+    Returns:
+        Predictions (a list of numbers a row, or one number a row) and integer references.
+
+    Raises:
+        ValueError: saying what cannot be read, and in which line.
+
+    Example:
+        >>> parse_rows("p0,p1,label\n0.9,0.1,0\n0.3,0.7,1")
+        ([[0.9, 0.1], [0.3, 0.7]], [0, 1])
+    """
+    text = text.strip()
+    if not text:
+        raise ValueError("There is nothing to read: paste rows or upload a file.")
+    return _parse_json(text) if text[0] in "{[" else _parse_csv(text)
+
+
+def read_rows(path: str | Path) -> tuple[Any, Any]:
+    """`parse_rows` of a file.
+
+    Raises:
+        ValueError: if it is not UTF-8 text, or cannot be parsed.
+    """
+    try:
+        return parse_rows(Path(path).read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{Path(path).name} is not a text file; give CSV or JSON.") from error
+
+
+def safely(measure: Measure, text: str, path: str | None, settings: dict[str, Any]) -> tuple[str, str]:
+    """Runs a measure on pasted or uploaded rows; whatever is wrong with them becomes a readable heading.
+
+    Args:
+        measure: what to compute.
+        text: pasted rows.
+        path: an uploaded file, which goes before pasted rows.
+        settings: passed on.
+
+    Returns:
+        Markdown and HTML.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            predictions, references = read_rows(path) if path else parse_rows(text)
+            heading, body = measure(predictions, references, settings)
+        except (ValueError, TypeError) as error:
+            return f"### This cannot be measured\n\n{html.escape(str(error), quote=False)}", ""
+    notes = [f"\n\n**Note.** {note.message}" for note in caught if note.category is UserWarning]
+    return heading + "".join(notes), body
+
+
+def framed(page: str, height: int = 1500) -> str:
+    """A whole HTML page inside another, so that neither's style reaches the other."""
+    return (
+        f'<iframe title="report" srcdoc="{html.escape(page)}" style="width:100%;height:{height}px;border:0"></iframe>'
+    )
+
+
+def table(scores: dict[str, float]) -> str:
+    """Scores as an HTML table."""
+    lines = "".join(
+        f"<tr><td><code>{html.escape(key)}</code></td><td>{value:.4f}</td></tr>" for key, value in scores.items()
+    )
+    return f"<table><thead><tr><th>score</th><th>value</th></tr></thead><tbody>{lines}</tbody></table>"
+
+
+def build_page(
+    title: str, description: str, measure: Measure, kinds: list[str], example: str, bins: bool = False
+) -> Any:
+    """The page as `gradio.Blocks`.
+
+    Args:
+        title: heading.
+        description: Markdown below it.
+        measure: what to compute when the button is pressed.
+        kinds: choices of `settings["input"]`, the first one preset.
+        example: text the box starts with.
+        bins: whether to ask for `settings["num_bins"]`.
+
+    Returns:
+        The blocks; `.launch()` serves them.
+    """
+    import gradio
+
+    def run(text: str, path: str | None, kind: str, num_bins: int) -> tuple[str, str]:
+        settings = {"input": kind, **({"num_bins": int(num_bins)} if bins else {})}
+        return safely(measure, text or "", path, settings)
+
+    with gradio.Blocks(title=title, analytics_enabled=False) as page:
+        gradio.Markdown(f"# {title}\n\n{description}\n\n{FORMATS}")
+        with gradio.Row():
+            text = gradio.Textbox(example, label="Rows", lines=8, elem_id="rows")
+            with gradio.Column():
+                upload = gradio.File(
+                    label="or a file", file_types=[".csv", ".json", ".txt"], type="filepath", elem_id="file"
+                )
+                kind = gradio.Radio(kinds, value=kinds[0], label="Predictions are")
+                num_bins = gradio.Slider(1, 50, value=15, step=1, label="Bins", visible=bins)
+        button = gradio.Button("Measure", variant="primary", elem_id="measure")
+        heading, body = gradio.Markdown(elem_id="heading"), gradio.HTML(elem_id="body")
+        button.click(run, [text, upload, kind, num_bins], [heading, body], api_name="measure")
+    return page
+
+
+def _parse_json(text: str) -> tuple[Any, Any]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"This is not valid JSON: {error}.") from error
+    if not isinstance(values, dict) or {"predictions", "references"} - set(values):
+        raise ValueError('JSON must be an object with the keys "predictions" and "references".')
+    return values["predictions"], values["references"]
+
+
+def _parse_csv(text: str) -> tuple[Any, Any]:
+    lines = [
+        (number, row)
+        for number, row in enumerate(csv.reader(io.StringIO(text)), start=1)
+        if any(c.strip() for c in row)
+    ]
+    if lines and not _is_number(lines[0][1][-1]):
+        lines = lines[1:]
+    if not lines:
+        raise ValueError("There is only a header line.")
+    width = len(lines[0][1])
+    predictions, references = [], []
+    for number, row in lines:
+        if len(row) != width or width < 2:
+            raise ValueError(
+                f"Line {number} has {len(row)} columns; expected {max(width, 2)}, the last one the label."
+            )
+        try:
+            *numbers, label = [float(cell) for cell in row]
+        except ValueError as error:
+            raise ValueError(f"Line {number} holds something that is not a number: {','.join(row)[:80]}") from error
+        if label != int(label):
+            raise ValueError(f"Line {number}: the last column is the label and must be a whole number, got {row[-1]}.")
+        predictions.append(numbers[0] if width == 2 else numbers)
+        references.append(int(label))
+    return predictions, references
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
