@@ -15,6 +15,7 @@ check_peft_version()
 
 from .bayesianize import bayesianize  # noqa: E402
 from .param_groups import param_groups  # noqa: E402
+from .prediction import Prediction, RegressionPrediction, draws, predict  # noqa: E402
 from .tuners import (  # noqa: E402  (a PEFT that cannot work is refused first)
     BayesianLoraConfig,
     BayesianLoraModel,
@@ -53,10 +54,14 @@ __all__ = [
     "BayesianLoraModel",
     "HyperLoraConfig",
     "HyperLoraModel",
+    "Prediction",
+    "RegressionPrediction",
     "bayesianize",
+    "draws",
     "export_lora",
     "metric_path",
     "param_groups",
+    "predict",
     "prepare_for_trainer",
     "regularization_loss",
 ]

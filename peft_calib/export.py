@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,29 +14,44 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, get_peft_model_sta
 from safetensors.torch import save_file
 from torch import nn
 
-from .tuners.factors import Slot
+from .tuners.factors import Draw, Slot
 from .tuners.layer import FactorLinear
 from .tuners.model import FactorModel
 
+#: A slot with its factors A (r, d_in) and B (d_out, r).
+SlotFactors = tuple[Slot, torch.Tensor, torch.Tensor]
+#: Index of a folder of draws: which seed they come from, and where they are.
+DRAWS_INDEX = "draws.json"
 
-def export_lora(model: nn.Module, path: str | Path, *, adapter_name: str = "default") -> Path:
-    """Write an adapter's deterministic factors as a plain LoRA that stock PEFT and inference servers load.
 
-    The factors are copied, not approximated: `lora_A`, `lora_B` are the generated ones bit by bit, and rank and
-    scaling go to the configuration. Modules trained whole (`modules_to_save`) are written along.
+def export_lora(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    adapter_name: str = "default",
+    num_samples: int | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write an adapter as a plain LoRA that stock PEFT and inference servers load: its deterministic factors, or draws.
+
+    The factors are copied, not approximated: `lora_A`, `lora_B` are the law's, bit by bit, and rank and scaling go to
+    the configuration. Modules trained whole (`modules_to_save`) are written along.
 
     Args:
         model: A `PeftModel` with an adapter of this package.
         path: Folder to write; made if missing. It appears complete or not at all.
         adapter_name: Which adapter.
+        num_samples: Number of draws K. The folder then holds one LoRA a draw in `draw-0 ... draw-(K-1)`, the
+            deterministic one in `mean` if the adapter has one, and an index `draws.json`.
+        seed: Key of the draws: `draw-k` is draw k of `predict(model, batch, seed=seed)`.
 
     Returns:
         The folder.
 
     Raises:
         TypeError: If the model carries no adapter of this package.
-        ValueError: If there is no such adapter, it trains biases, it has no single pair of factors, or `path` already
-            holds something else than an adapter.
+        ValueError: If there is no such adapter, it trains biases, it has no single pair of factors and no draws are
+            asked for, `num_samples` is below 1, or `path` already holds something else than an export.
     """
     tuner = model.base_model if isinstance(model, PeftModel) else model
     if not isinstance(tuner, FactorModel):
@@ -47,17 +64,48 @@ def export_lora(model: nn.Module, path: str | Path, *, adapter_name: str = "defa
     config = tuner.peft_config[adapter_name]
     if config.bias != "none":
         raise ValueError(f"The adapter trains biases (bias={config.bias!r}), which a plain LoRA export cannot carry.")
-    tensors = _lora_tensors(tuner, adapter_name)
-    tensors.update(_other_tensors(model, tuner, adapter_name))
+    if num_samples is not None and (not isinstance(num_samples, int) or num_samples < 1):
+        raise ValueError(f"num_samples must be an integer of at least 1, or None for the mean; got {num_samples!r}.")
     layers = {name: m for name, m in tuner.model.named_modules() if isinstance(m, FactorLinear)}
     slots = list(tuner.get_law(adapter_name).slots)
-    lora_config = _lora_config(config, slots, {name: layers[name].lora_alpha[adapter_name] for name in layers})
-    return _write(Path(path), lora_config, tensors)
+    lora_config = _lora_config(config, slots, {s.name: layers[s.name].lora_alpha[adapter_name] for s in slots})
+    others = _other_tensors(model, tuner, adapter_name)
+    if num_samples is None:
+        tensors = _named(tuner.get_factors(adapter_name)) | others
+        return _replace(Path(path), CONFIG_NAME, lambda folder: _write(folder, lora_config, tensors))
+
+    def write_draws(folder: Path) -> None:
+        names = [f"draw-{k}" for k in range(num_samples)]
+        for k, name in enumerate(names):
+            _write(folder / name, lora_config, _named(_drawn_factors(tuner, adapter_name, seed, k)) | others)
+        mean = _mean_or_none(tuner, adapter_name)
+        if mean is not None:
+            _write(folder / "mean", lora_config, _named(mean) | others)
+        index = {"num_samples": num_samples, "seed": seed, "draws": names, "mean": None if mean is None else "mean"}
+        (folder / DRAWS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+    return _replace(Path(path), DRAWS_INDEX, write_draws)
 
 
-def _lora_tensors(tuner: FactorModel, adapter_name: str) -> dict[str, torch.Tensor]:
+def _drawn_factors(tuner: FactorModel, adapter_name: str, seed: int, k: int) -> list[SlotFactors]:
+    law = tuner.get_law(adapter_name)
+    with torch.no_grad():
+        factors = law(Draw("sample", seed=seed, first=k))
+    pairs = factors.per_slot(law.slots)
+    return [(slot, A, B) for slot, (A, B) in zip(law.slots, pairs, strict=True)]
+
+
+def _mean_or_none(tuner: FactorModel, adapter_name: str) -> list[SlotFactors] | None:
+    try:
+        tuner.get_law(adapter_name).check_exportable()
+    except ValueError:
+        return None
+    return tuner.get_factors(adapter_name)
+
+
+def _named(factors: list[SlotFactors]) -> dict[str, torch.Tensor]:
     tensors = {}
-    for slot, A, B in tuner.get_factors(adapter_name):
+    for slot, A, B in factors:
         tensors[f"base_model.model.{slot.name}.lora_A.weight"] = A.cpu().contiguous()
         tensors[f"base_model.model.{slot.name}.lora_B.weight"] = B.cpu().contiguous()
     return tensors
@@ -89,14 +137,22 @@ def _lora_config(config, slots: list[Slot], alphas: dict[str, float]) -> LoraCon
     )
 
 
-def _write(path: Path, config: LoraConfig, tensors: dict[str, torch.Tensor]) -> Path:
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / CONFIG_NAME).exists())):
-        raise ValueError(f"{path} exists and is no adapter folder. Choose another path, or remove it.")
+def _write(folder: Path, config: LoraConfig, tensors: dict[str, torch.Tensor]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def _replace(path: Path, marker: str, write: Callable[[Path], None]) -> Path:
+    """Write a folder beside `path` and put it in its place; only an earlier export, told by its marker, gives way."""
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / marker).exists())):
+        what = "adapter folder" if marker == CONFIG_NAME else "folder of exported draws"
+        raise ValueError(f"{path} exists and is no {what}. Choose another path, or remove it.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
         folder = Path(scratch) / path.name
-        config.save_pretrained(str(folder))
-        save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        folder.mkdir()
+        write(folder)
         if path.exists():
             path.rename(Path(scratch) / "replaced")
         shutil.move(folder, path)

@@ -1,0 +1,241 @@
+"""One prediction call with a dial from cheap to thorough, whose cost is part of the answer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .draws import check_num_samples, evaluating, repeating
+from .heads import Head, Items, check_label_tokens, choose_head
+from .late import Prefix, run_prefix
+from .memory import draws_per_pass
+from .result import Prediction, RegressionPrediction
+from .rows import count_rows, main_input_name, select_rows, to_device
+from .sources import DrawSource, LawDraws, TheModel
+
+HOW = ("mean", "sample", "late")
+How = Literal["mean", "sample", "late"]
+
+
+def predict(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    how: How = "sample",
+    num_samples: int = 8,
+    seed: int = 0,
+    *,
+    task: str = "auto",
+    label_tokens: Sequence[int | str] | None = None,
+    tokenizer: Any = None,
+    memory_budget: int | None = None,
+) -> Prediction | RegressionPrediction:
+    """Predict one batch with K draws of an adapter, and say what it cost.
+
+    Draw k is the same function for every row of every batch: the LoRA that `export_lora(..., num_samples=K,
+    seed=seed)` writes to `draw-k`. Neither dropout nor the global random state takes part.
+
+    Args:
+        model: A model with an active adapter of this package. With `how="mean"` any model will do.
+        batch: What the model takes, by name; `labels` are passed on to the result and compute no loss.
+        how: `"mean"`: one forward of the deterministic adapter. `"sample"`: K draws in as few forwards as memory
+            allows. `"late"`: the same answer, but the layers before the first that varies run only once (choose the
+            last layers with `layers_to_transform`, or `bayesian_layers` of a `BayesianLoraConfig`).
+        num_samples: Number of draws K.
+        seed: Key of the draws.
+        task: What the logits are: `"classification"`, `"regression"`, `"token"`, `"next_token"`, or `"auto"`.
+        label_tokens: For a language model, the tokens that stand for the classes: ids, or texts of one token each.
+        tokenizer: For texts among the label tokens.
+        memory_budget: Bytes for the activations of one forward; see `memory.draws_per_pass`. Where an accelerator
+            runs out of memory all the same, the pass is halved and tried again.
+
+    Returns:
+        A `Prediction`, for regression a `RegressionPrediction`, on the CPU.
+
+    Raises:
+        TypeError: If draws are asked of a model that has no adapter of this package.
+        ValueError: For an unknown `how` or `task`, `num_samples` below 1, an adapter that is merged, disabled or
+            inactive, an empty batch, label tokens that are not single tokens, or `"late"` on a model it does not fit.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from peft_calib import BayesianLoraConfig
+        >>> sizes = dict(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+        >>> base = BertForSequenceClassification(BertConfig(**sizes))
+        >>> model = get_peft_model(base, BayesianLoraConfig(r=2, target_modules=["query"]))
+        >>> predict(model, {"input_ids": torch.ones(3, 5, dtype=torch.long)}, num_samples=4).probabilities.shape
+        torch.Size([3, 2])
+    """
+    check_how(how)
+    source = TheModel(model) if how == "mean" else LawDraws(model, seed)
+    predictor = Predictor(
+        source, how, num_samples, seed, task=task, label_tokens=label_tokens, tokenizer=tokenizer, budget=memory_budget
+    )
+    return predictor(batch)
+
+
+def check_how(how: object) -> None:
+    """Raise `ValueError` unless `how` is known."""
+    if how not in HOW:
+        raise ValueError(f"how must be one of {HOW}, got {how!r}.")
+
+
+class Predictor:
+    """A prediction set up once and made for many batches.
+
+    Args:
+        source: Where the draws come from.
+        how: One of `HOW`.
+        num_samples: Number of draws K; 1 for `"mean"`.
+        seed: Key of the draws, for the result.
+        first: Index of the first draw.
+        task: What the logits are.
+        label_tokens: Tokens that stand for the classes of a language model.
+        tokenizer: For texts among them.
+        budget: Bytes for the activations of one forward.
+    """
+
+    def __init__(
+        self,
+        source: DrawSource,
+        how: str,
+        num_samples: int,
+        seed: int | None,
+        *,
+        first: int = 0,
+        task: str = "auto",
+        label_tokens: Sequence[int | str] | None = None,
+        tokenizer: Any = None,
+        budget: int | None = None,
+    ) -> None:
+        check_how(how)
+        check_num_samples(num_samples)
+        if how != "mean" and source.available is not None and first + num_samples > source.available:
+            raise ValueError(f"{num_samples} draws were asked for, but there are {source.available}.")
+        self.source, self.how, self.seed, self.first, self.budget = source, how, seed, first, budget
+        self.num_samples = 1 if how == "mean" else num_samples
+        root = source.root
+        if label_tokens is not None:
+            vocabulary = getattr(getattr(root, "config", None), "vocab_size", None)
+            label_tokens = check_label_tokens(label_tokens, tokenizer, vocabulary)
+        self.head: Head = choose_head(root, task, label_tokens)
+        self.device = next((p.device for p in root.parameters()), torch.device("cpu"))
+        self.no_cache = "use_cache" in inspect.signature(root.forward).parameters
+
+    def __call__(self, batch: Mapping[str, Any]) -> Prediction | RegressionPrediction:
+        """Predict one batch."""
+        with torch.no_grad(), evaluating(self.source.model):
+            items = self.prepare(batch)
+            values, cost = self._values(items)
+        return self.result(values, items, num_forwards=cost)
+
+    def prepare(self, batch: Mapping[str, Any]) -> Items:
+        """Check a batch, move it to the model and find its items."""
+        if not isinstance(batch, Mapping):
+            raise TypeError(f"The batch must be a mapping of input names to tensors, got {type(batch).__name__}.")
+        inputs = to_device(dict(batch), self.device)
+        rows = count_rows(inputs, main_input_name(self.source.root))
+        if self.no_cache:
+            inputs["use_cache"] = False  # rows of different draws share no cache, and nothing is generated
+        return self.head.items(inputs, rows)
+
+    def result(self, values: torch.Tensor, items: Items, **facts: Any) -> Prediction | RegressionPrediction:
+        """Wrap the values (K, N, C) of a batch."""
+        common = {"how": self.how, "seed": None if self.how == "mean" else self.seed, **facts}
+        labels = None if items.labels is None else items.labels.cpu()
+        if self.head.regression:
+            return RegressionPrediction(sample_values=values, labels=labels, **common)
+        from_tokens = items.positions is not None and len(items.positions) != items.rows
+        positions = items.positions.cpu() if from_tokens else None
+        return Prediction(sample_probabilities=values, labels=labels, positions=positions, **common)
+
+    # ----------------------------------------------------------------- passes
+
+    def _values(self, items: Items) -> tuple[torch.Tensor, float]:
+        K = self.num_samples
+        prefix = self._prefix(items, K) if self.how == "late" else None
+        if prefix is None or not prefix.outputs:
+            return self.passes(items, self.first, K), float(K)
+        return self.passes(items, self.first, K, prefix), prefix.share + K * (1 - prefix.share)
+
+    def _prefix(self, items: Items, num_samples: int) -> Prefix | None:
+        """What all draws share; `None` where nothing varies and there is one function only."""
+        varying = self.source.varying_modules(self.first + num_samples)
+        if not varying:
+            return None
+        with self.source.use(self.first, 1), self.head.reading(self.source.root, items):
+            inputs = {**items.inputs, **self.source.forward_arguments(self.first, 1, items.rows)}
+            return run_prefix(self.source.model, self.source.root, varying, inputs, items.rows)
+
+    def passes(self, items: Items, first: int, num_samples: int, prefix: Prefix | None = None) -> torch.Tensor:
+        """Evaluate draws in as few forwards as memory allows.
+
+        Args:
+            items: A prepared batch.
+            first: Index of the first draw.
+            num_samples: Number of draws K.
+            prefix: What the draws share, if it ran already.
+
+        Returns:
+            Probabilities, or values for regression: float32 (K, N, C) on the CPU.
+        """
+        size = draws_per_pass(self.source.root, items.inputs, items.rows, num_samples, self.budget)
+        done: list[torch.Tensor] = []
+        last = first + num_samples
+        while first < last:
+            count = min(size, last - first)
+            try:
+                done.append(self._pass(items, first, count, prefix))
+            except torch.OutOfMemoryError:
+                if count == 1:
+                    done.append(self._by_halves(items, first, prefix))
+                else:
+                    size = count // 2
+                    _empty_cache(self.device)
+                    continue
+            first += count
+        return torch.cat(done)
+
+    def _pass(self, items: Items, first: int, count: int, prefix: Prefix | None) -> torch.Tensor:
+        source, root = self.source, self.source.root
+        inputs = {**items.inputs, **source.forward_arguments(first, count, items.rows)}
+        with ExitStack() as stack:
+            stack.enter_context(source.use(first, count))
+            stack.enter_context(repeating(root, count))
+            stack.enter_context(self.head.reading(root, items))
+            if prefix is not None:
+                stack.enter_context(prefix.replayed(count))
+            logits = _logits_of(source.model(**inputs))
+            values = self.head.read(logits, items, count).float()
+        values = values if self.head.regression else values.softmax(-1)
+        return values.cpu()
+
+    def _by_halves(self, items: Items, first: int, prefix: Prefix | None) -> torch.Tensor:
+        """One draw on a batch that does not fit at once: each half of its rows on its own."""
+        if items.rows == 1 or prefix is not None or items.positions is not None:
+            raise torch.OutOfMemoryError(
+                f"One draw of a batch of {items.rows} rows does not fit into memory. Use smaller batches."
+            )
+        _empty_cache(self.device)
+        halves = torch.arange(items.rows).tensor_split(2)
+        parts = (Items(select_rows(items.inputs, items.rows, rows), len(rows)) for rows in halves)
+        return torch.cat([self.passes(part, first, 1) for part in parts], dim=1)
+
+
+def _logits_of(output: Any) -> torch.Tensor:
+    if isinstance(output, torch.Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else output[0]
+    if not isinstance(logits, torch.Tensor):
+        raise ValueError(f"The model's output {type(output).__name__} has no logits to predict from.")
+    return logits
+
+
+def _empty_cache(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

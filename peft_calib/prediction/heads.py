@@ -1,0 +1,270 @@
+"""What a model's logits mean: one row for each example, each token, or the next token of each prompt."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+TASKS = ("auto", "classification", "regression", "token", "next_token")
+
+
+@dataclass
+class Items:
+    """The items that one batch asks about.
+
+    Args:
+        inputs: What the model is called with.
+        rows: Number of rows B.
+        positions: int64 (N, 2), batch row and token position of each item; `None` for one item a row.
+        labels: Labels of the items if the batch has them.
+    """
+
+    inputs: dict[str, Any]
+    rows: int
+    positions: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+
+
+class Head(ABC):
+    """How to ask a model about a batch, and how to read its answer."""
+
+    #: Whether the answer is a number instead of a distribution over classes.
+    regression = False
+
+    @abstractmethod
+    def items(self, batch: dict[str, Any], rows: int) -> Items:
+        """Prepare a batch for the model."""
+
+    @abstractmethod
+    def read(self, logits: torch.Tensor, items: Items, count: int) -> torch.Tensor:
+        """Logits of `count` draws as a tensor (count, N, C)."""
+
+    @contextmanager
+    def reading(self, root: nn.Module, items: Items) -> Iterator[None]:
+        """What must be arranged in the model for the duration of a forward."""
+        yield
+
+
+class ClassHead(Head):
+    """One distribution over classes for each row: sequence or image classification, or one of several choices."""
+
+    def items(self, batch: dict[str, Any], rows: int) -> Items:
+        """The batch without its labels, so that no loss is computed."""
+        inputs = dict(batch)
+        labels = inputs.pop("labels", None)
+        return Items(inputs, rows, labels=labels)
+
+    def read(self, logits: torch.Tensor, items: Items, count: int) -> torch.Tensor:
+        """(count * B, C) to (count, B, C)."""
+        if logits.dim() != 2:
+            raise ValueError(
+                f"The model answers with logits of shape {tuple(logits.shape)}, not with one row of class logits an "
+                f"example. Say what they are with task=, one of {TASKS[1:]}."
+            )
+        return logits.unflatten(0, (count, -1))
+
+
+class RegressionHead(ClassHead):
+    """One or several numbers for each row."""
+
+    regression = True
+
+
+class TokenHead(Head):
+    """One distribution over classes for each token that has a label, or else is not padding."""
+
+    def items(self, batch: dict[str, Any], rows: int) -> Items:
+        """Find the tokens to answer for."""
+        inputs = dict(batch)
+        labels, mask = inputs.pop("labels", None), inputs.get("attention_mask")
+        if labels is not None:
+            keep = labels != -100
+        elif mask is not None and mask.dim() == 2:
+            keep = mask.bool()
+        else:
+            main = inputs.get("input_ids", inputs.get("inputs_embeds"))
+            if main is None:
+                raise ValueError("Token classification needs input_ids or inputs_embeds in the batch.")
+            keep = torch.ones(main.shape[:2], dtype=torch.bool, device=main.device)
+        return Items(inputs, rows, keep.nonzero(), None if labels is None else labels[keep])
+
+    def read(self, logits: torch.Tensor, items: Items, count: int) -> torch.Tensor:
+        """(count * B, T, C) to (count, N, C)."""
+        if logits.dim() != 3:
+            raise ValueError(f"Token classification needs logits (rows, tokens, classes), got {tuple(logits.shape)}.")
+        row, position = items.positions.unbind(1)
+        return logits.unflatten(0, (count, -1))[:, row, position]
+
+
+class NextTokenHead(Head):
+    """The distribution of the token that follows each prompt, over the whole vocabulary or among given tokens.
+
+    The output head is applied to one position of each row only, so no tensor of all positions times the vocabulary
+    exists.
+
+    Args:
+        root: The language model.
+        label_tokens: Token ids that stand for the classes, in class order; the whole vocabulary when `None`.
+    """
+
+    def __init__(self, root: nn.Module, label_tokens: Sequence[int] | None = None) -> None:
+        self.label_tokens = None if label_tokens is None else torch.tensor(label_tokens)
+        self.output_layer = root.get_output_embeddings()
+        self.config = root.config
+        self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(root.forward).parameters
+
+    def items(self, batch: dict[str, Any], rows: int) -> Items:
+        """Find the last token of each prompt."""
+        inputs = dict(batch)
+        labels = inputs.pop("labels", None)
+        prefix = "decoder_" if getattr(self.config, "is_encoder_decoder", False) else ""
+        if prefix and not any(name in inputs for name in ("decoder_input_ids", "decoder_inputs_embeds")):
+            main = next(v for v in inputs.values() if isinstance(v, torch.Tensor) and v.dim() >= 2)
+            start = self.config.decoder_start_token_id
+            inputs["decoder_input_ids"] = torch.full((rows, 1), start, device=main.device)
+        last = _last_positions(inputs, prefix, rows)
+        tokens = _tokens(inputs, prefix)
+        if self.takes_logits_to_keep and bool((last == tokens.shape[1] - 1).all()):
+            inputs["logits_to_keep"] = 1
+        positions = torch.stack([torch.arange(rows, device=last.device), last], dim=1)
+        one_each = labels is not None and labels.dim() == 1
+        return Items(inputs, rows, positions, labels if one_each else None)
+
+    @contextmanager
+    def reading(self, root: nn.Module, items: Items) -> Iterator[None]:
+        """Hand the output layer the last position of each row only."""
+        last = items.positions[:, 1]
+
+        def keep_last(_: nn.Module, args: tuple) -> tuple:
+            hidden = args[0]
+            if hidden.shape[1] == 1:
+                return args
+            where = last.to(hidden.device).repeat(len(hidden) // len(last))
+            return (hidden[torch.arange(len(hidden), device=hidden.device), where].unsqueeze(1), *args[1:])
+
+        handle = self.output_layer.register_forward_pre_hook(keep_last)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def read(self, logits: torch.Tensor, items: Items, count: int) -> torch.Tensor:
+        """(count * B, 1, V) to (count, B, C)."""
+        if logits.shape[1] != 1:
+            raise ValueError(
+                f"{type(self.output_layer).__name__} was not called as a module, so the last positions could not be "
+                "picked before the vocabulary. This model is not supported for next-token prediction."
+            )
+        logits = logits[:, 0]
+        if self.label_tokens is not None:
+            logits = logits.index_select(-1, self.label_tokens.to(logits.device))
+        return logits.unflatten(0, (count, -1))
+
+
+def _tokens(inputs: dict[str, Any], prefix: str) -> torch.Tensor:
+    for name in (f"{prefix}input_ids", f"{prefix}inputs_embeds"):
+        if inputs.get(name) is not None:
+            return inputs[name]
+    raise ValueError(f"A language model needs {prefix}input_ids or {prefix}inputs_embeds in the batch.")
+
+
+def _last_positions(inputs: dict[str, Any], prefix: str, rows: int) -> torch.Tensor:
+    tokens, mask = _tokens(inputs, prefix), inputs.get(f"{prefix}attention_mask")
+    if mask is None or mask.dim() != 2:
+        return torch.full((rows,), tokens.shape[1] - 1, device=tokens.device)
+    if not mask.bool().any(dim=1).all():
+        raise ValueError("A row of the batch consists of padding only, so it has no last token. Leave it out.")
+    return mask.shape[1] - 1 - mask.bool().flip(1).int().argmax(dim=1)
+
+
+def choose_head(root: nn.Module, task: str, label_tokens: Sequence[int] | None) -> Head:
+    """The head that fits a model.
+
+    Args:
+        root: The base model.
+        task: One of `TASKS`; `"auto"` looks at the model: an output layer over a vocabulary means `"next_token"`, a
+            token-classification class `"token"`, one label or `problem_type="regression"` means `"regression"`.
+        label_tokens: Token ids of the classes of a language model.
+
+    Returns:
+        The head.
+
+    Raises:
+        ValueError: For an unknown task, label tokens where they mean nothing, or a problem type with several labels
+            an example.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {TASKS}, got {task!r}.")
+    config = getattr(root, "config", None)
+    has_vocabulary = getattr(root, "get_output_embeddings", lambda: None)() is not None
+    if task == "auto":
+        task = "next_token" if has_vocabulary else _task_of(root, config)
+    if label_tokens is not None and task != "next_token":
+        raise ValueError(f"label_tokens name answers of a language model, but {type(root).__name__} is none.")
+    if task == "next_token":
+        if not has_vocabulary:
+            raise ValueError(f"{type(root).__name__} has no output layer over a vocabulary; choose another task.")
+        return NextTokenHead(root, label_tokens)
+    if task == "classification" and getattr(config, "problem_type", None) == "multi_label_classification":
+        raise ValueError(
+            "problem_type='multi_label_classification' gives several independent labels an example; a Prediction "
+            "holds one distribution over classes. Use peft_calib.draws and apply the sigmoid to its logits."
+        )
+    return {"classification": ClassHead, "regression": RegressionHead, "token": TokenHead}[task]()
+
+
+def _task_of(root: nn.Module, config: Any) -> str:
+    if "TokenClassification" in type(root).__name__:
+        return "token"
+    is_classifier = any(word in type(root).__name__ for word in ("SequenceClassification", "ImageClassification"))
+    one_number = is_classifier and getattr(config, "num_labels", None) == 1
+    if one_number or getattr(config, "problem_type", None) == "regression":
+        return "regression"
+    return "classification"
+
+
+def check_label_tokens(label_tokens: Sequence[int | str], tokenizer: Any, vocab_size: int | None) -> list[int]:
+    """Token ids of the answers of a multiple-choice prompt.
+
+    Args:
+        label_tokens: Token ids, or texts (such as `" A"`) that are one token each.
+        tokenizer: For texts.
+        vocab_size: Size of the model's vocabulary, if known.
+
+    Returns:
+        The ids, in the order given.
+
+    Raises:
+        ValueError: If there are fewer than two, a text is not a single token, two are the same, or an id is outside
+            the vocabulary.
+
+    Example:
+        >>> check_label_tokens([5, 7], None, 10)
+        [5, 7]
+    """
+    ids = []
+    for label in label_tokens:
+        if isinstance(label, str):
+            if tokenizer is None:
+                raise ValueError("label_tokens are texts; pass tokenizer=, or give token ids.")
+            pieces = tokenizer(label, add_special_tokens=False)["input_ids"]
+            if len(pieces) != 1:
+                raise ValueError(
+                    f"The label {label!r} is {len(pieces)} tokens, not one. Choose labels of a single token (often "
+                    "with a leading space, like ' A')."
+                )
+            ids.append(int(pieces[0]))
+        else:
+            ids.append(int(label))
+    if len(ids) < 2 or len(set(ids)) < len(ids):
+        raise ValueError(f"label_tokens must be at least two different tokens, got {list(label_tokens)!r} = {ids}.")
+    if vocab_size is not None and not all(0 <= i < vocab_size for i in ids):
+        raise ValueError(f"label_tokens {ids} are not all in the vocabulary of {vocab_size} tokens.")
+    return ids

@@ -1,0 +1,152 @@
+"""Run what comes before the first draw once, and only the rest for each draw.
+
+First the model runs on the B rows up to the first layer whose factors vary, and the output of every transformer block
+on the way is kept. Then it runs on all K * B rows, where each of those blocks answers with what was kept, repeated for
+the draws. Everything between and behind the blocks (embeddings, masks, positions, norms, heads) sees K * B rows, as when
+the batch is repeated from the start, so nothing about the architecture has to be known; what cannot be right (a block
+that runs twice, an output that is not one entry a row) is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..tuners.holder import FactorHolder
+from .rows import repeat_rows
+
+
+class _FirstDrawReachedError(Exception):
+    """Raised from a hook to leave the model where the draws begin."""
+
+
+@dataclass
+class Prefix:
+    """What all draws share: the transformer blocks before the first varying layer, and their outputs.
+
+    Args:
+        outputs: Block and its output for the B rows, in the order of running.
+        rows: Number of rows B.
+        share: Part of the model's work that lies in the blocks, from 0 to 1.
+    """
+
+    outputs: list[tuple[nn.Module, Any]]
+    rows: int
+    share: float
+
+    @contextmanager
+    def replayed(self, num_samples: int) -> Iterator[None]:
+        """Let the blocks answer with their kept outputs, repeated K-fold."""
+        own = [block.__dict__.get("forward") for block, _ in self.outputs]
+        for block, output in self.outputs:
+            block.__dict__["forward"] = partial(_replay, output, num_samples, self.rows)
+        try:
+            yield
+        finally:
+            for (block, _), forward in zip(self.outputs, own, strict=True):
+                if forward is None:
+                    del block.__dict__["forward"]
+                else:
+                    block.__dict__["forward"] = forward
+
+
+def run_prefix(model: nn.Module, root: nn.Module, varying: list[nn.Module], inputs: dict, rows: int) -> Prefix:
+    """Run the model on the B rows up to the first module that varies between draws.
+
+    Args:
+        model: What is called.
+        root: The base model.
+        varying: The modules that differ between draws, at least one.
+        inputs: Arguments of the forward.
+        rows: Number of rows B.
+
+    Returns:
+        The blocks that ran to their end, with their outputs; none if the draws begin at once.
+
+    Raises:
+        ValueError: If a block ran twice, or its output is not one entry a row.
+    """
+    blocks = _blocks(root)
+    inside = {id(block): _contains(block, varying) for block in blocks}
+    in_blocks = {id(m) for block in blocks if inside[id(block)] for m in block.modules()}
+    outputs: list[tuple[nn.Module, Any]] = []
+    handles = [block.register_forward_pre_hook(_stop) for block in blocks if inside[id(block)]]
+    handles += [module.register_forward_pre_hook(_stop) for module in varying if id(module) not in in_blocks]
+    handles += [
+        block.register_forward_hook(lambda block, _, output: outputs.append((block, output)))
+        for block in blocks
+        if not inside[id(block)]
+    ]
+    try:
+        model(**inputs)
+    except _FirstDrawReachedError:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    _check(outputs, rows, root)
+    return Prefix(outputs, rows, _share(root, [block for block, _ in outputs]))
+
+
+def _stop(*_: Any) -> None:
+    raise _FirstDrawReachedError
+
+
+def _blocks(root: nn.Module) -> list[nn.Module]:
+    """The members of the outermost module lists: a model's transformer blocks."""
+    found: list[nn.Module] = []
+    for child in root.children():
+        if isinstance(child, FactorHolder):
+            continue
+        found += list(child) if isinstance(child, nn.ModuleList) else _blocks(child)
+    return found
+
+
+def _contains(block: nn.Module, modules: list[nn.Module]) -> bool:
+    ids = {id(module) for module in modules}
+    return any(id(module) in ids for module in block.modules())
+
+
+def _check(outputs: list[tuple[nn.Module, Any]], rows: int, root: nn.Module) -> None:
+    name = type(root).__name__
+    if len({id(block) for block, _ in outputs}) < len(outputs):
+        raise ValueError(
+            f"how='late' keeps one output of each block, but a block of {name} runs more than once in a forward. Use "
+            "how='sample'."
+        )
+    for _, output in outputs:
+        for tensor in _flatten(output):
+            if tensor.dim() < 2 or len(tensor) not in (1, rows):
+                raise ValueError(
+                    f"how='late' needs blocks that answer with one entry a row; one of {name} answered with shape "
+                    f"{tuple(tensor.shape)} for {rows} rows. Use how='sample'."
+                )
+
+
+def _flatten(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for part in value for t in _flatten(part)] if isinstance(value, (list, tuple)) else []
+
+
+def _replay(output: Any, num_samples: int, rows: int, *args: Any, **kwargs: Any) -> Any:
+    return repeat_rows({"output": output}, num_samples, rows)["output"]
+
+
+def _share(root: nn.Module, blocks: list[nn.Module]) -> float:
+    """Part of the weights outside embeddings that lies in the blocks: the work of a forward follows it closely."""
+    tables = {id(m.weight) for m in root.modules() if isinstance(m, nn.Embedding)}
+    skip = tables | {id(p) for m in root.modules() if isinstance(m, FactorHolder) for p in m.parameters()}
+    output_layer = getattr(root, "get_output_embeddings", lambda: None)()
+    skip -= {id(p) for p in output_layer.parameters()} if output_layer is not None else set()
+    total = sum(p.numel() for p in root.parameters() if id(p) not in skip)
+    inside = sum(p.numel() for block in blocks for p in block.parameters() if id(p) not in skip)
+    return inside / total if total else 0.0

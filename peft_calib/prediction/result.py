@@ -1,0 +1,296 @@
+"""What a prediction says, how sure it is, and what it cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import datasets
+import torch
+from safetensors.torch import load_file, save_file
+
+_TENSORS, _FACTS = "prediction.safetensors", "prediction.json"
+
+
+@dataclass(frozen=True, eq=False)
+class _Result:
+    """What classification and regression share: rows, where they come from, and saving."""
+
+    num_forwards: float
+    how: str = "sample"
+    seed: int | None = None
+    draws_per_row: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+
+    #: Name of the tensor (K, N, ...) with one entry for each draw and item.
+    samples_name: ClassVar[str]
+
+    def __len__(self) -> int:
+        return self._samples.shape[1]
+
+    @property
+    def _samples(self) -> torch.Tensor:
+        return getattr(self, self.samples_name)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of draws K (of the row with the most)."""
+        return self._samples.shape[0]
+
+    @property
+    def average_num_samples(self) -> float:
+        """Mean number of draws of a row."""
+        return float(self.num_samples if self.draws_per_row is None else self.draws_per_row.double().mean())
+
+    @cached_property
+    def _made(self) -> torch.Tensor:
+        """Which draws were made, (K, N, 1)."""
+        counts = self._counts
+        return (torch.arange(self.num_samples)[:, None] < counts).unsqueeze(-1)
+
+    @property
+    def _counts(self) -> torch.Tensor:
+        return torch.full((len(self),), self.num_samples) if self.draws_per_row is None else self.draws_per_row
+
+    def _mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean over the draws that were made of float64 values (K, N, C)."""
+        return torch.where(self._made, values, 0).sum(0) / self._counts.unsqueeze(-1)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        names = (self.samples_name, "draws_per_row", "positions", "labels")
+        return {name: getattr(self, name).contiguous() for name in names if getattr(self, name) is not None}
+
+    def save(self, path: str | Path) -> Path:
+        """Write the prediction to a folder, as safetensors and JSON.
+
+        Args:
+            path: The folder; made if missing.
+
+        Returns:
+            The folder.
+        """
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self._tensors(), folder / _TENSORS)
+        facts = {"kind": type(self).__name__, "num_forwards": self.num_forwards, "how": self.how, "seed": self.seed}
+        (folder / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        return folder
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a prediction back.
+
+        Args:
+            path: A folder written by `save`.
+
+        Returns:
+            The prediction.
+
+        Raises:
+            ValueError: If the folder holds none, or one of another kind.
+        """
+        folder = Path(path)
+        if not (folder / _FACTS).is_file() or not (folder / _TENSORS).is_file():
+            raise ValueError(f"{folder} holds no saved prediction ({_FACTS} and {_TENSORS}).")
+        facts = json.loads((folder / _FACTS).read_text())
+        if facts.pop("kind", None) != cls.__name__:
+            raise ValueError(f"{folder} holds no {cls.__name__}. Load it with the class that saved it.")
+        return cls(**load_file(folder / _TENSORS), **facts)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self], batch_rows: Sequence[int] | None = None) -> Self:
+        """Predictions of several batches as one; the cost is their mean, weighted by their rows.
+
+        Args:
+            parts: Predictions made in the same way, in order.
+            batch_rows: Number of batch rows behind each part, to number the rows of token predictions through.
+
+        Returns:
+            One prediction.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if not parts:
+            raise ValueError("There is no prediction to concatenate.")
+        K = max(part.num_samples for part in parts)
+        rows = list(batch_rows or map(len, parts))
+        fields = {
+            "num_forwards": sum(p.num_forwards * n for p, n in zip(parts, rows, strict=True)) / max(sum(rows), 1),
+            "how": parts[0].how,
+            "seed": parts[0].seed,
+            cls.samples_name: torch.cat([_pad_draws(part._samples, K) for part in parts], dim=1),
+        }
+        if any(part.draws_per_row is not None or part.num_samples < K for part in parts):
+            fields["draws_per_row"] = torch.cat([part._counts for part in parts])
+        if all(part.labels is not None for part in parts):
+            fields["labels"] = torch.cat([part.labels for part in parts])
+        if all(part.positions is not None for part in parts):
+            starts = [sum(rows[:i]) for i in range(len(rows))]
+            moved = [p.positions + torch.tensor([start, 0]) for p, start in zip(parts, starts, strict=True)]
+            fields["positions"] = torch.cat(moved)
+        return cls(**fields)
+
+    @classmethod
+    def stack_draws(cls, parts: Sequence[Self]) -> Self:
+        """Predictions of the same rows with successive draws as one with all draws."""
+        first = parts[0]
+        samples = torch.cat([part._samples for part in parts])
+        return cls(
+            **{cls.samples_name: samples},
+            num_forwards=sum(part.num_forwards for part in parts),
+            how=first.how,
+            seed=first.seed,
+            positions=first.positions,
+            labels=first.labels,
+        )
+
+    def _columns(self) -> dict[str, Any]:
+        columns: dict[str, Any] = {}
+        if self.positions is not None:
+            columns |= {"row": self.positions[:, 0].tolist(), "position": self.positions[:, 1].tolist()}
+        if self.draws_per_row is not None:
+            columns["num_samples"] = self.draws_per_row.tolist()
+        if self.labels is not None:
+            columns["label"] = self.labels.tolist()
+        return columns
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Prediction(_Result):
+    """Probabilities of K draws and what follows from them. All tensors are on the CPU.
+
+    The predictive distribution is the mean of the draws' probabilities, never of their logits. Its entropy splits into
+    what the draws agree is uncertain and what they disagree on: `H[p] = E_k H[p_k] + MI`, where the mutual information
+    `MI = E_k KL(p_k || p)` (Houlsby et al. 2011, arXiv 1112.5745) is 0 when all draws say the same.
+
+    Args:
+        sample_probabilities: float32 (K, N, C); NaN for draws that an adaptive prediction did not make.
+        num_forwards: Cost in units of one deterministic forward of the batch.
+        how: How it was made.
+        seed: Key of the draws.
+        draws_per_row: int64 (N,), number of draws of each item, where they differ.
+        positions: int64 (N, 2), row and token position of each item, where items are tokens.
+        labels: Labels of the items, if the batch had them.
+
+    Example:
+        >>> p = Prediction(sample_probabilities=torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]), num_forwards=2)
+        >>> p.probabilities.tolist(), round(float(p.mutual_information[0]), 4)
+        ([[0.5, 0.5]], 0.6931)
+    """
+
+    samples_name: ClassVar[str] = "sample_probabilities"
+    sample_probabilities: torch.Tensor
+
+    @cached_property
+    def _p(self) -> torch.Tensor:
+        return torch.where(self._made, self.sample_probabilities.double(), 0)
+
+    @cached_property
+    def _predictive(self) -> torch.Tensor:
+        return self._mean(self._p)
+
+    @cached_property
+    def probabilities(self) -> torch.Tensor:
+        """Mean of the draws' probabilities, float32 (N, C)."""
+        return self._predictive.float()
+
+    @property
+    def predictions(self) -> torch.Tensor:
+        """Most probable class, int64 (N,)."""
+        return self._predictive.argmax(-1)
+
+    @property
+    def confidence(self) -> torch.Tensor:
+        """Probability of the most probable class, float32 (N,)."""
+        return self._predictive.amax(-1).float()
+
+    @cached_property
+    def entropy(self) -> torch.Tensor:
+        """Entropy of the predictive distribution, nats, float64 (N,)."""
+        return torch.special.entr(self._predictive).sum(-1)
+
+    @cached_property
+    def expected_entropy(self) -> torch.Tensor:
+        """Mean entropy of the draws' distributions, nats, float64 (N,)."""
+        return self._mean(torch.special.entr(self._p).sum(-1, keepdim=True)).squeeze(-1)
+
+    @cached_property
+    def mutual_information(self) -> torch.Tensor:
+        """Mean divergence of the draws from the predictive distribution, nats, float64 (N,); 0 for one draw."""
+        divergence = torch.xlogy(self._p, self._p) - torch.xlogy(self._p, self._predictive)
+        return self._mean(divergence.sum(-1, keepdim=True)).squeeze(-1).clamp_min(0)
+
+    def to_dataset(self) -> datasets.Dataset:
+        """One row for each item: probabilities, prediction, confidence and the entropies.
+
+        Returns:
+            A `datasets.Dataset`, for tokens with their `row` and `position`.
+        """
+        columns = self._columns() | {
+            "probabilities": self.probabilities.tolist(),
+            "prediction": self.predictions.tolist(),
+            **{
+                name: getattr(self, name).tolist()
+                for name in ("confidence", "entropy", "expected_entropy", "mutual_information")
+            },
+        }
+        return datasets.Dataset.from_dict(columns)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RegressionPrediction(_Result):
+    """Values of K draws, their mean and their variance. All tensors are on the CPU.
+
+    The variance is that of the function over the draws; the noise of the observations is not part of it.
+
+    Args:
+        sample_values: float32 (K, N, D); NaN for draws that were not made.
+        num_forwards: Cost in units of one deterministic forward of the batch.
+        how: How it was made.
+        seed: Key of the draws.
+
+    Example:
+        >>> p = RegressionPrediction(sample_values=torch.tensor([[[1.0]], [[3.0]]]), num_forwards=2)
+        >>> p.mean.tolist(), p.variance.tolist()
+        ([[2.0]], [[2.0]])
+    """
+
+    samples_name: ClassVar[str] = "sample_values"
+    sample_values: torch.Tensor
+
+    @cached_property
+    def _mean_value(self) -> torch.Tensor:
+        return self._mean(self.sample_values.double())
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Predictive mean, float32 (N, D)."""
+        return self._mean_value.float()
+
+    @cached_property
+    def variance(self) -> torch.Tensor:
+        """Unbiased variance over the draws, float32 (N, D); 0 for one draw."""
+        squares = torch.where(self._made, (self.sample_values.double() - self._mean_value) ** 2, 0).sum(0)
+        return (squares / (self._counts - 1).clamp_min(1).unsqueeze(-1)).float()
+
+    def to_dataset(self) -> datasets.Dataset:
+        """One row for each item: mean and variance.
+
+        Returns:
+            A `datasets.Dataset`.
+        """
+        columns = {"mean": self.mean.tolist(), "variance": self.variance.tolist()}
+        return datasets.Dataset.from_dict(self._columns() | columns)
+
+
+def _pad_draws(samples: torch.Tensor, num_samples: int) -> torch.Tensor:
+    missing = num_samples - len(samples)
+    if not missing:
+        return samples
+    return torch.cat([samples, samples.new_full((missing, *samples.shape[1:]), float("nan"))])

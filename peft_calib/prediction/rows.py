@@ -1,0 +1,141 @@
+"""Rows of a batch: how many there are, how to repeat them for K draws, and how to pick some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+#: Inputs that say how many rows a batch has, in order of preference.
+_MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features", "decoder_input_ids")
+#: Inputs that hold positions of the sequence and no rows.
+_WITHOUT_ROWS = ("cache_position", "logits_to_keep")
+
+
+def count_rows(inputs: Mapping[str, Any], main_input: str | None = None) -> int:
+    """Number of rows B of a batch.
+
+    Args:
+        inputs: What the model is called with, by name.
+        main_input: The model's `main_input_name`, if it has one.
+
+    Returns:
+        The first size of the main input.
+
+    Raises:
+        ValueError: If there is no tensor among the inputs, or it has no rows.
+
+    Example:
+        >>> count_rows({"input_ids": torch.zeros(3, 5)})
+        3
+    """
+    names = [name for name in (main_input, *_MAIN_INPUTS) if name is not None and name in inputs]
+    names += [name for name in inputs if name not in (*names, *_WITHOUT_ROWS)]
+    for name in names:
+        value = inputs[name]
+        if isinstance(value, torch.Tensor) and value.dim():
+            if len(value) == 0:
+                raise ValueError(f"The batch has no rows: {name} has shape {tuple(value.shape)}.")
+            return len(value)
+    raise ValueError(
+        f"The batch holds no tensor with rows; it has {sorted(inputs)}. Pass what the model takes, for example "
+        "input_ids and attention_mask as tensors with one row an example."
+    )
+
+
+def repeat_rows(inputs: Mapping[str, Any], num_samples: int, rows: int) -> dict[str, Any]:
+    """Repeat a batch for K draws, draw-major: row `b` of draw `k` becomes row `k * B + b`.
+
+    Tensors that broadcast over the rows (first size 1) and those that hold positions only stay as they are.
+
+    Args:
+        inputs: What the model is called with, by name.
+        num_samples: Number of draws K.
+        rows: Number of rows B.
+
+    Returns:
+        The inputs of K * B rows.
+
+    Raises:
+        ValueError: If a filled key-value cache is among them: its rows cannot be repeated from outside.
+
+    Example:
+        >>> repeat_rows({"input_ids": torch.tensor([[1], [2]])}, 2, 2)["input_ids"].flatten().tolist()
+        [1, 2, 1, 2]
+    """
+    repeated = _on_rows(inputs, rows, lambda tensor, dim: _tile(tensor, num_samples, dim))
+    cache = inputs.get("past_key_values")
+    if cache is not None and (not hasattr(cache, "get_seq_length") or cache.get_seq_length()):
+        raise ValueError(
+            "The batch carries a filled key-value cache, whose rows belong to one draw each. Pass the whole sequence "
+            "without past_key_values, or use peft_calib.sample_generate."
+        )
+    return repeated
+
+
+def select_rows(inputs: Mapping[str, Any], rows: int, index: torch.Tensor) -> dict[str, Any]:
+    """The batch restricted to some of its rows.
+
+    Args:
+        inputs: What the model is called with, by name.
+        rows: Number of rows B.
+        index: int64 row numbers, on the CPU.
+
+    Returns:
+        The inputs of those rows, in the order of `index`.
+
+    Raises:
+        ValueError: If an input has neither one entry a row nor a single one, so that its rows cannot be told apart.
+
+    Example:
+        >>> select_rows({"input_ids": torch.tensor([[1], [2]])}, 2, torch.tensor([1]))["input_ids"].tolist()
+        [[2]]
+    """
+
+    def select(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        if tensor.shape[dim] != rows:
+            raise ValueError(
+                f"An input of shape {tuple(tensor.shape)} has not one entry for each of the {rows} rows, so rows "
+                "cannot be picked from the batch. Use a fixed num_samples, and smaller batches if memory is short."
+            )
+        return tensor.index_select(dim, index.to(tensor.device))
+
+    return _on_rows(inputs, rows, select)
+
+
+def _on_rows(value: Any, rows: int, change: Callable[[torch.Tensor, int], torch.Tensor], name: str = "") -> Any:
+    if isinstance(value, torch.Tensor):
+        if name in _WITHOUT_ROWS or value.dim() == 0:
+            return value
+        dim = 1 if name == "position_ids" and value.dim() == 3 else 0  # (3, B, T): time, height, width
+        return value if value.shape[dim] == 1 and rows != 1 else change(value, dim)
+    if isinstance(value, Mapping):
+        changed = {key: _on_rows(part, rows, change, key) for key, part in value.items()}
+        return changed if not name else type(value)(**changed)
+    if isinstance(value, (list, tuple)):
+        parts = [_on_rows(part, rows, change, name) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
+def _tile(tensor: torch.Tensor, count: int, dim: int) -> torch.Tensor:
+    return tensor.repeat(*[count if d == dim else 1 for d in range(tensor.dim())])
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Move the tensors of a batch, however nested, to a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        moved = {key: to_device(part, device) for key, part in value.items()}
+        return type(value)(**moved) if hasattr(value, "to_tuple") else moved
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return type(value)(to_device(part, device) for part in value)
+    return value
+
+
+def main_input_name(model: nn.Module) -> str | None:
+    """The name under which a model takes its rows."""
+    return getattr(model, "main_input_name", None)

@@ -1,0 +1,177 @@
+"""Where the K functions of a prediction come from, and how a few of them are put in place for one forward."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ..tuners.factors import Draw
+from ..tuners.holder import FactorHolder
+from ..tuners.layer import FactorLinear
+
+
+class DrawSource(ABC):
+    """K functions on one model. While `use` lasts, a forward on `count * B` draw-major rows evaluates `count` of them.
+
+    Args:
+        model: The model that is called.
+    """
+
+    #: Number of draws there are; `None` where there is no end.
+    available: int | None = None
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.root = root_module(model)
+
+    @abstractmethod
+    def use(self, first: int, count: int) -> Any:
+        """Context in which draws `first ... first + count - 1` are in place."""
+
+    @abstractmethod
+    def varying_modules(self, num_samples: int) -> list[nn.Module]:
+        """The modules whose function differs between the first `num_samples` draws."""
+
+    def forward_arguments(self, first: int, count: int, rows: int) -> dict[str, Any]:
+        """Further arguments of a forward on `count * rows` rows."""
+        return {}
+
+
+class LawDraws(DrawSource):
+    """The draws of this package's adapters that are active on a model.
+
+    Args:
+        model: A model with an active adapter of this package.
+        seed: Key of the draws.
+
+    Raises:
+        TypeError: If there is no such adapter.
+        ValueError: If it is disabled, merged or inactive.
+    """
+
+    def __init__(self, model: nn.Module, seed: int) -> None:
+        super().__init__(model)
+        self.holders = active_holders(model)
+        self.draw = Draw("sample", seed=seed)
+
+    @contextmanager
+    def use(self, first: int, count: int) -> Iterator[None]:
+        """Make the laws answer with these draws."""
+        before = [holder.draw for holder in self.holders]
+        for holder in self.holders:
+            holder.draw = replace(self.draw, first=first, num_samples=count)
+        try:
+            yield
+        finally:
+            for holder, draw in zip(self.holders, before, strict=True):
+                holder.draw = draw
+
+    def varying_modules(self, num_samples: int) -> list[nn.Module]:
+        """Layers whose factors are not the same in all draws."""
+        found: list[nn.Module] = []
+        with torch.no_grad(), self.use(0, num_samples):
+            for layer in self.root.modules():
+                if not isinstance(layer, FactorLinear) or layer.holder not in self.holders:
+                    continue
+                active = [name for name in layer.active_adapters if name in layer.factor_slots]
+                if num_samples > 1 and any(self._varies(layer, name) for name in active):
+                    found.append(layer)
+        return found
+
+    @staticmethod
+    def _varies(layer: FactorLinear, adapter: str) -> bool:
+        pair = layer.holder.generation(adapter).pairs[layer.factor_slots[adapter].index]
+        return any(
+            factor.stride(0) != 0 and not torch.equal(factor[1:], factor[:1].expand_as(factor[1:])) for factor in pair
+        )
+
+
+class TheModel(DrawSource):
+    """One deterministic function: the model as it is in evaluation."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        if any(isinstance(module, FactorHolder) for module in model.modules()):
+            active_holders(model)
+
+    @contextmanager
+    def use(self, first: int, count: int) -> Iterator[None]:
+        """Nothing to do."""
+        yield
+
+    def varying_modules(self, num_samples: int) -> list[nn.Module]:
+        """None."""
+        return []
+
+
+def root_module(model: nn.Module) -> nn.Module:
+    """The base model inside a `PeftModel`, a tuner or a wrapper: the module that sees the whole batch.
+
+    Raises:
+        TypeError: For a prompt-learning adapter, which adds rows of its own to the input.
+    """
+    for module in model.modules():
+        if any(isinstance(child, FactorHolder) for child in module._modules.values()):
+            return module
+    peft_model = next((module for module in model.modules() if isinstance(module, PeftModel)), None)
+    if peft_model is None:
+        return model
+    if peft_model.active_peft_config.is_prompt_learning:
+        raise TypeError(
+            f"{peft_model.active_peft_config.peft_type.value} is a prompt-learning adapter; draws are made of LoRA "
+            "factors. Use an adapter of peft_calib, or a stock LoRA."
+        )
+    return peft_model.get_base_model()
+
+
+def active_holders(model: nn.Module) -> list[FactorHolder]:
+    """The holders of this package's active adapters, checked to be in place.
+
+    Raises:
+        TypeError: If the model has no adapter of this package.
+        ValueError: If it is disabled, merged or inactive.
+    """
+    root_module(model)  # a prompt-learning adapter is refused with its own message
+    holders = [module for module in model.modules() if isinstance(module, FactorHolder)]
+    if not holders:
+        raise TypeError(
+            f"{type(model).__name__} carries no adapter of peft_calib, so there are no draws to make. For a stock "
+            "LoRA pass dropout= (Monte Carlo dropout) or adapter_names= (an ensemble), or predict with how='mean'."
+        )
+    layers = [module for module in model.modules() if isinstance(module, FactorLinear)]
+    check_in_place(layers)
+    active = [h for h in holders if any(n in h.laws for layer in layers for n in layer.active_adapters)]
+    if not active:
+        raise ValueError(
+            f"No adapter of peft_calib is active; the model has {sorted({n for h in holders for n in h.laws})}. "
+            "Call set_adapter first."
+        )
+    return active
+
+
+def check_in_place(layers: list[Any]) -> None:
+    """Raise `ValueError` if tuner layers are disabled or merged."""
+    if any(layer.disable_adapters for layer in layers):
+        raise ValueError("The adapter is disabled, so there is nothing to predict with. Enable it first.")
+    if any(layer.merged for layer in layers):
+        raise ValueError("The adapter is merged into the base weights. Call unmerge_adapter() first, or do not merge.")
+
+
+def tuner_layers(model: nn.Module, adapters: set[str] | None = None) -> list[BaseTunerLayer]:
+    """The tuner layers of a model, those that hold one of `adapters` if given."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if adapters is None:
+        return layers
+    return [layer for layer in layers if adapters & set(_adapters_of(layer))]
+
+
+def _adapters_of(layer: BaseTunerLayer) -> set[str]:
+    return {name for attribute in layer.adapter_layer_names for name in getattr(layer, attribute)}
