@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV ?= .venv
 OUT ?= demo-out
 PYTEST_ARGS ?=
+WORKERS ?= 2
 THREADS = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 OFFLINE = HF_HUB_OFFLINE=1 HF_EVALUATE_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 SOURCES = peft_calib trainer_callbacks metrics tests hub_examples benchmarks setup.py
@@ -44,10 +45,10 @@ demo: install
 	$(OFFLINE) $(BIN)/peft-calib demo --output-dir $(OUT) $(DEMO_ARGS)
 
 test: install
-	$(THREADS) $(OFFLINE) $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(THREADS) $(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-oldest: .venv-oldest/.installed-test
-	$(THREADS) $(OFFLINE) .venv-oldest/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(THREADS) $(OFFLINE) .venv-oldest/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # The wheel in an environment of its own, run from an empty folder, so that nothing can be found in the checkout.
 test-wheel: install
