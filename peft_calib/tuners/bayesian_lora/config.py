@@ -151,6 +151,13 @@ class BayesianLoraConfig(CalibLoraConfig):
                 "Set init='random', or leave share_inducing False."
             )
 
+    def to_dict(self) -> dict:
+        """The fields as saved; an embedded LoRA is with the weights from then on, and is not read again."""
+        fields = super().to_dict()
+        if self.slot_table is not None:
+            fields["init_from"] = None
+        return fields
+
     @classmethod
     def paper(cls, **kwargs: Any) -> BayesianLoraConfig:
         """The authors' released settings, with the same trainable parameters (418,690 more than LoRA on Llama-2-7B).

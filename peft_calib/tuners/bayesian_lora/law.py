@@ -64,6 +64,7 @@ class BayesianLaw(Law):
         self._count: int | None = 0  # mirror of the buffer: reading that would wait for the device
         self.register_load_state_dict_post_hook(_forget_count)
         self._whitened: tuple | None = None
+        self.num_train_examples = config.num_train_examples
         self._warned = False
         self.last_kl: torch.Tensor | None = None
 
@@ -352,8 +353,8 @@ class BayesianLaw(Law):
         return (config.kl_weight * divergence + weight * conditional) * (self.kl_factor / self._num_train_examples())
 
     def _num_train_examples(self) -> int:
-        if self.config.num_train_examples is not None:
-            return self.config.num_train_examples
+        if self.num_train_examples is not None:
+            return self.num_train_examples
         if not self._warned:
             self._warned = True
             warnings.warn(
@@ -379,9 +380,13 @@ class BayesianLaw(Law):
             self.kl_factor.fill_(min(1.0, (step + 1) / horizon) if horizon > 0 else 1.0)
 
     def set_num_train_examples(self, num_train_examples: int) -> None:
-        """Tell N to a law whose configuration leaves it open; kept with the adapter's configuration."""
+        """Tell N to a law whose configuration leaves it open.
+
+        Args:
+            num_train_examples: Items the loss averages over in one epoch; ignored where the configuration says N.
+        """
         if self.config.num_train_examples is None:
-            self.config.num_train_examples = int(num_train_examples)
+            self.num_train_examples = num_train_examples
 
     def invalidate(self) -> None:
         """Forget the whitened bases."""

@@ -33,10 +33,7 @@ class BayesianLoraModel(FactorModel):
 
     def build_law(self, config: BayesianLoraConfig, slots: SlotTable) -> BayesianLaw:
         """Make the posterior; a LoRA adapter to start from is read once and saved with the adapter from then on."""
-        pairs = None
-        if config.init_from is not None:
-            pairs = read_lora_factors(config.init_from, slots)
-            config.init_from = None
+        pairs = read_lora_factors(config.init_from, slots) if config.init_from is not None else None
         return BayesianLaw(config, slots, pairs)
 
     def kl(self, adapter_name: str = "default"):

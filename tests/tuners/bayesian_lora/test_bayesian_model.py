@@ -96,7 +96,6 @@ def test_a_trained_lora_is_embedded_exactly(lora):
         for side, found in (("A", A), ("B", B)):
             given = tensors[f"base_model.model.{slot.name}.lora_{side}.weight"]
             assert (found - given).norm() / given.norm() < 4.4e-7
-    assert model.peft_config["default"].init_from is None
 
 
 def test_zero_variance_is_lora(lora):
@@ -259,6 +258,8 @@ def test_embedded_lora_is_saved_with_the_adapter(lora, tmp_path):
     batch = FAMILIES["llama"].batch()
     model = get_peft_model(build(), BayesianLoraConfig(**settings, init_from=folder))
     model.save_pretrained(tmp_path / "bayesian")
+    assert '"init_from": null' in (tmp_path / "bayesian" / "adapter_config.json").read_text()
+    assert model.peft_config["default"].init_from == folder  # the user's object is as it was
     again = PeftModel.from_pretrained(build(), tmp_path / "bayesian")
     assert torch.equal(logits(again, batch), logits(model, batch))
     torch.testing.assert_close(again.base_model.kl(), model.base_model.kl(), rtol=0, atol=0)
