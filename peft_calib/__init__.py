@@ -15,7 +15,15 @@ check_peft_version()
 
 from .bayesianize import bayesianize  # noqa: E402
 from .param_groups import param_groups  # noqa: E402
-from .prediction import Prediction, RegressionPrediction, draws, predict  # noqa: E402
+from .prediction import (  # noqa: E402
+    Prediction,
+    RegressionPrediction,
+    draws,
+    load_frozen,
+    predict,
+    predict_dataset,
+    predict_frozen,
+)
 from .tuners import (  # noqa: E402  (a PEFT that cannot work is refused first)
     BayesianLoraConfig,
     BayesianLoraModel,
@@ -59,9 +67,12 @@ __all__ = [
     "bayesianize",
     "draws",
     "export_lora",
+    "load_frozen",
     "metric_path",
     "param_groups",
     "predict",
+    "predict_dataset",
+    "predict_frozen",
     "prepare_for_trainer",
     "regularization_loss",
 ]

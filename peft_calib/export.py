@@ -32,10 +32,11 @@ def export_lora(
     num_samples: int | None = None,
     seed: int = 0,
 ) -> Path:
-    """Write an adapter as a plain LoRA that stock PEFT and inference servers load: its deterministic factors, or draws.
+    """Write an adapter as a plain LoRA that stock PEFT and inference servers load: its mean, or draws.
 
-    The factors are copied, not approximated: `lora_A`, `lora_B` are the law's, bit by bit, and rank and scaling go to
-    the configuration. Modules trained whole (`modules_to_save`) are written along.
+    The mean is the adapter's deterministic function in evaluation. Factors are copied, not approximated: `lora_A`,
+    `lora_B` are the law's, bit by bit, and rank and scaling go to the configuration. Modules trained whole
+    (`modules_to_save`) are written along.
 
     Args:
         model: A `PeftModel` with an adapter of this package.

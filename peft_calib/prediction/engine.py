@@ -10,12 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from .adaptive import FIRST, STEP, check_adaptive, settled
+from .baselines import AdapterDraws, DropoutDraws
 from .draws import check_num_samples, evaluating, repeating
-from .heads import Head, Items, check_label_tokens, choose_head
+from .heads import Head, Items, TokenHead, check_label_tokens, choose_head
 from .late import Prefix, run_prefix
 from .memory import draws_per_pass
 from .result import Prediction, RegressionPrediction
-from .rows import count_rows, main_input_name, select_rows, to_device
+from .rows import count_rows, main_input_name, to_device
 from .sources import DrawSource, LawDraws, TheModel
 
 HOW = ("mean", "sample", "late")
@@ -26,9 +28,13 @@ def predict(
     model: nn.Module,
     batch: Mapping[str, Any],
     how: How = "sample",
-    num_samples: int = 8,
+    num_samples: int | Literal["auto"] = 8,
     seed: int = 0,
     *,
+    tolerance: float = 0.02,
+    max_samples: int = 16,
+    dropout: float | None = None,
+    adapter_names: Sequence[str] | None = None,
     task: str = "auto",
     label_tokens: Sequence[int | str] | None = None,
     tokenizer: Any = None,
@@ -45,8 +51,13 @@ def predict(
         how: `"mean"`: one forward of the deterministic adapter. `"sample"`: K draws in as few forwards as memory
             allows. `"late"`: the same answer, but the layers before the first that varies run only once (choose the
             last layers with `layers_to_transform`, or `bayesian_layers` of a `BayesianLoraConfig`).
-        num_samples: Number of draws K.
+        num_samples: Number of draws K. `"auto"` stops drawing for a row once its class and its probability are
+            settled, see `adaptive.settled`; needs `how="sample"` and one item a row.
         seed: Key of the draws.
+        tolerance: For `"auto"`, the half-width of the 95 % interval of the probability of the predicted class.
+        max_samples: For `"auto"`, the largest number of draws of a row.
+        dropout: Monte Carlo dropout on a stock LoRA with this probability, instead of an adapter of this package.
+        adapter_names: Adapters of the model that are the draws (a deep ensemble), instead of one adapter's law.
         task: What the logits are: `"classification"`, `"regression"`, `"token"`, `"next_token"`, or `"auto"`.
         label_tokens: For a language model, the tokens that stand for the classes: ids, or texts of one token each.
         tokenizer: For texts among the label tokens.
@@ -71,12 +82,25 @@ def predict(
         >>> predict(model, {"input_ids": torch.ones(3, 5, dtype=torch.long)}, num_samples=4).probabilities.shape
         torch.Size([3, 2])
     """
+    source = choose_source(model, how, seed, dropout, adapter_names)
+    options = {"task": task, "label_tokens": label_tokens, "tokenizer": tokenizer, "budget": memory_budget}
+    return Predictor(source, how, num_samples, seed, tolerance=tolerance, max_samples=max_samples, **options)(batch)
+
+
+def choose_source(
+    model: nn.Module, how: str, seed: int, dropout: float | None = None, adapter_names: Sequence[str] | None = None
+) -> DrawSource:
+    """Where the draws of a prediction come from; the arguments are those of `predict`."""
     check_how(how)
-    source = TheModel(model) if how == "mean" else LawDraws(model, seed)
-    predictor = Predictor(
-        source, how, num_samples, seed, task=task, label_tokens=label_tokens, tokenizer=tokenizer, budget=memory_budget
-    )
-    return predictor(batch)
+    if dropout is not None and adapter_names is not None:
+        raise ValueError("dropout= and adapter_names= are two sources of draws; give one of them.")
+    if how == "mean":
+        if adapter_names is not None:
+            raise ValueError("An ensemble has no mean adapter, so how='mean' does not go with adapter_names=.")
+        return TheModel(model)
+    if dropout is not None:
+        return DropoutDraws(model, dropout, seed)
+    return LawDraws(model, seed) if adapter_names is None else AdapterDraws(model, adapter_names)
 
 
 def check_how(how: object) -> None:
@@ -91,9 +115,11 @@ class Predictor:
     Args:
         source: Where the draws come from.
         how: One of `HOW`.
-        num_samples: Number of draws K; 1 for `"mean"`.
+        num_samples: Number of draws K; 1 for `"mean"`; `"auto"` decides row by row.
         seed: Key of the draws, for the result.
         first: Index of the first draw.
+        tolerance: For `"auto"`, the half-width of the interval to reach.
+        max_samples: For `"auto"`, the largest number of draws.
         task: What the logits are.
         label_tokens: Tokens that stand for the classes of a language model.
         tokenizer: For texts among them.
@@ -104,17 +130,26 @@ class Predictor:
         self,
         source: DrawSource,
         how: str,
-        num_samples: int,
+        num_samples: int | str,
         seed: int | None,
         *,
         first: int = 0,
+        tolerance: float = 0.02,
+        max_samples: int = 16,
         task: str = "auto",
         label_tokens: Sequence[int | str] | None = None,
         tokenizer: Any = None,
         budget: int | None = None,
     ) -> None:
         check_how(how)
+        self.adaptive = num_samples == "auto" and how != "mean"
+        if num_samples == "auto":
+            check_adaptive(tolerance, max_samples)
+            num_samples = max_samples if source.available is None else min(max_samples, source.available)
+            if how == "late":
+                raise ValueError("num_samples='auto' draws row by row, which needs how='sample'.")
         check_num_samples(num_samples)
+        self.tolerance = tolerance
         if how != "mean" and source.available is not None and first + num_samples > source.available:
             raise ValueError(f"{num_samples} draws were asked for, but there are {source.available}.")
         self.source, self.how, self.seed, self.first, self.budget = source, how, seed, first, budget
@@ -131,6 +166,9 @@ class Predictor:
         """Predict one batch."""
         with torch.no_grad(), evaluating(self.source.model):
             items = self.prepare(batch)
+            if self.adaptive:
+                values, counts = self._adaptive_values(items)
+                return self.result(values, items, num_forwards=float(counts.double().mean()), draws_per_row=counts)
             values, cost = self._values(items)
         return self.result(values, items, num_forwards=cost)
 
@@ -150,8 +188,7 @@ class Predictor:
         labels = None if items.labels is None else items.labels.cpu()
         if self.head.regression:
             return RegressionPrediction(sample_values=values, labels=labels, **common)
-        from_tokens = items.positions is not None and len(items.positions) != items.rows
-        positions = items.positions.cpu() if from_tokens else None
+        positions = items.positions.cpu() if isinstance(self.head, TokenHead) else None
         return Prediction(sample_probabilities=values, labels=labels, positions=positions, **common)
 
     # ----------------------------------------------------------------- passes
@@ -162,6 +199,28 @@ class Predictor:
         if prefix is None or not prefix.outputs:
             return self.passes(items, self.first, K), float(K)
         return self.passes(items, self.first, K, prefix), prefix.share + K * (1 - prefix.share)
+
+    def _adaptive_values(self, items: Items) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw in rounds, each time only for the rows that are not settled; NaN where nothing was drawn."""
+        if not items.one_a_row:
+            raise ValueError(
+                "num_samples='auto' decides row by row, which needs one item a row. Give a number of draws."
+            )
+        open_rows, made = torch.arange(items.rows), 0
+        counts = torch.zeros(items.rows, dtype=torch.int64)
+        rounds: list[torch.Tensor] = []
+        while made < self.num_samples and len(open_rows):
+            count = min(STEP if made else FIRST, self.num_samples - made)
+            part = items if len(open_rows) == items.rows else items.select(open_rows)
+            drawn = self.passes(part, self.first + made, count)
+            whole = drawn.new_full((count, items.rows, drawn.shape[-1]), float("nan"))
+            whole[:, open_rows] = drawn
+            rounds.append(whole)
+            made += count
+            counts[open_rows] = made
+            so_far = torch.cat(rounds)[:, open_rows]
+            open_rows = open_rows[~settled(so_far, self.tolerance, self.head.regression)]
+        return torch.cat(rounds), counts
 
     def _prefix(self, items: Items, num_samples: int) -> Prefix | None:
         """What all draws share; `None` where nothing varies and there is one function only."""
@@ -217,14 +276,13 @@ class Predictor:
 
     def _by_halves(self, items: Items, first: int, prefix: Prefix | None) -> torch.Tensor:
         """One draw on a batch that does not fit at once: each half of its rows on its own."""
-        if items.rows == 1 or prefix is not None or items.positions is not None:
+        if items.rows == 1 or prefix is not None or not items.one_a_row:
             raise torch.OutOfMemoryError(
                 f"One draw of a batch of {items.rows} rows does not fit into memory. Use smaller batches."
             )
         _empty_cache(self.device)
         halves = torch.arange(items.rows).tensor_split(2)
-        parts = (Items(select_rows(items.inputs, items.rows, rows), len(rows)) for rows in halves)
-        return torch.cat([self.passes(part, first, 1) for part in parts], dim=1)
+        return torch.cat([self.passes(items.select(rows), first, 1) for rows in halves], dim=1)
 
 
 def _logits_of(output: Any) -> torch.Tensor:

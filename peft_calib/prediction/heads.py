@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .rows import select_rows
+
 TASKS = ("auto", "classification", "regression", "token", "next_token")
 
 
@@ -30,6 +32,23 @@ class Items:
     rows: int
     positions: torch.Tensor | None = None
     labels: torch.Tensor | None = None
+
+    @property
+    def one_a_row(self) -> bool:
+        """Whether every row is one item."""
+        return self.positions is None or torch.equal(self.positions[:, 0].cpu(), torch.arange(self.rows))
+
+    def select(self, index: torch.Tensor) -> Items:
+        """The items of some rows, where every row is one item.
+
+        Args:
+            index: int64 row numbers, on the CPU.
+        """
+        positions = self.positions
+        if positions is not None:
+            columns = positions[index.to(positions.device), 1]
+            positions = torch.stack([torch.arange(len(index), device=columns.device), columns], dim=1)
+        return Items(select_rows(self.inputs, self.rows, index), len(index), positions)
 
 
 class Head(ABC):

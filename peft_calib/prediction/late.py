@@ -2,9 +2,9 @@
 
 First the model runs on the B rows up to the first layer whose factors vary, and the output of every transformer block
 on the way is kept. Then it runs on all K * B rows, where each of those blocks answers with what was kept, repeated for
-the draws. Everything between and behind the blocks (embeddings, masks, positions, norms, heads) sees K * B rows, as when
-the batch is repeated from the start, so nothing about the architecture has to be known; what cannot be right (a block
-that runs twice, an output that is not one entry a row) is refused.
+the draws. Everything between and behind the blocks (embeddings, masks, positions, norms, heads) sees K * B rows, as it
+does when the batch is repeated from the start, so nothing about the architecture has to be known; what cannot be right
+(a block that runs twice, an output that is not one entry a row) is refused.
 """
 
 from __future__ import annotations

@@ -1,0 +1,128 @@
+"""The draws every user compares with: Monte Carlo dropout on a stock LoRA, and a list of adapters as an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from ..tuners.seeding import keyed_generator
+from .sources import DrawSource, check_in_place, tuner_layers
+
+_DROPOUT = 7  # purpose of the masks, first part of their key
+
+
+class DropoutDraws(DrawSource):
+    """Monte Carlo dropout (Gal and Ghahramani 2016, arXiv 1506.02142) on the inputs of a stock LoRA.
+
+    A draw masks input features of each adapted layer, the same ones for every row and token (as in Gal and
+    Ghahramani 2016, arXiv 1512.05287), so that one draw is one function: a LoRA with masked columns of A. Results then
+    depend neither on the batch nor on padding.
+
+    Args:
+        model: A model with an active stock LoRA.
+        dropout: Probability of a feature to be masked.
+        seed: Key of the draws.
+
+    Raises:
+        TypeError: If the model has no stock LoRA.
+        ValueError: If `dropout` is not between 0 and 1, or the LoRA is disabled or merged.
+    """
+
+    def __init__(self, model: nn.Module, dropout: float, seed: int) -> None:
+        super().__init__(model)
+        if not isinstance(dropout, float) or not 0 < dropout < 1:
+            raise ValueError(f"dropout must be a probability between 0 and 1, both excluded; got {dropout!r}.")
+        layers = [m for m in self.root.modules() if isinstance(m, LoraLayer)]
+        self.layers = [layer for layer in layers if any(name in layer.lora_A for name in layer.active_adapters)]
+        if not self.layers:
+            raise TypeError(
+                f"{type(model).__name__} has no active stock LoRA, on which dropout= acts. For an adapter of "
+                "peft_calib leave it out."
+            )
+        check_in_place(self.layers)
+        self.dropout, self.seed = dropout, seed
+
+    @contextmanager
+    def use(self, first: int, count: int) -> Iterator[None]:
+        """Mask the inputs of the adapted layers."""
+        handles = []
+        try:
+            for index, layer in enumerate(self.layers):
+                mask = self._mask(layer.in_features, index, first, count)
+                for name in layer.active_adapters:
+                    if name in layer.lora_A:
+                        hook = partial(_apply_mask, mask=mask)
+                        handles.append(layer.lora_dropout[name].register_forward_hook(hook))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _mask(self, features: int, index: int, first: int, count: int) -> torch.Tensor:
+        """(count, features), 0 or 1 / (1 - p)."""
+        keys = (keyed_generator(self.seed, _DROPOUT, first + k, index) for k in range(count))
+        kept = torch.stack([torch.rand(features, generator=key) >= self.dropout for key in keys])
+        return kept / (1 - self.dropout)
+
+    def varying_modules(self, num_samples: int) -> list[nn.Module]:
+        """The LoRA layers."""
+        return list(self.layers) if num_samples > 1 else []
+
+
+def _apply_mask(module: nn.Module, args: tuple, output: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    mask = mask.to(output.device, output.dtype)
+    by_draw = output.unflatten(0, (len(mask), -1))
+    return (by_draw * mask.view(len(mask), *[1] * (by_draw.dim() - 2), -1)).flatten(0, 1)
+
+
+class AdapterDraws(DrawSource):
+    """Several adapters of one model as draws: exported draws, or the members of a deep ensemble.
+
+    They run as one mixed batch of stock PEFT (`adapter_names`).
+
+    Args:
+        model: A `PeftModel` that holds the adapters.
+        adapter_names: Their names; draw k is the k-th.
+
+    Raises:
+        TypeError: If the model is no `PeftModel`.
+        ValueError: If a name is unknown, or an adapter is disabled or merged.
+    """
+
+    def __init__(self, model: nn.Module, adapter_names: Sequence[str]) -> None:
+        super().__init__(model)
+        if not isinstance(model, PeftModel):
+            raise TypeError(f"adapter_names= needs a PeftModel, got {type(model).__name__}.")
+        unknown = [name for name in adapter_names if name not in model.peft_config]
+        if isinstance(adapter_names, str) or unknown or not adapter_names:
+            raise ValueError(
+                f"adapter_names must be a list of adapters of the model, which has {sorted(model.peft_config)}; got "
+                f"{adapter_names!r}. Load others with model.load_adapter(folder, name)."
+            )
+        self.names = list(adapter_names)
+        self.available = len(self.names)
+        check_in_place(tuner_layers(model, set(self.names)))
+
+    @contextmanager
+    def use(self, first: int, count: int) -> Iterator[None]:
+        """Nothing to do: the names go with the forward."""
+        yield
+
+    def forward_arguments(self, first: int, count: int, rows: int) -> dict[str, Any]:
+        """The adapter of each row, draw-major."""
+        return {"adapter_names": [name for name in self.names[first : first + count] for _ in range(rows)]}
+
+    def varying_modules(self, num_samples: int) -> list[nn.Module]:
+        """The layers of the adapters, and the modules they trained whole."""
+        if len(set(self.names[:num_samples])) == 1:
+            return []
+        whole = [m for m in self.root.modules() if isinstance(m, AuxiliaryTrainingWrapper)]
+        return [*tuner_layers(self.root, set(self.names)), *whole]

@@ -1,0 +1,188 @@
+"""Prediction of a whole data set, over all processes that Accelerate knows of, in the order of its rows."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import datasets
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
+from accelerate.utils import gather_object
+from torch import nn
+from torch.utils.data import DataLoader, RandomSampler
+from tqdm.auto import tqdm
+from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, default_data_collator
+
+from .engine import How, Predictor, choose_source
+from .heads import TokenHead
+from .result import Prediction, RegressionPrediction
+from .rows import count_rows, main_input_name
+
+
+def predict_dataset(
+    model: nn.Module,
+    data: Any,
+    how: How = "sample",
+    num_samples: int | Literal["auto"] = 8,
+    seed: int = 0,
+    *,
+    batch_size: int = 8,
+    processing_class: Any = None,
+    collate_fn: Callable[[list], Mapping[str, Any]] | None = None,
+    split: Literal["rows", "draws"] = "rows",
+    accelerator: Accelerator | PartialState | None = None,
+    progress: bool = True,
+    tolerance: float = 0.02,
+    max_samples: int = 16,
+    dropout: float | None = None,
+    adapter_names: Sequence[str] | None = None,
+    task: str = "auto",
+    label_tokens: Sequence[int | str] | None = None,
+    memory_budget: int | None = None,
+) -> Prediction | RegressionPrediction:
+    """Predict every row of a data set; each process gets the whole result.
+
+    Draw k is the same function for all rows, so the result depends neither on the batch size nor on the number of
+    processes. Batches are formed first and then dealt to the processes, so nothing is padded to an even number and
+    nothing has to be cut off.
+
+    Args:
+        model: As for `predict`; on every process the same.
+        data: A tokenised `datasets.Dataset` or other map-style dataset, or a `DataLoader` that keeps the order.
+        how: As for `predict`.
+        num_samples: As for `predict`.
+        seed: As for `predict`.
+        batch_size: Rows of a batch; a `DataLoader` has its own.
+        processing_class: Tokenizer or processor that pads the rows of a batch to equal length.
+        collate_fn: Makes a batch of a list of rows, instead of the collator that goes with `processing_class`.
+        split: What is dealt to the processes: the batches, or the draws (for few rows and many draws).
+        accelerator: The running `Accelerator`; a `PartialState` when `None`.
+        progress: Show a bar, on the main process.
+        tolerance: As for `predict`.
+        max_samples: As for `predict`.
+        dropout: As for `predict`.
+        adapter_names: As for `predict`.
+        task: As for `predict`.
+        label_tokens: As for `predict`; `processing_class` serves as the tokenizer.
+        memory_budget: As for `predict`.
+
+    Returns:
+        One prediction in the order of the data, with its labels if there are any.
+
+    Raises:
+        TypeError: If `data` is none of these.
+        ValueError: If it is empty, its loader shuffles or is already dealt out, or for what `predict` refuses.
+    """
+    state = PartialState() if accelerator is None else accelerator
+    source = choose_source(model, how, seed, dropout, adapter_names)
+    options = {"task": task, "label_tokens": label_tokens, "tokenizer": processing_class, "budget": memory_budget}
+    first, K = 0, num_samples
+    if split not in ("rows", "draws"):
+        raise ValueError(f"split must be 'rows' or 'draws', got {split!r}.")
+    rank, world = (state.process_index, state.num_processes) if split == "rows" else (0, 1)
+    # checked before the draws are dealt, so that bad input is refused on every process alike
+    predictor = Predictor(source, how, K, seed, tolerance=tolerance, max_samples=max_samples, **options)
+    if split == "draws" and state.num_processes > 1:
+        if how == "mean" or K == "auto":
+            raise ValueError("split='draws' deals a fixed number of draws; use split='rows' here.")
+        share = torch.arange(K).tensor_split(state.num_processes)[state.process_index]
+        first, K = (int(share[0]), len(share)) if len(share) else (0, 0)
+        predictor = Predictor(source, how, K, seed, first=first, **options) if K else None
+    loader, total = _loader(data, predictor, source.root, batch_size, processing_class, collate_fn, state)
+    parts: list[tuple[int, int, int, Any]] = []
+    hide = not (progress and state.is_main_process)
+    bar = tqdm(_dealt(loader, rank, world), total=total and -(-(total - rank) // world), desc="predict", disable=hide)
+    for index, batch in bar if K else ():
+        rows = count_rows(batch, main_input_name(source.root))
+        parts.append((index, first, rows, predictor(batch)))
+    return _joined(gather_object(parts) if state.num_processes > 1 else parts)
+
+
+def _joined(parts: list[tuple[int, int, int, Any]]) -> Prediction | RegressionPrediction:
+    """Batches in order, each with its draws in order."""
+    if not parts:
+        raise ValueError("The data holds no rows, so there is nothing to predict.")
+    batches: dict[int, list[tuple[int, int, Any]]] = {}
+    for index, first, rows, prediction in parts:
+        batches.setdefault(index, []).append((first, rows, prediction))
+    whole, rows = [], []
+    for index in sorted(batches):
+        shares = sorted(batches[index], key=lambda share: share[0])
+        predictions = [prediction for _, _, prediction in shares]
+        whole.append(predictions[0] if len(shares) == 1 else type(predictions[0]).stack_draws(predictions))
+        rows.append(shares[0][1])
+    return type(whole[0]).concatenate(whole, rows)
+
+
+def _dealt(loader: Any, rank: int, world: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    random_state = torch.get_rng_state()
+    batches = iter(loader)  # takes a seed for its workers from the global generator
+    torch.set_rng_state(random_state)
+    for index, batch in enumerate(batches):
+        if index % world == rank:
+            yield index, batch
+
+
+def _loader(
+    data: Any,
+    predictor: Predictor | None,
+    root: nn.Module,
+    batch_size: int,
+    processing_class: Any,
+    collate_fn: Callable | None,
+    state: Any,
+) -> tuple[Any, int | None]:
+    """The batches in order, and their number if known."""
+    if isinstance(data, DataLoader):
+        _check_loader(data, state)
+        try:
+            return data, len(data)
+        except TypeError:  # an iterable dataset has no length
+            return data, None
+    if isinstance(data, datasets.IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        raise TypeError(
+            f"data must be a datasets.Dataset, another map-style dataset or a DataLoader, got {type(data).__name__}."
+        )
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}.")
+    if len(data) == 0:
+        raise ValueError("The data holds no rows, so there is nothing to predict.")
+    if isinstance(data, datasets.Dataset):
+        data = _model_columns(data, root)
+    if collate_fn is None:
+        collate_fn = _collator(processing_class, predictor)
+    return DataLoader(data, batch_size=batch_size, collate_fn=collate_fn), -(-len(data) // batch_size)
+
+
+def _check_loader(loader: DataLoader, state: Any) -> None:
+    if isinstance(getattr(loader, "sampler", None), RandomSampler):
+        raise ValueError(
+            "The DataLoader shuffles, so the order of the rows would be lost. Build it with shuffle=False."
+        )
+    if state.num_processes > 1 and isinstance(loader, (DataLoaderShard, DataLoaderDispatcher)):
+        raise ValueError(
+            "The DataLoader was prepared by Accelerate and deals its batches out already. Pass it as it was before "
+            "accelerator.prepare."
+        )
+
+
+def _model_columns(data: datasets.Dataset, root: nn.Module) -> datasets.Dataset:
+    """Only the columns that the model takes, and labels, as `Trainer` does."""
+    known = {*inspect.signature(root.forward).parameters, "label", "labels", "label_ids"}
+    kept = [name for name in data.column_names if name in known]
+    if not set(kept) - {"label", "labels", "label_ids"}:
+        raise ValueError(
+            f"None of the columns {data.column_names} is an input of {type(root).__name__}. Tokenise the data first."
+        )
+    return data.select_columns(kept)
+
+
+def _collator(processing_class: Any, predictor: Predictor | None) -> Callable:
+    if processing_class is None:
+        return default_data_collator
+    if predictor is not None and isinstance(predictor.head, TokenHead):
+        return DataCollatorForTokenClassification(processing_class)
+    return DataCollatorWithPadding(processing_class)

@@ -1,0 +1,169 @@
+"""What is asked of a model: classes, numbers, tokens, and the next token."""
+
+import pytest
+import torch
+import transformers as tf
+from families import DECODER, ENCODER, FAMILIES, Family, logits
+from stochastic_models import bayesian
+
+from peft_calib import RegressionPrediction, draws, predict
+
+TOKENS = Family(tf.BertForTokenClassification, tf.BertConfig, ENCODER, ("query", "value"))
+CHOICE = Family(tf.BertForMultipleChoice, tf.BertConfig, ENCODER, ("query", "value"))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize("side", ["left", "right", "none"])
+def test_label_tokens_are_read_at_the_last_token(name, side):
+    family = FAMILIES[name]
+    model, batch = bayesian(family), family.batch(3)
+    if side != "none":
+        hidden = slice(None, 2) if side == "left" else slice(-2, None)
+        batch["attention_mask"][1, hidden] = 0
+    p = predict(model, batch, num_samples=3, label_tokens=[7, 3, 20])
+    with draws(model, num_samples=3), torch.no_grad():
+        all_logits = model(**batch).logits.unflatten(0, (3, 3))
+    last = [5, 3 if side == "right" else 5, 5]
+    for row in range(3):
+        expected = all_logits[:, row, last[row]][:, [7, 3, 20]].softmax(-1)
+        torch.testing.assert_close(p.sample_probabilities[:, row], expected, rtol=0, atol=1e-6)
+    assert predict(model, batch, num_samples=2).sample_probabilities.shape == (2, 3, 64)  # the whole vocabulary
+
+
+@pytest.mark.parametrize("side", ["right", "none"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_vocabulary_is_computed_for_one_position(name, side):
+    family = FAMILIES[name]
+    model, batch = bayesian(family), family.batch(3)
+    if side == "right":
+        mask = "decoder_attention_mask" if name == "t5" else "attention_mask"
+        batch[mask] = torch.ones_like(batch["decoder_input_ids" if name == "t5" else "input_ids"])
+        batch[mask][0, -1] = 0
+    shapes = []
+    model.get_base_model().get_output_embeddings().register_forward_hook(
+        lambda module, args, output: shapes.append(tuple(output.shape))
+    )
+    predict(model, batch, num_samples=4, label_tokens=[1, 2])
+    assert shapes == [(12, 1, 64)]
+
+
+def test_adapted_output_layer(llama):
+    model = bayesian(llama, targets=["q_proj", "lm_head"], overrides={"tie_word_embeddings": False})
+    batch = llama.batch(3)
+    batch["attention_mask"][1, -2:] = 0
+    p = predict(model, batch, num_samples=3, label_tokens=[7, 3])
+    one = predict(model, batch, num_samples=3, label_tokens=[7, 3], memory_budget=1)
+    assert p.mutual_information.min() > 0
+    torch.testing.assert_close(p.sample_probabilities, one.sample_probabilities, rtol=0, atol=1e-6)
+
+
+def test_encoder_decoder_starts_by_itself():
+    t5 = FAMILIES["t5"]
+    model, batch = bayesian(t5), t5.batch()
+    del batch["decoder_input_ids"]
+    p = predict(model, batch, num_samples=2, label_tokens=[5, 6])
+    given = predict(model, batch | {"decoder_input_ids": torch.zeros(2, 1).long()}, num_samples=2, label_tokens=[5, 6])
+    assert torch.equal(p.sample_probabilities, given.sample_probabilities)
+
+
+def test_texts_as_label_tokens(minilm, llama):
+    tokenizer = tf.AutoTokenizer.from_pretrained(minilm)
+    model = bayesian(llama, overrides={"vocab_size": len(tokenizer)})
+    p = predict(model, llama.batch(), num_samples=2, label_tokens=["yes", "no"], tokenizer=tokenizer)
+    ids = tokenizer.convert_tokens_to_ids(["yes", "no"])
+    assert torch.equal(p.probabilities, predict(model, llama.batch(), num_samples=2, label_tokens=ids).probabilities)
+    with pytest.raises(ValueError, match="3 tokens, not one"):
+        predict(model, llama.batch(), label_tokens=["yes", "no yes no"], tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="pass tokenizer="):
+        predict(model, llama.batch(), label_tokens=["yes", "no"])
+
+
+@pytest.mark.parametrize("ids", [[3], [3, 3], [3, 64], [-1, 3], []])
+def test_bad_label_tokens(llama, ids):
+    with pytest.raises(ValueError, match="label_tokens"):
+        predict(bayesian(llama), llama.batch(), label_tokens=ids)
+
+
+def test_label_tokens_need_a_language_model(bert):
+    with pytest.raises(ValueError, match="language model"):
+        predict(bayesian(bert), bert.batch(), label_tokens=[1, 2])
+
+
+def test_all_padding_row_is_refused(llama):
+    batch = llama.batch(2)
+    batch["attention_mask"][1] = 0
+    with pytest.raises(ValueError, match="padding only"):
+        predict(bayesian(llama), batch)
+
+
+def test_token_classification():
+    model, batch = bayesian(TOKENS), TOKENS.batch(3)
+    batch["attention_mask"][1, -2:] = 0
+    p = predict(model, batch, num_samples=3)
+    assert p.positions.tolist() == batch["attention_mask"].nonzero().tolist()
+    with draws(model, num_samples=3), torch.no_grad():
+        expected = model(**batch).logits.softmax(-1).unflatten(0, (3, 3))[:, batch["attention_mask"].bool()]
+    torch.testing.assert_close(p.sample_probabilities, expected)
+    labels = torch.full((3, 6), -100)
+    labels[0, 1], labels[2, 4] = 2, 1
+    q = predict(model, batch | {"labels": labels}, num_samples=3)
+    assert q.positions.tolist() == [[0, 1], [2, 4]]
+    assert q.labels.tolist() == [2, 1]
+    assert q.to_dataset()["position"][:] == [1, 4]
+    late = predict(model, batch | {"labels": labels}, "late", num_samples=3)
+    torch.testing.assert_close(late.sample_probabilities, q.sample_probabilities)
+
+
+def test_token_rows_are_numbered_through():
+    from peft_calib import predict_dataset
+
+    model = bayesian(TOKENS)
+    data = [{"input_ids": row, "labels": row * 0} for row in TOKENS.batch(5)["input_ids"]]
+    p = predict_dataset(model, data, num_samples=2, batch_size=2, progress=False)
+    assert p.positions.tolist() == [[row, position] for row in range(5) for position in range(6)]
+
+
+def test_regression():
+    family = Family(tf.BertForSequenceClassification, tf.BertConfig, ENCODER | {"num_labels": 1}, ("query", "value"))
+    model, batch = bayesian(family), family.batch(3)
+    p = predict(model, batch, num_samples=5)
+    assert isinstance(p, RegressionPrediction)
+    with draws(model, num_samples=5), torch.no_grad():
+        values = model(**batch).logits.unflatten(0, (5, 3))
+    torch.testing.assert_close(p.mean, values.mean(0))
+    torch.testing.assert_close(p.variance, values.var(0))
+    assert p.variance.min() > 0
+
+
+def test_multiple_choice_model():
+    model = bayesian(CHOICE)
+    batch = {"input_ids": torch.randint(3, 64, (2, 4, 6), generator=torch.Generator().manual_seed(0))}
+    p = predict(model, batch, num_samples=3)
+    assert p.sample_probabilities.shape == (3, 2, 4)
+    one = predict(model, batch, num_samples=3, memory_budget=1)
+    torch.testing.assert_close(p.sample_probabilities, one.sample_probabilities, rtol=0, atol=1e-6)
+
+
+def test_decoder_with_a_classification_head():
+    settings = DECODER | {"num_labels": 3, "pad_token_id": 0}
+    family = Family(tf.LlamaForSequenceClassification, tf.LlamaConfig, settings, ("q_proj", "v_proj"))
+    model, batch = bayesian(family), family.batch(3)
+    p = predict(model, batch, how="mean")
+    torch.testing.assert_close(p.probabilities, logits(model, batch).softmax(-1))
+    assert p.num_forwards == 1
+
+
+def test_labels_go_along_and_cost_nothing(bert):
+    model, batch = bayesian(bert), bert.batch(3) | {"labels": torch.tensor([0, 1, 2])}
+    assert predict(model, batch, num_samples=2).labels.tolist() == [0, 1, 2]
+
+
+def test_bad_task(bert):
+    with pytest.raises(ValueError, match="task must be one of"):
+        predict(bayesian(bert), bert.batch(), task="guess")
+    with pytest.raises(ValueError, match="no output layer"):
+        predict(bayesian(bert), bert.batch(), task="next_token")
+    with pytest.raises(ValueError, match="needs logits"):
+        predict(bayesian(bert), bert.batch(), task="token")
+    with pytest.raises(ValueError, match="multi_label"):
+        predict(bayesian(bert, overrides={"problem_type": "multi_label_classification"}), bert.batch())
