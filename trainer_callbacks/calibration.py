@@ -59,8 +59,9 @@ def preprocess_logits_for_calibration(
         ValueError: for a whole vocabulary without `answer_token_ids`, or logits that are not those of a classifier.
 
     Example:
-        >>> preprocess_logits_for_calibration((torch.zeros(2, 3, dtype=torch.bfloat16), None), torch.tensor([0,
-        1])).dtype torch.float32
+        >>> logits = (torch.zeros(2, 3, dtype=torch.bfloat16), None)
+        >>> preprocess_logits_for_calibration(logits, torch.tensor([0, 1])).dtype
+        torch.float32
     """
     if isinstance(logits, (tuple, list)):
         logits = logits[0]

@@ -10,7 +10,7 @@ import numpy as np
 
 from peft_calib.calibration.bands import normal_cdf, normal_quantile
 from peft_calib.calibration.inputs import Rows
-from peft_calib.calibration.panel import KEYS
+from peft_calib.calibration.panel import CALIBRATION_ERRORS, KEYS
 from peft_calib.calibration.replicate_bins import ClassSums, RowSums, SmoothSums, TopSums
 from peft_calib.calibration.replicate_ranking import AreaSums, DriftSums, PrecisionSums
 from peft_calib.calibration.replicates import BLOCK, Batch, Design
@@ -54,7 +54,7 @@ def bootstrap_intervals(
     confidence_level: float = 0.95,
     num_resamples: int = 1000,
     seed: int = 0,
-    method: str = "percentile",
+    method: str = "bca",
     scores: Sequence[str] = KEYS,
 ) -> dict[str, tuple[float, float]]:
     """Bootstrap interval of every score, all from the same resampled rows.
@@ -85,6 +85,28 @@ def bootstrap_intervals(
     if method == "bca" and len(rows.labels) > 1:
         levels = _bca_levels(rows, num_bins, draws, tail, seed)
     return {key: _quantiles(values, levels[key]) for key, values in draws.items()}
+
+
+def down_to_zero(
+    intervals: Mapping[str, tuple[float, float]], scores: Mapping[str, float], floor: NoiseFloor
+) -> dict[str, tuple[float, float]]:
+    """Lets the intervals of calibration errors begin at 0 where the data cannot tell the error from none.
+
+    A resample of a calibrated model is never calibrated, so its bootstrap distribution of ECE keeps away from the true
+    value, 0. But that value is rejected only if the score exceeds the noise band; otherwise it belongs to the interval.
+
+    Args:
+        intervals: from `bootstrap_intervals`.
+        scores: the scores themselves.
+        floor: from `noise_floor`, at the same level.
+
+    Returns:
+        The intervals.
+    """
+    return {
+        key: (0.0, high) if key in CALIBRATION_ERRORS and scores[key] <= floor[key].high else (low, high)
+        for key, (low, high) in intervals.items()
+    }
 
 
 def bootstrap_draws(

@@ -71,6 +71,11 @@ UNORDERED_KEYS = (
     "mean_confidence",
     "confidence_gap",
 )
+# Scores that are zero for a perfectly calibrated model.
+CALIBRATION_ERRORS = frozenset(
+    {"ece", "mce", "rmsce", "rmsce_debiased", "ace", "ace_classwise", "tace", "tace_classwise", "classwise_ece"}
+    | {"smooth_ece", "ks_error", "average_gap"}
+)
 # Scores where a larger value is better; the others are losses, or neither.
 HIGHER_IS_BETTER = frozenset({"accuracy", "brier_resolution", "error_auroc", "error_aupr", "success_aupr"})
 

@@ -12,7 +12,13 @@ from typing import Any
 from peft_calib.calibration.bins import BinStatistics
 from peft_calib.calibration.conventions import apply_convention
 from peft_calib.calibration.inputs import Rows, as_rows, check_confidence_level, check_num_bins
-from peft_calib.calibration.intervals import NoiseFloor, bootstrap_intervals, noise_floor, num_resamples_for
+from peft_calib.calibration.intervals import (
+    NoiseFloor,
+    bootstrap_intervals,
+    down_to_zero,
+    noise_floor,
+    num_resamples_for,
+)
 from peft_calib.calibration.panel import DEFINITIONS, build_tables, compute_panel
 
 
@@ -101,7 +107,7 @@ def calibration_report(
     ignore_index: int | None = -100,
     convention: str = "peft_calib",
     num_resamples: int | None = None,
-    interval_method: str = "percentile",
+    interval_method: str = "bca",
     seed: int = 0,
 ) -> CalibrationReport:
     """Measures accuracy, proper scores, calibration and selective prediction of one set of predictions.
@@ -117,7 +123,7 @@ def calibration_report(
         ignore_index: label of rows to drop, or None.
         convention: whose definition the numbers follow where definitions differ, see `conventions.CONVENTIONS`.
         num_resamples: bootstrap resamples; by default 1,000, fewer above 10^5 rows.
-        interval_method: `"percentile"` or `"bca"`.
+        interval_method: `"bca"` or `"percentile"`.
         seed: of the private generator of the intervals and of the floor.
 
     Returns:
@@ -128,8 +134,8 @@ def calibration_report(
         TypeError: for labels or predictions of a wrong type.
 
     Example:
-        >>> report = calibration_report([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]], [0, 0, 1], num_bins=10,
-        confidence_level=None)
+        >>> rows, labels = [[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]], [0, 0, 1]
+        >>> report = calibration_report(rows, labels, num_bins=10, confidence_level=None)
         >>> round(report["ece"], 6), round(report["brier"], 6)
         (0.266667, 0.173333)
     """
@@ -149,8 +155,8 @@ def calibration_report(
         level = check_confidence_level(confidence_level)
         resamples = num_resamples_for(len(rows.labels), rows.num_classes) if num_resamples is None else num_resamples
         options = {"num_bins": num_bins, "confidence_level": level, "num_resamples": resamples, "seed": seed}
-        intervals = bootstrap_intervals(rows, method=interval_method, **options)
         floor = noise_floor(rows, **options)
+        intervals = down_to_zero(bootstrap_intervals(rows, method=interval_method, **options), values, floor)
         settings |= {
             "confidence_level": level,
             "interval_method": interval_method,

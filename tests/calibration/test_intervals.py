@@ -15,6 +15,7 @@ from peft_calib.calibration.intervals import (
     bootstrap_counts,
     bootstrap_draws,
     bootstrap_intervals,
+    down_to_zero,
     noise_floor,
     perfect_draws,
 )
@@ -162,6 +163,22 @@ def test_coverage_of_the_95_percent_interval(method, record_property):
         assert 0.92 <= coverage[key] <= 0.98, coverage
     # ECE is biased upwards in samples, and more so in resamples: reported, with a wide fence.
     assert coverage["ece"] > 0.6, coverage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [1.0, 1.8], ids=["calibrated", "over-confident"])
+def test_coverage_of_the_reported_interval_of_the_calibration_error(temperature):
+    """Where the error may be nil the interval reaches down to it: 150 data sets of 1,000 rows each."""
+    generator = np.random.default_rng(11)
+    truth = compute_panel(Rows(*_calibrated(generator, 400_000, temperature=temperature)), 15)["ece"]
+    inside = 0
+    for seed in range(150):
+        rows = Rows(*_calibrated(generator, 1000, temperature=temperature))
+        options = {"num_resamples": 300, "seed": seed, "scores": ["ece"]}
+        point, floor = compute_panel(rows, 15), noise_floor(rows, **options)
+        low, high = down_to_zero(bootstrap_intervals(rows, **options), point, floor)["ece"]
+        inside += low <= truth <= high
+    assert inside / 150 > 0.88
 
 
 def test_bca_levels_without_bias_or_skewness_are_the_percentile_levels():
