@@ -54,7 +54,6 @@ OUTSIDE: tuple[Library, ...] = (
 # Tests, bundled copies of other libraries, and code that only ships with an interpreter build.
 SKIPPED_FOLDERS = {"__pycache__", "site-packages", "dist-packages", "_vendor", "externals", "ensurepip", "idlelib"}
 SKIPPED_FOLDERS |= {"lib2to3", "turtledemo", "test", "tests", "testing", "array_api_compat", "array_api_extra"}
-FORMAT = 1  # part of the cache key: raise it when the rules below change
 MIN_WORDS, MAX_WORDS = 6, 30
 MAX_PER_FILE = 10  # neighbours in a file resemble each other: a spread makes the task harder and more honest
 
@@ -201,7 +200,8 @@ def _docstrings(file: Path) -> Iterator[str]:
 
 
 def _cache_path(per_library: int, outside: int, cache_dir: str | os.PathLike[str] | None) -> Path:
-    versions = [FORMAT, per_library, outside, platform.python_version()]
+    rules = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # a change of this file makes older caches void
+    versions = [rules, per_library, outside, platform.python_version()]
     for library in (*CLASSES, *OUTSIDE):
         if library.package:
             _root(library)  # a missing library is reported even where an older cache could hide it
