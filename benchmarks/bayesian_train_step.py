@@ -128,8 +128,8 @@ def main() -> None:
         for method, ratio in entry["median_ratio"].items():
             print(f"{model}: {method}: step x{ratio:.3f}, peak memory x{entry['peak_memory_ratio'][method]:.3f}")
         print(f"{model}: {entry['draws']}", flush=True)
-    if args.output:
-        args.output.write_text(json.dumps(results, indent=2) + "\n")
+        if args.output:
+            args.output.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
