@@ -35,6 +35,7 @@ def draws(model: nn.Module, num_samples: int = 8, seed: int = 0, first: int = 0)
         ValueError: If `num_samples` is below 1, or the adapter is disabled, merged or inactive.
 
     Example:
+        >>> import torch
         >>> from peft import get_peft_model
         >>> from transformers import BertConfig, BertForSequenceClassification
         >>> from peft_calib import BayesianLoraConfig
@@ -51,10 +52,11 @@ def draws(model: nn.Module, num_samples: int = 8, seed: int = 0, first: int = 0)
         yield model
 
 
-def check_num_samples(num_samples: object) -> None:
-    """Raise `ValueError` unless `num_samples` is a positive integer."""
+def check_num_samples(num_samples: object) -> int:
+    """The number of draws; raise `ValueError` unless it is a positive integer."""
     if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
         raise ValueError(f"num_samples must be an integer of at least 1, got {num_samples!r}.")
+    return num_samples
 
 
 @contextmanager

@@ -15,13 +15,14 @@ from .baselines import AdapterDraws, DropoutDraws
 from .draws import check_num_samples, evaluating, repeating
 from .heads import Head, Items, TokenHead, check_label_tokens, choose_head
 from .late import Prefix, run_prefix
+from .linear import linear_logits
 from .memory import draws_per_pass
 from .result import Prediction, RegressionPrediction
 from .rows import count_rows, main_input_name, to_device
 from .sources import DrawSource, LawDraws, TheModel
 
-HOW = ("mean", "sample", "late")
-How = Literal["mean", "sample", "late"]
+HOW = ("mean", "sample", "late", "linear")
+How = Literal["mean", "sample", "late", "linear"]
 
 
 def predict(
@@ -50,7 +51,8 @@ def predict(
         batch: What the model takes, by name; `labels` are passed on to the result and compute no loss.
         how: `"mean"`: one forward of the deterministic adapter. `"sample"`: K draws in as few forwards as memory
             allows. `"late"`: the same answer, but the layers before the first that varies run only once (choose the
-            last layers with `layers_to_transform`, or `bayesian_layers` of a `BayesianLoraConfig`).
+            last layers with `layers_to_transform`, or `bayesian_layers` of a `BayesianLoraConfig`). `"linear"`: the
+            logits linearised around the mean, one forward and one backward a class for any number of draws.
         num_samples: Number of draws K. `"auto"` stops drawing for a row once its class and its probability are
             settled, see `adaptive.settled`; needs `how="sample"` and one item a row.
         seed: Key of the draws.
@@ -145,10 +147,10 @@ class Predictor:
         self.adaptive = num_samples == "auto" and how != "mean"
         if num_samples == "auto":
             check_adaptive(tolerance, max_samples)
-            num_samples = max_samples if source.available is None else min(max_samples, source.available)
-            if how == "late":
+            if how in ("late", "linear"):
                 raise ValueError("num_samples='auto' draws row by row, which needs how='sample'.")
-        check_num_samples(num_samples)
+            num_samples = max_samples if source.available is None else min(max_samples, source.available)
+        num_samples = check_num_samples(num_samples)
         self.tolerance = tolerance
         if how != "mean" and source.available is not None and first + num_samples > source.available:
             raise ValueError(f"{num_samples} draws were asked for, but there are {source.available}.")
@@ -188,17 +190,30 @@ class Predictor:
         labels = None if items.labels is None else items.labels.cpu()
         if self.head.regression:
             return RegressionPrediction(sample_values=values, labels=labels, **common)
-        positions = items.positions.cpu() if isinstance(self.head, TokenHead) else None
+        from_tokens = isinstance(self.head, TokenHead) and items.positions is not None
+        positions = items.positions.cpu() if from_tokens else None
         return Prediction(sample_probabilities=values, labels=labels, positions=positions, **common)
 
     # ----------------------------------------------------------------- passes
 
     def _values(self, items: Items) -> tuple[torch.Tensor, float]:
         K = self.num_samples
+        if self.how == "linear":
+            return self._linear_values(items, K)
         prefix = self._prefix(items, K) if self.how == "late" else None
         if prefix is None or not prefix.outputs:
             return self.passes(items, self.first, K), float(K)
         return self.passes(items, self.first, K, prefix), prefix.share + K * (1 - prefix.share)
+
+    def _linear_values(self, items: Items, num_samples: int) -> tuple[torch.Tensor, float]:
+        """One forward and as many backwards as classes; with frozen weights a backward costs about a forward."""
+        if not isinstance(self.source, LawDraws):
+            raise ValueError(
+                "how='linear' expands around the mean of an adapter of peft_calib; use how='sample' here."
+            )
+        logits = linear_logits(self.source, self.head, items, self.first, num_samples).float()
+        values = logits if self.head.regression else logits.softmax(-1)
+        return values.cpu(), 1.0 + logits.shape[-1]
 
     def _adaptive_values(self, items: Items) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw in rounds, each time only for the rows that are not settled; NaN where nothing was drawn."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,7 @@ class DrawSource(ABC):
         self.root = root_module(model)
 
     @abstractmethod
-    def use(self, first: int, count: int) -> Any:
+    def use(self, first: int, count: int) -> AbstractContextManager[None]:
         """Context in which draws `first ... first + count - 1` are in place."""
 
     @abstractmethod
@@ -62,12 +62,16 @@ class LawDraws(DrawSource):
         self.holders = active_holders(model)
         self.draw = Draw("sample", seed=seed)
 
-    @contextmanager
-    def use(self, first: int, count: int) -> Iterator[None]:
+    def use(self, first: int, count: int) -> AbstractContextManager[None]:
         """Make the laws answer with these draws."""
+        return self.answering(replace(self.draw, first=first, num_samples=count))
+
+    @contextmanager
+    def answering(self, draw: Draw) -> Iterator[None]:
+        """Make the laws answer with `draw`."""
         before = [holder.draw for holder in self.holders]
         for holder in self.holders:
-            holder.draw = replace(self.draw, first=first, num_samples=count)
+            holder.draw = draw
         try:
             yield
         finally:
@@ -78,13 +82,16 @@ class LawDraws(DrawSource):
         """Layers whose factors are not the same in all draws."""
         found: list[nn.Module] = []
         with torch.no_grad(), self.use(0, num_samples):
-            for layer in self.root.modules():
-                if not isinstance(layer, FactorLinear) or layer.holder not in self.holders:
-                    continue
+            for layer in self.layers():
                 active = [name for name in layer.active_adapters if name in layer.factor_slots]
                 if num_samples > 1 and any(self._varies(layer, name) for name in active):
                     found.append(layer)
         return found
+
+    def layers(self) -> list[FactorLinear]:
+        """The layers that read from these laws."""
+        found = [m for m in self.root.modules() if isinstance(m, FactorLinear) and m.holder in self.holders]
+        return [layer for layer in found if any(name in layer.factor_slots for name in layer.active_adapters)]
 
     @staticmethod
     def _varies(layer: FactorLinear, adapter: str) -> bool:
