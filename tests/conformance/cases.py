@@ -50,6 +50,12 @@ _TWO_ADAPTERS = {
 }
 
 
+def _named(method: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments under the names the method has for them."""
+    seed = "sample_seed" if method == "BayesianLora" else "seed"
+    return {seed if key == "seed" else key: value for key, value in kwargs.items()}
+
+
 def lists_for(config_cls: type[PeftConfig], **extra: Any) -> dict[str, dict[str, list]]:
     """The lists for one of our methods.
 
@@ -70,7 +76,7 @@ def lists_for(config_cls: type[PeftConfig], **extra: Any) -> dict[str, dict[str,
         (f"{model} {i} {name}", model, config_cls, {**kwargs, **needed}) for i, (model, kwargs) in enumerate(_CASES)
     ]
     pairs = [
-        (f"{name} {kind}", name.lower(), config_cls, *({**kwargs, "init_weights": False, **needed} for kwargs in pair))
+        (f"{name} {kind}", name.lower(), config_cls, *({**_named(name, k), "init_weights": False, **needed} for k in pair))
         for kind, pair in _TWO_ADAPTERS.items()
     ]
     mixed = [(name, *(config_cls(target_modules=["lin0"], r=r, init_weights=False, **needed) for r in (8, 16)))]
