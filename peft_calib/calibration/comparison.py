@@ -183,20 +183,14 @@ def compare_many(
     """Compares several models, each with a baseline or each with each, with Holm's (1979) correction.
 
     The correction is over the pairs, score by score: the chance that any pair is called different in a score where
-    none is stays below `1 - confidence_level`.
+    none is stays below `1 - confidence_level`. Intervals are not widened for the number of pairs.
 
     Args:
         models: name to predictions.
         labels: integer class ids.
         baseline: the model all others are compared with; None compares every pair.
-        scores: keys of a report.
-        num_bins: bins of every binned score.
-        confidence_level: of the intervals, which are not widened for the number of pairs.
-        num_resamples: bootstrap resamples.
-        input: `"probabilities"` or `"logits"`.
-        mask: rows to keep.
-        ignore_index: label of rows to drop.
-        seed: of the private generator.
+        scores, num_bins, confidence_level, num_resamples: as for `compare`.
+        input, mask, ignore_index, seed: as for `compare`.
 
     Returns:
         One comparison a pair.
@@ -216,16 +210,11 @@ def compare_many(
     resamples = num_resamples or num_resamples_for(len(first.labels), first.num_classes)
     points = {name: compute_panel(r, num_bins) for name, r in rows.items()}
     # Equal seeds resample the same rows for every model: that is the pairing.
-    options = {"num_bins": num_bins, "num_resamples": resamples, "seed": seed, "scores": tuple(scores)}
+    options: dict[str, Any] = {"num_bins": num_bins, "num_resamples": resamples, "seed": seed, "scores": tuple(scores)}
     draws = {name: bootstrap_draws(r, **options) for name, r in rows.items()}
-    pairs = [
-        (a, b)
-        for a in rows
-        for b in rows
-        if (b == baseline != a if baseline else list(rows).index(a) < list(rows).index(b))
-    ]
+    pairs = _pairs(list(rows), baseline)
     table = {
-        key: [_difference(key, *(x[n][key] for x in (points, draws) for n in pair), level) for pair in pairs]
+        key: [_difference(key, points[a][key], points[b][key], draws[a][key], draws[b][key], level) for a, b in pairs]
         for key in scores
     }
     corrected = {key: _holm(column, 1.0 - level) for key, column in table.items()}
@@ -234,6 +223,13 @@ def compare_many(
         "seed": seed, "num_pairs": len(pairs),
     }  # fmt: skip
     return [Comparison(pair, tuple(corrected[key][i] for key in scores), settings) for i, pair in enumerate(pairs)]
+
+
+def _pairs(names: list[str], baseline: str | None) -> list[tuple[str, str]]:
+    """Every other model with the baseline, or every pair once."""
+    if baseline is not None:
+        return [(name, baseline) for name in names if name != baseline]
+    return [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
 
 
 def _check_same_rows(rows: Mapping[str, Rows]) -> None:

@@ -18,24 +18,24 @@ from peft_calib.calibration.panel import TACE_THRESHOLD
 from peft_calib.calibration.scores import calibration_error
 
 
-def apply_convention(convention: str, scores: dict[str, float], rows: Rows, num_bins: int) -> dict[str, float]:
-    """Replaces the scores that a convention defines differently.
+def convention_scores(convention: str, rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[str, float]:
+    """The scores that a convention defines differently, by its definition.
 
     Args:
         convention: one of `CONVENTIONS`.
-        scores: the panel by our own definitions.
         rows: the checked rows.
         num_bins: bins of every binned score.
+        scores: the panel by our own definitions.
 
     Returns:
-        The panel, same keys.
+        Those scores alone; none for `"peft_calib"`.
 
     Raises:
         ValueError: for an unknown convention.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"`convention` must be one of {sorted(CONVENTIONS)}, got {convention!r}.")
-    return {**scores, **CONVENTIONS[convention](rows, num_bins, scores)}
+    return CONVENTIONS[convention](rows, num_bins, scores)
 
 
 def _own(rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[str, float]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from peft_calib.calibration.replicates import BLOCK, Batch, Design
 class Family(Protocol):
     """Scores that share their sums over rows."""
 
-    keys: tuple[str, ...]
+    keys: ClassVar[tuple[str, ...]]
 
     def __init__(self, design: Design, total: np.ndarray) -> None: ...
     def add(self, batch: Batch) -> None: ...
@@ -92,8 +92,9 @@ def down_to_zero(
 ) -> dict[str, tuple[float, float]]:
     """Lets the intervals of calibration errors begin at 0 where the data cannot tell the error from none.
 
-    A resample of a calibrated model is never calibrated, so its bootstrap distribution of ECE keeps away from the true
-    value, 0. But that value is rejected only if the score exceeds the noise band; otherwise it belongs to the interval.
+    A resample of a calibrated model is never calibrated, so its bootstrap distribution of ECE keeps away from the
+    true value, 0. But that value is rejected only if the score exceeds the noise band; otherwise it belongs to the
+    interval.
 
     Args:
         intervals: from `bootstrap_intervals`.

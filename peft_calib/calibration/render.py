@@ -32,7 +32,7 @@ def verdict(report: CalibrationReport) -> str:
     """In words: how the ECE compares with what a perfectly calibrated model would score on these rows."""
     ece = report.scores["ece"]
     size = f"on {report.settings['num_rows']:,} rows"
-    if report.floor is None:
+    if report.floor is None or "ece" not in report.floor:
         return f"ECE {ece:.4f} {size}; no interval or noise floor was asked for."
     band, level = report.floor["ece"], report.settings["confidence_level"]
     floor = (

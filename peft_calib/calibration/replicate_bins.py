@@ -7,6 +7,8 @@ Monte-Carlo error they are used for.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from peft_calib.calibration.panel import row_entropy
@@ -20,7 +22,7 @@ GRID = 512
 class RowSums:
     """Means over rows: accuracy, NLL, Brier score, confidence, entropy."""
 
-    keys = ("accuracy", "nll", "brier", "mean_confidence", "mean_entropy")
+    keys: ClassVar[tuple[str, ...]] = ("accuracy", "nll", "brier", "mean_confidence", "mean_entropy")
 
     def __init__(self, design: Design, total: np.ndarray) -> None:
         self.design, self.total = design, total
@@ -55,8 +57,17 @@ class RowSums:
 class TopSums:
     """Scores over the top label's uniform and equal-mass bins."""
 
-    keys = ("ece", "mce", "rmsce", "rmsce_debiased", "ace", "overconfidence", "underconfidence",
-            "average_gap", "confidence_gap")  # fmt: skip
+    keys: ClassVar[tuple[str, ...]] = (
+        "ece",
+        "mce",
+        "rmsce",
+        "rmsce_debiased",
+        "ace",
+        "overconfidence",
+        "underconfidence",
+        "average_gap",
+        "confidence_gap",
+    )
 
     def __init__(self, design: Design, total: np.ndarray) -> None:
         self.design, self.total = design, total
@@ -94,7 +105,7 @@ class TopSums:
 class SmoothSums:
     """Smooth ECE, over a grid of residuals; rows come in order of confidence, so each cell is a run of them."""
 
-    keys = ("smooth_ece",)
+    keys: ClassVar[tuple[str, ...]] = ("smooth_ece",)
 
     def __init__(self, design: Design, total: np.ndarray) -> None:
         self.design, self.total = design, total
@@ -114,7 +125,7 @@ class SmoothSums:
 class ClassSums:
     """Scores over the bins of every class column, and Murphy's decomposition of the Brier score."""
 
-    keys = ("classwise_ece", "ace_classwise", "tace_classwise", "tace",
+    keys: ClassVar[tuple[str, ...]] = ("classwise_ece", "ace_classwise", "tace_classwise", "tace",
             "brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within_bin")  # fmt: skip
 
     def __init__(self, design: Design, total: np.ndarray) -> None:

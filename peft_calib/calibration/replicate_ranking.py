@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class AreaSums:
     number `sum_g e_g m_g - E^2 / 2`, ties half: no running count of errors is needed.
     """
 
-    keys = ("error_auroc", "aurc", "e_aurc", "augrc")
+    keys: ClassVar[tuple[str, ...]] = ("error_auroc", "aurc", "e_aurc", "augrc")
 
     def __init__(self, design: Design, total: np.ndarray) -> None:
         self.total = np.asarray(total, dtype=np.int64)
@@ -106,7 +106,7 @@ class AreaSums:
 class PrecisionSums:
     """Average precision of errors, which runs from the least sure row, and of correct rows, from the surest."""
 
-    keys = ("error_aupr", "success_aupr")
+    keys: ClassVar[tuple[str, ...]] = ("error_aupr", "success_aupr")
 
     def __init__(self, design: Design, total: np.ndarray) -> None:
         self.total = np.asarray(total, dtype=np.float32)
@@ -143,7 +143,7 @@ class PrecisionSums:
 class DriftSums:
     """Kolmogorov-Smirnov calibration error: the largest cumulative residual, at the end of a group."""
 
-    keys = ("ks_error",)
+    keys: ClassVar[tuple[str, ...]] = ("ks_error",)
 
     def __init__(self, design: Design, total: np.ndarray) -> None:
         self.design, self.total = design, total

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peft_calib.calibration.bins import BinStatistics
-from peft_calib.calibration.conventions import apply_convention
+from peft_calib.calibration.conventions import convention_scores
 from peft_calib.calibration.inputs import Rows, as_rows, check_confidence_level, check_num_bins
 from peft_calib.calibration.intervals import (
     NoiseFloor,
@@ -19,7 +19,7 @@ from peft_calib.calibration.intervals import (
     noise_floor,
     num_resamples_for,
 )
-from peft_calib.calibration.panel import DEFINITIONS, build_tables, compute_panel
+from peft_calib.calibration.panel import DEFINITIONS, KEYS, build_tables, compute_panel
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,17 +121,14 @@ def calibration_report(
         input: `"probabilities"` or `"logits"`; checked, never guessed.
         mask: boolean, of the labels' shape; False drops the row.
         ignore_index: label of rows to drop, or None.
-        convention: whose definition the numbers follow where definitions differ, see `conventions.CONVENTIONS`.
+        convention: whose definition the numbers follow where definitions differ, see `conventions.CONVENTIONS`; scores
+            it redefines get neither interval nor noise band.
         num_resamples: bootstrap resamples; by default 1,000, fewer above 10^5 rows.
         interval_method: `"bca"` or `"percentile"`.
         seed: of the private generator of the intervals and of the floor.
 
-    Returns:
-        The report.
-
     Raises:
-        ValueError: for anything that is not what it should be, see `as_rows`.
-        TypeError: for labels or predictions of a wrong type.
+        ValueError, TypeError: for anything that is not what it should be, see `as_rows`.
 
     Example:
         >>> rows, labels = [[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]], [0, 0, 1]
@@ -142,7 +139,8 @@ def calibration_report(
     num_bins = check_num_bins(num_bins)
     rows = as_rows(probabilities, labels, input=input, mask=mask, ignore_index=ignore_index)
     tables = build_tables(rows, num_bins)
-    values = apply_convention(convention, compute_panel(rows, num_bins, tables), rows, num_bins)
+    values = compute_panel(rows, num_bins, tables)
+    redefined = convention_scores(convention, rows, num_bins, values)
     settings = {
         "num_rows": len(rows.labels),
         "num_classes": rows.num_classes,
@@ -152,18 +150,18 @@ def calibration_report(
     }
     intervals = floor = None
     if confidence_level is not None:
-        level = check_confidence_level(confidence_level)
+        options: dict[str, Any] = {"confidence_level": check_confidence_level(confidence_level), "seed": seed}
         resamples = num_resamples_for(len(rows.labels), rows.num_classes) if num_resamples is None else num_resamples
-        options = {"num_bins": num_bins, "confidence_level": level, "num_resamples": resamples, "seed": seed}
+        options |= {
+            "num_bins": num_bins,
+            "num_resamples": resamples,
+            "scores": [k for k in KEYS if k not in redefined],
+        }
         floor = noise_floor(rows, **options)
         intervals = down_to_zero(bootstrap_intervals(rows, method=interval_method, **options), values, floor)
-        settings |= {
-            "confidence_level": level,
-            "interval_method": interval_method,
-            "num_resamples": resamples,
-            "seed": seed,
-        }
-    return CalibrationReport(values, settings, tables.top, tables.classwise, intervals, floor, rows)
+        settings |= {"confidence_level": confidence_level, "interval_method": interval_method}
+        settings |= {"num_resamples": resamples, "seed": seed}
+    return CalibrationReport(values | redefined, settings, tables.top, tables.classwise, intervals, floor, rows)
 
 
 def describe(key: str) -> str:

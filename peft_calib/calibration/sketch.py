@@ -70,19 +70,19 @@ class Sketch:
     def __init__(self, grid: Grid, num_columns: int = 1) -> None:
         self.grid = grid
         # Rows without and with the outcome; exact integers.
-        self.counts = np.zeros((num_columns, grid.size, 2), np.int64)
-        self.sums = np.zeros((num_columns, grid.size))
+        self.counts: np.ndarray = np.zeros((num_columns, grid.size, 2), np.int64)
+        self.sums: np.ndarray = np.zeros((num_columns, grid.size))
 
     def add(self, values: np.ndarray, outcomes: np.ndarray) -> None:
         """Adds `(columns, n)` values with boolean outcomes."""
         columns, size = len(values), self.grid.size
         index = self.grid.index(values.reshape(-1)).reshape(values.shape)
         index += np.arange(columns)[:, None] * size
-        index = index.reshape(-1)
-        self.sums += np.bincount(index, weights=values.reshape(-1), minlength=columns * size).reshape(columns, size)
-        index *= 2
-        index += outcomes.reshape(-1)
-        self.counts += np.bincount(index, minlength=2 * columns * size).reshape(columns, size, 2)
+        cells = index.reshape(-1)
+        self.sums += np.bincount(cells, weights=values.reshape(-1), minlength=columns * size).reshape(columns, size)
+        cells *= 2
+        cells += outcomes.reshape(-1)
+        self.counts += np.bincount(cells, minlength=2 * columns * size).reshape(columns, size, 2)
 
     def bins(self) -> BinStatistics:
         """`(columns, num_bins)` uniform bins, exact."""

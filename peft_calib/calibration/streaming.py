@@ -223,7 +223,8 @@ class CalibrationAccumulator:
     def _arrays(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Count arrays and sum arrays, in the order of the state."""
         self._check_started()
-        counts, sums = [self._sums.counts], [self._sums.confidence]
+        counts: list[np.ndarray] = [self._sums.counts]
+        sums: list[np.ndarray] = [self._sums.confidence]
         for sketch in (self._top, self._classes):
             if sketch is not None:
                 counts.append(sketch.counts)

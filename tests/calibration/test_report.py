@@ -50,6 +50,13 @@ def test_dictionary_and_json(report):
     assert dict(report) == report.scores
 
 
+def test_redefined_scores_have_no_interval_of_another_definition(data):
+    report = calibration_report(*data, convention="netcal", num_resamples=50)
+    assert {"ece", "mce", "rmsce", "ace"} & set(report.intervals) == set()
+    assert {"nll", "brier", "smooth_ece"} <= set(report.intervals) & set(report.floor)
+    assert "ECE" in report.verdict() and "| ece |" in report.to_markdown() and "netcal" in report.to_html()
+
+
 def test_undefined_scores_are_null_in_json():
     report = calibration_report([[0.9, 0.1]] * 3, [0, 0, 0], confidence_level=None)
     assert np.isnan(report["error_auroc"])

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class OneVersusRest(Recalibrator):
     Two classes share one map, of the probability of class 1, as the other is its complement.
     """
 
-    parameter_names = ("maps",)
+    parameter_names: ClassVar[tuple[str, ...]] = ("maps",)
     maps: list[Any]
 
     @abstractmethod
@@ -67,7 +67,8 @@ class IsotonicCalibration(OneVersusRest):
         return [x[keep].tolist(), heights[keep].tolist()]
 
     def _apply_map(self, fitted: list[np.ndarray], values: np.ndarray) -> np.ndarray:
-        return np.interp(values, *fitted)
+        steps, heights = fitted
+        return np.interp(values, steps, heights)
 
 
 class HistogramCalibration(OneVersusRest):
