@@ -76,7 +76,12 @@ def lists_for(config_cls: type[PeftConfig], **extra: Any) -> dict[str, dict[str,
         (f"{model} {i} {name}", model, config_cls, {**kwargs, **needed}) for i, (model, kwargs) in enumerate(_CASES)
     ]
     pairs = [
-        (f"{name} {kind}", name.lower(), config_cls, *({**_named(name, k), "init_weights": False, **needed} for k in pair))
+        (
+            f"{name} {kind}",
+            name.lower(),
+            config_cls,
+            *({**_named(name, k), "init_weights": False, **needed} for k in pair),
+        )
         for kind, pair in _TWO_ADAPTERS.items()
     ]
     mixed = [(name, *(config_cls(target_modules=["lin0"], r=r, init_weights=False, **needed) for r in (8, 16)))]
