@@ -189,8 +189,14 @@ def compare_many(
         models: name to predictions.
         labels: integer class ids.
         baseline: the model all others are compared with; None compares every pair.
-        scores, num_bins, confidence_level, num_resamples: as for `compare`.
-        input, mask, ignore_index, seed: as for `compare`.
+        scores: keys of a report.
+        num_bins: bins of every binned score.
+        confidence_level: of the intervals.
+        num_resamples: bootstrap resamples.
+        input: `"probabilities"` or `"logits"`.
+        mask: rows to keep.
+        ignore_index: label of rows to drop.
+        seed: of the private generator.
 
     Returns:
         One comparison a pair.
@@ -198,11 +204,7 @@ def compare_many(
     Raises:
         ValueError: for fewer than two models, an unknown baseline or score, or bad input.
     """
-    unknown = sorted(set(scores) - set(KEYS))
-    if unknown:
-        raise ValueError(f"Unknown scores {unknown}; a report has {', '.join(KEYS)}.")
-    if len(models) < 2 or (baseline is not None and baseline not in models):
-        raise ValueError(f"Give at least two models, the baseline {baseline!r} among them; got {list(models)}.")
+    _check_request(list(models), baseline, scores)
     num_bins, level = check_num_bins(num_bins), check_confidence_level(confidence_level)
     rows = {name: as_rows(p, labels, input=input, mask=mask, ignore_index=ignore_index) for name, p in models.items()}
     _check_same_rows(rows)
@@ -223,6 +225,14 @@ def compare_many(
         "seed": seed, "num_pairs": len(pairs),
     }  # fmt: skip
     return [Comparison(pair, tuple(corrected[key][i] for key in scores), settings) for i, pair in enumerate(pairs)]
+
+
+def _check_request(names: list[str], baseline: str | None, scores: Sequence[str]) -> None:
+    unknown = sorted(set(scores) - set(KEYS))
+    if unknown:
+        raise ValueError(f"Unknown scores {unknown}; a report has {', '.join(KEYS)}.")
+    if len(names) < 2 or (baseline is not None and baseline not in names):
+        raise ValueError(f"Give at least two models, the baseline {baseline!r} among them; got {names}.")
 
 
 def _pairs(names: list[str], baseline: str | None) -> list[tuple[str, str]]:
