@@ -23,6 +23,8 @@ from .prediction import (  # noqa: E402
     predict,
     predict_dataset,
     predict_frozen,
+    sample_generate,
+    score_texts,
 )
 from .tuners import (  # noqa: E402  (a PEFT that cannot work is refused first)
     BayesianLoraConfig,
@@ -75,4 +77,6 @@ __all__ = [
     "predict_frozen",
     "prepare_for_trainer",
     "regularization_loss",
+    "sample_generate",
+    "score_texts",
 ]

@@ -4,14 +4,19 @@ from .dataset import predict_dataset
 from .draws import draws
 from .engine import predict
 from .frozen import load_frozen, predict_frozen
+from .generation import GeneratedSamples, TextScores, sample_generate, score_texts
 from .result import Prediction, RegressionPrediction
 
 __all__ = [
+    "GeneratedSamples",
     "Prediction",
     "RegressionPrediction",
+    "TextScores",
     "draws",
     "load_frozen",
     "predict",
     "predict_dataset",
     "predict_frozen",
+    "sample_generate",
+    "score_texts",
 ]

@@ -1,0 +1,207 @@
+"""Sampled texts, one function a text, and how sure the draws are of a text, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .draws import check_num_samples, evaluating
+from .rows import count_rows, main_input_name, repeat_rows, to_device
+from .sources import LawDraws
+
+
+@dataclass(frozen=True, eq=False)
+class TextScores:
+    """What K draws say about given texts. All tensors are on the CPU; entries behind the end of a text are 0.
+
+    Args:
+        sample_log_probabilities: float32 (K, N, T), log-probability of each token under each draw.
+        log_probabilities: float32 (N, T), under the mean of the draws' probabilities.
+        entropy: float32 (N, T), entropy of the predictive distribution of each token, nats.
+        mutual_information: float32 (N, T), what the draws disagree on there, nats.
+        mask: bool (N, T), which entries are tokens of the text.
+    """
+
+    sample_log_probabilities: torch.Tensor
+    log_probabilities: torch.Tensor
+    entropy: torch.Tensor
+    mutual_information: torch.Tensor
+    mask: torch.Tensor
+
+    @property
+    def sequence_log_probabilities(self) -> torch.Tensor:
+        """Log-probability of each text as the mean of the draws' probabilities of the whole text, float32 (N,)."""
+        by_draw = self.sample_log_probabilities.double().sum(-1)
+        return (by_draw.logsumexp(0) - torch.tensor(len(by_draw)).log()).float()
+
+    @property
+    def confidence(self) -> torch.Tensor:
+        """Geometric mean of the tokens' predictive probabilities, float32 (N,), from 0 to 1."""
+        return (self.log_probabilities.sum(-1) / self.mask.sum(-1).clamp_min(1)).exp()
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedSamples:
+    """One text for each draw and prompt.
+
+    Args:
+        sequences: int64 (K, N, T), the generated tokens without the prompt, padded at the end.
+        log_probabilities: float32 (K, N), log-probability of each text under the draw that wrote it.
+        mask: bool (K, N, T), which entries are tokens of the text.
+    """
+
+    sequences: torch.Tensor
+    log_probabilities: torch.Tensor
+    mask: torch.Tensor
+
+    @property
+    def agreement(self) -> torch.Tensor:
+        """Share of the draws that wrote the most frequent text of their prompt, float32 (N,): a confidence."""
+        padded = torch.where(self.mask, self.sequences, -1)
+        same = (padded.unsqueeze(0) == padded.unsqueeze(1)).all(-1)
+        return same.float().mean(0).amax(0)
+
+
+def sample_generate(
+    model: nn.Module, batch: Mapping[str, Any], num_samples: int = 8, seed: int = 0, **generate_kwargs: Any
+) -> GeneratedSamples:
+    """Let each of K draws write a text for each prompt; a draw stays the same function for its whole text.
+
+    Args:
+        model: A language model with an active adapter of this package.
+        batch: Prompts, padded on the left for a decoder.
+        num_samples: Number of draws K.
+        seed: Key of the draws; with `do_sample=True` also of the choice of tokens.
+        generate_kwargs: For `model.generate`, such as `max_new_tokens`, `do_sample`.
+
+    Returns:
+        The texts.
+
+    Raises:
+        TypeError: If the model carries no adapter of this package, or cannot generate.
+        ValueError: If `num_samples` is below 1, the adapter is not in place, or several texts a prompt are asked for.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from peft_calib import BayesianLoraConfig
+        >>> sizes = dict(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+        >>> base = LlamaForCausalLM(LlamaConfig(**sizes, pad_token_id=0))
+        >>> model = get_peft_model(base, BayesianLoraConfig(r=2, target_modules=["q_proj"]))
+        >>> ids = torch.ones(3, 5, dtype=torch.long)
+        >>> sample_generate(model, {"input_ids": ids}, num_samples=4, max_new_tokens=2).sequences.shape[:2]
+        torch.Size([4, 3])
+    """
+    check_num_samples(num_samples)
+    for name in ("num_return_sequences", "num_beams"):
+        if generate_kwargs.get(name, 1) != 1:
+            raise ValueError(f"sample_generate writes one text for each draw and prompt, so {name} must be 1.")
+    source = LawDraws(model, seed)
+    if not hasattr(source.root, "generate"):
+        raise TypeError(f"{type(source.root).__name__} cannot generate.")
+    inputs, rows = _on_device(source, batch)
+    inputs = repeat_rows(inputs, num_samples, rows)
+    wanted = {"return_dict_in_generate": True, "output_logits": True}
+    device = next(source.root.parameters()).device
+    with torch.no_grad(), evaluating(model), source.use(0, num_samples), _own_random_state(seed, device):
+        output = source.root.generate(**inputs, **{**generate_kwargs, **wanted})
+    logits = torch.stack(output.logits, dim=1).float()
+    tokens = output.sequences[:, -logits.shape[1] :]
+    mask = _until_end(tokens, source.root.generation_config, generate_kwargs)
+    chosen = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    by_draw = (num_samples, rows)
+    return GeneratedSamples(
+        tokens.unflatten(0, by_draw).cpu(),
+        torch.where(mask, chosen, 0).sum(-1).unflatten(0, by_draw).cpu(),
+        mask.unflatten(0, by_draw).cpu(),
+    )
+
+
+def score_texts(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    num_samples: int = 8,
+    seed: int = 0,
+) -> TextScores:
+    """Ask K draws about given texts: probability, predictive entropy and mutual information of every token.
+
+    Draws are evaluated one after another, so that one draw's logits over the vocabulary are held at a time.
+
+    Args:
+        model: A decoder with an active adapter of this package.
+        input_ids: Prompt and text, int64 (N, L).
+        labels: The same with -100 where a token is not to be scored (the prompt and padding), int64 (N, L).
+        attention_mask: (N, L); all ones when `None`.
+        num_samples: Number of draws K.
+        seed: Key of the draws.
+
+    Returns:
+        Scores of the tokens after the first, T = L - 1.
+
+    Raises:
+        ValueError: If `num_samples` is below 1, the shapes differ, or the model is an encoder-decoder.
+    """
+    check_num_samples(num_samples)
+    if labels.shape != input_ids.shape:
+        raise ValueError(f"labels {tuple(labels.shape)} and input_ids {tuple(input_ids.shape)} differ in shape.")
+    source = LawDraws(model, seed)
+    if getattr(source.root.config, "is_encoder_decoder", False):
+        raise ValueError("score_texts takes decoders; this model is an encoder-decoder.")
+    device = next(source.root.parameters()).device
+    mask = attention_mask if attention_mask is not None else torch.ones_like(input_ids)
+    inputs = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device), "use_cache": False}
+    targets = labels[:, 1:].to(device)
+    kept = targets != -100
+    of_token: list[torch.Tensor] = []
+    mean: torch.Tensor | None = None
+    expected = torch.zeros(targets.shape, device=device)
+    with torch.no_grad(), evaluating(model):
+        for k in range(num_samples):
+            with source.use(k, 1):
+                log_p = model(**inputs).logits[:, :-1].float().log_softmax(-1)
+            p = log_p.exp()
+            mean = p if mean is None else mean + (p - mean) / (k + 1)
+            expected += torch.special.entr(p).sum(-1) / num_samples
+            chosen = log_p.gather(-1, targets.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+            of_token.append(torch.where(kept, chosen, 0).cpu())
+    entropy = torch.special.entr(mean).sum(-1)
+    by_draw = torch.stack(of_token)
+    mixture = by_draw.double().logsumexp(0) - torch.tensor(num_samples, dtype=torch.float64).log()
+    kept_cpu = kept.cpu()
+    return TextScores(
+        by_draw,
+        torch.where(kept_cpu, mixture, 0).float(),
+        torch.where(kept, entropy, 0).cpu(),
+        torch.where(kept, (entropy - expected).clamp_min(0), 0).cpu(),
+        kept_cpu,
+    )
+
+
+def _on_device(source: LawDraws, batch: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    inputs = to_device(dict(batch), next(source.root.parameters()).device)
+    inputs.pop("labels", None)
+    return inputs, count_rows(inputs, main_input_name(source.root))
+
+
+def _until_end(tokens: torch.Tensor, config: Any, generate_kwargs: dict[str, Any]) -> torch.Tensor:
+    """True up to and with the first end token."""
+    end = generate_kwargs.get("eos_token_id", config.eos_token_id)
+    if end is None:
+        return torch.ones_like(tokens, dtype=torch.bool)
+    ends = torch.isin(tokens, torch.as_tensor(end, device=tokens.device))
+    return (ends.int().cumsum(-1) - ends.int()) == 0
+
+
+@contextmanager
+def _own_random_state(seed: int, device: torch.device) -> Iterator[None]:
+    """`generate` chooses tokens with the global generator: seed it inside, and put it back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
