@@ -7,6 +7,7 @@ import datasets
 import evaluate
 
 from peft_calib.calibration import calibration_report
+from peft_calib.metrics import direct
 
 _CITATION = """\
 @inproceedings{guo2017calibration,
@@ -55,7 +56,7 @@ Examples:
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class Calibration(evaluate.Metric):
+class Calibration(direct.DirectMetric):
     """Shell over `peft_calib.calibration.calibration_report`."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -69,13 +70,6 @@ class Calibration(evaluate.Metric):
             features=[datasets.Features(rows), datasets.Features(binary)],
             reference_urls=["https://arxiv.org/abs/1706.04599", "https://arxiv.org/abs/1904.01685"],
         )
-
-    def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """As `evaluate.Metric.compute`, but arrays given in this one call are not copied into Arrow."""
-        direct = predictions is not None and references is not None and self.writer is None and self.num_process == 1
-        if direct:
-            return self._compute(predictions, references, **kwargs)
-        return super().compute(predictions=predictions, references=references, **kwargs)
 
     def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, Any]:
         return calibration_report(predictions, references, **options).to_dict()

@@ -7,6 +7,7 @@ import datasets
 import evaluate
 
 from peft_calib.calibration.selective import selective_scores
+from peft_calib.metrics import direct
 
 _CITATION = """\
 @inproceedings{geifman2017selective,
@@ -49,7 +50,7 @@ Examples:
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class SelectivePrediction(evaluate.Metric):
+class SelectivePrediction(direct.DirectMetric):
     """Shell over `peft_calib.calibration.selective.selective_scores`."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -63,13 +64,6 @@ class SelectivePrediction(evaluate.Metric):
             features=[datasets.Features(rows), datasets.Features(scores)],
             reference_urls=["https://arxiv.org/abs/1705.08500", "https://arxiv.org/abs/2407.01032"],
         )
-
-    def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """As `evaluate.Metric.compute`, but arrays given in this one call are not copied into Arrow."""
-        direct = predictions is not None and references is not None and self.writer is None and self.num_process == 1
-        if direct:
-            return self._compute(predictions, references, **kwargs)
-        return super().compute(predictions=predictions, references=references, **kwargs)
 
     def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, float]:
         return selective_scores(predictions, references, **options)

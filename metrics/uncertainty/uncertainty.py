@@ -7,6 +7,7 @@ import datasets
 import evaluate
 
 from peft_calib.calibration.uncertainty import uncertainty_scores
+from peft_calib.metrics import direct
 
 _CITATION = """\
 @inproceedings{depeweg2018decomposition,
@@ -42,7 +43,7 @@ Examples:
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class Uncertainty(evaluate.Metric):
+class Uncertainty(direct.DirectMetric):
     """Shell over `peft_calib.calibration.uncertainty.uncertainty_scores`."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -54,13 +55,6 @@ class Uncertainty(evaluate.Metric):
             features=datasets.Features({"predictions": draws, "references": datasets.Value("int64")}),
             reference_urls=["https://arxiv.org/abs/1710.07283"],
         )
-
-    def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """As `evaluate.Metric.compute`, but arrays given in this one call are not copied into Arrow."""
-        direct = predictions is not None and references is not None and self.writer is None and self.num_process == 1
-        if direct:
-            return self._compute(predictions, references, **kwargs)
-        return super().compute(predictions=predictions, references=references, **kwargs)
 
     def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, float]:
         return uncertainty_scores(predictions, references, **options)
