@@ -11,9 +11,10 @@ from torch import nn
 from ..factors import Draw, Factors, Law, ShapeGroup, Slot, SlotTable
 from ..generation import parameter_stamp
 from ..seeding import keyed_generator
+from . import assembly
 from .config import BayesianLoraConfig
 from .initial import FactorStart, core_shape, start_factors
-from .posterior import Whitened, combine, conditional_noise, kl_conditional
+from .posterior import Whitened, conditional_noise, kl_conditional
 from .stacks import BasisStack, BoundedScale, CoreStack
 
 #: N where neither the configuration nor a callback tells the number of training items.
@@ -201,12 +202,12 @@ class BayesianLaw(Law):
         sigma = self._split(self.sigma)
         if not self.config.share_inducing:
             V = self._by_factor({key: stack.expectation(self.dtype) for key, stack in self.cores.items()})
-            return self._assemble(bases, V, sigma)
-        middles = {(g, "A"): _middle(bases, g) for g in self.members}
+            return assembly.assemble(bases, V, sigma)
+        middles = {(g, "A"): assembly.middle(bases, g) for g in self.members}
         products = {}
         for key, plan in self.core_plan.items():
             products[key] = self.cores[key].expected_product(torch.cat([middles[place] for place in plan]))
-        return self._assemble_core_form(bases, self._by_factor(products), sigma)
+        return assembly.assemble_core_form(bases, self._by_factor(products), sigma)
 
     def _drawn_factors(self, bases: dict, draw: Draw) -> tuple[dict, torch.Tensor | None]:
         sources = self._sources(draw)
@@ -221,32 +222,11 @@ class BayesianLaw(Law):
         sigma = self._split(self.sigma)
         if self.config.conditional_noise == "none":
             if draw.mode == "sample" and all(core_shape(self.config, g.r)[1] == g.r for g in self.members):
-                products = {g: V[g, "B"] @ _middle(bases, g) @ V[g, "A"] for g in self.members}
-                return self._assemble_core_form(bases, {(g, "A"): M for g, M in products.items()}, sigma), divergence
-            return self._assemble(bases, V, sigma), divergence
-        pairs = self._assemble(bases, V, dict.fromkeys(sigma, 1.0))
+                products = {(g, "A"): V[g, "B"] @ assembly.middle(bases, g) @ V[g, "A"] for g in self.members}
+                return assembly.assemble_core_form(bases, products, sigma), divergence
+            return assembly.assemble(bases, V, sigma), divergence
+        pairs = assembly.assemble(bases, V, None)
         return self._add_noise(pairs, bases, sigma, sources), divergence
-
-    def _assemble(self, bases: dict, V: dict, sigma: dict) -> dict[ShapeGroup, tuple[torch.Tensor, torch.Tensor]]:
-        return {
-            group: tuple(
-                combine(
-                    bases[group, side, "rows"].G, V[group, side] * sigma[group, side], bases[group, side, "columns"].G
-                )
-                for side in "AB"
-            )
-            for group in self.members
-        }
-
-    def _assemble_core_form(self, bases: dict, M: dict, sigma: dict) -> dict:
-        """A = sigma_A G_c^A, the same for every draw, and B = sigma_B G_r^B^T M: the same product B A."""
-        return {
-            group: (
-                (bases[group, "A", "columns"].G * sigma[group, "A"]).unsqueeze(0),
-                bases[group, "B", "rows"].G.mT @ (M[group, "A"] * sigma[group, "B"]),
-            )
-            for group in self.members
-        }
 
     def _add_noise(self, pairs: dict, bases: dict, sigma: dict, sources: list[torch.Generator]) -> dict:
         kind, scale = self.config.conditional_noise, self._split(self._noise_scale())
@@ -280,7 +260,7 @@ class BayesianLaw(Law):
         )
         return tuple(stack.index_select(1, order) for stack in both)
 
-    def core_form(self, draw: Draw) -> dict[ShapeGroup, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def core_form(self, draw: Draw) -> dict[ShapeGroup, tuple[torch.Tensor, ...]]:
         """Draws as small cores between two shared factors: `B A = P M Q`, the compact way to store them.
 
         Args:
@@ -298,14 +278,8 @@ class BayesianLaw(Law):
         bases, sources, sigma = self._bases(), self._sources(draw), self._split(self.sigma)
         cores = {key: stack.draw(self._normal(stack.shape, sources)) for key, stack in self.cores.items()}
         V = self._by_factor(cores)
-        return {
-            g: (
-                bases[g, "B", "rows"].G.mT * sigma[g, "B"],
-                V[g, "B"] @ _middle(bases, g) @ V[g, "A"],
-                bases[g, "A", "columns"].G * sigma[g, "A"],
-            )
-            for g in self.members
-        }
+        products = {(g, "A"): V[g, "B"] @ assembly.middle(bases, g) @ V[g, "A"] for g in self.members}
+        return assembly.core_form(bases, products, sigma)
 
     # ----------------------------------------------------------------- what is random
 
@@ -399,11 +373,6 @@ class BayesianLaw(Law):
 def _core_start(start: FactorStart) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     numel = float(start.rows.shape[-1] * start.columns.shape[-1])
     return start.mean, start.sigma, torch.full_like(start.sigma, numel)
-
-
-def _middle(bases: dict, group: ShapeGroup) -> torch.Tensor:
-    """X = G_c^B G_r^A^T, (n, C, R): what stands between the two cores of a slot."""
-    return bases[group, "B", "columns"].G @ bases[group, "A", "rows"].G.mT
 
 
 def _is_bayesian(slot: Slot, config: BayesianLoraConfig, slots: SlotTable) -> bool:

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from peft_calib import BayesianLoraConfig
 from peft_calib.tuners import Draw, Slot, SlotTable
 from peft_calib.tuners.bayesian_lora import BayesianLaw
+from peft_calib.tuners.bayesian_lora.assembly import assemble
 from peft_calib.tuners.bayesian_lora.stacks import BoundedScale, CoreStack
 
 VARIANTS = {
@@ -124,7 +125,7 @@ def test_core_form_of_draws_equals_their_factors():
     with torch.no_grad():
         noise = {key: law._normal(stack.shape, law._sources(draw)) for key, stack in law.cores.items()}
         V = law._by_factor({key: stack.draw(noise[key]) for key, stack in law.cores.items()})
-        factors = law._assemble(law._bases(), V, law._split(law.sigma))
+        factors = assemble(law._bases(), V, law._split(law.sigma))
     whole = deltas(law, draw)
     for group, indices in law.slots.groups.items():
         A, B = factors[group]

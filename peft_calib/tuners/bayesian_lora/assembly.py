@@ -1,0 +1,68 @@
+"""From bases and cores to stacked factors A (K, n, r, d_in) and B (K, n, d_out, r), group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from ..factors import ShapeGroup
+from .posterior import Whitened, combine
+
+#: Whitened bases by group, side ("A" or "B") and role ("rows" or "columns").
+Bases = Mapping[tuple[ShapeGroup, str, str], Whitened]
+#: Something with one entry a factor, by group and side, that broadcasts over (K, n, R, C).
+PerFactor = Mapping[tuple[ShapeGroup, str], torch.Tensor]
+Pairs = dict[ShapeGroup, tuple[torch.Tensor, torch.Tensor]]
+
+
+def groups_of(bases: Bases) -> list[ShapeGroup]:
+    """The groups in `bases`, each once."""
+    return list(dict.fromkeys(group for group, _, _ in bases))
+
+
+def assemble(bases: Bases, cores: PerFactor, sigma: PerFactor | None) -> Pairs:
+    """`W = sigma G_r^T V G_c` for A and B of every group.
+
+    Args:
+        bases: Whitened bases.
+        cores: V, (K, n, R, C).
+        sigma: Prior standard deviations, (n, 1, 1); one when omitted.
+
+    Returns:
+        A and B of each group.
+    """
+    factors = {}
+    for group in groups_of(bases):
+        for side in "AB":
+            V = cores[group, side] if sigma is None else cores[group, side] * sigma[group, side]
+            factors[group, side] = combine(bases[group, side, "rows"].G, V, bases[group, side, "columns"].G)
+    return {group: (factors[group, "A"], factors[group, "B"]) for group in groups_of(bases)}
+
+
+def middle(bases: Bases, group: ShapeGroup) -> torch.Tensor:
+    """X = G_c^B G_r^A^T, (n, C, R): what stands between the two cores of a slot, `B A = P (V_B X V_A) Q`."""
+    return bases[group, "B", "columns"].G @ bases[group, "A", "rows"].G.mT
+
+
+def core_form(bases: Bases, cores: PerFactor, sigma: PerFactor) -> dict[ShapeGroup, tuple[torch.Tensor, ...]]:
+    """P = sigma_B G_r^B^T (n, d_out, R), M (K, n, R, C) and Q = sigma_A G_c^A (n, C, d_in) with `B A = P M Q`.
+
+    Args:
+        bases: Whitened bases.
+        cores: M of each group, under side `"A"`.
+        sigma: Prior standard deviations.
+    """
+    return {
+        group: (
+            bases[group, "B", "rows"].G.mT * sigma[group, "B"],
+            cores[group, "A"],
+            bases[group, "A", "columns"].G * sigma[group, "A"],
+        )
+        for group in groups_of(bases)
+    }
+
+
+def assemble_core_form(bases: Bases, cores: PerFactor, sigma: PerFactor) -> Pairs:
+    """A = Q, the same for every draw, and B = P M: the same product B A as that of the factors."""
+    return {g: (Q.unsqueeze(0), P @ M) for g, (P, M, Q) in core_form(bases, cores, sigma).items()}
