@@ -23,6 +23,7 @@ from .prediction import (  # noqa: E402
     predict,
     predict_dataset,
     predict_frozen,
+    predict_served,
     sample_generate,
     score_texts,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "predict",
     "predict_dataset",
     "predict_frozen",
+    "predict_served",
     "prepare_for_trainer",
     "regularization_loss",
     "sample_generate",

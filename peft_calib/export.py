@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -62,7 +63,7 @@ def export_lora(
         )
     if adapter_name not in tuner.peft_config:
         raise ValueError(f"There is no adapter {adapter_name!r}; the model has {sorted(tuner.peft_config)}.")
-    config = tuner.peft_config[adapter_name]
+    config: Any = tuner.peft_config[adapter_name]
     if config.bias != "none":
         raise ValueError(f"The adapter trains biases (bias={config.bias!r}), which a plain LoRA export cannot carry.")
     if num_samples is not None and (not isinstance(num_samples, int) or num_samples < 1):
@@ -126,7 +127,7 @@ def _lora_config(config, slots: list[Slot], alphas: dict[str, float]) -> LoraCon
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         use_rslora=config.use_rslora,
-        target_modules=names,
+        target_modules=sorted(names),
         rank_pattern={f"^{slot.name}": slot.r for slot in slots if slot.r != config.r},
         alpha_pattern={f"^{name}": alphas[name] for name in names if alphas[name] != config.lora_alpha},
         modules_to_save=config.modules_to_save,

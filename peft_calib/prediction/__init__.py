@@ -6,6 +6,7 @@ from .engine import predict
 from .frozen import load_frozen, predict_frozen
 from .generation import GeneratedSamples, TextScores, sample_generate, score_texts
 from .result import Prediction, RegressionPrediction
+from .serving import predict_served
 
 __all__ = [
     "GeneratedSamples",
@@ -17,6 +18,7 @@ __all__ = [
     "predict",
     "predict_dataset",
     "predict_frozen",
+    "predict_served",
     "sample_generate",
     "score_texts",
 ]

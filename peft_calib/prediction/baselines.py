@@ -40,7 +40,7 @@ class DropoutDraws(DrawSource):
         super().__init__(model)
         if not isinstance(dropout, float) or not 0 < dropout < 1:
             raise ValueError(f"dropout must be a probability between 0 and 1, both excluded; got {dropout!r}.")
-        layers = [m for m in self.root.modules() if isinstance(m, LoraLayer)]
+        layers: list[Any] = [m for m in self.root.modules() if isinstance(m, LoraLayer)]
         self.layers = [layer for layer in layers if any(name in layer.lora_A for name in layer.active_adapters)]
         if not self.layers:
             raise TypeError(

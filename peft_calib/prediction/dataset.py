@@ -79,23 +79,25 @@ def predict_dataset(
     state = PartialState() if accelerator is None else accelerator
     source = choose_source(model, how, seed, dropout, adapter_names)
     options = {"task": task, "label_tokens": label_tokens, "tokenizer": processing_class, "budget": memory_budget}
-    first, K = 0, num_samples
+    first = 0
     if split not in ("rows", "draws"):
         raise ValueError(f"split must be 'rows' or 'draws', got {split!r}.")
     rank, world = (state.process_index, state.num_processes) if split == "rows" else (0, 1)
     # checked before the draws are dealt, so that bad input is refused on every process alike
-    predictor = Predictor(source, how, K, seed, tolerance=tolerance, max_samples=max_samples, **options)
+    predictor: Predictor | None
+    predictor = Predictor(source, how, num_samples, seed, tolerance=tolerance, max_samples=max_samples, **options)
     if split == "draws" and state.num_processes > 1:
-        if how == "mean" or K == "auto":
+        if how == "mean" or num_samples == "auto":
             raise ValueError("split='draws' deals a fixed number of draws; use split='rows' here.")
-        share = torch.arange(K).tensor_split(state.num_processes)[state.process_index]
-        first, K = (int(share[0]), len(share)) if len(share) else (0, 0)
-        predictor = Predictor(source, how, K, seed, first=first, **options) if K else None
+        share = torch.arange(num_samples).tensor_split(state.num_processes)[state.process_index].tolist()
+        first = share[0] if share else 0
+        predictor = Predictor(source, how, len(share), seed, first=first, **options) if share else None
     loader, total = _loader(data, predictor, source.root, batch_size, processing_class, collate_fn, state)
     parts: list[tuple[int, int, int, Any]] = []
     hide = not (progress and state.is_main_process)
     bar = tqdm(_dealt(loader, rank, world), total=total and -(-(total - rank) // world), desc="predict", disable=hide)
-    for index, batch in bar if K else ():
+    for index, batch in bar if predictor is not None else ():
+        assert predictor is not None
         rows = count_rows(batch, main_input_name(source.root))
         parts.append((index, first, rows, predictor(batch)))
     return _joined(gather_object(parts) if state.num_processes > 1 else parts)
@@ -106,9 +108,10 @@ def _joined(parts: list[tuple[int, int, int, Any]]) -> Prediction | RegressionPr
     if not parts:
         raise ValueError("The data holds no rows, so there is nothing to predict.")
     batches: dict[int, list[tuple[int, int, Any]]] = {}
-    for index, first, rows, prediction in parts:
-        batches.setdefault(index, []).append((first, rows, prediction))
-    whole, rows = [], []
+    for index, first, count, prediction in parts:
+        batches.setdefault(index, []).append((first, count, prediction))
+    whole: list[Any] = []
+    rows: list[int] = []
     for index in sorted(batches):
         shares = sorted(batches[index], key=lambda share: share[0])
         predictions = [prediction for _, _, prediction in shares]

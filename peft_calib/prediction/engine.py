@@ -190,8 +190,7 @@ class Predictor:
         labels = None if items.labels is None else items.labels.cpu()
         if self.head.regression:
             return RegressionPrediction(sample_values=values, labels=labels, **common)
-        from_tokens = isinstance(self.head, TokenHead) and items.positions is not None
-        positions = items.positions.cpu() if from_tokens else None
+        positions = items.places.cpu() if isinstance(self.head, TokenHead) else None
         return Prediction(sample_probabilities=values, labels=labels, positions=positions, **common)
 
     # ----------------------------------------------------------------- passes

@@ -102,14 +102,15 @@ def sample_generate(
         if generate_kwargs.get(name, 1) != 1:
             raise ValueError(f"sample_generate writes one text for each draw and prompt, so {name} must be 1.")
     source = LawDraws(model, seed)
-    if not hasattr(source.root, "generate"):
+    generate: Any = getattr(source.root, "generate", None)
+    if generate is None:
         raise TypeError(f"{type(source.root).__name__} cannot generate.")
     inputs, rows = _on_device(source, batch)
     inputs = repeat_rows(inputs, num_samples, rows)
     wanted = {"return_dict_in_generate": True, "output_logits": True}
     device = next(source.root.parameters()).device
     with torch.no_grad(), evaluating(model), source.use(0, num_samples), _own_random_state(seed, device):
-        output = source.root.generate(**inputs, **{**generate_kwargs, **wanted})
+        output = generate(**inputs, **{**generate_kwargs, **wanted})
     logits = torch.stack(output.logits, dim=1).float()
     tokens = output.sequences[:, -logits.shape[1] :]
     mask = _until_end(tokens, source.root.generation_config, generate_kwargs)

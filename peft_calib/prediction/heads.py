@@ -34,6 +34,12 @@ class Items:
     labels: torch.Tensor | None = None
 
     @property
+    def places(self) -> torch.Tensor:
+        """The positions, where the head has set them."""
+        assert self.positions is not None
+        return self.positions
+
+    @property
     def one_a_row(self) -> bool:
         """Whether every row is one item."""
         return self.positions is None or torch.equal(self.positions[:, 0].cpu(), torch.arange(self.rows))
@@ -118,7 +124,7 @@ class TokenHead(Head):
         """(count * B, T, C) to (count, N, C)."""
         if logits.dim() != 3:
             raise ValueError(f"Token classification needs logits (rows, tokens, classes), got {tuple(logits.shape)}.")
-        row, position = items.positions.unbind(1)
+        row, position = items.places.unbind(1)
         return logits.unflatten(0, (count, -1))[:, row, position]
 
 
@@ -133,7 +139,7 @@ class NextTokenHead(Head):
         label_tokens: Token ids that stand for the classes, in class order; the whole vocabulary when `None`.
     """
 
-    def __init__(self, root: nn.Module, label_tokens: Sequence[int] | None = None) -> None:
+    def __init__(self, root: Any, label_tokens: Sequence[int] | None = None) -> None:
         self.label_tokens = None if label_tokens is None else torch.tensor(label_tokens)
         self.output_layer = root.get_output_embeddings()
         self.config = root.config
@@ -159,7 +165,7 @@ class NextTokenHead(Head):
     @contextmanager
     def reading(self, root: nn.Module, items: Items) -> Iterator[None]:
         """Hand the output layer the last position of each row only."""
-        last = items.positions[:, 1]
+        last = items.places[:, 1]
 
         def keep_last(_: nn.Module, args: tuple) -> tuple:
             hidden = args[0]

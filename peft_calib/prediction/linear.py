@@ -112,7 +112,7 @@ def _class_gradients(logits: torch.Tensor, uses: list[_Use]) -> list[torch.Tenso
 def _factors(source: LawDraws, use: _Use, draw: Draw) -> tuple[list, list]:
     with torch.no_grad(), source.answering(draw):
         active = [name for name in use.layer.active_adapters if name in use.layer.factor_slots]
-        slots = [use.layer.factor_slots[name].index for name in active]
+        slots: list[Any] = [use.layer.factor_slots[name].index for name in active]
         pairs = [use.layer.holder.generation(n).pairs[i] for n, i in zip(active, slots, strict=True)]
         return pairs, [use.layer.scaling[name] for name in active]
 

@@ -47,7 +47,7 @@ def _free_bytes(root: nn.Module) -> int:
 
 
 def _bytes_per_row(root: nn.Module, inputs: dict[str, Any]) -> int:
-    config = getattr(root, "config", None)
+    config: Any = getattr(root, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     hidden = getattr(config, "hidden_size", None) or 1024
     inner = getattr(config, "intermediate_size", None) or getattr(config, "d_ff", None) or 4 * hidden

@@ -100,7 +100,8 @@ class _Result:
         facts = json.loads((folder / _FACTS).read_text())
         if facts.pop("kind", None) != cls.__name__:
             raise ValueError(f"{folder} holds no {cls.__name__}. Load it with the class that saved it.")
-        return cls(**load_file(folder / _TENSORS), **facts)
+        fields: dict[str, Any] = {**load_file(folder / _TENSORS), **facts}
+        return cls(**fields)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self], batch_rows: Sequence[int] | None = None) -> Self:
@@ -120,7 +121,7 @@ class _Result:
             raise ValueError("There is no prediction to concatenate.")
         K = max(part.num_samples for part in parts)
         rows = list(batch_rows or map(len, parts))
-        fields = {
+        fields: dict[str, Any] = {
             "num_forwards": sum(p.num_forwards * n for p, n in zip(parts, rows, strict=True)) / max(sum(rows), 1),
             "how": parts[0].how,
             "seed": parts[0].seed,
@@ -128,12 +129,13 @@ class _Result:
         }
         if any(part.draws_per_row is not None or part.num_samples < K for part in parts):
             fields["draws_per_row"] = torch.cat([part._counts for part in parts])
-        if all(part.labels is not None for part in parts):
-            fields["labels"] = torch.cat([part.labels for part in parts])
-        if all(part.positions is not None for part in parts):
-            starts = [sum(rows[:i]) for i in range(len(rows))]
-            moved = [p.positions + torch.tensor([start, 0]) for p, start in zip(parts, starts, strict=True)]
-            fields["positions"] = torch.cat(moved)
+        labels = [part.labels for part in parts if part.labels is not None]
+        if len(labels) == len(parts):
+            fields["labels"] = torch.cat(labels)
+        starts = [sum(rows[:i]) for i in range(len(rows))]
+        placed = [(p.positions, start) for p, start in zip(parts, starts, strict=True) if p.positions is not None]
+        if len(placed) == len(parts):
+            fields["positions"] = torch.cat([where + torch.tensor([start, 0]) for where, start in placed])
         return cls(**fields)
 
     @classmethod

@@ -75,8 +75,8 @@ class LawDraws(DrawSource):
         try:
             yield
         finally:
-            for holder, draw in zip(self.holders, before, strict=True):
-                holder.draw = draw
+            for holder, earlier in zip(self.holders, before, strict=True):
+                holder.draw = earlier
 
     def varying_modules(self, num_samples: int) -> list[nn.Module]:
         """Layers whose factors are not the same in all draws."""
@@ -95,7 +95,8 @@ class LawDraws(DrawSource):
 
     @staticmethod
     def _varies(layer: FactorLinear, adapter: str) -> bool:
-        pair = layer.holder.generation(adapter).pairs[layer.factor_slots[adapter].index]
+        index: Any = layer.factor_slots[adapter].index
+        pair = layer.holder.generation(adapter).pairs[index]
         return any(
             factor.stride(0) != 0 and not torch.equal(factor[1:], factor[:1].expand_as(factor[1:])) for factor in pair
         )
@@ -172,9 +173,9 @@ def check_in_place(layers: list[Any]) -> None:
         raise ValueError("The adapter is merged into the base weights. Call unmerge_adapter() first, or do not merge.")
 
 
-def tuner_layers(model: nn.Module, adapters: set[str] | None = None) -> list[BaseTunerLayer]:
+def tuner_layers(model: nn.Module, adapters: set[str] | None = None) -> list[Any]:
     """The tuner layers of a model, those that hold one of `adapters` if given."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     if adapters is None:
         return layers
     return [layer for layer in layers if adapters & set(_adapters_of(layer))]

@@ -1,0 +1,142 @@
+"""Serve the draws of an adapter as ordinary LoRAs, and predict with them from outside.
+
+Export the draws once, serve the folder with vLLM (or, to try it on any machine, with the small transformers server
+below, which speaks the same interface), and average the answers in the client:
+
+    python -c "import peft_calib; peft_calib.export_lora(model, 'draws', num_samples=8, seed=0)"
+    python hub_examples/serve_draws.py serve --base BASE_MODEL --draws draws --engine vllm
+    python hub_examples/serve_draws.py ask "Is the sky blue? Answer yes or no:" --labels " yes" " no"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def vllm_command(base: str, draws: Path, host: str, port: int) -> list[str]:
+    """The command that serves every exported draw as a model of its own."""
+    index = json.loads((draws / "draws.json").read_text())
+    names = [*index["draws"], *([index["mean"]] if index["mean"] else [])]
+    configs = [json.loads((draws / name / "adapter_config.json").read_text()) for name in names]
+    rank = max(max(config["r"], *config["rank_pattern"].values(), 0) for config in configs)
+    allowed = next(size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank)  # what vLLM takes
+    modules = [f"{name}={(draws / name).resolve()}" for name in names]
+    options = ["--enable-lora", "--max-loras", str(len(names)), "--max-lora-rank", str(allowed)]
+    return ["vllm", "serve", base, "--host", host, "--port", str(port), *options, "--lora-modules", *modules]
+
+
+class Completions:
+    """The part of the OpenAI interface that the client needs, run by transformers: one LoRA a model name."""
+
+    def __init__(self, base: str, draws: Path) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from peft_calib import load_frozen
+
+        self.tokenizer = AutoTokenizer.from_pretrained(base)
+        self.model = load_frozen(AutoModelForCausalLM.from_pretrained(base), draws).eval()
+        self.lock = threading.Lock()  # the active adapter is one for all threads
+
+    def models(self) -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": name, "object": "model"} for name in self.model.peft_config]}
+
+    def complete(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One next token with the log-probabilities of the most probable ones."""
+        ids = self.tokenizer(request["prompt"], return_tensors="pt")["input_ids"]
+        with self.lock, torch.no_grad():
+            self.model.set_adapter(request["model"])
+            log_p = self.model(input_ids=ids).logits[0, -1].float().log_softmax(-1)
+        values, tokens = log_p.topk(int(request.get("logprobs") or 1))
+        texts = [self.tokenizer.decode([token]) for token in tokens.tolist()]
+        logprobs = {
+            "tokens": texts[:1],
+            "token_logprobs": values[:1].tolist(),
+            "top_logprobs": [dict(zip(reversed(texts), reversed(values.tolist()), strict=True))],
+        }
+        choice = {"index": 0, "text": texts[0], "logprobs": logprobs, "finish_reason": "length"}
+        return {"object": "text_completion", "model": request["model"], "choices": [choice]}
+
+
+def make_server(completions: Completions, host: str = "127.0.0.1", port: int = 0) -> ThreadingHTTPServer:
+    """A server that is ready to `serve_forever`; port 0 takes any free one."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def reply(self, status: int, content: dict[str, Any]) -> None:
+            body = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            if self.path == "/v1/models":
+                self.reply(200, completions.models())
+            else:
+                self.reply(404, {"error": {"message": f"no such path {self.path}"}})
+
+        def do_POST(self) -> None:
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path != "/v1/completions":
+                self.reply(404, {"error": {"message": f"no such path {self.path}"}})
+            elif request.get("model") not in completions.model.peft_config:
+                self.reply(404, {"error": {"message": f"The model `{request.get('model')}` does not exist."}})
+            else:
+                self.reply(200, completions.complete(request))
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    return ThreadingHTTPServer((host, port), Handler)
+
+
+def serve(args: argparse.Namespace) -> None:
+    if args.engine == "vllm":
+        command = vllm_command(args.base, args.draws, args.host, args.port)
+        print(" ".join(command), flush=True)
+        os.execvp(command[0], command)
+    server = make_server(Completions(args.base, args.draws), args.host, args.port)
+    print(f"serving {args.draws} at http://{args.host}:{server.server_port}/v1", flush=True)
+    server.serve_forever()
+
+
+def ask(args: argparse.Namespace) -> None:
+    from peft_calib import predict_served
+
+    prediction = predict_served(args.url, args.prompts, args.labels)
+    for prompt, row in zip(args.prompts, prediction.to_dataset(), strict=True):
+        shares = ", ".join(f"{label!r} {p:.3f}" for label, p in zip(args.labels, row["probabilities"], strict=True))
+        print(
+            f"{prompt}\n  {shares}; entropy {row['entropy']:.3f}, of it disagreement {row['mutual_information']:.3f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    server = commands.add_parser("serve", help="serve exported draws")
+    server.add_argument("--base", required=True, help="base model: a folder or a Hub id")
+    server.add_argument("--draws", type=Path, required=True, help="folder written by export_lora(..., num_samples=K)")
+    server.add_argument("--engine", choices=["vllm", "transformers"], default="vllm")
+    server.add_argument("--host", default="127.0.0.1")
+    server.add_argument("--port", type=int, default=8000)
+    server.set_defaults(run=serve)
+    client = commands.add_parser("ask", help="predict with all draws that a server offers")
+    client.add_argument("prompts", nargs="+")
+    client.add_argument("--labels", nargs="+", required=True, help="answers of one token each")
+    client.add_argument("--url", default="http://127.0.0.1:8000/v1")
+    client.set_defaults(run=ask)
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

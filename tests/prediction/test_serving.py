@@ -1,0 +1,118 @@
+"""Draws served by a server of the OpenAI interface and averaged in the client are the prediction."""
+
+import importlib.util
+import json
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES
+from stochastic_models import bayesian
+from transformers import AutoTokenizer
+
+from peft_calib import export_lora, predict, predict_served
+from peft_calib.prediction.serving import list_draws
+
+SCRIPT = Path(__file__).parents[2] / "hub_examples" / "serve_draws.py"
+PROMPTS = ["the day is", "it rains in the night and"]
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("serve_draws", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, minilm, example):
+    """A tiny language model with its tokenizer on disk, its exported draws, and a server of them."""
+    folder = tmp_path_factory.mktemp("served")
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    tokenizer.save_pretrained(folder / "base")
+    overrides = {"vocab_size": len(tokenizer)}
+    FAMILIES["llama"].build(**overrides).save_pretrained(folder / "base")
+    model = bayesian(FAMILIES["llama"], overrides=overrides, init_sd=0.2)
+    export_lora(model, folder / "draws", num_samples=3, seed=8)
+    server = example.make_server(example.Completions(str(folder / "base"), folder / "draws"))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield model, tokenizer, folder, f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+def labels_that_are_listed(model, tokenizer):
+    """Two tokens that every draw ranks high for every prompt: with random weights no word is probable by itself."""
+    scores = 0
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        scores = (
+            scores + predict(model, {"input_ids": ids}, num_samples=3, seed=8).sample_probabilities.log().sum(0)[0]
+        )
+    words = [tokenizer.decode([i]) for i in scores.topk(40).indices.tolist()]
+    return [w for w in words if len(tokenizer(w, add_special_tokens=False)["input_ids"]) == 1][:2]
+
+
+def test_served_is_predicted(served):
+    model, tokenizer, _, url = served
+    labels = labels_that_are_listed(model, tokenizer)
+    got = predict_served(url, PROMPTS, labels, top_logprobs=2000)
+    assert got.sample_probabilities.shape == (3, 2, 2)
+    for row, prompt in enumerate(PROMPTS):
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        here = predict(model, {"input_ids": ids}, num_samples=3, seed=8, label_tokens=labels, tokenizer=tokenizer)
+        torch.testing.assert_close(
+            got.sample_probabilities[:, row], here.sample_probabilities[:, 0], rtol=0, atol=1e-5
+        )
+    assert got.mutual_information.min() > 0
+
+
+def test_draws_are_found_by_name(served):
+    assert list_draws(served[-1]) == ["draw-0", "draw-1", "draw-2"]
+
+
+def test_refusals(served):
+    url = served[-1]
+    with pytest.raises(ValueError, match="does not list"):
+        predict_served(url, PROMPTS, [" no such token", "other"])
+    with pytest.raises(ConnectionError, match="does not exist"):
+        predict_served(url, PROMPTS, ["a", "b"], draws=["draw-9"])
+    with pytest.raises(ConnectionError, match="cannot be reached"):
+        predict_served("http://127.0.0.1:9/v1", PROMPTS, ["a", "b"])
+    with pytest.raises(ValueError, match="two different"):
+        predict_served(url, PROMPTS, ["a", "a"])
+    with pytest.raises(ValueError, match="at least one"):
+        predict_served(url, [], ["a", "b"])
+    with pytest.raises(ValueError, match="http://"):
+        predict_served("file:///etc", PROMPTS, ["a", "b"])
+    with pytest.raises(ValueError, match="none is named"):
+        list_draws(url, prefix="member-")
+
+
+def test_vllm_command(served, example):
+    _, _, folder, _ = served
+    command = example.vllm_command("base", folder / "draws", "127.0.0.1", 8000)
+    assert command[:3] == ["vllm", "serve", "base"]
+    assert command[command.index("--max-loras") + 1] == "4"
+    assert command[command.index("--max-lora-rank") + 1] == "8"
+    modules = dict(part.split("=") for part in command[command.index("--lora-modules") + 1 :])
+    assert list(modules) == ["draw-0", "draw-1", "draw-2", "mean"]
+    assert all((Path(path) / "adapter_config.json").is_file() for path in modules.values())
+    assert json.loads((Path(modules["mean"]) / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+def test_script_asks(served, example, monkeypatch, capsys):
+    model, tokenizer, _, url = served
+    ids = tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
+    of_draws = predict(model, {"input_ids": ids}, num_samples=3, seed=8).sample_probabilities[:, 0]
+    listed = set.intersection(*(set(p.topk(20).indices.tolist()) for p in of_draws))
+    labels = [tokenizer.decode([token]) for token in sorted(listed)][:2]
+    monkeypatch.setattr(sys, "argv", ["serve_draws.py", "ask", PROMPTS[0], "--labels", *labels, "--url", url])
+    example.main()
+    shown = capsys.readouterr().out
+    served_here = predict_served(url, PROMPTS[:1], labels)
+    assert f"{labels[0]!r} {served_here.probabilities[0, 0]:.3f}" in shown
