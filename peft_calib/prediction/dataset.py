@@ -93,14 +93,14 @@ def predict_dataset(
         first = share[0] if share else 0
         predictor = Predictor(source, how, len(share), seed, first=first, **options) if share else None
     loader, total = _loader(data, predictor, source.root, batch_size, processing_class, collate_fn, state)
-    parts: list[tuple[int, int, int, Any]] = []
     hide = not (progress and state.is_main_process)
     bar = tqdm(_dealt(loader, rank, world), total=total and -(-(total - rank) // world), desc="predict", disable=hide)
-    for index, batch in bar if predictor is not None else ():
-        assert predictor is not None
-        rows = count_rows(batch, main_input_name(source.root))
-        parts.append((index, first, rows, predictor(batch)))
+    parts = [] if predictor is None else [(index, first, *_predict(predictor, batch)) for index, batch in bar]
     return _joined(gather_object(parts) if state.num_processes > 1 else parts)
+
+
+def _predict(predictor: Predictor, batch: Mapping[str, Any]) -> tuple[int, Prediction | RegressionPrediction]:
+    return count_rows(batch, main_input_name(predictor.source.root)), predictor(batch)
 
 
 def _joined(parts: list[tuple[int, int, int, Any]]) -> Prediction | RegressionPrediction:
