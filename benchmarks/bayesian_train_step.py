@@ -118,11 +118,12 @@ def main() -> None:
     logging.disable_progress_bar()
     results = {"machine": describe_machine(), "batch": {"rows": args.rows, "tokens": args.tokens}}
     results["rounds"] = args.rounds
+    # first: a child process starts with the peak of its parent, which is small before any model is built here
+    peaks = {m: {x: peak_memory(x, m, args.rows, args.tokens) for x in METHODS} for m in args.models}
     for model in args.models:
         entry = compare_steps(model, args.rows, args.tokens, args.rounds)
-        peaks = {method: peak_memory(method, model, args.rows, args.tokens) for method in METHODS}
-        entry["peak_memory_bytes"] = peaks
-        entry["peak_memory_ratio"] = {m: peaks[m] / peaks["lora"] for m in METHODS if m != "lora"}
+        entry["peak_memory_bytes"] = peaks[model]
+        entry["peak_memory_ratio"] = {m: peaks[model][m] / peaks[model]["lora"] for m in METHODS if m != "lora"}
         entry["draws"] = compare_draws(model, 4, args.tokens, 8, max(3, args.rounds // 5))
         results[model] = entry
         for method, ratio in entry["median_ratio"].items():
