@@ -66,7 +66,8 @@ def export_lora(
     config: Any = tuner.peft_config[adapter_name]
     if config.bias != "none":
         raise ValueError(f"The adapter trains biases (bias={config.bias!r}), which a plain LoRA export cannot carry.")
-    if num_samples is not None and (not isinstance(num_samples, int) or num_samples < 1):
+    wrong = not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1
+    if num_samples is not None and wrong:
         raise ValueError(f"num_samples must be an integer of at least 1, or None for the mean; got {num_samples!r}.")
     layers = {name: m for name, m in tuner.model.named_modules() if isinstance(m, FactorLinear)}
     slots = list(tuner.get_law(adapter_name).slots)
