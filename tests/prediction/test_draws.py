@@ -1,6 +1,7 @@
 """One draw is one function: in one pass, one at a time, and as an exported LoRA, here and in another process."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -254,3 +255,9 @@ def test_filled_cache_is_refused(llama):
 def test_public_names():
     assert peft_calib.predict is predict and peft_calib.draws is draws
     assert set(FAMILIES) == {"bert", "roberta", "gpt2", "llama", "qwen2", "t5", "vit"}
+
+
+def test_lower_floors_do_not_import_prediction():
+    package = Path(peft_calib.__file__).parent
+    for file in [*package.glob("tuners/**/*.py"), *package.glob("calibration/**/*.py"), package / "export.py"]:
+        assert not re.search(r"^\s*(from|import) .*prediction", file.read_text(), flags=re.MULTILINE), file
