@@ -47,7 +47,7 @@ class BoundedScale(nn.Module):
 
     def forward(self, dtype: torch.dtype) -> torch.Tensor:
         """The scales, computed in `dtype`."""
-        return self.upper * torch.sigmoid(self.logit + self.gain * self.offset.to(dtype))
+        return self.upper * torch.sigmoid(self.logit + _amplified(self.offset.to(dtype), self.gain))
 
 
 class BasisStack(nn.Module):
@@ -194,9 +194,9 @@ class CoreStack(nn.Module):
         if self.family == "diagonal":
             return (self.sd(dtype),)
         if self.family == "full":
-            return (_triangular(self.sd(dtype), self.gain * self.mix.to(dtype)),)
-        rows = _triangular(self.row_sd(dtype), self.gain * self.row_mix.to(dtype))
-        return rows, _triangular(self.col_sd(dtype), self.gain * self.col_mix.to(dtype))
+            return (_triangular(self.sd(dtype), _amplified(self.mix.to(dtype), self.gain)),)
+        rows = _triangular(self.row_sd(dtype), _amplified(self.row_mix.to(dtype), self.gain))
+        return rows, _triangular(self.col_sd(dtype), _amplified(self.col_mix.to(dtype), self.gain))
 
     def _root(self, dtype: torch.dtype) -> torch.Tensor:
         spread = self._spread(dtype)
@@ -229,6 +229,15 @@ class CoreStack(nn.Module):
         generator = torch.Generator().manual_seed(self.seed)
         half = torch.randn(MEAN_PAIRS, *self.shape, generator=generator).to(self.mean.device, dtype)
         return torch.cat([half, -half])
+
+
+def _amplified(offset: torch.Tensor, gain: float) -> torch.Tensor:
+    """`gain * offset` with the gradient divided by gain.
+
+    An Adam-like optimiser, blind to the scale of a gradient, moves the result gain times as far. The gradient itself
+    stays small, so that it does not make clipping by the global norm shrink everybody else's.
+    """
+    return offset / gain + (gain - 1 / gain) * offset.detach()
 
 
 def _triangular(diagonal: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
