@@ -92,13 +92,21 @@ def peak_memory(method: str, model: str, rows: int, tokens: int) -> int:
     return int(run.stdout.split()[-1])
 
 
+def peak_resident_size() -> int:
+    """Bytes; from the kernel's own mark where there is one, since `ru_maxrss` starts at what the parent had."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def print_peak(method: str, model: str, rows: int, tokens: int) -> None:
     logging.set_verbosity_error()
     arm = Arm(method, model, rows, tokens)
     for _ in range(3):
         arm.step()
-    on_gpu = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else 0
-    print(on_gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(torch.cuda.max_memory_allocated() if DEVICE == "cuda" else peak_resident_size())
 
 
 def main() -> None:

@@ -200,6 +200,14 @@ class Law(nn.Module, ABC):
     def invalidate(self) -> None:
         """Drop what is cached between calls; called when the adapter is deactivated or edited through `.data`."""
 
+    @property
+    def needs_num_train_examples(self) -> bool:
+        """Whether the regulariser waits to be told the number of training items."""
+        return False
+
+    def set_num_train_examples(self, num_train_examples: int) -> None:
+        """Tell the law the number N of items the loss averages over in one epoch."""
+
     def set_progress(self, step: int, total_steps: int, accumulation_steps: int = 1) -> None:
         """Tell the law where training stands; schedules (blending, KL warm-up) are functions of these numbers.
 

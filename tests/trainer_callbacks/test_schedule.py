@@ -6,8 +6,9 @@ from datasets import Dataset
 from peft import get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from peft_calib import HyperLoraConfig
+from peft_calib import BayesianLoraConfig, HyperLoraConfig
 from peft_calib.trainer_callbacks import RegularizerScheduleCallback
+from peft_calib.trainer_callbacks.schedule import count_items
 
 
 class Record(TrainerCallback):
@@ -41,3 +42,40 @@ def test_alpha_reaches_zero_with_the_last_optimizer_step(tiny_classifier, tmp_pa
     trainer.train()
     assert record.alphas == [0.8, 0.6, 0.4, 0.2]
     assert model.base_model.get_law().alpha.item() == 0
+
+
+@pytest.mark.parametrize("told", [None, 500])
+def test_bayesian_law_learns_the_number_of_items_and_warms_up(tiny_classifier, tmp_path, told, recwarn):
+    config = BayesianLoraConfig(target_modules=["query"], kl_warmup=0.5, num_train_examples=told)
+    model = get_peft_model(tiny_classifier(), config)
+    law = model.base_model.get_law()
+    data = Dataset.from_dict({"input_ids": [[5, 6, 7]] * 16, "labels": [i % 3 for i in range(16)]})
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            seen.append(round(law.kl_factor.item(), 3))
+
+    args = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=4, report_to=[], save_strategy="no"
+    )
+    Trainer(model, args, train_dataset=data, callbacks=[RegularizerScheduleCallback(), Watch()]).train()
+    assert law._num_train_examples() == (told or 16)
+    assert seen == [0.5, 1.0, 1.0, 1.0]
+    assert not [w for w in recwarn.list if "num_train_examples" in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([{"label": 0}] * 3, 3),
+        ([{"labels": 0.5}] * 3, 3),
+        ([{"labels": [-100, 3, 4]}, {"labels": [-100, -100, 4]}], 3),
+        ([{"input_ids": [1, 2, 3]}, {"input_ids": [1, 2]}], 3),
+        ([], None),
+        (None, None),
+        ([("a", 1)], None),
+    ],
+)
+def test_items_are_counted_as_the_loss_counts_them(rows, expected):
+    assert count_items(rows) == expected

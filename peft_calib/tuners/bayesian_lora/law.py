@@ -353,6 +353,11 @@ class BayesianLaw(Law):
         with torch.no_grad():
             self.kl_factor.fill_(min(1.0, (step + 1) / horizon) if horizon > 0 else 1.0)
 
+    @property
+    def needs_num_train_examples(self) -> bool:
+        """Whether neither the configuration nor a callback has told N."""
+        return self.config.num_train_examples is None
+
     def set_num_train_examples(self, num_train_examples: int) -> None:
         """Tell N to a law whose configuration leaves it open.
 
