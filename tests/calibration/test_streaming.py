@@ -1,8 +1,14 @@
 """Streaming: the numbers of the whole, in bounded memory, over processes."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from processes import run_ranks
 
 from peft_calib.calibration import CalibrationAccumulator, calibration_report
 from peft_calib.calibration.bins import uniform_index
@@ -96,10 +102,8 @@ def test_state_is_additive_tensors():
 
 
 def _rank(rank: int, folder: str) -> None:
-    import torch.distributed as distributed
     from accelerate import Accelerator
 
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     accelerator = Accelerator(cpu=True)
     p, y = _data(6, 3001)
     mine = CalibrationAccumulator(num_classes=4)
@@ -113,21 +117,11 @@ def _rank(rank: int, folder: str) -> None:
     assert accelerator.num_processes == 2
     assert scores == pytest.approx(whole, abs=1e-10)
     np.savetxt(f"{folder}/rank{rank}", [scores["ece"]])
-    distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_real_processes(tmp_path):
-    import os
-
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555", "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    before = {key: os.environ.get(key) for key in environment}
-    os.environ.update(environment)
-    try:
-        torch.multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-    finally:
-        for key, value in before.items():
-            os.environ.pop(key) if value is None else os.environ.update({key: value})
+    run_ranks(_rank, str(tmp_path))
     assert np.loadtxt(tmp_path / "rank0") == np.loadtxt(tmp_path / "rank1")
 
 

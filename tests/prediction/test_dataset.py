@@ -1,21 +1,20 @@
 """A whole data set: in order, whatever the batch size, the loader or the number of processes."""
 
-import os
-import socket
 import sys
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stochastic_models import bayesian
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tuners"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from families import FAMILIES
+from processes import run_ranks
 
 from peft_calib import Prediction, predict, predict_dataset
 
@@ -106,10 +105,7 @@ def test_bad_input():
         predict_dataset(model, data, num_samples=0, progress=False)
 
 
-def worker(rank, port, folder):
-    torch.set_num_threads(1)
-    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {**names, "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
+def worker(rank, folder):
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
@@ -120,7 +116,6 @@ def worker(rank, port, folder):
         p.save(folder / f"{name}-{rank}")
     with pytest.raises(ValueError, match="split='draws'"):
         predict_dataset(model, rows(), num_samples="auto", split="draws", progress=False)
-    accelerator.end_training()
 
 
 CASES = {
@@ -133,10 +128,7 @@ CASES = {
 
 
 def test_two_processes_give_what_one_gives(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.start_processes(worker, args=(port, tmp_path), nprocs=2, start_method="spawn")
+    run_ranks(worker, tmp_path)
     model = bayesian(BERT)
     for name, options in CASES.items():
         options = {k: v for k, v in options.items() if k != "split"}

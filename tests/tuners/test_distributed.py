@@ -1,18 +1,16 @@
 """Two gloo processes: the gradients of DDP and FSDP2 are those of one process."""
 
-import os
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from families import FAMILIES, perturb
 from peft import get_peft_model
+from processes import run_ranks
 
 from peft_calib import HyperLoraConfig
 
@@ -40,16 +38,7 @@ def reference():
     return gradients(model)
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def worker(rank, port, kind, folder):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def worker(rank, kind, folder):
     model = build()
     if kind == "ddp":
         wrapped = torch.nn.parallel.DistributedDataParallel(model)
@@ -64,12 +53,11 @@ def worker(rank, port, kind, folder):
     got = gradients(model)
     if rank == 0:
         torch.save(got, folder / "grads.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_gradients_equal_one_process(tmp_path, kind):
-    mp.start_processes(worker, args=(free_port(), kind, tmp_path), nprocs=2, start_method="spawn")
+    run_ranks(worker, kind, tmp_path)
     got = torch.load(tmp_path / "grads.pt")
     expected = reference()
     assert {n.replace("module.", "") for n in got} == set(expected)
