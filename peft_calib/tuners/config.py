@@ -72,6 +72,12 @@ class CalibLoraConfig(PeftConfig):
         if self.bias not in ("none", "all") and not self.bias.endswith("_only"):
             raise ValueError(f"bias must be 'none', 'all' or '<prefix>_only', got {self.bias!r}.")
 
+    def check_choices(self, allowed: dict[str, tuple[str, ...]]) -> None:
+        """Raise `ValueError` for the first field whose value is not among its allowed ones."""
+        for name, choices in allowed.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
+
     def scaling(self, r: int, lora_alpha: float) -> float:
         """The factor s of `s * B A` for a slot of rank `r`."""
         return lora_alpha / math.sqrt(r) if self.use_rslora else lora_alpha / r

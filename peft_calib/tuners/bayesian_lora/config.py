@@ -116,9 +116,7 @@ class BayesianLoraConfig(CalibLoraConfig):
         self._check_combinations()
 
     def _check_values(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
+        self.check_choices(_CHOICES)
         for name in _POSITIVE:
             if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}.")

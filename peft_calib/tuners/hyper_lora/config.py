@@ -103,9 +103,7 @@ class HyperLoraConfig(CalibLoraConfig):
         self._check_combinations()
 
     def _check_values(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
+        self.check_choices(_CHOICES)
         for name in _POSITIVE:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
