@@ -26,6 +26,7 @@ from peft_calib.trainer_callbacks import CalibrationCallback
 
 
 def parse_arguments() -> Namespace:
+    """The command line: model, data and how long to train."""
     parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", help="Hub id or folder; default: the embedded all-MiniLM-L6-v2")
     parser.add_argument(
@@ -44,6 +45,7 @@ def parse_arguments() -> Namespace:
 
 
 def main() -> None:
+    """Train, report the calibration on the test rows, and save the adapter both ways."""
     args = parse_arguments()
     data = load_text_data(
         args.data,

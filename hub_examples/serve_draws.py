@@ -99,6 +99,7 @@ def make_server(completions: Completions, host: str = "127.0.0.1", port: int = 0
 
 
 def serve(args: argparse.Namespace) -> None:
+    """Serve the exported draws, with vLLM or with the small server of this script."""
     if args.engine == "vllm":
         command = vllm_command(args.base, args.draws, args.host, args.port)
         print(" ".join(command), flush=True)
@@ -109,6 +110,7 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def ask(args: argparse.Namespace) -> None:
+    """Ask every draw, average the probabilities here, and print what they disagree on."""
     from peft_calib import predict_served
 
     prediction = predict_served(args.url, args.prompts, args.labels)
@@ -120,6 +122,7 @@ def ask(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Read the command line and serve or ask."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     server = commands.add_parser("serve", help="serve exported draws")

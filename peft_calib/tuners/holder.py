@@ -37,7 +37,13 @@ class FactorHolder(nn.Module):
         self.last_regularizer: torch.Tensor | None = None
         self._active: tuple[str, ...] = ()
         self._enabled = True
-        self._reset()
+        self._generations: dict[str, Generation]
+        self._fresh: set[str]
+        self._pending: list[torch.Tensor]
+        self._uses: dict[str, list[weakref.ref]]
+        self._traced: dict[str, tuple[list, torch.Tensor | None]]
+        self._in_forward: bool
+        self.__dict__.update(_nothing_generated())
 
     @property
     def laws(self) -> nn.ModuleDict:
@@ -212,14 +218,6 @@ class FactorHolder(nn.Module):
         self._uses.pop(adapter, None)
         self._pending = []
 
-    def _reset(self) -> None:
-        self._generations: dict[str, Generation] = {}
-        self._fresh: set[str] = set()
-        self._pending: list[torch.Tensor] = []
-        self._uses: dict[str, list[weakref.ref]] = {}
-        self._traced: dict[str, tuple[list, torch.Tensor | None]] = {}
-        self._in_forward = False
-
     def take_pending(self) -> list[torch.Tensor]:
         """The regularisers of the last forward, once."""
         pending, self._pending = self._pending, []
@@ -227,8 +225,12 @@ class FactorHolder(nn.Module):
 
     def __getstate__(self) -> dict:
         # generations hang on an autograd graph, which can neither be copied nor pickled
-        fresh = {"_generations": {}, "_fresh": set(), "_in_forward": False, "_pending": [], "_uses": {}, "_traced": {}}
-        return {**self.__dict__, **fresh}
+        return {**self.__dict__, **_nothing_generated()}
+
+
+def _nothing_generated() -> dict:
+    """The part of a holder's state that belongs to single forwards, as it is before the first."""
+    return {"_generations": {}, "_fresh": set(), "_in_forward": False, "_pending": [], "_uses": {}, "_traced": {}}
 
 
 # --------------------------------------------------------------------- hooks on the base model
