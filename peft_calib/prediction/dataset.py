@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, RandomSampler
 from tqdm.auto import tqdm
 from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, default_data_collator
 
+from ..tuners.rows import count_rows, main_input_name
 from .engine import How, Predictor, choose_source
 from .heads import TokenHead
 from .result import Prediction, RegressionPrediction
-from .rows import count_rows, main_input_name
 
 
 def predict_dataset(

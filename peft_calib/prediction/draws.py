@@ -9,7 +9,7 @@ from functools import partial
 from torch import nn
 
 from ..tuners.objective import named_inputs
-from .rows import count_rows, main_input_name, repeat_rows
+from ..tuners.rows import count_rows, main_input_name, repeat_rows
 from .sources import LawDraws
 
 

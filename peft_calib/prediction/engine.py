@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..tuners.rows import count_rows, main_input_name, to_device
 from .adaptive import FIRST, STEP, check_adaptive, settled
 from .baselines import AdapterDraws, DropoutDraws
 from .draws import check_num_samples, evaluating, repeating
@@ -18,7 +19,6 @@ from .late import Prefix, run_prefix
 from .linear import linear_logits
 from .memory import draws_per_pass
 from .result import Prediction, RegressionPrediction
-from .rows import count_rows, main_input_name, to_device
 from .sources import DrawSource, LawDraws, TheModel
 
 HOW = ("mean", "sample", "late", "linear")

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..tuners.rows import count_rows, main_input_name, repeat_rows, to_device
 from .draws import check_num_samples, evaluating
-from .rows import count_rows, main_input_name, repeat_rows, to_device
 from .sources import LawDraws
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .rows import select_rows
+from ..tuners.rows import select_rows
 
 TASKS = ("auto", "classification", "regression", "token", "next_token")
 

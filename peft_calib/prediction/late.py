@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ..tuners.holder import FactorHolder
-from .rows import repeat_rows
+from ..tuners.rows import repeat_rows
 
 
 class _FirstDrawReachedError(Exception):

@@ -14,7 +14,7 @@ from stochastic_models import bayesian, random_a
 
 import peft_calib
 from peft_calib import BayesianLoraConfig, HyperLoraConfig, draws, export_lora, predict
-from peft_calib.prediction.rows import repeat_rows, select_rows
+from peft_calib.tuners.rows import repeat_rows, select_rows
 
 LAWS = {"bayesian": bayesian, "random_a": random_a}
 
