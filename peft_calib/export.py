@@ -32,6 +32,7 @@ def export_lora(
     adapter_name: str = "default",
     num_samples: int | None = None,
     seed: int = 0,
+    antithetic: bool = False,
 ) -> Path:
     """Write an adapter as a plain LoRA that stock PEFT and inference servers load: its mean, or draws.
 
@@ -46,6 +47,7 @@ def export_lora(
         num_samples: Number of draws K. The folder then holds one LoRA a draw in `draw-0 ... draw-(K-1)`, the
             deterministic one in `mean` if the adapter has one, and an index `draws.json`.
         seed: Key of the draws: `draw-k` is draw k of `predict(model, batch, seed=seed)`.
+        antithetic: Whether they are those of `predict(..., antithetic=True)`.
 
     Returns:
         The folder.
@@ -80,27 +82,29 @@ def export_lora(
     def write_draws(folder: Path) -> None:
         names = [f"draw-{k}" for k in range(num_samples)]
         for k, name in enumerate(names):
-            _write(folder / name, lora_config, _named(_drawn_factors(tuner, adapter_name, seed, k)) | others)
+            draw = Draw("sample", seed=seed, first=k, antithetic=antithetic)
+            _write(folder / name, lora_config, _named(_drawn_factors(tuner, adapter_name, draw)) | others)
         mean = _mean_or_none(tuner, adapter_name)
         if mean is not None:
             _write(folder / "mean", lora_config, _named(mean) | others)
         index = {"num_samples": num_samples, "seed": seed, "draws": names, "mean": None if mean is None else "mean"}
+        index |= {"antithetic": True} if antithetic else {}
         (folder / DRAWS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
     return _replace(Path(path), DRAWS_INDEX, write_draws)
 
 
-def _drawn_factors(tuner: FactorModel, adapter_name: str, seed: int, k: int) -> list[SlotFactors]:
+def _drawn_factors(tuner: FactorModel, adapter_name: str, draw: Draw) -> list[SlotFactors]:
     law = tuner.get_law(adapter_name)
     with torch.no_grad():
-        factors = law(Draw("sample", seed=seed, first=k))
+        factors = law(draw)
     pairs = factors.per_slot(law.slots)
     return [(slot, A, B) for slot, (A, B) in zip(law.slots, pairs, strict=True)]
 
 
 def _mean_or_none(tuner: FactorModel, adapter_name: str) -> list[SlotFactors] | None:
     try:
-        tuner.get_law(adapter_name).check_exportable()
+        tuner.get_holder(tuner.model).check_exportable(adapter_name)
     except ValueError:
         return None
     return tuner.get_factors(adapter_name)

@@ -37,6 +37,7 @@ def predict_dataset(
     progress: bool = True,
     tolerance: float = 0.02,
     max_samples: int = 16,
+    antithetic: bool = False,
     dropout: float | None = None,
     adapter_names: Sequence[str] | None = None,
     task: str = "auto",
@@ -63,6 +64,7 @@ def predict_dataset(
         progress: Show a bar, on the main process.
         tolerance: As for `predict`.
         max_samples: As for `predict`.
+        antithetic: As for `predict`.
         dropout: As for `predict`.
         adapter_names: As for `predict`.
         task: As for `predict`.
@@ -77,7 +79,7 @@ def predict_dataset(
         ValueError: If it is empty, its loader shuffles or is already dealt out, or for what `predict` refuses.
     """
     state = PartialState() if accelerator is None else accelerator
-    source = choose_source(model, how, seed, dropout, adapter_names)
+    source = choose_source(model, how, seed, dropout, adapter_names, antithetic)
     options = {"task": task, "label_tokens": label_tokens, "tokenizer": processing_class, "budget": memory_budget}
     first = 0
     if split not in ("rows", "draws"):

@@ -14,7 +14,9 @@ from .sources import LawDraws
 
 
 @contextmanager
-def draws(model: nn.Module, num_samples: int = 8, seed: int = 0, first: int = 0) -> Iterator[nn.Module]:
+def draws(
+    model: nn.Module, num_samples: int = 8, seed: int = 0, first: int = 0, antithetic: bool = False
+) -> Iterator[nn.Module]:
     """Evaluate K draws in every forward of the model: B rows in, K * B rows out, draw-major (row = k * B + b).
 
     Draw k is the same function for every row, token and layer, and in every later call with the same seed: the LoRA
@@ -26,6 +28,7 @@ def draws(model: nn.Module, num_samples: int = 8, seed: int = 0, first: int = 0)
         num_samples: Number of draws K.
         seed: Key of the draws.
         first: Index of the first draw.
+        antithetic: Make the draws in mirrored pairs (2j, 2j + 1).
 
     Yields:
         The model.
@@ -47,7 +50,7 @@ def draws(model: nn.Module, num_samples: int = 8, seed: int = 0, first: int = 0)
         torch.Size([12, 2])
     """
     check_num_samples(num_samples)
-    source = LawDraws(model, seed)
+    source = LawDraws(model, seed, antithetic)
     with evaluating(model), source.use(first, num_samples), repeating(source.root, num_samples):
         yield model
 

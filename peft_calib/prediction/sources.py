@@ -51,16 +51,17 @@ class LawDraws(DrawSource):
     Args:
         model: A model with an active adapter of this package.
         seed: Key of the draws.
+        antithetic: Whether draws come in mirrored pairs, see `Draw`.
 
     Raises:
         TypeError: If there is no such adapter.
         ValueError: If it is disabled, merged or inactive.
     """
 
-    def __init__(self, model: nn.Module, seed: int) -> None:
+    def __init__(self, model: nn.Module, seed: int, antithetic: bool = False) -> None:
         super().__init__(model)
         self.holders = active_holders(model)
-        self.draw = Draw("sample", seed=seed)
+        self.draw = Draw("sample", seed=seed, antithetic=antithetic)
 
     def use(self, first: int, count: int) -> AbstractContextManager[None]:
         """Make the laws answer with these draws."""

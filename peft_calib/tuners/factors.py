@@ -11,7 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -125,16 +125,32 @@ class Draw:
 
     Args:
         mode: `"mean"`, the deterministic answer of `.eval()`; `"train"`, what a training step needs (a fresh sample
-            for a stochastic law); `"sample"`, draws `first ... first + num_samples - 1` keyed by `seed`.
+            for a stochastic law); `"sample"`, draws `first ... first + num_samples - 1` keyed by `seed`; `"points"`,
+            the functions named by `points`, for a law that has such names (a curve).
         num_samples: Number of draws K.
         seed: Key of the draws.
         first: Index of the first draw, so that chunks of a larger K give the same draws.
+        total: Number of draws of the whole prediction, which a law needs that spreads its draws evenly; `None` where
+            drawing may stop at any time.
+        points: K points, numbers or scalar tensors, for mode `"points"`.
+        antithetic: Whether draw 2j + 1 is the mirror image of draw 2j, made of the same normals with the other sign,
+            where a law draws from normals. Draws with even index are those without it.
     """
 
-    mode: Literal["mean", "train", "sample"] = "mean"
+    mode: Literal["mean", "train", "sample", "points"] = "mean"
     num_samples: int = 1
     seed: int = 0
     first: int = 0
+    total: int | None = None
+    points: tuple[float | torch.Tensor, ...] | None = None
+    antithetic: bool = False
+
+
+class Perturbation(Protocol):
+    """Something a law adds to the output of every adapted map in training, such as noise on the weights."""
+
+    def __call__(self, layer: nn.Module, adapter: str, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> Any:
+        """The addition (N, ..., d_out) for one layer, its input and its factors; `None` for nothing."""
 
 
 @dataclass
@@ -145,10 +161,14 @@ class Factors:
         groups: For each group with n slots the pair A of shape (K, n, r, d_in) and B of shape (K, n, d_out, r), where
             K is the number of draws, or 1 where the factor is the same for every draw.
         regularizer: Scalar to be added to the training loss, or `None`.
+        perturbation: What is added to the output of every adapted map beside the low-rank update, or `None`.
+        heads: Tensors (K, ...) that take the place of those of modules trained whole, by module and tensor name.
     """
 
     groups: dict[ShapeGroup, tuple[torch.Tensor, torch.Tensor]]
     regularizer: torch.Tensor | None = field(default=None)
+    perturbation: Perturbation | None = field(default=None)
+    heads: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def per_slot(self, slots: SlotTable, num_samples: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Split the stacks into one pair (A, B) a slot, as views made by one operation a stack.
@@ -185,6 +205,10 @@ class Law(nn.Module, ABC):
     regenerate: Literal["forward", "step"] = "forward"
     #: Whether factors are kept between forwards without gradients.
     cache: bool = True
+    #: Functions that a training forward evaluates on each row; above one, `output_term` compares them.
+    train_samples: int = 1
+    #: Number of draws of a prediction that names none.
+    default_num_samples: int = 8
 
     def __init__(self, slots: SlotTable) -> None:
         super().__init__()
@@ -194,8 +218,22 @@ class Law(nn.Module, ABC):
     def forward(self, draw: Draw) -> Factors:
         """Return the factors of all slots for the draws asked for."""
 
-    def check_exportable(self) -> None:
-        """Raise `ValueError` if no single pair of factors represents the law (nothing to merge or export)."""
+    def output_term(self, model: nn.Module, outputs: Any, inputs: dict[str, Any]) -> torch.Tensor | None:
+        """A term of the training loss that is formed of the outputs, after a forward with `train_samples` draws.
+
+        Args:
+            model: The base model.
+            outputs: What it answered for `train_samples` times the rows, draw-major.
+            inputs: Its arguments by name, repeated likewise.
+        """
+        return None
+
+    def check_exportable(self, draw: Draw | None = None) -> None:
+        """Raise `ValueError` if no single pair of factors represents the law (nothing to merge or export).
+
+        Args:
+            draw: What a context has put in place of the deterministic answer.
+        """
 
     def invalidate(self) -> None:
         """Drop what is cached between calls; called when the adapter is deactivated or edited through `.data`."""

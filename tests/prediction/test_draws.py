@@ -75,6 +75,44 @@ torch.save(peft_calib.predict(again, batch, num_samples=3, seed=11).sample_proba
     torch.testing.assert_close(torch.load(tmp_path / "again.pt"), expected, rtol=0, atol=1e-6)
 
 
+def test_antithetic_draws_are_the_same_everywhere(bert, tmp_path):
+    model, batch, K = bayesian(bert), bert.batch(3), 4
+    options = {"num_samples": K, "seed": 7, "antithetic": True}
+    p = predict(model, batch, **options).sample_probabilities
+    ordinary = predict(model, batch, num_samples=K, seed=7).sample_probabilities
+    torch.testing.assert_close(p[::2], ordinary[::2])
+    assert (p[1::2] - ordinary[1::2]).abs().max() > 1e-4
+    for how in ({"memory_budget": 1}, {"how": "late"}):
+        again = predict(model, batch, **options, **how).sample_probabilities
+        torch.testing.assert_close(again, p, rtol=0, atol=1e-5)
+    with torch.no_grad(), draws(model, num_samples=K - 1, seed=7, first=1, antithetic=True):
+        by_hand = model(**batch).logits.softmax(-1).unflatten(0, (K - 1, 3))
+    torch.testing.assert_close(by_hand, p[1:], rtol=0, atol=1e-5)
+    export_lora(model, tmp_path / "draws", **options)
+    exported = [stock_probabilities(bert.build(), tmp_path / "draws" / f"draw-{k}", batch) for k in range(K)]
+    torch.testing.assert_close(torch.stack(exported), p, rtol=0, atol=1e-5)
+    assert json.loads((tmp_path / "draws" / "draws.json").read_text())["antithetic"] is True
+
+
+def test_antithetic_draws_have_a_less_variable_mean(bert):
+    """At a small spread a model is nearly linear in the normals, which cancel within a pair."""
+    model, batch = bayesian(bert, init_sd=0.05), bert.batch(3)
+
+    def means(antithetic):
+        asked = [predict(model, batch, num_samples=2, seed=s, antithetic=antithetic) for s in range(20)]
+        return torch.stack([p.probabilities for p in asked]).double()
+
+    assert means(True).var(0).sum() < 0.1 * means(False).var(0).sum()
+
+
+def test_antithetic_draws_are_refused_where_they_mean_nothing(bert):
+    model = bayesian(bert)
+    with pytest.raises(ValueError, match="independent draws"):
+        predict(model, bert.batch(), num_samples="auto", antithetic=True)
+    with pytest.raises(ValueError, match="mirror image"):
+        predict(model, bert.batch(), dropout=0.1, antithetic=True)
+
+
 def test_rows_are_draw_major_and_the_batch_may_come_by_position(bert):
     model, batch = bayesian(bert), bert.batch(3)
     expected = predict(model, batch, num_samples=4, seed=2).sample_probabilities

@@ -14,6 +14,7 @@ from ..seeding import keyed_generator
 from . import assembly
 from .config import BayesianLoraConfig
 from .initial import FactorStart, core_shape, start_factors
+from .noise import NormalSource, sources_of_draws
 from .posterior import Whitened, conditional_noise, kl_conditional
 from .stacks import BasisStack, BoundedScale, CoreStack
 
@@ -228,7 +229,7 @@ class BayesianLaw(Law):
         pairs = assembly.assemble(bases, V, None)
         return self._add_noise(pairs, bases, sigma, sources), divergence
 
-    def _add_noise(self, pairs: dict, bases: dict, sigma: dict, sources: list[torch.Generator]) -> dict:
+    def _add_noise(self, pairs: dict, bases: dict, sigma: dict, sources: list[NormalSource]) -> dict:
         kind, scale = self.config.conditional_noise, self._split(self._noise_scale())
         noisy = {}
         for group, factors in pairs.items():
@@ -283,14 +284,14 @@ class BayesianLaw(Law):
 
     # ----------------------------------------------------------------- what is random
 
-    def _sources(self, draw: Draw) -> list[torch.Generator]:
-        """One private generator a draw; a stack is filled in slot order, so a slot's noise does not depend on K."""
+    def _sources(self, draw: Draw) -> list[NormalSource]:
+        """One private source a draw; a stack is filled in slot order, so a slot's noise does not depend on K."""
         if draw.mode == "train":
-            return [keyed_generator(self.config.sample_seed, _TRAIN, self._next_generation())]
-        return [keyed_generator(draw.seed, _SAMPLE, draw.first + k) for k in range(draw.num_samples)]
+            return [NormalSource(keyed_generator(self.config.sample_seed, _TRAIN, self._next_generation()))]
+        return sources_of_draws(draw, _SAMPLE)
 
-    def _normal(self, shape: tuple[int, ...], sources: list[torch.Generator]) -> torch.Tensor:
-        noise = torch.stack([torch.randn(shape, generator=source, dtype=self.dtype) for source in sources])
+    def _normal(self, shape: tuple[int, ...], sources: list[NormalSource]) -> torch.Tensor:
+        noise = torch.stack([source.normal(shape, self.dtype) for source in sources])
         return noise.to(self.sigma.device, non_blocking=True)
 
     def _next_generation(self) -> int:
@@ -304,7 +305,7 @@ class BayesianLaw(Law):
 
     def kl(self) -> torch.Tensor:
         """KL of the posterior from the prior in nats, with a graph; with a flow an estimate from one fixed draw."""
-        source = [keyed_generator(self.config.sample_seed, _KL)]
+        source = [NormalSource(keyed_generator(self.config.sample_seed, _KL))]
         terms = [stack.draw_with_kl(self._normal(stack.shape, source))[1] for stack in self.cores.values()]
         return torch.stack(terms).sum() + self._conditional_kl()
 

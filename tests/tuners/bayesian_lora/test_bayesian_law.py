@@ -73,6 +73,35 @@ def test_draws_are_keyed_and_do_not_depend_on_their_chunks(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_antithetic_draws_mirror_their_partners(variant):
+    law = make(**VARIANTS[variant])
+    pairs = deltas(law, Draw("sample", 5, seed=3, antithetic=True))
+    ordinary = deltas(law, Draw("sample", 5, seed=3))
+    begun_in_a_pair = deltas(law, Draw("sample", 3, seed=3, first=1, antithetic=True))
+    for slot, delta in enumerate(pairs):
+        torch.testing.assert_close(delta[::2], ordinary[slot][::2], rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(begun_in_a_pair[slot], delta[1:4], rtol=1e-12, atol=1e-13)
+        if not (variant == "partly" and not law.slots[slot].name.endswith("q")):
+            assert not torch.allclose(delta[0], delta[1])
+            assert not torch.allclose(delta[1], ordinary[slot][1])
+
+
+@pytest.mark.parametrize("variant", [n for n in VARIANTS if "maf" not in n and "shared" not in n])
+def test_the_factors_of_an_antithetic_pair_average_to_the_mean(variant):
+    """Without a flow A and B are affine in the normals, so a pair's average is exactly the mean factor."""
+    law, draw = make(**VARIANTS[variant]), Draw("sample", 2, antithetic=True)
+    with torch.no_grad():
+        noise = {key: law._normal(stack.shape, law._sources(draw)) for key, stack in law.cores.items()}
+        for key, stack in law.cores.items():
+            torch.testing.assert_close(stack.draw(noise[key]).mean(0), stack.expectation(torch.float64)[0])
+        if law.config.conditional_noise != "none":  # drawn factors are assembled apart there
+            drawn, mean = law(draw).groups, law(Draw("mean")).groups
+            for group, pair in drawn.items():
+                for both, expected in zip(pair, mean[group], strict=True):
+                    torch.testing.assert_close(both.mean(0), expected[0], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_mean_is_the_expected_update(variant):
     """E[B A] over 20,000 draws is the deterministic update that is merged and exported."""
     law, total = make(SlotTable(list(table(1))), **VARIANTS[variant]), 20_000

@@ -1,0 +1,52 @@
+"""Where the normals of a draw come from: a private generator a draw, or its mirror image."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ..factors import Draw
+from ..seeding import keyed_generator
+
+
+class NormalSource(NamedTuple):
+    """A stream of standard normals.
+
+    Args:
+        generator: What they are made by.
+        sign: -1 turns every number into its negative, which is as normal.
+    """
+
+    generator: torch.Generator
+    sign: int = 1
+
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """The next normals of the stream."""
+        noise = torch.randn(shape, generator=self.generator, dtype=dtype)
+        return noise if self.sign == 1 else -noise
+
+
+def sources_of_draws(draw: Draw, purpose: int) -> list[NormalSource]:
+    """One source for each of the draws asked for, keyed by their seed and index.
+
+    All that is random in a draw is an odd function of its normals before any flow, so negating them gives a draw of
+    the same distribution. An antithetic pair (2j, 2j + 1) shares the key 2j; each half is made on its own, so that
+    chunks of a larger K may begin anywhere.
+
+    Args:
+        draw: In mode `"sample"`.
+        purpose: First part of the key.
+
+    Returns:
+        `draw.num_samples` sources.
+
+    Example:
+        >>> a, b = sources_of_draws(Draw("sample", 2, antithetic=True), 0)
+        >>> bool((a.normal((3,), torch.float32) == -b.normal((3,), torch.float32)).all())
+        True
+    """
+    indices = range(draw.first, draw.first + draw.num_samples)
+    if not draw.antithetic:
+        return [NormalSource(keyed_generator(draw.seed, purpose, k)) for k in indices]
+    return [NormalSource(keyed_generator(draw.seed, purpose, k - k % 2), 1 - 2 * (k % 2)) for k in indices]
