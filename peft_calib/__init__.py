@@ -27,6 +27,7 @@ from .prediction import (  # noqa: E402
     sample_generate,
     score_texts,
 )
+from .splits import calibration_split  # noqa: E402
 from .tuners import (  # noqa: E402  (a PEFT that cannot work is refused first)
     BayesianLoraConfig,
     BayesianLoraModel,
@@ -68,6 +69,7 @@ __all__ = [
     "Prediction",
     "RegressionPrediction",
     "bayesianize",
+    "calibration_split",
     "draws",
     "export_lora",
     "load_frozen",

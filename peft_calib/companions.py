@@ -1,0 +1,94 @@
+"""Small files that belong to an adapter and are saved beside it, whoever saves it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+from torch import nn
+
+
+def attach_file(model: nn.Module, name: str, text: str, adapter_name: str | None = None) -> None:
+    """Have a text file written beside an adapter every time the adapter is saved.
+
+    `save_pretrained`, `push_to_hub` and the Trainer's checkpoints all write the adapter's configuration; the file
+    travels with that, for adapters of any PEFT method. It is not read back on loading.
+
+    Args:
+        model: A `PeftModel`, or a transformers model with an adapter.
+        name: File name.
+        text: Its content; a later call with the same name replaces it.
+        adapter_name: The adapter; the active one when `None`.
+
+    Raises:
+        TypeError: If the model has no adapter.
+
+    Example:
+        >>> from peft import LoraConfig, get_peft_model
+        >>> model = get_peft_model(nn.Sequential(nn.Linear(2, 2)), LoraConfig(target_modules=["0"]))
+        >>> attach_file(model, "note.json", "{}")
+        >>> attached_file(model, "note.json")
+        '{}'
+    """
+    _saver(model, adapter_name).files[name] = text
+
+
+def attached_file(model: nn.Module, name: str, adapter_name: str | None = None) -> str | None:
+    """The text attached to an adapter under a name, or `None`."""
+    saver = _config(model, adapter_name).__dict__.get("save_pretrained")
+    return saver.files.get(name) if isinstance(saver, _SaveWithFiles) else None
+
+
+def detach_file(model: nn.Module, name: str, adapter_name: str | None = None) -> None:
+    """Stop writing a file beside an adapter; files already written stay."""
+    _saver(model, adapter_name).files.pop(name, None)
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Write a text file so that a reader finds the old content or the new, never half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+class _SaveWithFiles:
+    """`save_pretrained` of one configuration object, then the files attached to it."""
+
+    def __init__(self, config: PeftConfig) -> None:
+        self.config = config
+        self.files: dict[str, str] = {}
+
+    def __call__(self, save_directory: str, **kwargs: Any) -> None:
+        type(self.config).save_pretrained(self.config, save_directory, **kwargs)
+        for name, text in self.files.items():
+            write_atomically(Path(save_directory) / name, text)
+
+
+def _config(model: nn.Module, adapter_name: str | None) -> PeftConfig:
+    configs = getattr(model, "peft_config", None)
+    if not isinstance(configs, dict) or not configs:
+        raise TypeError(
+            f"{type(model).__name__} carries no adapter to attach a file to. Pass the PeftModel (or the transformers "
+            "model with an adapter), or the folder of a saved adapter."
+        )
+    if adapter_name is None:
+        active = getattr(model, "active_adapters", None)
+        names = active() if callable(active) else active
+        adapter_name = names[0] if names else next(iter(configs))
+    return configs[adapter_name]
+
+
+def _saver(model: nn.Module, adapter_name: str | None) -> _SaveWithFiles:
+    config = _config(model, adapter_name)
+    saver = config.__dict__.get("save_pretrained")
+    if not isinstance(saver, _SaveWithFiles):
+        saver = _SaveWithFiles(config)
+        config.save_pretrained = saver  # on the instance: dataclass fields and their JSON do not see it
+    return saver
