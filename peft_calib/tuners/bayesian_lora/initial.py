@@ -83,6 +83,24 @@ def start_factors(
     return FactorStart(*A_start, sigma_a), FactorStart(rows, columns, mean.mT.contiguous(), sigma_b)
 
 
+def start_plain(
+    config: BayesianLoraConfig,
+    group: ShapeGroup,
+    count: int,
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] | None,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A (count, r, d_in) and B (count, d_out, r) of slots without a posterior: LoRA's start, or a trained LoRA."""
+    bound = group.in_features**-0.5
+    A = _uniform((count, group.r, group.in_features), bound, generator)
+    B = torch.zeros(count, group.out_features, group.r)
+    if not config.init_weights:
+        B.uniform_(-bound, bound, generator=generator)
+    if pairs:
+        A, B = (torch.stack(side) for side in zip(*pairs, strict=True))
+    return A, B
+
+
 def _random(
     config: BayesianLoraConfig, group: ShapeGroup, count: int, R: int, C: int, generator: torch.Generator
 ) -> tuple[FactorStart, FactorStart]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 
 import torch
 from torch import nn
 
-from ..factors import Draw, Factors, Law, ShapeGroup, Slot, SlotTable
+from ..factors import Draw, Factors, Law, ShapeGroup, SlotTable
 from ..generation import parameter_stamp
 from ..seeding import keyed_generator
 from . import assembly
 from .config import BayesianLoraConfig
-from .initial import FactorStart, core_shape, start_factors
+from .initial import FactorStart, core_shape, start_factors, start_plain
+from .layout import BasisPlace, Layout, Place
 from .noise import NormalSource, sources_of_draws
 from .posterior import Whitened, conditional_noise, kl_conditional
 from .stacks import BasisStack, BoundedScale, CoreStack
@@ -48,16 +48,7 @@ class BayesianLaw(Law):
     ) -> None:
         super().__init__(slots)
         self.config = config
-        chosen = [_is_bayesian(slot, config, slots) for slot in slots]
-        if not any(chosen):
-            raise ValueError(
-                f"bayesian_modules={config.bayesian_modules!r} and bayesian_layers={config.bayesian_layers!r} leave "
-                f"no target module with a posterior; the targets are {[slot.name for slot in slots][:8]} ..."
-            )
-        self.members = {g: [i for i in indices if chosen[i]] for g, indices in slots.groups.items()}
-        self.plain = {g: [i for i in indices if not chosen[i]] for g, indices in slots.groups.items()}
-        self.members = {g: indices for g, indices in self.members.items() if indices}
-        self._check_sizes()
+        self.layout = Layout(config, slots)
         generator = keyed_generator(config.sample_seed, _INIT)
         self._build_posterior(pairs, generator)
         self._build_plain(pairs, generator)
@@ -72,68 +63,36 @@ class BayesianLaw(Law):
 
     # ----------------------------------------------------------------- construction
 
-    def _check_sizes(self) -> None:
-        for group, indices in self.members.items():
-            R, C = core_shape(self.config, group.r)
-            name = self.slots[indices[0]].name
-            if self.config.share_inducing and not R == C == group.r:
-                raise ValueError(
-                    f"share_inducing needs inducing_rows = inducing_cols = r, so that the mean update is a LoRA of "
-                    f"rank r; {name} has r = {group.r}, R = {R}, C = {C}."
-                )
-            if min(R, C) < group.r:
-                warnings.warn(
-                    f"inducing_rows = {R} and inducing_cols = {C} limit the update of {name} to rank {min(R, C)}, "
-                    f"below r = {group.r}; the extra rank only costs memory. Use sizes of at least r, or a smaller r.",
-                    stacklevel=2,
-                )
-
     def _build_posterior(self, pairs: list | None, generator: torch.Generator) -> None:
-        config = self.config
-        bases: dict[str, list[torch.Tensor]] = {}
-        names: dict[str, list[str]] = {}
-        means: dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {}
-        self.basis_plan: dict[str, list[tuple[ShapeGroup, str, str]]] = {}
-        self.core_plan: dict[str, list[tuple[ShapeGroup, str]]] = {}
-        sigmas: list[torch.Tensor] = []
-        for group, indices in self.members.items():
+        config, layout = self.config, self.layout
+        starts: dict[Place, FactorStart] = {}
+        for group, indices in layout.members.items():
             given = [pairs[i] for i in indices] if pairs else None
-            starts = start_factors(config, group, len(indices), given, generator)
-            for side, start in zip("AB", starts, strict=True):
-                for role, Z in (("rows", start.rows), ("columns", start.columns)):
-                    key = f"{Z.shape[1]}x{Z.shape[2]}"
-                    self.basis_plan.setdefault(key, []).append((group, side, role))
-                    bases.setdefault(key, []).append(Z)
-                    names.setdefault(key, []).extend(f"factor {side} of {self.slots[i].name}" for i in indices)
-                sigmas.append(start.sigma)
-                if side == "A" or not config.share_inducing:
-                    key = f"{start.mean.shape[1]}x{start.mean.shape[2]}"
-                    self.core_plan.setdefault(key, []).append((group, side))
-                    means.setdefault(key, []).append(_core_start(start))
-        self.bases = nn.ModuleDict({key: BasisStack(torch.cat(Z), config, names[key]) for key, Z in bases.items()})
-        self.cores = nn.ModuleDict(
-            {key: CoreStack(*map(torch.cat, zip(*m, strict=True)), config, generator) for key, m in means.items()}
-        )
-        self.register_buffer("sigma", torch.cat(sigmas))
+            both = start_factors(config, group, len(indices), given, generator)
+            starts.update({(group, side): start for side, start in zip("AB", both, strict=True)})
+        self.bases, self.cores = nn.ModuleDict(), nn.ModuleDict()
+        for key, places in layout.bases.items():
+            Z = [getattr(starts[group, side], role) for group, side, role in places]
+            names = [f"factor {side} of {self.slots[i].name}" for g, side, _ in places for i in layout.members[g]]
+            self.bases[key] = BasisStack(torch.cat(Z), config, names)
+        for key, places in layout.cores.items():
+            parts = zip(*(_core_start(starts[place]) for place in places), strict=True)
+            self.cores[key] = CoreStack(*map(torch.cat, parts), config, generator)
+        self.register_buffer("sigma", torch.cat([starts[place].sigma for place in layout.places]))
         if config.conditional_noise != "none" and config.learn_lambda:
             gain = config.variance_lr_multiplier
             self.noise_scale = BoundedScale(self.sigma.shape, config.init_lambda, config.max_lambda, gain)
 
     def _build_plain(self, pairs: list | None, generator: torch.Generator) -> None:
         self.plain_A, self.plain_B = nn.ParameterDict(), nn.ParameterDict()
-        for group, indices in self.plain.items():
+        for group, indices in self.layout.plain.items():
             if not indices:
                 continue
-            bound = group.in_features**-0.5
-            A = (torch.rand(len(indices), group.r, group.in_features, generator=generator) * 2 - 1) * bound
-            B = torch.zeros(len(indices), group.out_features, group.r)
-            if not self.config.init_weights:
-                B.uniform_(-bound, bound, generator=generator)
-            if pairs:
-                A, B = (torch.stack([pairs[i][side] for i in indices]) for side in (0, 1))
+            given = [pairs[i] for i in indices] if pairs else None
+            A, B = start_plain(self.config, group, len(indices), given, generator)
             self.plain_A[group.key], self.plain_B[group.key] = nn.Parameter(A), nn.Parameter(B)
-            if group in self.members:
-                order = torch.tensor([*self.members[group], *indices]).argsort()
+            if group in self.layout.members:
+                order = torch.tensor([*self.layout.members[group], *indices]).argsort()
                 self.register_buffer(f"order_{group.key}", order, persistent=False)
 
     # ----------------------------------------------------------------- factors
@@ -166,7 +125,7 @@ class BayesianLaw(Law):
         """The precision of the factor mathematics: at least float32, whatever the parameters are stored in."""
         return torch.promote_types(self._parameter_dtype, torch.float32)
 
-    def _bases(self) -> dict[tuple[ShapeGroup, str, str], Whitened]:
+    def _bases(self) -> dict[BasisPlace, Whitened]:
         """Whitened bases by group, side and role; kept between calls without gradients until a parameter changes."""
         if torch.is_grad_enabled():
             self._whitened = None
@@ -176,39 +135,22 @@ class BayesianLaw(Law):
             self._whitened = (stamp, self._whiten())
         return self._whitened[1]
 
-    def _whiten(self) -> dict[tuple[ShapeGroup, str, str], Whitened]:
-        found = {}
-        for key, plan in self.basis_plan.items():
-            sizes = [len(self.members[group]) for group, _, _ in plan]
-            parts = (tensor.split(sizes) for tensor in self.bases[key](self.dtype))
-            found.update({place: Whitened(*part) for place, part in zip(plan, zip(*parts, strict=True), strict=True)})
-        return found
+    def _whiten(self) -> dict[BasisPlace, Whitened]:
+        return self.layout.split_bases({key: stack(self.dtype) for key, stack in self.bases.items()})
 
-    def _split(self, per_factor: torch.Tensor) -> dict[tuple[ShapeGroup, str], torch.Tensor]:
-        """Cut a tensor with one entry a factor into pieces that broadcast over (K, n, m, n)."""
-        places = [(group, side) for group in self.members for side in "AB"]
-        parts = per_factor.to(self.dtype).view(-1, 1, 1).split([len(self.members[group]) for group, _ in places])
-        return dict(zip(places, parts, strict=True))
-
-    def _by_factor(self, cores: dict[str, torch.Tensor]) -> dict[tuple[ShapeGroup, str], torch.Tensor]:
-        found = {}
-        for key, plan in self.core_plan.items():
-            parts = cores[key].split([len(self.members[group]) for group, _ in plan], dim=1)
-            found.update(zip(plan, parts, strict=True))
-        if self.config.share_inducing:
-            found.update({(group, "B"): found[group, "A"] for group in self.members})
-        return found
+    def _prior_std(self) -> dict[Place, torch.Tensor]:
+        return self.layout.split(self.sigma.to(self.dtype))
 
     def _mean_factors(self, bases: dict) -> dict[ShapeGroup, tuple[torch.Tensor, torch.Tensor]]:
-        sigma = self._split(self.sigma)
+        sigma = self._prior_std()
         if not self.config.share_inducing:
-            V = self._by_factor({key: stack.expectation(self.dtype) for key, stack in self.cores.items()})
+            V = self.layout.split_cores({key: stack.expectation(self.dtype) for key, stack in self.cores.items()})
             return assembly.assemble(bases, V, sigma)
-        middles = {(g, "A"): assembly.middle(bases, g) for g in self.members}
+        middles = {(g, "A"): assembly.middle(bases, g) for g in self.layout.members}
         products = {}
-        for key, plan in self.core_plan.items():
-            products[key] = self.cores[key].expected_product(torch.cat([middles[place] for place in plan]))
-        return assembly.assemble_core_form(bases, self._by_factor(products), sigma)
+        for key, places in self.layout.cores.items():
+            products[key] = self.cores[key].expected_product(torch.cat([middles[place] for place in places]))
+        return assembly.assemble_core_form(bases, self.layout.split_cores(products), sigma)
 
     def _drawn_factors(self, bases: dict, draw: Draw) -> tuple[dict, torch.Tensor | None]:
         sources = self._sources(draw)
@@ -217,20 +159,20 @@ class BayesianLaw(Law):
         if draw.mode == "train":
             drawn = {key: stack.draw_with_kl(noise[key]) for key, stack in self.cores.items()}
             divergence = torch.stack([kl for _, kl in drawn.values()]).sum()
-            V = self._by_factor({key: core for key, (core, _) in drawn.items()})
+            V = self.layout.split_cores({key: core for key, (core, _) in drawn.items()})
         else:
-            V = self._by_factor({key: stack.draw(noise[key]) for key, stack in self.cores.items()})
-        sigma = self._split(self.sigma)
+            V = self.layout.split_cores({key: stack.draw(noise[key]) for key, stack in self.cores.items()})
+        sigma = self._prior_std()
         if self.config.conditional_noise == "none":
-            if draw.mode == "sample" and all(core_shape(self.config, g.r)[1] == g.r for g in self.members):
-                products = {(g, "A"): V[g, "B"] @ assembly.middle(bases, g) @ V[g, "A"] for g in self.members}
+            if draw.mode == "sample" and all(core_shape(self.config, g.r)[1] == g.r for g in self.layout.members):
+                products = {(g, "A"): V[g, "B"] @ assembly.middle(bases, g) @ V[g, "A"] for g in self.layout.members}
                 return assembly.assemble_core_form(bases, products, sigma), divergence
             return assembly.assemble(bases, V, sigma), divergence
         pairs = assembly.assemble(bases, V, None)
         return self._add_noise(pairs, bases, sigma, sources), divergence
 
     def _add_noise(self, pairs: dict, bases: dict, sigma: dict, sources: list[NormalSource]) -> dict:
-        kind, scale = self.config.conditional_noise, self._split(self._noise_scale())
+        kind, scale = self.config.conditional_noise, self.layout.split(self._noise_scale())
         noisy = {}
         for group, factors in pairs.items():
             sides = []
@@ -249,7 +191,7 @@ class BayesianLaw(Law):
         return torch.full_like(self.sigma, self.config.init_lambda, dtype=self.dtype)
 
     def _with_plain(self, group: ShapeGroup, pair: tuple | None) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.plain[group]:
+        if not self.layout.plain[group]:
             return pair
         plain = tuple(side[group.key].unsqueeze(0) for side in (self.plain_A, self.plain_B))
         if pair is None:
@@ -276,10 +218,10 @@ class BayesianLaw(Law):
         """
         if self.config.conditional_noise != "none":
             raise ValueError("Draws with conditional noise have no core form; set conditional_noise='none'.")
-        bases, sources, sigma = self._bases(), self._sources(draw), self._split(self.sigma)
+        bases, sources, sigma = self._bases(), self._sources(draw), self._prior_std()
         cores = {key: stack.draw(self._normal(stack.shape, sources)) for key, stack in self.cores.items()}
-        V = self._by_factor(cores)
-        products = {(g, "A"): V[g, "B"] @ assembly.middle(bases, g) @ V[g, "A"] for g in self.members}
+        V = self.layout.split_cores(cores)
+        products = {(g, "A"): V[g, "B"] @ assembly.middle(bases, g) @ V[g, "A"] for g in self.layout.members}
         return assembly.core_form(bases, products, sigma)
 
     # ----------------------------------------------------------------- what is random
@@ -312,13 +254,7 @@ class BayesianLaw(Law):
     def _conditional_kl(self) -> torch.Tensor | float:
         if self.config.conditional_noise == "none":
             return 0.0
-        numel = [
-            float(d * group.r)
-            for group, indices in self.members.items()
-            for d in (group.in_features, group.out_features)
-            for _ in indices
-        ]
-        return kl_conditional(self._noise_scale(), self.sigma.new_tensor(numel, dtype=self.dtype))
+        return kl_conditional(self._noise_scale(), self.sigma.new_tensor(self.layout.numel(), dtype=self.dtype))
 
     def _regularizer(self, divergence: torch.Tensor) -> torch.Tensor:
         """`kl_factor (kl_weight KL_U + kl_conditional_weight KL_W|U) / N`."""
@@ -379,19 +315,6 @@ class BayesianLaw(Law):
 def _core_start(start: FactorStart) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     numel = float(start.rows.shape[-1] * start.columns.shape[-1])
     return start.mean, start.sigma, torch.full_like(start.sigma, numel)
-
-
-def _is_bayesian(slot: Slot, config: BayesianLoraConfig, slots: SlotTable) -> bool:
-    if config.bayesian_layers is not None:
-        depth = 1 + max((s.layer for s in slots if s.layer is not None), default=-1)
-        if slot.layer is None or slot.layer not in [i % depth if i < 0 else i for i in config.bayesian_layers]:
-            return False
-    names = config.bayesian_modules
-    if names is None:
-        return True
-    if isinstance(names, str):
-        return re.fullmatch(names, slot.name) is not None
-    return any(slot.name == name or slot.name.endswith(f".{name}") for name in names)
 
 
 def _forget_count(law: BayesianLaw, _) -> None:

@@ -153,8 +153,8 @@ def test_core_form_of_draws_equals_their_factors():
     law, draw = make(init="random"), Draw("sample", 3, seed=1)
     with torch.no_grad():
         noise = {key: law._normal(stack.shape, law._sources(draw)) for key, stack in law.cores.items()}
-        V = law._by_factor({key: stack.draw(noise[key]) for key, stack in law.cores.items()})
-        factors = assemble(law._bases(), V, law._split(law.sigma))
+        V = law.layout.split_cores({key: stack.draw(noise[key]) for key, stack in law.cores.items()})
+        factors = assemble(law._bases(), V, law._prior_std())
     whole = deltas(law, draw)
     for group, indices in law.slots.groups.items():
         A, B = factors[group]
@@ -395,7 +395,7 @@ def test_choice_of_layers_and_modules():
 
 def chosen(**fields) -> set[str]:
     law = make(table(4), **fields)
-    return {law.slots[i].name for indices in law.members.values() for i in indices}
+    return {law.slots[i].name for indices in law.layout.members.values() for i in indices}
 
 
 def test_shared_cores_need_square_sizes():

@@ -455,7 +455,7 @@ def test_paper_settings_train_and_have_the_papers_initial_sizes():
     family = FAMILIES["llama"]
     model = get_peft_model(family.build(tie_word_embeddings=False), BayesianLoraConfig.paper(num_train_examples=100))
     law = model.base_model.get_law()
-    assert {law.slots[i].name.rpartition(".")[2] for members in law.members.values() for i in members} == {
+    assert {law.slots[i].name.rpartition(".")[2] for members in law.layout.members.values() for i in members} == {
         "q_proj",
         "lm_head",
     }

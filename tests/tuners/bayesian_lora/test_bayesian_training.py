@@ -115,7 +115,7 @@ def regression_features(law, x: torch.Tensor) -> tuple[torch.Tensor, float]:
     """Features G_c x, and the factor with which V features enters y."""
     with torch.no_grad():
         bases = law._bases()
-        group = next(iter(law.members))
+        group = next(iter(law.layout.members))
         columns, row_a = bases[group, "A", "columns"].G[0], bases[group, "A", "rows"].G[0, 0, 0]
         b = bases[group, "B", "rows"].G[0, 0, 0] * bases[group, "B", "columns"].G[0, :, 0] @ B_CORE
     return x @ columns.T, float(row_a * b)
