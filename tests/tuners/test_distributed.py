@@ -12,12 +12,18 @@ from families import FAMILIES, perturb
 from peft import get_peft_model
 from processes import run_ranks
 
-from peft_calib import HyperLoraConfig
+from peft_calib import BayesianLoraConfig, HyperLoraConfig
+
+CONFIGS = {
+    "hyper": (HyperLoraConfig, {}),
+    # a training draw is keyed by a counter, so that every rank uses the same function
+    "bayesian": (BayesianLoraConfig, {"num_train_examples": 50, "init_sd": 0.5}),
+}
 
 
-def build():
-    bert = FAMILIES["bert"]
-    return perturb(get_peft_model(bert.build(), HyperLoraConfig(r=4, target_modules="all-linear"))).train()
+def build(method):
+    bert, (config_class, fields) = FAMILIES["bert"], CONFIGS[method]
+    return perturb(get_peft_model(bert.build(), config_class(r=4, target_modules="all-linear", **fields))).train()
 
 
 def batch():
@@ -32,14 +38,14 @@ def gradients(model):
     }
 
 
-def reference():
-    model = build()
+def reference(method):
+    model = build(method)
     model(**batch()).loss.backward()
     return gradients(model)
 
 
-def worker(rank, kind, folder):
-    model = build()
+def worker(rank, kind, method, folder):
+    model = build(method)
     if kind == "ddp":
         wrapped = torch.nn.parallel.DistributedDataParallel(model)
     else:
@@ -55,11 +61,12 @@ def worker(rank, kind, folder):
         torch.save(got, folder / "grads.pt")
 
 
+@pytest.mark.parametrize("method", CONFIGS)
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_gradients_equal_one_process(tmp_path, kind):
-    run_ranks(worker, kind, tmp_path)
+def test_gradients_equal_one_process(tmp_path, kind, method):
+    run_ranks(worker, kind, method, tmp_path)
     got = torch.load(tmp_path / "grads.pt")
-    expected = reference()
+    expected = reference(method)
     assert {n.replace("module.", "") for n in got} == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-6)
