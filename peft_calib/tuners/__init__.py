@@ -2,6 +2,7 @@
 
 from .bayesian_lora import BayesianLoraConfig, BayesianLoraModel
 from .config import CalibLoraConfig
+from .curve_lora import CurveLoraConfig, CurveLoraModel
 from .factors import Draw, Factors, Law, ShapeGroup, Slot, SlotTable
 from .hyper_lora import HyperLoraConfig, HyperLoraModel
 from .layer import FactorLinear
@@ -11,6 +12,8 @@ __all__ = [
     "BayesianLoraConfig",
     "BayesianLoraModel",
     "CalibLoraConfig",
+    "CurveLoraConfig",
+    "CurveLoraModel",
     "Draw",
     "FactorLinear",
     "FactorModel",

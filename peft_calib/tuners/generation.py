@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .factors import Draw, Factors, Law
+from .factors import Draw, Factors, Law, Perturbation
 
 _optimizer_steps = 0
 
@@ -47,6 +47,8 @@ class Generation:
     use: _Use = field(default_factory=_Use)
     roots: list[torch.Tensor] = field(default_factory=list)
     leaves: list[torch.Tensor] = field(default_factory=list)
+    perturbation: Perturbation | None = None
+    heads: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     reentrant: bool = False
     read_directly: bool = False
     bridges: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
@@ -110,6 +112,16 @@ class Generation:
         _carry(banks, [leaf for leaves in self.bridges.values() for leaf in leaves])
 
 
+@dataclass
+class Traced:
+    """The factors of one adapter inside a graph that torch.compile is building."""
+
+    pairs: list[tuple[torch.Tensor, torch.Tensor]]
+    regularizer: torch.Tensor | None
+    perturbation: Perturbation | None
+    heads: dict[str, dict[str, torch.Tensor]]
+
+
 def _carry(tensors: list[torch.Tensor], leaves: list[torch.Tensor]) -> None:
     """Run one backward from tensors whose detached copies hold gradients, and empty the copies."""
     waiting = [(tensor, leaf) for tensor, leaf in zip(tensors, leaves, strict=True) if leaf.grad is not None]
@@ -163,6 +175,7 @@ def generate(law: Law, draw: Draw, wants_graph: bool) -> Generation:
             use = generation.use
             roots[-1].register_hook(lambda _: setattr(use, "consumed", True))
         generation.pairs = factors.per_slot(law.slots, draw.num_samples)
+        generation.perturbation, generation.heads = factors.perturbation, factors.heads
     generation.stamp = stamp_of(law, draw)
     return generation
 
@@ -184,7 +197,8 @@ def as_leaf(tensor: torch.Tensor) -> torch.Tensor:
 
 def stamp_of(law: Law, draw: Draw) -> tuple:
     """A value that changes when another generation is due."""
-    return (draw, *parameter_stamp((*law.parameters(), *law.buffers())), _autocast_dtype(law))
+    tensors = [*law.parameters(), *law.buffers(), *(t for t in draw.points or () if isinstance(t, torch.Tensor))]
+    return (draw, *parameter_stamp(tensors), _autocast_dtype(law))
 
 
 def parameter_stamp(tensors: Iterable[torch.Tensor]) -> tuple:

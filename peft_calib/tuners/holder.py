@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
-from .factors import Draw, Law
-from .generation import Generation, ask, generate, inside_checkpoint, stamp_of
+from .factors import Draw, Law, Perturbation
+from .generation import Generation, Traced, ask, generate, inside_checkpoint, stamp_of
 from .objective import add_to_outputs, micro_batch_share, named_inputs, task_loss
+from .rows import count_rows, first_rows, main_input_name, repeat_training_rows
 
 
 class FactorHolder(nn.Module):
@@ -41,7 +43,8 @@ class FactorHolder(nn.Module):
         self._fresh: set[str]
         self._pending: list[torch.Tensor]
         self._uses: dict[str, list[weakref.ref]]
-        self._traced: dict[str, tuple[list, torch.Tensor | None]]
+        self._traced: dict[str, Traced]
+        self._comparing: list[Law]
         self._in_forward: bool
         self.__dict__.update(_nothing_generated())
 
@@ -52,8 +55,21 @@ class FactorHolder(nn.Module):
 
     # ----------------------------------------------------------------- generating
 
+    @property
+    def num_samples(self) -> int:
+        """Functions that the current forward evaluates on each row: several only where a law trains on several."""
+        return max([1, *[law.train_samples for law in self._comparing]])
+
+    def _laws_to_compare(self) -> list[Law]:
+        if self.draw is not None or not self._enabled or not torch.is_grad_enabled():
+            return []
+        laws = [self.laws[adapter] for adapter in self._active if adapter in self.laws]
+        laws = [law for law in laws if law.training and law.train_samples > 1]
+        return [law for law in laws if any(p.requires_grad for p in law.parameters())]
+
     def begin_forward(self) -> None:
         """Bring the factors of the active adapters up to date; called before each forward of the base model."""
+        self._comparing = self._laws_to_compare()
         if torch.compiler.is_compiling():
             self._trace()
             return
@@ -64,17 +80,24 @@ class FactorHolder(nn.Module):
                 if adapter in self.laws:
                     self._refresh(adapter)
 
-    def end_forward(self) -> list[torch.Tensor]:
+    def end_forward(self, model: nn.Module, outputs: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
         """Called after each forward of the base model, also when it raised.
+
+        Args:
+            model: The base model.
+            outputs: What it answered; `None` if it raised.
+            inputs: What it was called with, by name.
 
         Returns:
             The regularisers of the adapters that took part, none outside training.
         """
+        comparing, self._comparing = self._comparing, []
+        terms = [law.output_term(model, outputs, inputs) for law in comparing if outputs is not None]
         if torch.compiler.is_compiling():
-            terms = [term for _, term in self._traced.values() if term is not None]
+            terms += [traced.regularizer for traced in self._traced.values()]
             self._traced = {}
-            return terms
-        terms = [self._generations[a].term() for a in self._active if a in self._fresh]
+            return [term for term in terms if term is not None]
+        terms += [self._generations[a].term() for a in self._active if a in self._fresh]
         self._in_forward = False
         self._fresh.clear()
         self._pending = [term for term in terms if term is not None]
@@ -92,7 +115,7 @@ class FactorHolder(nn.Module):
             A of shape (r, d_in) and B of shape (d_out, r), with a leading K when draws are asked for.
         """
         if torch.compiler.is_compiling():
-            return self._traced[adapter][0][index]
+            return self._traced[adapter].pairs[index]
         in_backward = torch._C._current_graph_task_id() != -1
         if in_backward and self.laws[adapter].stochastic:
             self._check_single_forward(adapter)
@@ -104,6 +127,24 @@ class FactorHolder(nn.Module):
         A, B = generation.pair(index, in_backward)
         return (A, B) if A.device == device else (A.to(device), B.to(device))
 
+    def perturbation(self, adapter: str) -> Perturbation | None:
+        """What the layers add beside the update just read, if anything."""
+        if torch.compiler.is_compiling():
+            return self._traced[adapter].perturbation
+        return self._generations[adapter].perturbation
+
+    def heads(self, adapter: str) -> dict[str, dict[str, torch.Tensor]]:
+        """The tensors of modules trained whole that the law answers for, by module and tensor name."""
+        if torch.compiler.is_compiling():
+            return self._traced[adapter].heads
+        if adapter not in self._fresh:
+            self._refresh(adapter)
+        return self._generations[adapter].heads
+
+    def check_exportable(self, adapter: str) -> None:
+        """Raise `ValueError` if the adapter has no single pair of factors now."""
+        self.laws[adapter].check_exportable(self.draw)
+
     def generation(self, adapter: str) -> Generation:
         """The adapter's current factors, brought up to date."""
         self._refresh(adapter)
@@ -111,8 +152,10 @@ class FactorHolder(nn.Module):
 
     def _refresh(self, adapter: str) -> None:
         law = self.laws[adapter]
-        wants_graph = torch.is_grad_enabled() and any(p.requires_grad for p in law.parameters())
-        draw = self.draw or Draw("train" if law.training and wants_graph else "mean")
+        points = self.draw.points or () if self.draw is not None else ()
+        differentiable = (*law.parameters(), *(t for t in points if isinstance(t, torch.Tensor)))
+        wants_graph = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
+        draw = self.draw or self._own_draw(law, law.training and wants_graph)
         stamp, old = stamp_of(law, draw), self._generations.get(adapter)
         if old is None or not self._still_good(law, old, stamp, wants_graph):
             self._generations[adapter] = generation = generate(law, draw, wants_graph)
@@ -122,15 +165,21 @@ class FactorHolder(nn.Module):
         if self._in_forward:
             self._fresh.add(adapter)
 
+    def _own_draw(self, law: Law, trains: bool) -> Draw:
+        # a part of the base model that is called directly has only the rows it was given
+        samples = law.train_samples if trains and law in self._comparing else 1
+        return Draw("train", samples) if trains else Draw("mean")
+
     def _trace(self) -> None:
         """Generate inside the graph that torch.compile is building: no stamps, caches or tensor hooks there."""
         self._traced = {}
         for adapter in self._active if self._enabled else ():
             if adapter in self.laws:
                 law = self.laws[adapter]
-                draw = self.draw or Draw("train" if law.training else "mean")
+                draw = self.draw or self._own_draw(law, law.training)
                 factors = ask(law, draw)
-                self._traced[adapter] = (factors.per_slot(law.slots, draw.num_samples), factors.regularizer)
+                pairs = factors.per_slot(law.slots, draw.num_samples)
+                self._traced[adapter] = Traced(pairs, factors.regularizer, factors.perturbation, factors.heads)
 
     def _check_single_forward(self, adapter: str) -> None:
         open_uses = [use() for use in self._uses.get(adapter, [])]
@@ -230,7 +279,15 @@ class FactorHolder(nn.Module):
 
 def _nothing_generated() -> dict:
     """The part of a holder's state that belongs to single forwards, as it is before the first."""
-    return {"_generations": {}, "_fresh": set(), "_in_forward": False, "_pending": [], "_uses": {}, "_traced": {}}
+    return {
+        "_generations": {},
+        "_fresh": set(),
+        "_in_forward": False,
+        "_pending": [],
+        "_uses": {},
+        "_traced": {},
+        "_comparing": [],
+    }
 
 
 # --------------------------------------------------------------------- hooks on the base model
@@ -240,7 +297,7 @@ def _holders(model: nn.Module) -> list[FactorHolder]:
     return [child for child in model._modules.values() if isinstance(child, FactorHolder)]
 
 
-def begin_forward(model: nn.Module, args: tuple) -> None:
+def begin_forward(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
     """Forward pre-hook of the base model; module-level so that the model stays picklable."""
     if getattr(model, "_is_replica", False):
         raise RuntimeError(
@@ -249,20 +306,28 @@ def begin_forward(model: nn.Module, args: tuple) -> None:
         )
     for holder in _holders(model):
         holder.begin_forward()
+    num_samples = max([1, *[holder.num_samples for holder in _holders(model)]])
+    if num_samples == 1:
+        return None
+    return (), repeat_training_rows(named_inputs(model, args, kwargs), num_samples, main_input_name(model))
 
 
 def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
     """Forward hook of the base model, called also when the forward raised; adds regularisers to the loss."""
     holders = _holders(model)
-    terms = [term for holder in holders for term in holder.end_forward()]
-    if not terms or output is None:
+    num_samples = max([1, *[holder.num_samples for holder in holders]])
+    inputs = named_inputs(model, args, kwargs) if num_samples > 1 else {}
+    terms = [term for holder in holders for term in holder.end_forward(model, output, inputs)]
+    if output is None or (not terms and num_samples == 1):
         return None
-    inputs = named_inputs(model, args, kwargs)
+    inputs = inputs or named_inputs(model, args, kwargs)
     has_labels = inputs.get("labels") is not None
-    total = torch.stack([term.float() if term.dtype != torch.float64 else term for term in terms]).sum()
-    for holder in holders:
-        holder.last_task_loss, holder.last_regularizer = task_loss(output, has_labels), total.detach()
-    return add_to_outputs(output, total, micro_batch_share(model, inputs), has_labels)
+    if terms:
+        total = torch.stack([term.float() if term.dtype != torch.float64 else term for term in terms]).sum()
+        for holder in holders:
+            holder.last_task_loss, holder.last_regularizer = task_loss(output, has_labels), total.detach()
+        output = add_to_outputs(output, total, micro_batch_share(model, inputs), has_labels)
+    return output if num_samples == 1 else first_rows(output, num_samples, count_rows(inputs, main_input_name(model)))
 
 
 def regularization_loss(model: nn.Module) -> torch.Tensor | None:
@@ -289,7 +354,7 @@ def regularization_loss(model: nn.Module) -> torch.Tensor | None:
 def attach_hooks(model: nn.Module) -> None:
     """Register the hooks once, whatever the number of adapters and tuner types on the model."""
     if begin_forward not in model._forward_pre_hooks.values():
-        model.register_forward_pre_hook(begin_forward)
+        model.register_forward_pre_hook(begin_forward, with_kwargs=True)
         model.register_forward_hook(end_forward, always_call=True, with_kwargs=True)
 
 
@@ -300,5 +365,6 @@ def detach_hooks(model: nn.Module) -> None:
     for hooks, function in ((model._forward_pre_hooks, begin_forward), (model._forward_hooks, end_forward)):
         for key in [key for key, hook in hooks.items() if hook is function]:
             del hooks[key]
+            model._forward_pre_hooks_with_kwargs.pop(key, None)
             model._forward_hooks_always_called.pop(key, None)
             model._forward_hooks_with_kwargs.pop(key, None)

@@ -147,8 +147,11 @@ class FactorLinear(nn.Module, BaseTunerLayer):
     def _adapt(self, adapter: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         slot = self.factor_slots[adapter]
         A, B = self.holder.read(adapter, slot.index, x.device)
-        x = slot.dropout(self._cast_input_dtype(x, A.dtype))
-        return add_low_rank(result, x, A, B, self.scaling[adapter])
+        x = self._cast_input_dtype(x, A.dtype)
+        result = add_low_rank(result, slot.dropout(x), A, B, self.scaling[adapter])
+        perturbation = self.holder.perturbation(adapter)
+        addition = None if perturbation is None else perturbation(self, adapter, x, A, B)
+        return result if addition is None else result + addition
 
     def _check_adapter_names(self, x: torch.Tensor, adapter_names: list[str]) -> None:
         if len(x) != len(adapter_names):
@@ -197,7 +200,7 @@ class FactorLinear(nn.Module, BaseTunerLayer):
         for adapter in check_adapters_to_merge(self, adapter_names):
             if adapter not in self.factor_slots:
                 continue
-            self.holder.laws[adapter].check_exportable()
+            self.holder.check_exportable(adapter)
             A, B = (factor.clone() for factor in self.factors(adapter))
             weight = self.get_base_weight()
             weight = weight.clone() if safe_merge else weight
@@ -223,7 +226,7 @@ class FactorLinear(nn.Module, BaseTunerLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether the adapter is one LoRA; a law without a single pair of factors says no."""
         if adapter_name in self.holder.laws:
-            self.holder.laws[adapter_name].check_exportable()
+            self.holder.check_exportable(adapter_name)
         return True
 
     # ----------------------------------------------------------------- what PEFT tells a layer, for the holder too

@@ -178,10 +178,10 @@ class FactorModel(BaseTuner):
         Raises:
             ValueError: If the law has no single pair of factors.
         """
-        law = self.get_law(adapter_name)
-        law.check_exportable()
+        law, holder = self.get_law(adapter_name), self.get_holder(self.model)
+        holder.check_exportable(adapter_name)
         with torch.no_grad():
-            pairs = self.get_holder(self.model).generation(adapter_name).pairs
+            pairs = holder.generation(adapter_name).pairs
         return [(slot, A.detach(), B.detach()) for slot, (A, B) in zip(law.slots, pairs, strict=True)]
 
     def flush_grads(self) -> None:

@@ -75,7 +75,7 @@ def micro_batch_share(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor 
         return 1.0
     if inputs.get("shift_labels") is not None:
         labels = inputs["shift_labels"]
-    elif _shifts_labels(model):
+    elif shifts_labels(model):
         labels = labels[..., 1:]
     here = (labels != -100).sum()
     return here / (total.to(here.device) if isinstance(total, torch.Tensor) else total)
@@ -164,7 +164,7 @@ def _called_name(call: ast.Call) -> str | None:
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", None)
 
 
-def _shifts_labels(model: nn.Module) -> bool:
-    # the Trainer's own rule for counting items
+def shifts_labels(model: nn.Module) -> bool:
+    """Whether position i of the logits answers for label i + 1, by the Trainer's own rule for counting items."""
     causal = LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
     return causal and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)

@@ -75,6 +75,54 @@ def repeat_rows(inputs: Mapping[str, Any], num_samples: int, rows: int) -> dict[
     return repeated
 
 
+def repeat_training_rows(inputs: Mapping[str, Any], num_samples: int, main_input: str | None) -> dict[str, Any]:
+    """Repeat the batch of a training forward for K functions, so that its loss is the mean of their losses.
+
+    Args:
+        inputs: What the model is called with, by name.
+        num_samples: Number of functions K.
+        main_input: The model's `main_input_name`, if it has one.
+
+    Returns:
+        The inputs of K * B rows; the number of items that a summed loss is divided by grows with them.
+
+    Example:
+        >>> repeated = repeat_training_rows({"input_ids": torch.zeros(3, 5), "num_items_in_batch": 6}, 2, "input_ids")
+        >>> len(repeated["input_ids"]), repeated["num_items_in_batch"]
+        (6, 12)
+    """
+    repeated = repeat_rows(inputs, num_samples, count_rows(inputs, main_input))
+    if repeated.get("num_items_in_batch") is not None:
+        repeated["num_items_in_batch"] = repeated["num_items_in_batch"] * num_samples
+    return repeated
+
+
+def first_rows(outputs: Any, num_samples: int, rows: int) -> Any:
+    """What a model answered for the first of K functions.
+
+    Args:
+        outputs: A `ModelOutput`, mapping, tuple or tensor of K * B draw-major rows; scalars and caches stay.
+        num_samples: Number of functions K.
+        rows: Number of rows K * B.
+
+    Returns:
+        The same for B rows.
+
+    Example:
+        >>> first_rows({"loss": torch.tensor(1.0), "logits": torch.zeros(6, 2)}, 2, 6)["logits"].shape
+        torch.Size([3, 2])
+    """
+    if isinstance(outputs, torch.Tensor):
+        return outputs[: rows // num_samples] if outputs.dim() and len(outputs) == rows else outputs
+    if isinstance(outputs, dict):
+        for name, value in list(outputs.items()):
+            outputs[name] = first_rows(value, num_samples, rows)
+        return outputs
+    if isinstance(outputs, (tuple, list)) and not hasattr(outputs, "_fields"):
+        return type(outputs)(first_rows(value, num_samples, rows) for value in outputs)
+    return outputs
+
+
 def select_rows(inputs: Mapping[str, Any], rows: int, index: torch.Tensor) -> dict[str, Any]:
     """The batch restricted to some of its rows.
 

@@ -214,7 +214,7 @@ class HyperLaw(Law):
 
     # ----------------------------------------------------------------- lifecycle
 
-    def check_exportable(self) -> None:
+    def check_exportable(self, draw: Draw | None = None) -> None:
         """Random A stands for a distribution: only an explicit seed makes one adapter of it."""
         if self.config.a_mode == "random" and self.config.seed is None:
             raise ValueError(

@@ -1,0 +1,135 @@
+"""Anchors of a curve from saved LoRA adapters: checked, rescaled, padded, and remembered by their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from ..factors import SlotTable
+from ..lora_adapter import read_lora_factors
+from .config import CurveLoraConfig
+
+#: Fields of a LoraConfig that make an adapter something else than `s * B A` on frozen weights.
+_VARIANTS = ("use_dora", "lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens", "target_parameters")
+_FACTOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_[AB]\.weight$")
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """N adapters, ready to be laid into a curve.
+
+    Args:
+        pairs: For each anchor and slot A (r, d_in) and B (d_out, r), float32, scaled for the curve.
+        heads: For each anchor the tensors of modules trained whole, by module and tensor name.
+        hashes: SHA-256 of each anchor's weights file.
+    """
+
+    pairs: list[list[tuple[torch.Tensor, torch.Tensor]]]
+    heads: list[dict[str, dict[str, torch.Tensor]]]
+    hashes: list[str]
+
+
+def read_anchors(config: CurveLoraConfig, slots: SlotTable) -> Anchors:
+    """Read and check the adapters that an anchored curve visits.
+
+    Scaling is folded into B and smaller ranks are padded with zeros, so that the update of anchor i is the adapter's.
+
+    Args:
+        config: An anchored configuration; where it has hashes, the files must still have them.
+        slots: The slots of the curve.
+
+    Returns:
+        The anchors.
+
+    Raises:
+        ValueError: If an adapter is no plain LoRA, has biases, belongs to another base model, adapts other modules,
+            has changed since its hash was recorded, or carries another head than the first.
+    """
+    folders = [Path(folder) for folder in config.anchor_adapters or ()]
+    for folder in folders:
+        if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+            raise ValueError(
+                f"The anchor {folder} holds no {SAFETENSORS_WEIGHTS_NAME}. Give the folder of a LoRA adapter that "
+                "PEFT saved, or of an adapter of this package written by peft_calib.export_lora."
+            )
+    hashes = [file_hash(folder / SAFETENSORS_WEIGHTS_NAME) for folder in folders]
+    for folder, found, recorded in zip(folders, hashes, config.anchor_hashes or hashes, strict=True):
+        if found != recorded:
+            raise ValueError(
+                f"The anchor {folder} has changed since the curve was trained on it (SHA-256 {found[:12]}..., recorded "
+                f"{recorded[:12]}...). Bring the old adapter back, or train the curve anew."
+            )
+    pairs = [read_lora_factors(folder, slots) for folder in folders]
+    for folder in folders:
+        _check_plain(folder, config, slots)
+    heads = [_heads(folder) for folder in folders]
+    if not config.curve_modules_to_save:
+        _check_equal_heads(folders, heads)
+    return Anchors(pairs, heads, hashes)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_plain(folder: Path, config: CurveLoraConfig, slots: SlotTable) -> None:
+    lora = LoraConfig.from_pretrained(str(folder))
+    if lora.bias != "none":
+        raise ValueError(
+            f"The anchor {folder} trains biases (bias={lora.bias!r}), which a curve of LoRAs cannot hold."
+        )
+    variant = next((name for name in _VARIANTS if getattr(lora, name, None)), None)
+    if variant is not None:
+        raise ValueError(f"The anchor {folder} is a variant of LoRA ({variant}); anchors must be plain LoRA adapters.")
+    if not _same_model(lora.base_model_name_or_path, config.base_model_name_or_path):
+        raise ValueError(
+            f"The anchor {folder} was trained on {lora.base_model_name_or_path!r}, the curve is built on "
+            f"{config.base_model_name_or_path!r}. Use adapters of one base model."
+        )
+    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+        matches = [_FACTOR.match(name) for name in file.keys()]
+    extra = sorted({match["module"] for match in matches if match} - {slot.name for slot in slots})
+    if extra:
+        raise ValueError(
+            f"The anchor {folder} also adapts {extra[:4]}, which the curve leaves out, so its function would change. "
+            "Give the curve the anchors' target_modules."
+        )
+
+
+def _same_model(one: str | None, other: str | None) -> bool:
+    # one of two folders may have moved; a name that is not known is not judged
+    return not one or not other or Path(one).name == Path(other).name
+
+
+def _heads(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    heads: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in load_file(folder / SAFETENSORS_WEIGHTS_NAME).items():
+        if _FACTOR.match(name) is None:
+            module, _, parameter = name.removeprefix("base_model.model.").rpartition(".")
+            heads.setdefault(module, {})[parameter] = tensor
+    return heads
+
+
+def _check_equal_heads(folders: list[Path], heads: list[dict[str, dict[str, torch.Tensor]]]) -> None:
+    def flat(head: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return {f"{module}.{name}": tensor for module, tensors in head.items() for name, tensor in tensors.items()}
+
+    first = flat(heads[0])
+    for folder, head in zip(folders[1:], map(flat, heads[1:]), strict=True):
+        same = first.keys() == head.keys() and all(torch.equal(first[name], head[name]) for name in first)
+        if not same:
+            raise ValueError(
+                f"The anchors {folders[0]} and {folder} carry different heads ({sorted(first.keys() | head.keys())}), "
+                "and one shared head would change what they compute. Set curve_modules_to_save=True, which makes the "
+                "head a part of the curve, or train the anchors with one frozen head."
+            )

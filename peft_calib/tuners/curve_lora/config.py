@@ -1,0 +1,155 @@
+"""Configuration of CurveLoRA: how many control points, how t is drawn, and what regularises the curve."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...registry import ensure_peft_type
+from ..config import CalibLoraConfig
+from .curve import CurveShape
+
+_CHOICES = {
+    "curve_mode": ("free", "anchored"),
+    "handle_init": ("random_a_zero_b", "linear"),
+    "t_sampling": ("uniform", "stratified", "arc_length"),
+    "flat_rho_schedule": ("cycles", "constant", "flat_lora"),
+    "flat_noise": ("dense", "local"),
+}
+
+
+@dataclass
+class CurveLoraConfig(CalibLoraConfig):
+    """CurveLoRA: a low-loss curve through the space of LoRA factors (Dold et al. 2026, arXiv 2605.29580).
+
+    Every point of the curve is a LoRA of rank r. Training draws a fresh point for each forward; prediction averages
+    the probabilities of equispaced points.
+
+    Args:
+        num_anchors: N, the points that the curve is certain to pass through; it has N - 1 segments.
+        num_handles: m, further control points of each segment, which bend it; its degree is m + 1.
+        curve_mode: `"free"` trains all control points from scratch. `"anchored"` freezes the anchors, trained LoRA
+            adapters, and trains the handles between them.
+        anchor_adapters: Folders of N LoRA adapters, in the order in which the curve is to visit them.
+        anchor_hashes: Written with the adapter: SHA-256 of the anchors' weights. Not for users.
+        handle_init: `"random_a_zero_b"` starts handles like a fresh LoRA, for diversity; `"linear"` on the chord
+            between the anchors.
+        t_sampling: `"uniform"`: t independent and uniform; `"stratified"`: uniform, but spread evenly over the
+            micro-batches and ranks of an optimiser step; `"arc_length"`: uniform along the length of the curve.
+        jsd_weight: Weight lambda of the diversity term `max(jsd_margin - JSD, 0)`, for which each training forward
+            evaluates two opposite points of the curve; 0 evaluates one. The paper uses 0.2.
+        jsd_margin: Margin of that term, in nats.
+        jsd_label_tokens: For a language model that answers with one of a few tokens: their ids, to which the
+            distributions are restricted; the whole vocabulary at labelled positions when `None`.
+        flat_rho: Size rho of the Gaussian perturbation of the weights in training, `std = rho ||W_i|| / sqrt(d_in)`
+            for row i; 0 switches it off. The paper uses 0.25.
+        flat_rho_schedule: How rho moves when a `RegularizerScheduleCallback` drives it: `"cycles"`
+            (`rho (1 - cos(2 pi f progress))`, mean rho), `"constant"`, or `"flat_lora"` (one rise to rho).
+        flat_rho_cycles: Number f of cycles.
+        flat_noise: `"dense"` draws the whole perturbation of a weight (the paper); `"local"` draws its effect on each
+            output instead: the same law for one token, independent between tokens, cheap, and made for quantised bases.
+        eval_t: The point that `.eval()`, merging and a plain export use: a number in [0, N - 1], or `"middle"`. `None`
+            means that there is none: a point must be chosen with `curve_at`.
+        eval_points: Number of grid points of a prediction; `2 N_cp - 1` when `None`.
+        curve_modules_to_save: Modules trained whole (a new head) are part of the curve, one copy a control point, with
+            the same weights; otherwise all points share one copy.
+        save_anchors: Save the anchors with the adapter; `False` saves their folders and hashes only.
+        sample_seed: Key of the initial values, of t and of the perturbation.
+
+    Raises:
+        ValueError: For an unknown choice, a number out of its range, or a combination that has no meaning.
+
+    Example:
+        >>> CurveLoraConfig(num_anchors=3, num_handles=2, target_modules=["query", "value"]).shape.num_control_points
+        7
+    """
+
+    lora_alpha: int | float = field(default=16, metadata={"help": "Numerator of the scaling lora_alpha / r."})
+    num_anchors: int = field(default=3, metadata={"help": "Number of anchors N."})
+    num_handles: int = field(default=2, metadata={"help": "Handles of each segment."})
+    curve_mode: str = field(default="free", metadata={"help": "'free' or 'anchored'."})
+    anchor_adapters: list[str] | None = field(default=None, metadata={"help": "Folders of the anchors."})
+    anchor_hashes: list[str] | None = field(default=None, metadata={"help": "Written with the adapter."})
+    handle_init: str = field(default="random_a_zero_b", metadata={"help": "'random_a_zero_b' or 'linear'."})
+    t_sampling: str = field(default="uniform", metadata={"help": "'uniform', 'stratified' or 'arc_length'."})
+    jsd_weight: float = field(default=0.0, metadata={"help": "Weight of the diversity term."})
+    jsd_margin: float = field(default=0.05, metadata={"help": "Margin of the diversity term, nats."})
+    jsd_label_tokens: list[int] | None = field(default=None, metadata={"help": "Token ids of the classes."})
+    flat_rho: float = field(default=0.0, metadata={"help": "Size of the perturbation of the weights."})
+    flat_rho_schedule: str = field(default="cycles", metadata={"help": "'cycles', 'constant' or 'flat_lora'."})
+    flat_rho_cycles: int = field(default=50, metadata={"help": "Cycles of the perturbation's size."})
+    flat_noise: str = field(default="dense", metadata={"help": "'dense' or 'local'."})
+    eval_t: float | str | None = field(default="middle", metadata={"help": "The point of evaluation."})
+    eval_points: int | None = field(default=None, metadata={"help": "Grid points of a prediction."})
+    curve_modules_to_save: bool = field(default=False, metadata={"help": "Heads are part of the curve."})
+    save_anchors: bool = field(default=True, metadata={"help": "Save the anchors with the adapter."})
+    sample_seed: int = field(default=0, metadata={"help": "Key of everything random."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = ensure_peft_type("CURVELORA")
+        self.check_choices(_CHOICES)
+        shape = self.shape
+        for name in ("jsd_weight", "jsd_margin", "flat_rho"):
+            if not _is_number(getattr(self, name)) or getattr(self, name) < 0:
+                raise ValueError(f"{name} must be a number that is not negative, got {getattr(self, name)!r}.")
+        for name in ("eval_points", "flat_rho_cycles"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        inside = _is_number(self.eval_t) and 0 <= self.eval_t <= shape.num_segments
+        if self.eval_t not in ("middle", None) and not inside:
+            raise ValueError(
+                f"eval_t must be a number in [0, {shape.num_segments}] for {shape.num_anchors} anchors, 'middle' or "
+                f"None; got {self.eval_t!r}."
+            )
+        if self.jsd_label_tokens is not None and len(set(self.jsd_label_tokens)) < 2:
+            raise ValueError(f"jsd_label_tokens needs two different token ids, got {self.jsd_label_tokens!r}.")
+        self._check_mode()
+
+    def _check_mode(self) -> None:
+        adapters = self.anchor_adapters
+        if self.curve_mode == "free":
+            if adapters is not None:
+                raise ValueError("anchor_adapters are the anchors of curve_mode='anchored'; a free curve has none.")
+            return
+        if self.bias != "none":
+            raise ValueError(
+                f"An anchored curve takes LoRA adapters without biases, so bias={self.bias!r} is refused."
+            )
+        if isinstance(adapters, (str, bytes)) or adapters is None or len(adapters) != self.num_anchors:
+            given = adapters if adapters is None or isinstance(adapters, (str, bytes)) else len(adapters)
+            raise ValueError(
+                f"curve_mode='anchored' needs anchor_adapters, a list of num_anchors = {self.num_anchors} folders of "
+                f"LoRA adapters; got {given!r}."
+            )
+        self.anchor_adapters = [str(folder) for folder in adapters]
+
+    @property
+    def shape(self) -> CurveShape:
+        """Numbers of control points and segments."""
+        return CurveShape(self.num_anchors, self.num_handles)
+
+    @property
+    def evaluation_point(self) -> float | None:
+        """`eval_t` as a number; `None` if there is none."""
+        return self.shape.num_segments / 2 if self.eval_t == "middle" else self.eval_t
+
+    @classmethod
+    def paper(cls, **kwargs: Any) -> CurveLoraConfig:
+        """The authors' settings: rank 8, scaling 2, all with the dense perturbation of size 0.25.
+
+        Their training recipe beside it: AdamW with weight decay 1e-3, 10,000 steps at batch 4, a one-cycle schedule
+        with peak 1e-4; anchors 5,000 steps at half that rate.
+
+        Args:
+            kwargs: Further fields, which take precedence.
+        """
+        preset = dict(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["q_proj", "v_proj", "lm_head"])
+        preset |= dict(num_anchors=3, num_handles=2, flat_rho=0.25, flat_rho_schedule="cycles", flat_rho_cycles=50)
+        return cls(**{**preset, **kwargs})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

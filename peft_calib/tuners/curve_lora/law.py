@@ -1,0 +1,232 @@
+"""The law of CurveLoRA: factors of all slots at points of a segmented Bezier curve through factor space."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..factors import Draw, Factors, Law, ShapeGroup, SlotTable
+from ..seeding import keyed_generator
+from .anchors import Anchors
+from .config import CurveLoraConfig
+from .noise import BaseNorms, WeightNoise, scheduled_rho
+from .objective import class_logits, diversity_term
+from .sampling import at_arc_length, opposite, prediction_points, training_position
+
+_INIT = 0  # purpose of a draw, first part of its key
+#: Intervals by which the length of a segment is measured.
+_INTERVALS = 32
+
+
+@torch.library.custom_op("peft_calib::curve_position", mutates_args=())
+def _position(step: torch.Tensor, seed: int, stratified: bool, micro_batches: int) -> torch.Tensor:
+    """`training_position` as an operation, so that a compiled training step draws anew each time."""
+    position = training_position(seed, int(step), stratified, micro_batches)
+    return torch.tensor([position], dtype=torch.float64)
+
+
+@_position.register_fake
+def _(step: torch.Tensor, seed: int, stratified: bool, micro_batches: int) -> torch.Tensor:
+    return torch.empty(1, dtype=torch.float64)
+
+
+class CurveLaw(Law):
+    """Control points of all slots, `A(t) = sum_k c_k(t) A_k` and `B(t) = sum_k c_k(t) B_k`.
+
+    Control points are stacked by shape group, (points, slots, ...). Free: all are parameters. Anchored: handles are
+    parameters, anchors are buffers, so that neither gradient nor weight decay can move them.
+
+    Args:
+        config: CurveLoRA configuration.
+        slots: The slots to answer for.
+        anchors: The adapters of an anchored curve; `None` leaves their buffers to be loaded.
+    """
+
+    stochastic = True
+
+    def __init__(self, config: CurveLoraConfig, slots: SlotTable, anchors: Anchors | None = None) -> None:
+        super().__init__(slots)
+        self.config, self.shape = config, config.shape
+        self.control_A, self.control_B = nn.ParameterDict(), nn.ParameterDict()
+        generator = keyed_generator(config.sample_seed, _INIT)
+        self.moving = self.shape.handles if config.curve_mode == "anchored" else tuple(range(self._num_points))
+        for group, indices in slots.groups.items():
+            self._add_group(group, indices, anchors, generator)
+        self.register_buffer("num_generations", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("rho", torch.tensor(float(config.flat_rho)))
+        self._count: int | None = 0  # mirror of the buffer: reading that would wait for the device
+        self.register_load_state_dict_post_hook(_forget_count)
+        self.micro_batches = 1
+        self._norms = BaseNorms()
+        self.last_t: torch.Tensor | None = None
+        self.last_jsd: torch.Tensor | None = None
+
+    @property
+    def _num_points(self) -> int:
+        return self.shape.num_control_points
+
+    # ----------------------------------------------------------------- construction
+
+    def _add_group(
+        self, group: ShapeGroup, indices: tuple[int, ...], anchors: Anchors | None, generator: torch.Generator
+    ) -> None:
+        count, bound = len(indices), group.in_features**-0.5
+        A = (torch.rand(self._num_points, count, group.r, group.in_features, generator=generator) * 2 - 1) * bound
+        B = torch.zeros(self._num_points, count, group.out_features, group.r)
+        if not self.config.init_weights:
+            B = (torch.rand(B.shape, generator=generator) * 2 - 1) * bound
+        if self.config.curve_mode == "anchored":
+            fixed = [torch.zeros(len(self.shape.anchors), *stack.shape[1:]) for stack in (A, B)]
+            if anchors is not None:
+                for side in (0, 1):
+                    rows = [torch.stack([pairs[i][side] for i in indices]) for pairs in anchors.pairs]
+                    fixed[side] = torch.stack(rows)
+            self.register_buffer(f"anchor_A_{group.key}", fixed[0])
+            self.register_buffer(f"anchor_B_{group.key}", fixed[1])
+            A, B = (self._handles(*pair) for pair in zip((A, B), fixed, strict=True))
+        if len(A):
+            self.control_A[group.key], self.control_B[group.key] = nn.Parameter(A), nn.Parameter(B)
+
+    def _handles(self, fresh: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+        """Initial handles: fresh ones, or points of the chord between their anchors."""
+        if self.config.handle_init == "linear":
+            chord = torch.arange(self._num_points, dtype=torch.float64) / self.shape.degree
+            straight = type(self.shape)(self.shape.num_anchors, 0).coefficients(chord).float()
+            fresh = torch.tensordot(straight, anchors, 1)
+        return fresh[list(self.moving)].clone()
+
+    # ----------------------------------------------------------------- control points and factors
+
+    def control_points(self) -> dict[ShapeGroup, tuple[torch.Tensor, torch.Tensor]]:
+        """All control points along the chain, A (N_cp, n, r, d_in) and B (N_cp, n, d_out, r) by shape group."""
+        return {
+            group: tuple(self._along_chain(group, side, torch.eye(self._num_points)) for side in "AB")
+            for group in self.slots.groups
+        }
+
+    def _along_chain(self, group: ShapeGroup, side: str, coefficients: torch.Tensor) -> torch.Tensor:
+        """Combine control points, (K, N_cp) -> (K, n, ...); anchors and handles are never copied together."""
+        parts = []
+        if group.key in getattr(self, f"control_{side}"):
+            parts.append((getattr(self, f"control_{side}")[group.key], self.moving))
+        if self.config.curve_mode == "anchored":
+            parts.append((getattr(self, f"anchor_{side}_{group.key}"), self.shape.anchors))
+        total = None
+        for points, places in parts:
+            weights = coefficients if len(places) == self._num_points else coefficients[:, list(places)]
+            term = torch.tensordot(weights.to(points.device, points.dtype), points, 1)
+            total = term if total is None else total + term
+        return total
+
+    def forward(self, draw: Draw) -> Factors:
+        """The factors at the points a draw asks for.
+
+        Raises:
+            ValueError: If fewer than one draw, a point off the curve, or the point of evaluation is asked for where
+                the configuration names none.
+        """
+        t, noise = self._points(draw), None
+        coefficients = self.shape.coefficients(t)
+        if draw.mode == "train" and self.config.flat_rho > 0:
+            key = torch.stack([torch.tensor(self.config.sample_seed), self._step_tensor()])
+            noise = WeightNoise(self.rho, key, self.config.flat_noise, self._norms)
+        if draw.mode == "train":
+            self.last_t = t.detach()
+            self._count_generation()
+        groups = {g: tuple(self._along_chain(g, side, coefficients) for side in "AB") for g in self.slots.groups}
+        return Factors(groups, perturbation=noise)
+
+    def _points(self, draw: Draw) -> torch.Tensor:
+        if draw.num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {draw.num_samples}.")
+        if draw.mode == "mean":
+            self.check_exportable()
+            return torch.tensor([self.config.evaluation_point], dtype=torch.float64)
+        if draw.mode == "points":
+            t = torch.stack([torch.as_tensor(point, dtype=torch.float64).reshape(()).cpu() for point in draw.points])
+            self.shape.check(t)
+            return t
+        if draw.mode == "sample":
+            return prediction_points(self.shape, draw.seed, draw.first, draw.num_samples, draw.total)
+        config = self.config
+        micro = self.micro_batches if config.t_sampling == "stratified" else 1
+        position = _position(self._step_tensor(), config.sample_seed, config.t_sampling == "stratified", micro)
+        if config.t_sampling == "arc_length":
+            t = at_arc_length(position, self._speeds(), self.shape.num_segments)
+        else:
+            t = position * self.shape.num_segments
+        return t if draw.num_samples == 1 else torch.cat([t, opposite(t, self.shape)])
+
+    @torch.no_grad()
+    def gram(self) -> torch.Tensor:
+        """Inner products of the control points as vectors of all factors, float64 (N_cp, N_cp)."""
+        total = torch.zeros(self._num_points, self._num_points, dtype=torch.float64)
+        for pair in self.control_points().values():
+            for stack in pair:
+                flat = stack.reshape(self._num_points, -1)
+                total += (flat @ flat.T).to(total)
+        return total
+
+    def _speeds(self) -> torch.Tensor:
+        """`||zeta'||` in the middle of equal intervals, from the Gram matrix of the control points."""
+        count = _INTERVALS * max(self.shape.num_segments, 1)
+        middles = (torch.arange(count, dtype=torch.float64) + 0.5) / _INTERVALS
+        velocity = self.shape.derivative_coefficients(middles.clamp(max=self.shape.num_segments))
+        return ((velocity @ self.gram()) * velocity).sum(1).clamp_min(0).sqrt()
+
+    # ----------------------------------------------------------------- training
+
+    @property
+    def train_samples(self) -> int:
+        """Two points a forward where the diversity term compares them."""
+        return 2 if self.config.jsd_weight > 0 and self.shape.num_segments else 1
+
+    def output_term(self, model: nn.Module, outputs: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """`jsd_weight max(jsd_margin - JSD, 0)` between the two points of a training forward."""
+        logits = class_logits(model, outputs, inputs, self.config.jsd_label_tokens)
+        term, self.last_jsd = diversity_term(logits, self.config.jsd_margin, self.config.jsd_weight)
+        return term
+
+    def _step_tensor(self) -> torch.Tensor:
+        if torch.compiler.is_compiling():
+            return self.num_generations.cpu()
+        if self._count is None:
+            self._count = int(self.num_generations)
+        return torch.tensor(self._count)
+
+    def _count_generation(self) -> None:
+        self.num_generations += 1
+        if not torch.compiler.is_compiling():
+            self._count += 1
+        else:
+            self._count = None
+
+    def set_progress(self, step: int, total_steps: int, accumulation_steps: int = 1) -> None:
+        """Set the size of the perturbation for the coming step, and the number of strata."""
+        config = self.config
+        factor = scheduled_rho(config.flat_rho_schedule, step / max(total_steps, 1), config.flat_rho_cycles)
+        with torch.no_grad():
+            self.rho.fill_(config.flat_rho * factor)
+        self.micro_batches = accumulation_steps
+
+    # ----------------------------------------------------------------- lifecycle
+
+    @property
+    def default_num_samples(self) -> int:
+        """Grid points of a prediction."""
+        return self.config.eval_points or self.shape.num_grid_points
+
+    def check_exportable(self, draw: Draw | None = None) -> None:
+        """Raise `ValueError` unless there is one point to evaluate, merge or export."""
+        chosen = draw is not None and draw.num_samples == 1 and draw.mode == "points"
+        if not chosen and self.config.evaluation_point is None:
+            raise ValueError(
+                "eval_t=None: the curve has no point of evaluation. Choose one with peft_calib.curve_at(model, t) "
+                "around the call, with export_lora(model, path, t=...), or set eval_t in the configuration."
+            )
+
+
+def _forget_count(law: CurveLaw, _) -> None:
+    law._count = None
