@@ -45,7 +45,7 @@ def demo(
         typer.Option(help="Out-of-distribution texts: a file, a folder or a Hub id with the same text column."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="A Hub id or a folder. [the embedded all-MiniLM-L6-v2]")] = None,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of both adapters.")] = 8,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters.")] = 8,
     target_modules: Annotated[str, typer.Option(help="'all-linear', or names separated by commas.")] = "all-linear",
     epochs: Annotated[float, typer.Option(min=0.0, help="Passes over the training rows.")] = 8,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Of AdamW, with a linear decay.")] = 1e-3,
@@ -55,7 +55,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the splits, the head, the adapters and the order of the rows.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run in the folder.")] = False,
 ) -> None:
-    """Fine-tune with plain LoRA and with HyperLoRA, and print how calibrated each is.
+    """Fine-tune with plain LoRA, HyperLoRA and BayesianLoRA, and print how calibrated each is.
 
     With no option: the embedded encoder on real sentences from the documentation of installed libraries ("which
     library does this sentence document?"), in a few minutes on two cores and without a network.

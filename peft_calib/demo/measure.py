@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -15,8 +16,9 @@ from peft_calib.calibration import CalibrationReport, TemperatureScaling, calibr
 from peft_calib.calibration.inputs import softmax
 from peft_calib.calibration.plots import draw_histogram, draw_reliability, new_figure
 from peft_calib.calibration.selective import error_auroc, rank
+from peft_calib.prediction import Prediction
 
-__all__ = ["Logits", "MethodResult", "Outside", "measure", "reliability_grid", "result_table"]
+__all__ = ["Logits", "MethodResult", "Outside", "draws_report", "measure", "reliability_grid", "result_table"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,27 @@ def measure(
         outside_before=outside[0],
         outside_after=outside[1],
     )
+
+
+def draws_report(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """What draws cost, and what they disagree on.
+
+    Args:
+        predictions: of the calibration, test and (if there are any) outside rows.
+
+    Returns:
+        The number of draws, their cost in forwards, the mean mutual information on the test rows and outside, and how
+        well it tells outside rows from test rows.
+    """
+    test, outside = predictions[1], (predictions[2] if len(predictions) > 2 else None)
+    information = {"test": float(test.mutual_information.mean())}
+    report: dict[str, Any] = {"num_samples": test.num_samples, "num_forwards": test.num_forwards}
+    if outside is not None:
+        information["outside"] = float(outside.mutual_information.mean())
+        both = torch.cat([test.mutual_information, outside.mutual_information]).numpy()
+        is_outside = np.repeat([0, 1], [len(test), len(outside)])
+        report["outside_auroc_of_mutual_information"] = error_auroc(rank(both, is_outside))
+    return report | {"mutual_information": information}
 
 
 def result_table(results: Sequence[MethodResult], title: str | None = None) -> Table:

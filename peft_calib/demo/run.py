@@ -1,4 +1,4 @@
-"""From text to a calibrated number: plain LoRA and HyperLoRA, trained and measured alike, side by side."""
+"""From text to a calibrated number: LoRA, HyperLoRA and BayesianLoRA, trained and measured alike, side by side."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
-from peft_calib import HyperLoraConfig, export_lora
-from peft_calib.trainer_callbacks import CalibrationCallback
+from peft_calib import BayesianLoraConfig, HyperLoraConfig, export_lora
+from peft_calib.prediction import Prediction
+from peft_calib.trainer_callbacks import CalibrationCallback, RegularizerScheduleCallback
 
 from .data import TextData
-from .measure import Logits, MethodResult, measure, reliability_grid, result_table
-from .training import FittedAdapter, TrainingSettings, embedded_model, predict_logits, train_adapter
+from .measure import Logits, MethodResult, draws_report, measure, reliability_grid, result_table
+from .training import FittedAdapter, TrainingSettings, embedded_model, predict_draws, predict_logits, train_adapter
 
 __all__ = ["FINISHED", "check_output_dir", "run_demo"]
 
 FINISHED = "report.json"  # written last: a folder that has it holds a finished run
-METHODS: dict[str, type[LoraConfig] | type[HyperLoraConfig]] = {"LoRA": LoraConfig, "HyperLoRA": HyperLoraConfig}
+METHODS: dict[str, Any] = {"LoRA": LoraConfig, "HyperLoRA": HyperLoraConfig, "BayesianLoRA": BayesianLoraConfig}
+NUM_DRAWS = 8
 
 
 def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
@@ -59,18 +61,19 @@ def run_demo(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Train plain LoRA and HyperLoRA alike and report how calibrated each is.
+    """Train LoRA, HyperLoRA and BayesianLoRA alike and report how calibrated each is.
 
     Every method gets the same rows, the same head, the same optimiser and learning rate. A temperature is fitted for
-    each on the calibration rows; all numbers are of the test rows. Written to the folder: both adapters, HyperLoRA
+    each on the calibration rows; all numbers are of the test rows. BayesianLoRA is measured twice: its mean, which
+    costs what LoRA costs, and the mean of the probabilities of 8 draws. Written to the folder: the adapters, HyperLoRA
     also as a plain LoRA, `reliability.png`, and `report.json`, last.
 
     Args:
         data: what `load_text_data` gives.
-        settings: shared by both methods.
+        settings: shared by all methods.
         output_dir: folder of the results.
-        rank: of both adapters; `lora_alpha` is twice that.
-        target_modules: of both adapters, as PEFT takes them.
+        rank: of all adapters; `lora_alpha` is twice that.
+        target_modules: of all adapters, as PEFT takes them.
         overwrite: replace a finished run.
         console: where progress and the table are shown.
 
@@ -89,40 +92,87 @@ def run_demo(
     with _quiet(), _progress(console) as progress:
         for name, config_class in METHODS.items():
             config = config_class(task_type="SEQ_CLS", r=rank, lora_alpha=2 * rank, target_modules=target_modules)
-            place = folder / name.lower()
-            callbacks = [_StepProgress(progress, f"train {name}"), CalibrationCallback()]
-            fitted = train_adapter(config, data, settings, place, callbacks)
-            fitted.model.save_pretrained(str(place))
+            callbacks = [
+                _StepProgress(progress, f"train {name}"),
+                CalibrationCallback(),
+                RegularizerScheduleCallback(),
+            ]
+            fitted = train_adapter(config, data, settings, folder / name.lower(), callbacks)
+            fitted.model.save_pretrained(str(folder / name.lower()))
             logits = _logits(fitted, data, settings, progress, name)
-            result = measure(name, logits, _labels(data.calibration), _labels(data.test), settings.seed)
-            results.append(result)
+            results.append(_measure(name, logits, data, settings))
             report["methods"][name] = {
                 "trainable_parameters": fitted.trainable_parameters,
                 "training_seconds": round(fitted.seconds, 1),
-                **result.to_dict(),
+                **results[-1].to_dict(),
             }
             if config_class is HyperLoraConfig:
                 report["export"] = _export(fitted, data, settings, folder / "hyperlora-as-lora", logits)
+            if config_class is BayesianLoraConfig:
+                predictions = _draws(fitted, data, settings, progress, name)
+                results.append(_measure(f"{NUM_DRAWS} draws of it", _as_logits(predictions), data, settings))
+                report["draws"] = {**draws_report(predictions), **_spread(fitted), **results[-1].to_dict()}
     report |= {"data": _describe(data), "settings": asdict(settings), "rank": rank, "environment": _environment()}
     reliability_grid(results).savefig(folder / "reliability.png", dpi=120)
     _write_json(folder / FINISHED, report)
     console.print(result_table(results, _title(data, settings)))
-    console.print(
-        f"Written to {folder}: {FINISHED}, reliability.png, and the adapters lora, hyperlora, hyperlora-as-lora."
-    )
+    console.print(_about_draws(report["draws"]))
+    adapters = ", ".join([*map(str.lower, METHODS), "hyperlora-as-lora"])
+    console.print(f"Written to {folder}: {FINISHED}, reliability.png, and the adapters {adapters}.")
     return report
+
+
+def _measure(name: str, logits: Logits, data: TextData, settings: TrainingSettings) -> MethodResult:
+    return measure(name, logits, _labels(data.calibration), _labels(data.test), settings.seed)
 
 
 def _logits(
     fitted: FittedAdapter, data: TextData, settings: TrainingSettings, progress: Progress, name: str
 ) -> Logits:
-    splits = [data.calibration, data.test, *([] if data.outside is None else [data.outside])]
+    splits = _splits(data)
     task = progress.add_task(f"predict with {name}", total=sum(map(len, splits)))
     return Logits(
         *(
             predict_logits(fitted.model, fitted.tokenizer, rows, settings, lambda done: progress.advance(task, done))
             for rows in splits
         )
+    )
+
+
+def _draws(
+    fitted: FittedAdapter, data: TextData, settings: TrainingSettings, progress: Progress, name: str
+) -> list[Prediction]:
+    """What the draws say on the calibration, the test and the outside rows."""
+    splits, (model, tokenizer) = _splits(data), (fitted.model, fitted.tokenizer)
+    task = progress.add_task(f"{NUM_DRAWS} draws of {name}", total=sum(map(len, splits)))
+
+    def advance(done: int) -> None:
+        progress.advance(task, done)
+
+    return [predict_draws(model, tokenizer, rows, settings, NUM_DRAWS, advance) for rows in splits]
+
+
+def _splits(data: TextData) -> list[datasets.Dataset]:
+    return [data.calibration, data.test, *([] if data.outside is None else [data.outside])]
+
+
+def _as_logits(predictions: list[Prediction]) -> Logits:
+    """Logarithms of the mean probabilities, so that a temperature can be fitted for the draws, too."""
+    return Logits(*(p.probabilities.double().clamp_min(1e-12).log().numpy() for p in predictions))
+
+
+def _spread(fitted: FittedAdapter) -> dict[str, Any]:
+    """How far training has moved the posterior's standard deviations, in units of the prior's."""
+    law: Any = fitted.model.base_model.get_law()
+    return {"initial_sd": law.config.init_sd, "median_sd": float(law.core_sd().median())}
+
+
+def _about_draws(draws: dict[str, Any]) -> str:
+    disagreement = ", ".join(f"{name} {value:.3f}" for name, value in draws["mutual_information"].items())
+    return (
+        f"{draws['num_samples']} draws cost {draws['num_forwards']:.1f} forwards a row. Mutual information, what they "
+        f"disagree on, nats: {disagreement}.\nMedian posterior standard deviation, the prior's being 1: "
+        f"{draws['median_sd']:.2f}, at the start {draws['initial_sd']:.2f}."
     )
 
 

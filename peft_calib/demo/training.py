@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,10 +28,11 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from peft_calib import prepare_for_trainer
+from peft_calib.prediction import Prediction, predict
 
 from .data import TextData
 
-__all__ = ["FittedAdapter", "TrainingSettings", "embedded_model", "predict_logits", "train_adapter"]
+__all__ = ["FittedAdapter", "TrainingSettings", "embedded_model", "predict_draws", "predict_logits", "train_adapter"]
 
 
 @dataclass(frozen=True)
@@ -166,22 +167,62 @@ def predict_logits(
     Returns:
         ``(N, C)`` float32 logits.
     """
-    encoded = _encoder(tokenizer, settings.max_length)(rows)
-    encoded = encoded.remove_columns([name for name in encoded.column_names if name == "label"])
-    order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]["input_ids"]))  # little padding
-    collate = DataCollatorWithPadding(tokenizer)
-    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     logits: dict[int, np.ndarray] = {}
-    for start in range(0, len(order), 2 * settings.batch_size):
-        chunk = order[start : start + 2 * settings.batch_size]
-        batch = {name: value.to(device) for name, value in collate([encoded[row] for row in chunk]).items()}
+    for chunk, batch in _sorted_batches(model, tokenizer, rows, settings):
         logits.update(zip(chunk, model(**batch).logits.float().cpu().numpy(), strict=True))
         if progress is not None:
             progress(len(chunk))
     model.train(was_training)
-    return np.stack([logits[row] for row in range(len(order))])
+    return np.stack([logits[row] for row in range(len(rows))])
+
+
+def predict_draws(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    settings: TrainingSettings,
+    num_samples: int,
+    progress: Callable[[int], None] | None = None,
+) -> Prediction:
+    """What K draws of an adapter say, in the order of the rows.
+
+    Args:
+        model: a sequence classifier with an adapter of this package.
+        tokenizer: its tokenizer.
+        rows: as for `predict_logits`.
+        settings: batch size, length of the texts, and the seed, which is the key of the draws.
+        num_samples: number of draws K.
+        progress: called with the number of rows done, after each batch.
+
+    Returns:
+        The draws' probabilities, and what follows from them.
+    """
+    parts, order = [], []
+    for chunk, batch in _sorted_batches(model, tokenizer, rows, settings):
+        parts.append(predict(model, batch, num_samples=num_samples, seed=settings.seed))
+        order += chunk
+        if progress is not None:
+            progress(len(chunk))
+    whole = Prediction.concatenate(parts)
+    assert isinstance(whole, Prediction)
+    back = torch.tensor(order).argsort()
+    return replace(whole, sample_probabilities=whole.sample_probabilities[:, back])
+
+
+def _sorted_batches(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Dataset, settings: TrainingSettings
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Row numbers and inputs of batches of texts of about equal length, so that there is little padding."""
+    encoded = _encoder(tokenizer, settings.max_length)(rows)
+    encoded = encoded.remove_columns([name for name in encoded.column_names if name == "label"])
+    order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]["input_ids"]))
+    collate = DataCollatorWithPadding(tokenizer)
+    device = next(model.parameters()).device
+    for start in range(0, len(order), 2 * settings.batch_size):
+        chunk = order[start : start + 2 * settings.batch_size]
+        yield chunk, {name: value.to(device) for name, value in collate([encoded[row] for row in chunk]).items()}
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Callable[[Dataset], Dataset]:

@@ -2,10 +2,13 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
+from scipy.stats import entropy
 from sklearn.metrics import roc_auc_score
 
-from peft_calib.demo.measure import Logits, measure, reliability_grid, result_table
+from peft_calib.demo.measure import Logits, draws_report, measure, reliability_grid, result_table
+from peft_calib.prediction import Prediction
 
 
 def draw(rng, rows, sharpness):
@@ -44,6 +47,25 @@ def test_outside_numbers_match_scikit_learn(case):
         assert outside.auroc == pytest.approx(roc_auc_score(truth, score), abs=1e-9)
         assert outside.mean_confidence == pytest.approx(other.max(axis=1).mean())
         assert outside.mean_entropy == pytest.approx(-(other * np.log(other)).sum(axis=1).mean())
+
+
+def test_draws_report_against_its_definition():
+    generator = torch.Generator().manual_seed(0)
+    splits = [
+        torch.randn(4, rows, 3, generator=generator, dtype=torch.float64) * scale
+        for rows, scale in ((5, 1.0), (40, 0.5), (30, 2.0))
+    ]
+    predictions = [Prediction(sample_probabilities=z.softmax(-1), num_forwards=4.0) for z in splits]
+    report = draws_report(predictions)
+    assert (report["num_samples"], report["num_forwards"]) == (4, 4.0)
+    information = [
+        entropy(p.mean(0), axis=-1) - entropy(p, axis=-1).mean(0) for p in (z.softmax(-1).numpy() for z in splits)
+    ]
+    assert report["mutual_information"]["test"] == pytest.approx(information[1].mean())
+    assert report["mutual_information"]["outside"] == pytest.approx(information[2].mean())
+    auroc = roc_auc_score(np.repeat([0, 1], [40, 30]), np.concatenate(information[1:]))
+    assert report["outside_auroc_of_mutual_information"] == pytest.approx(auroc)
+    assert set(draws_report(predictions[:2])["mutual_information"]) == {"test"}
 
 
 def test_a_temperature_is_never_reported_on_its_own_rows(case):

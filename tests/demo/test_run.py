@@ -7,6 +7,7 @@ import warnings
 import datasets
 import numpy as np
 import pytest
+import torch
 import transformers
 from peft import PeftModel
 from rich.console import Console
@@ -14,7 +15,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_calib.demo.data import load_text_data
 from peft_calib.demo.run import run_demo
-from peft_calib.demo.training import TrainingSettings, predict_logits
+from peft_calib.demo.training import TrainingSettings, predict_draws, predict_logits
+
+ADAPTERS = {
+    "lora": "LORA",
+    "hyperlora": "HYPERLORA",
+    "bayesianlora": "BAYESIANLORA",
+    "hyperlora-as-lora": "LORA",
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +44,7 @@ def test_what_is_written(run):
     folder, report, *_ = run
     assert json.loads((folder / "report.json").read_text()) == report
     assert (folder / "reliability.png").read_bytes().startswith(b"\x89PNG")
-    for name, kind in (("lora", "LORA"), ("hyperlora", "HYPERLORA"), ("hyperlora-as-lora", "LORA")):
+    for name, kind in ADAPTERS.items():
         assert json.loads((folder / name / "adapter_config.json").read_text())["peft_type"] == kind
         assert (folder / name / "adapter_model.safetensors").is_file()
     assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".tmp")]
@@ -44,7 +52,7 @@ def test_what_is_written(run):
 
 def test_what_is_reported(run):
     _, report, printed, *_ = run
-    assert set(report["methods"]) == {"LoRA", "HyperLoRA"}
+    assert set(report["methods"]) == {"LoRA", "HyperLoRA", "BayesianLoRA"}
     assert report["data"]["rows"] == {"train": 210, "calibration": 700, "test": 1750, "outside": 600}
     for name, method in report["methods"].items():
         assert method["trainable_parameters"] > 0
@@ -58,6 +66,30 @@ def test_what_is_reported(run):
             assert f"{test['nll']:.3f}" in printed
         assert method["after"]["test"]["accuracy"] == method["before"]["test"]["accuracy"]
     assert report["export"]["max_abs_logit_difference"] < 1e-5
+
+
+def test_draws_are_reported(run):
+    folder, report, printed, data, settings = run
+    draws = report["draws"]
+    assert draws["num_samples"] == draws["num_forwards"] == 8
+    assert "8 draws cost 8.0 forwards" in printed
+    assert set(draws["mutual_information"]) == {"test", "outside"}
+    base = AutoModelForSequenceClassification.from_pretrained(
+        settings.model, num_labels=7, ignore_mismatched_sizes=True
+    )
+    model = PeftModel.from_pretrained(base, folder / "bayesianlora")
+    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    again = [predict_draws(model, tokenizer, rows, settings, 8) for rows in (data.test, data.outside)]
+    for name, prediction in zip(("test", "outside"), again, strict=True):
+        value = draws["mutual_information"][name]
+        assert value > 0
+        assert value == pytest.approx(float(prediction.mutual_information.mean()), rel=1e-3)
+        assert f"{name} {value:.3f}" in printed
+    nll = -again[0].probabilities.double()[torch.arange(len(data.test)), data.test["label"][:]].log().mean()
+    assert draws["before"]["test"]["nll"] == pytest.approx(float(nll), rel=1e-4)
+    assert draws["before"]["test"]["nll"] != report["methods"]["BayesianLoRA"]["before"]["test"]["nll"]
+    assert draws["median_sd"] == pytest.approx(float(model.base_model.get_law().core_sd().median()))
+    assert draws["median_sd"] != draws["initial_sd"]
 
 
 def test_exported_adapter_needs_no_peft_calib(run):

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from peft_calib import HyperLoraConfig
+from peft_calib import BayesianLoraConfig, HyperLoraConfig, predict
 from peft_calib.demo import training as module
 from peft_calib.demo.data import TextData
-from peft_calib.demo.training import TrainingSettings, embedded_model, predict_logits, train_adapter
+from peft_calib.demo.training import TrainingSettings, embedded_model, predict_draws, predict_logits, train_adapter
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def settings(tiny_model_folder) -> TrainingSettings:
     return TrainingSettings(model=str(tiny_model_folder), epochs=2, batch_size=16, learning_rate=5e-3)
 
 
-@pytest.mark.parametrize("config_class", [LoraConfig, HyperLoraConfig])
+@pytest.mark.parametrize("config_class", [LoraConfig, HyperLoraConfig, BayesianLoraConfig])
 def test_only_adapter_and_head_are_trained(data, settings, tmp_path, config_class):
     config = config_class(task_type="SEQ_CLS", r=2, target_modules="all-linear")
     fitted = train_adapter(config, data, settings, tmp_path)
@@ -85,6 +85,22 @@ def test_logits_come_in_the_order_of_the_rows(data, tiny_model_folder):
         singly = [model(**tokenizer(text, return_tensors="pt")).logits[0].numpy() for text in data.test["text"][:]]
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, np.stack(singly), atol=1e-5)
+
+
+def test_draws_come_in_the_order_of_the_rows(data, tiny_model_folder):
+    settings = TrainingSettings(model=str(tiny_model_folder), batch_size=4, seed=3)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_model_folder)
+    model = get_peft_model(base, BayesianLoraConfig(r=2, target_modules=["query"], init="random", init_sd=0.9)).eval()
+    done = []
+    prediction = predict_draws(model, tokenizer, data.test, settings, 3, done.append)
+    assert sum(done) == len(data.test) == len(prediction)
+    for row, text in enumerate(data.test["text"][:5]):
+        singly = predict(model, tokenizer(text, return_tensors="pt"), num_samples=3, seed=3)
+        torch.testing.assert_close(
+            prediction.sample_probabilities[:, row], singly.sample_probabilities[:, 0], rtol=0, atol=1e-5
+        )
+    assert prediction.num_forwards == 3
 
 
 def test_sentence_pairs_are_encoded_as_pairs(tiny_model_folder):

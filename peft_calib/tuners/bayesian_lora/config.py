@@ -16,7 +16,7 @@ _CHOICES = {
     "init": ("lora", "random"),
     "core_units": ("lora", "whitened"),
     "prior_std_scaling": ("sqrt_fan_in", "none"),
-    "prior_mean": ("initial", "zero"),
+    "prior_mean": ("learned", "initial", "zero"),
 }
 _POSITIVE = ("init_sd", "max_sd", "init_lambda", "max_lambda", "init_d", "variance_lr_multiplier")
 

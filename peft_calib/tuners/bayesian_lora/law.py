@@ -277,6 +277,11 @@ class BayesianLaw(Law):
             )
         return FALLBACK_NUM_TRAIN_EXAMPLES
 
+    @torch.no_grad()
+    def core_sd(self) -> torch.Tensor:
+        """Standard deviation of every entry of every core, in units of the prior's; before any flow."""
+        return torch.cat([stack.marginal_sd(self.dtype).flatten() for stack in self.cores.values()])
+
     def spread_parameters(self) -> list[nn.Parameter]:
         """The parameters that say how wide the posterior is, and nothing else."""
         found = [parameter for stack in self.cores.values() for parameter in stack.spread_parameters()]

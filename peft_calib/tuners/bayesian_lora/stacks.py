@@ -118,12 +118,12 @@ class CoreStack(nn.Module):
         # a step of size lr in every stored entry moves the factor by lr * sqrt(numel) in norm, as it does in LoRA
         unit = (numel / (R * C)).sqrt() / sigma if config.core_units == "lora" else torch.ones(count)
         self.unit: torch.Tensor
-        self.prior_mean: torch.Tensor
+        self.prior_mean: torch.Tensor | None
         self.register_buffer("unit", unit.view(-1, 1, 1))
         self.mean = nn.Parameter(mean / self.unit)
         # a copy in stored units: equal to the mean to the last bit, whatever the precision
         start = self.mean.detach().clone() if config.prior_mean == "initial" else torch.zeros_like(mean)
-        self.register_buffer("prior_mean", start)
+        self.register_buffer("prior_mean", None if config.prior_mean == "learned" else start)
         self.family, self.seed = config.posterior, config.sample_seed
         self.gain = gain = config.variance_lr_multiplier
         start, upper = config.init_sd, config.max_sd
@@ -159,12 +159,10 @@ class CoreStack(nn.Module):
     def draw_with_kl(self, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One draw and the KL of q from the prior in nats: in closed form, with a flow estimated from this draw."""
         V, log_det = self._transform(noise)
-        if hasattr(self, "flow"):
-            prior = self.prior_mean.to(noise.dtype) * self.unit.to(noise.dtype)
-            return V, kl_sampled(noise, log_det, V - prior)
         dtype = noise.dtype
-        mean = (self.mean.to(dtype) - self.prior_mean.to(dtype)) * self.unit.to(dtype)
-        spread = self._spread(dtype)
+        if hasattr(self, "flow"):
+            return V, kl_sampled(noise, log_det, V - self._prior_mean(dtype))
+        mean, spread = self._mean(dtype) - self._prior_mean(dtype), self._spread(dtype)
         if self.family == "diagonal":
             return V, kl_diagonal(mean, spread[0])
         return V, (kl_full(mean, *spread) if self.family == "full" else kl_matrix_normal(mean, *spread))
@@ -182,6 +180,14 @@ class CoreStack(nn.Module):
             return (V @ middle @ V).mean(0, keepdim=True)
         return mean_of_product(self._mean(middle.dtype), self._root(middle.dtype), middle).unsqueeze(0)
 
+    def marginal_sd(self, dtype: torch.dtype) -> torch.Tensor:
+        """Standard deviation of each entry, (count, R, C); before any flow."""
+        spread = self._spread(dtype)
+        if self.family == "diagonal":
+            return spread[0]
+        rows = [factor.norm(dim=-1) for factor in spread]
+        return rows[0].view(self.shape) if self.family == "full" else rows[0].unsqueeze(-1) * rows[1].unsqueeze(-2)
+
     def spread_parameters(self) -> list[nn.Parameter]:
         """Standard deviations and correlations."""
         scales = [p for m in self.children() if isinstance(m, BoundedScale) for p in m.parameters()]
@@ -189,6 +195,10 @@ class CoreStack(nn.Module):
 
     def _mean(self, dtype: torch.dtype) -> torch.Tensor:
         return self.mean.to(dtype) * self.unit.to(dtype)
+
+    def _prior_mean(self, dtype: torch.dtype) -> torch.Tensor:
+        """The prior's mean; a learned one is wherever the posterior's is, which is where the evidence is largest."""
+        return self._mean(dtype) if self.prior_mean is None else self.prior_mean.to(dtype) * self.unit.to(dtype)
 
     def _spread(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         if self.family == "diagonal":
