@@ -202,7 +202,7 @@ def record_split(
         The record as it now is.
 
     Raises:
-        ValueError: If calibration rows are among the training rows (see `check_unseen`).
+        ValueError: If calibration rows are among the training rows (see `check_unseen`), or known in another form.
         TypeError: If the model has no adapter.
 
     Example:
@@ -218,8 +218,10 @@ def record_split(
             given = rows if isinstance(rows, RowSet) else RowSet.of(rows)
             getattr(record, name)[given.kind] = given
     for kind, rows in record.calibrated_on.items():
-        if kind in record.trained_on:
-            _refuse_overlap(rows, record.trained_on[kind], "calibrated on", "trained on")
+        if record.trained_on:
+            # of another form, `overlap` refuses to compare them
+            known = record.trained_on.get(kind) or next(iter(record.trained_on.values()))
+            _refuse_overlap(rows, known, "calibrated on", "trained on")
     if isinstance(target, nn.Module):
         attach_file(target, SPLIT_FILE, record.to_json(), adapter_name)
     else:

@@ -1,6 +1,22 @@
 """Callbacks for the stock Trainer: thin shells over the rest of the package."""
 
-from .calibration import CalibrationCallback, preprocess_logits_for_calibration
+from .best import BestCalibrationCallback
+from .calibration import CalibrationCallback
+from .checkpoints import CheckpointGuardCallback, last_complete_checkpoint
+from .preprocess import preprocess_logits_for_calibration
+from .recalibration import RecalibrationCallback, load_recalibration
 from .schedule import RegularizerScheduleCallback
+from .spread import PosteriorSpreadCallback, posterior_spread
 
-__all__ = ["CalibrationCallback", "RegularizerScheduleCallback", "preprocess_logits_for_calibration"]
+__all__ = [
+    "BestCalibrationCallback",
+    "CalibrationCallback",
+    "CheckpointGuardCallback",
+    "PosteriorSpreadCallback",
+    "RecalibrationCallback",
+    "RegularizerScheduleCallback",
+    "last_complete_checkpoint",
+    "load_recalibration",
+    "posterior_spread",
+    "preprocess_logits_for_calibration",
+]

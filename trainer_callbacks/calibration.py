@@ -5,24 +5,27 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from peft_calib.calibration import CalibrationReport, calibration_report
+from peft_calib.calibration import CalibrationReport
 from peft_calib.calibration.inputs import as_numpy, check_num_bins
 from peft_calib.calibration.panel import KEYS
 from peft_calib.calibration.plots import reliability_figure
+from peft_calib.companions import write_atomically
+from peft_calib.prediction.draws import check_num_samples
 
-from .watcher import ForwardWatcher
+from .choice import check_metric_for_best_model
+from .forwards import sampled_logits
+from .preprocess import labelled_rows, preprocess_logits_for_calibration
+from .reporting import LateLog, metric_prefix
+from .stream import MAX_KEPT_ROWS, RowStream
+from .watcher import Forward, ForwardWatcher, gather_rows
 
-IGNORE_INDEX = -100
-# A token classifier has a tag set; more outputs than this a position is a vocabulary.
-MAX_TOKEN_CLASSES = 1024
 DEFAULT_SCORES = (
     "accuracy",
     "nll",
@@ -36,77 +39,41 @@ DEFAULT_SCORES = (
     "error_auroc",
     "mean_confidence",
 )
-
-
-def preprocess_logits_for_calibration(
-    logits: torch.Tensor | tuple[torch.Tensor, ...],
-    labels: torch.Tensor,
-    answer_token_ids: Sequence[int] | None = None,
-) -> torch.Tensor:
-    """Keeps what calibration needs of a batch, for `Trainer(preprocess_logits_for_metrics=...)`.
-
-    Classifiers keep their logits in float32. A causal language model that answers with one of a few tokens keeps the
-    logits of those tokens at the position before the first label: `(B, T, V)` becomes `(B, C)`.
-
-    Args:
-        logits: `(B, C)`, `(B, T, C)`, or a tuple that begins with such a tensor.
-        labels: `(B,)`, or `(B, T)` with -100 where there is no label.
-        answer_token_ids: the token of each class, for multiple choice by a causal language model; give it with
-            `functools.partial`, or use the callback's own `preprocess_logits_for_metrics`.
-
-    Returns:
-        `(B, C)` or `(B, T, C)` float32.
-
-    Raises:
-        ValueError: for a whole vocabulary without `answer_token_ids`, or logits that are not those of a classifier.
-
-    Example:
-        >>> logits = (torch.zeros(2, 3, dtype=torch.bfloat16), None)
-        >>> preprocess_logits_for_calibration(logits, torch.tensor([0, 1])).dtype
-        torch.float32
-    """
-    if isinstance(logits, (tuple, list)):
-        logits = logits[0]
-    if answer_token_ids is not None:
-        return _answer_logits(logits, labels, answer_token_ids)
-    if logits.dim() not in (2, 3) or logits.shape[-1] < 2:
-        raise ValueError(
-            f"Calibration needs logits of shape (B, C) or (B, T, C) with C >= 2, got {tuple(logits.shape)}."
-        )
-    if logits.dim() == 3 and logits.shape[-1] > MAX_TOKEN_CLASSES:
-        raise ValueError(
-            f"These logits cover a vocabulary of {logits.shape[-1]}. Name the tokens that answer the question: "
-            "functools.partial(preprocess_logits_for_calibration, answer_token_ids=[...]), or answer_token_ids of "
-            "CalibrationCallback."
-        )
-    return logits.float()
+#: Scores whose intervals are logged; the JSON file has those of all.
+INTERVALS = ("accuracy", "nll", "brier", "ece")
 
 
 class CalibrationCallback(TrainerCallback):
     """Adds calibration numbers to the metrics of every evaluation, and saves a report and a reliability diagram.
 
-    Alone, in `callbacks=[...]`, it watches the logits and labels of the evaluation loop. Given to the Trainer as its
-    `compute_metrics` too, it sees what the Trainer gathers, which is the way for several processes and for loggers
-    that come before user callbacks:
+    Alone, in `callbacks=[...]`, it watches the logits and labels of the evaluation loop, on one process or many. Given
+    to the Trainer as its `compute_metrics` too, it sees what the Trainer gathers, which is the way for loggers that
+    come before user callbacks:
 
         callback = CalibrationCallback()
         Trainer(..., callbacks=[callback], compute_metrics=callback.compute_metrics,
                 preprocess_logits_for_metrics=preprocess_logits_for_calibration)
 
+    Its own memory does not grow with the number of rows; with `batch_eval_metrics=True` the Trainer's does not either.
     For every evaluation the output folder gets `reliability_<split>_step_<n>.png` and
-    `calibration_<split>_step_<n>.json`, written by the main process.
+    `calibration_<split>_step_<n>.json`, written by the main process, and TensorBoard the picture.
 
     Args:
         num_bins: bins of every binned score.
-        scores: which scores of the report to log; the JSON file has them all.
-        confidence_level: if given, intervals and noise floor are computed too, and `<score>_low`, `<score>_high` and
-            `<score>_floor` (the upper end of the noise band) are logged for `ece`.
+        scores: which scores of the report to log; the JSON file has them all. `accuracy_se`, the standard error of the
+            accuracy, comes with the accuracy.
+        confidence_level: of the intervals `<score>_low` and `<score>_high` of accuracy, NLL, Brier score and ECE, and
+            of the noise band whose upper end is `ece_floor`; None computes none.
+        num_samples: if given, each batch is evaluated with this many draws of the adapter as well, and the scores of
+            their mean probabilities are logged as `sample_<score>`, at the cost of as many further forwards.
+        seed: of the draws.
+        max_rows: evaluations of more rows are summed up in bins, without intervals.
         answer_token_ids: token of each class, for multiple choice by a causal language model.
         diagram: whether to draw.
         compute_metrics: a further function of the predictions, whose numbers are added to these.
 
     Raises:
-        ValueError: for an unknown score or a bad number of bins.
+        ValueError: for an unknown score, a bad number of bins or of draws.
     """
 
     def __init__(
@@ -114,7 +81,10 @@ class CalibrationCallback(TrainerCallback):
         num_bins: int = 15,
         *,
         scores: Sequence[str] = DEFAULT_SCORES,
-        confidence_level: float | None = None,
+        confidence_level: float | None = 0.95,
+        num_samples: int | None = None,
+        seed: int = 0,
+        max_rows: int = MAX_KEPT_ROWS,
         answer_token_ids: Sequence[int] | None = None,
         diagram: bool = True,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
@@ -125,13 +95,21 @@ class CalibrationCallback(TrainerCallback):
         self.num_bins = check_num_bins(num_bins)
         self.scores = tuple(scores)
         self.confidence_level = confidence_level
+        self.num_samples = None if num_samples is None else check_num_samples(num_samples)
+        self.seed, self.max_rows = seed, max_rows
         self.answer_token_ids = None if answer_token_ids is None else list(answer_token_ids)
         self.diagram = diagram
         self.report: CalibrationReport | None = None
+        self.sample_report: CalibrationReport | None = None
         self._other_metrics = compute_metrics
-        self._watcher = ForwardWatcher(self.preprocess_logits_for_metrics)
-        self._batches: list[tuple[np.ndarray, np.ndarray]] = []
+        self._watcher, self._log = ForwardWatcher(), LateLog()
+        self._start()
+        self._wired = False
         self._unsaved = False
+
+    def _start(self) -> None:
+        """Forget the rows of the last evaluation."""
+        self._seen, self._gathered, self._drawn = (RowStream(self.num_bins, self.max_rows) for _ in range(3))
 
     def preprocess_logits_for_metrics(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
         """`preprocess_logits_for_calibration` with this callback's answer tokens."""
@@ -147,23 +125,26 @@ class CalibrationCallback(TrainerCallback):
         Returns:
             Score to number; empty while batches follow.
         """
+        self._wired = True
         logits, labels = prediction.predictions, prediction.label_ids
         if isinstance(logits, (tuple, list)):
             logits = logits[0]
-        self._batches.append(self._flat(as_numpy(logits), as_numpy(labels)))
+        self._gathered.add(*labelled_rows(as_numpy(logits), as_numpy(labels), self.answer_token_ids))
         if not compute_result:
             return {}
-        self._watcher.clear()
-        metrics = self._measure(self._batches)
-        self._batches = []
+        metrics = self._measure(self._gathered)
+        self._start()
         if self._other_metrics is not None:
             metrics |= self._other_metrics(prediction)
         return metrics
 
+    # ----------------------------------------------------------------- events
+
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Starts to watch the model."""
+        """Starts to watch the model; refuses to choose the best one by a score that cannot tell."""
+        check_metric_for_best_model(args)
         self._watcher.attach(kwargs.get("model"))
 
     def on_train_begin(
@@ -175,125 +156,106 @@ class CalibrationCallback(TrainerCallback):
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keeps the logits and labels of the step that has just been evaluated."""
-        self._watcher.keep()
+        """Takes the logits and labels of the step that has just been evaluated."""
+        forward = self._watcher.take()
+        if forward is None:
+            return
+        try:
+            if self.num_samples is not None:
+                self._drawn.add(*self._rows(self._sampled_logits(forward), forward.labels))
+            if not self._wired:
+                self._seen.add(
+                    *self._rows(self.preprocess_logits_for_metrics(forward.logits, forward.labels), forward.labels)
+                )
+        except ValueError as error:
+            warnings.warn(f"CalibrationCallback skips a batch of this evaluation: {error}", UserWarning, stacklevel=2)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
         """Adds the numbers to the logs of an evaluation, before later callbacks print them."""
-        prefix = _prefix(logs or {})
-        if prefix is None or "train_runtime" in logs:
-            return
-        added = self._finish(args, state, prefix, logs)
-        if added and state.log_history:
-            state.log_history[-1].update(added)
+        prefix = metric_prefix(logs or {})
+        if prefix is not None:
+            added = self._finish(args, state, prefix, logs)
+            if added:
+                self._log.add(args, state, logs, added)
 
     def on_predict(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **kwargs: Any
     ) -> None:
         """Adds the numbers to the metrics of `Trainer.predict`."""
-        self._finish(args, state, _prefix(metrics) or "test_", metrics)
+        metrics.update(self._finish(args, state, metric_prefix(metrics) or "test_", metrics))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Closes TensorBoard's file."""
+        self._log.close()
+
+    # ----------------------------------------------------------------- rows
+
+    def _rows(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[Any, Any]:
+        """Labelled rows of a step, of all processes."""
+        labels = labels if labels.dim() == 2 else labels.reshape(-1)
+        return labelled_rows(as_numpy(gather_rows(logits)), as_numpy(gather_rows(labels)), self.answer_token_ids)
+
+    def _sampled_logits(self, forward: Forward) -> torch.Tensor:
+        assert self.num_samples is not None
+        with self._watcher.paused():
+            return sampled_logits(
+                self._watcher.model,
+                forward.inputs,
+                lambda logits: self.preprocess_logits_for_metrics(logits, forward.labels),
+                self.num_samples,
+                self.seed,
+            )
+
+    # ----------------------------------------------------------------- numbers
 
     def _finish(
         self, args: TrainingArguments, state: TrainerState, prefix: str, logs: dict[str, Any]
     ) -> dict[str, float]:
-        batches = self._watcher.take()
         added: dict[str, float] = {}
-        if not self._unsaved and batches:
-            if args.world_size > 1:
-                warnings.warn(
-                    "With several processes CalibrationCallback needs the Trainer to gather predictions: pass "
-                    "compute_metrics=callback.compute_metrics as well. No calibration numbers were added.",
-                    UserWarning,
-                    stacklevel=2,
-                )
-                return {}
-            flat = [self._flat(logits, labels) for logits, labels in batches]
-            added = {prefix + key: value for key, value in self._measure(flat).items() if prefix + key not in logs}
-            logs.update(added)
+        if not self._unsaved and len(self._seen):
+            metrics = self._measure(self._seen)
+            added = {prefix + key: value for key, value in metrics.items() if prefix + key not in logs}
+        self._start()
         if self._unsaved and args.process_index == 0:
-            self._save(Path(args.output_dir or "."), prefix.rstrip("_"), state.global_step)
+            self._save(args, state, prefix.rstrip("_"))
         self._unsaved = False
         return added
 
-    def _measure(self, batches: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-        logits = np.concatenate([batch[0] for batch in batches])
-        labels = np.concatenate([batch[1] for batch in batches])
-        self.report = calibration_report(
-            logits, labels, input="logits", num_bins=self.num_bins, confidence_level=self.confidence_level
-        )
+    def _measure(self, stream: RowStream) -> dict[str, float]:
+        self.report = stream.report(self.confidence_level)
         self._unsaved = True
-        metrics = {key: self.report[key] for key in self.scores}
-        if self.report.intervals is not None and self.report.floor is not None:
-            low, high = self.report.intervals["ece"]
-            metrics |= {"ece_low": low, "ece_high": high, "ece_floor": self.report.floor["ece"].high}
+        metrics = self._numbers(self.report)
+        self.sample_report = self._drawn.report(self.confidence_level) if len(self._drawn) else None
+        if self.sample_report is not None:
+            metrics |= {f"sample_{key}": value for key, value in self._numbers(self.sample_report).items()}
         # A score that is not defined (AUROC without an error, say) is left out: loggers and JSON do not take NaN well.
         return {key: value for key, value in metrics.items() if math.isfinite(value)}
 
-    def _flat(self, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Labelled rows of one batch."""
-        if self.answer_token_ids is not None and labels.ndim == 2:
-            labels = _answer_classes(labels, self.answer_token_ids)
-        if logits.shape[:-1] != labels.shape:
-            raise ValueError(
-                f"Logits of shape {logits.shape} do not go with labels of shape {labels.shape}. Give the Trainer "
-                "preprocess_logits_for_metrics=callback.preprocess_logits_for_metrics; for a causal language model "
-                "give "
-                "CalibrationCallback the answer_token_ids."
-            )
-        keep = labels.reshape(-1) != IGNORE_INDEX
-        return logits.reshape(-1, logits.shape[-1])[keep], labels.reshape(-1)[keep]
+    def _numbers(self, report: CalibrationReport) -> dict[str, float]:
+        numbers = {key: report[key] for key in self.scores if key in report}
+        if "accuracy" in numbers:
+            p = numbers["accuracy"]
+            numbers["accuracy_se"] = math.sqrt(p * (1 - p) / report.settings["num_rows"])
+        if report.intervals is not None and report.floor is not None:
+            for key in INTERVALS:
+                if key in numbers:
+                    numbers[f"{key}_low"], numbers[f"{key}_high"] = report.intervals[key]
+            numbers["ece_floor"] = report.floor["ece"].high
+        return numbers
 
-    def _save(self, folder: Path, split: str, step: int) -> None:
-        assert self.report is not None
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"calibration_{split}_step_{step}.json").write_text(self.report.to_json() + "\n", encoding="utf-8")
-        if self.diagram:
-            title = f"{split}, step {step}"
-            figure = reliability_figure(self.report.bins, confidence_level=self.confidence_level or 0.95, title=title)
-            figure.savefig(folder / f"reliability_{split}_step_{step}.png", dpi=120)
-
-
-def _prefix(metrics: Mapping[str, Any]) -> str | None:
-    names = [key for key in metrics if key.endswith("_runtime")]
-    return names[0].removesuffix("runtime") if names else None
-
-
-def _answer_position(labels: torch.Tensor) -> torch.Tensor:
-    """`(B,)` position of the first label of each row."""
-    return (labels != IGNORE_INDEX).int().argmax(dim=1)
-
-
-def _answer_logits(logits: torch.Tensor, labels: torch.Tensor, answer_token_ids: Sequence[int]) -> torch.Tensor:
-    if logits.dim() != 3 or labels.dim() != 2:
-        raise ValueError(
-            f"answer_token_ids are for causal language models with logits (B, T, V) and labels (B, T), got "
-            f"{tuple(logits.shape)} and {tuple(labels.shape)}."
-        )
-    # The logits at a position predict the token after it.
-    before = (_answer_position(labels) - 1).clamp(min=0)
-    rows = torch.arange(len(logits), device=logits.device)
-    tokens = torch.as_tensor(list(answer_token_ids), device=logits.device)
-    return logits[rows, before.to(logits.device)][:, tokens].float()
-
-
-def _answer_classes(labels: np.ndarray, answer_token_ids: Sequence[int]) -> np.ndarray:
-    """`(B,)` class of each row's first labelled token; rows without one keep -100.
-
-    Raises:
-        ValueError: if that token is not among the answers.
-    """
-    first = (labels != IGNORE_INDEX).argmax(axis=1)
-    tokens = labels[np.arange(len(labels)), first]
-    classes = np.full(len(labels), IGNORE_INDEX, np.int64)
-    for k, token in enumerate(answer_token_ids):
-        classes[tokens == token] = k
-    strange = tokens[(classes == IGNORE_INDEX) & (tokens != IGNORE_INDEX)]
-    if len(strange):
-        raise ValueError(
-            f"The first labelled token of a row is {strange[0]}, which is not one of answer_token_ids "
-            f"{list(answer_token_ids)}. "
-            "Mask the prompt with -100, so that the answer's token comes first."
-        )
-    return classes
+    def _save(self, args: TrainingArguments, state: TrainerState, split: str) -> None:
+        folder = Path(args.output_dir or ".")
+        reports = {split: self.report, f"{split}_sample": self.sample_report}
+        for name, report in reports.items():
+            if report is None:
+                continue
+            write_atomically(folder / f"calibration_{name}_step_{state.global_step}.json", report.to_json() + "\n")
+            if self.diagram:
+                title = f"{name}, step {state.global_step}"
+                figure = reliability_figure(report.bins, confidence_level=self.confidence_level or 0.95, title=title)
+                figure.savefig(folder / f"reliability_{name}_step_{state.global_step}.png", dpi=120)
+                self._log.add_figure(args, state, f"reliability/{name}", figure)

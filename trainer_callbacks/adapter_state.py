@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An adapter's tensors during training: read, written, put back, told apart, also where a model is sharded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def adapter_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The active adapter's tensors under the names of its file, whole and on the CPU.
+
+    Every process of a sharded model has to call it.
+
+    Raises:
+        TypeError: if the model carries no PEFT adapter.
+        ValueError: for DeepSpeed ZeRO-3, which keeps parameters to itself.
+    """
+    return {name: _whole(tensor).cpu().contiguous() for name, tensor in _live(model).items()}
+
+
+def write_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the active adapter to a folder of its own, whole or not at all; every process has to call it."""
+    tensors = adapter_tensors(model)
+    if _is_main():
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        config = model.peft_config[_adapter(model)]
+        trains, config.inference_mode = config.inference_mode, True
+        config.save_pretrained(str(partial))
+        config.inference_mode = trains
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    barrier()
+
+
+def restore_adapter(model: PeftModel, folder: Path) -> None:
+    """Put an adapter's tensors back into the active adapter.
+
+    Raises:
+        ValueError: if the folder holds other tensors than the model needs.
+    """
+    saved, live = load_file(folder / WEIGHTS), _live(model)
+    if set(saved) != set(live):
+        raise ValueError(
+            f"{folder} holds another adapter: tensors in one but not the other are "
+            f"{sorted(set(saved) ^ set(live))[:4]}."
+        )
+    if not any(isinstance(tensor, DTensor) for tensor in live.values()):
+        set_peft_model_state_dict(model, saved, adapter_name=_adapter(model))
+        return
+    with torch.no_grad():
+        for name, tensor in live.items():
+            value = saved[name].to(tensor.device, tensor.dtype)
+            if isinstance(tensor, DTensor):
+                value = distribute_tensor(value, tensor.device_mesh, tensor.placements)
+            tensor.copy_(value)
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hex SHA-256 of named tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def digest_of_folder(folder: str | Path) -> str | None:
+    """`digest_of` a saved adapter; None where there is no adapter file."""
+    path = Path(folder) / WEIGHTS
+    return digest_of(load_file(path)) if path.is_file() else None
+
+
+def barrier() -> None:
+    """Wait for all processes, if there are several."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def _is_main() -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def _adapter(model: PeftModel) -> str:
+    active = getattr(model, "active_adapters", None)
+    names = active() if callable(active) else active
+    if not names or not hasattr(model, "peft_config"):
+        raise TypeError(f"{type(model).__name__} carries no active PEFT adapter.")
+    return names[0]
+
+
+def _live(model: PeftModel) -> dict[str, torch.Tensor]:
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise ValueError(
+            "DeepSpeed ZeRO-3 keeps the parameters partitioned, so a callback cannot read them. Use ZeRO-2, or the "
+            "Trainer's own load_best_model_at_end with metric_for_best_model='eval_nll', greater_is_better=False."
+        )
+    return get_peft_model_state_dict(model, adapter_name=_adapter(model), save_embedding_layers=False)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach().clone()

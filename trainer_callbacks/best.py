@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The best checkpoint by a proper score, among those that are not clearly less accurate."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import SaveStrategy
+
+from .adapter_state import WEIGHTS, barrier, restore_adapter, write_adapter
+from .choice import CALIBRATION_ERRORS, WHY_NOT, bare_name
+
+PROPER = ("nll", "brier", "sample_nll", "sample_brier")
+FOLDER = "best-calibration"
+
+Point = dict[str, float]
+
+
+class BestCalibrationCallback(TrainerCallback, ExportableState):
+    """Keeps the adapter of the best evaluation by a proper score, puts it back at the end, and can stop early.
+
+    Best is the evaluation of least NLL (or Brier score) among those whose accuracy is at most `accuracy_tolerance`
+    standard errors below the highest accuracy seen. A proper score alone may prefer a model that predicts the share of
+    each class to an accurate but over-confident one; the second condition rules that out, and temperature scaling
+    mends over-confidence afterwards.
+
+    The adapters of evaluations that may still become the best are kept in `<output_dir>/best-calibration/step-<n>`,
+    each a folder that `PeftModel.from_pretrained` loads. A resumed run goes on with what it knew. The numbers come
+    from `CalibrationCallback`, or from a `compute_metrics` of your own with the same names.
+
+    Args:
+        metric: `"nll"` or `"brier"`; with K draws (`CalibrationCallback(num_samples=K)`) `"sample_nll"` or
+            `"sample_brier"`.
+        accuracy_tolerance: standard errors of the accuracy by which an evaluation may fall short of the most accurate
+            one; None compares the score alone.
+        patience: stop after this many evaluations without a new best; None never stops.
+        restore: whether to put the best adapter back into the model when training ends.
+        prefix: of the metrics, for one of several evaluation sets `"eval_<name>"`.
+
+    Raises:
+        ValueError: for a calibration error as metric, another unknown one, or bad numbers.
+
+    Example:
+        >>> from peft_calib.trainer_callbacks import CalibrationCallback
+        >>> callbacks = [CalibrationCallback(), BestCalibrationCallback("nll", patience=3)]
+        >>> BestCalibrationCallback("ece")
+        Traceback (most recent call last):
+        ...
+        ValueError: metric='ece': A calibration error alone cannot choose a model: ...
+    """
+
+    def __init__(
+        self,
+        metric: str = "nll",
+        accuracy_tolerance: float | None = 1.0,
+        patience: int | None = None,
+        restore: bool = True,
+        prefix: str = "eval",
+    ) -> None:
+        if bare_name(metric) in CALIBRATION_ERRORS:
+            raise ValueError(f"metric={metric!r}: {WHY_NOT}")
+        metric = metric.removeprefix("eval_")
+        if metric not in PROPER:
+            raise ValueError(f"metric must be one of {', '.join(PROPER)}, got {metric!r}.")
+        if accuracy_tolerance is not None and not 0 <= accuracy_tolerance < math.inf:
+            raise ValueError(f"accuracy_tolerance must be a number of standard errors >= 0, got {accuracy_tolerance}.")
+        if patience is not None and (not isinstance(patience, int) or patience < 1):
+            raise ValueError(f"patience must be a number of evaluations >= 1, got {patience!r}.")
+        self.metric, self.accuracy_tolerance, self.patience = metric, accuracy_tolerance, patience
+        self.restore, self.prefix = restore, prefix.rstrip("_")
+        self.points: list[Point] = []
+
+    # ----------------------------------------------------------------- state
+
+    def state(self) -> dict[str, Any]:
+        """Settings and evaluations so far, for the Trainer's checkpoints."""
+        names = ("metric", "accuracy_tolerance", "patience", "restore", "prefix")
+        return {
+            "args": {name: getattr(self, name) for name in names},
+            "attributes": {"points": [dict(point) for point in self.points]},
+        }
+
+    @property
+    def best(self) -> Point | None:
+        """The best evaluation so far: `step`, `value`, and `accuracy` with `accuracy_se`."""
+        return choose(self.points, self.accuracy_tolerance)
+
+    # ----------------------------------------------------------------- events
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start afresh, or with what the checkpoint knew."""
+        if args.load_best_model_at_end and self.restore:
+            raise ValueError(
+                "BestCalibrationCallback and load_best_model_at_end would both put a checkpoint back at the end. Set "
+                "load_best_model_at_end=False, or BestCalibrationCallback(restore=False)."
+            )
+        name = type(self).__name__
+        saved = state.stateful_callbacks.setdefault(name, self.state())
+        candidates = saved if isinstance(saved, list) else [saved]
+        mine = next((each for each in candidates if each["args"] == self.state()["args"]), None)
+        points = mine["attributes"]["points"] if mine is not None and state.global_step > 0 else []
+        self.points = [point for point in points if self._weights(args, point).is_file()]
+        if len(self.points) < len(points) and choose(points, self.accuracy_tolerance) not in self.points:
+            warnings.warn(
+                f"The adapter of the best evaluation so far is missing below {Path(args.output_dir) / FOLDER}; the "
+                "best is chosen among what is left and what follows.",
+                UserWarning,
+                stacklevel=2,
+            )
+        self.points = [dict(point) for point in self.points]
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float],
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take the evaluation into account; every process sees the same numbers."""
+        if f"{self.prefix}_runtime" not in metrics:
+            return  # another evaluation set
+        point = self._point(state.global_step, metrics, kwargs.get("eval_dataloader"))
+        if point is None:
+            return
+        before = self.best
+        self.points = [each for each in self.points if each["step"] != point["step"]]
+        self.points = front([*self.points, point])
+        if point in self.points:
+            write_adapter(model, self._weights(args, point).parent)
+        if args.save_strategy == SaveStrategy.NO:
+            self._tidy(args)
+        best = self.best
+        assert best is not None
+        if before is not None and best["step"] == before["step"]:
+            best["stale"] = before.get("stale", 0) + 1
+        if self.patience is not None and best.get("stale", 0) >= self.patience:
+            control.should_training_stop = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The checkpoint knows the candidates now, so adapters of others can go."""
+        self._tidy(args)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Put the best adapter back."""
+        best = self.best
+        if best is None:
+            warnings.warn(
+                "BestCalibrationCallback saw no evaluation, so the last adapter stays. Set eval_strategy in "
+                "TrainingArguments.",
+                UserWarning,
+                stacklevel=2,
+            )
+        elif self.restore and best["step"] != state.global_step:
+            barrier()
+            restore_adapter(model, self._weights(args, best).parent)
+
+    # ----------------------------------------------------------------- helpers
+
+    def _point(self, step: int, metrics: Mapping[str, float], loader: Any) -> Point | None:
+        sample, score = ("sample_", self.metric[7:]) if self.metric.startswith("sample_") else ("", self.metric)
+        value = metrics.get(f"{self.prefix}_{sample}{score}")
+        accuracy = metrics.get(f"{self.prefix}_{sample}accuracy")
+        if value is None and accuracy is None:
+            raise ValueError(
+                f"The evaluation has no {self.prefix}_{self.metric}; it has {', '.join(metrics)}. Put a "
+                f"CalibrationCallback{'(num_samples=...)' if sample else '()'} before BestCalibrationCallback in "
+                "callbacks=[...], or return the score from compute_metrics."
+            )
+        if value is None or not math.isfinite(value):
+            return None
+        point = {"step": step, "value": float(value)}
+        if self.accuracy_tolerance is None:
+            return point
+        if accuracy is None:
+            raise ValueError(
+                f"accuracy_tolerance needs {self.prefix}_{sample}accuracy, but the evaluation has none. Add it, or "
+                "set accuracy_tolerance=None."
+            )
+        se = metrics.get(f"{self.prefix}_{sample}accuracy_se")
+        if se is None:
+            rows = len(loader.dataset) if hasattr(getattr(loader, "dataset", None), "__len__") else 1
+            se = math.sqrt(accuracy * (1 - accuracy) / rows)
+        return {**point, "accuracy": float(accuracy), "accuracy_se": float(se)}
+
+    def _weights(self, args: TrainingArguments, point: Point) -> Path:
+        return Path(args.output_dir) / FOLDER / f"step-{int(point['step'])}" / WEIGHTS
+
+    def _tidy(self, args: TrainingArguments) -> None:
+        """Delete adapters that cannot become the best any more."""
+        if args.process_index == 0:
+            wanted = {self._weights(args, point).parent for point in self.points}
+            for folder in (Path(args.output_dir) / FOLDER).glob("step-*"):
+                if folder not in wanted:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def choose(points: Sequence[Point], accuracy_tolerance: float | None) -> Point | None:
+    """The point of least value among those accurate enough; of equal ones the first.
+
+    Args:
+        points: evaluations with `value`, `accuracy` and `accuracy_se`.
+        accuracy_tolerance: standard errors (of the highest accuracy) that an accuracy may be below the highest.
+
+    Example:
+        >>> collapsed = {"step": 1, "value": 0.6, "accuracy": 0.5, "accuracy_se": 0.05}
+        >>> trained = {"step": 2, "value": 0.7, "accuracy": 0.9, "accuracy_se": 0.03}
+        >>> choose([collapsed, trained], 1.0)["step"], choose([collapsed, trained], None)["step"]
+        (2, 1)
+    """
+    if not points:
+        return None
+    if accuracy_tolerance is not None:
+        top = max(points, key=lambda point: point["accuracy"])
+        enough = top["accuracy"] - accuracy_tolerance * top["accuracy_se"]
+        points = [point for point in points if point["accuracy"] >= enough]
+    return min(points, key=lambda point: point["value"])
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """The points that may be, or may become, the best: those no other beats in both value and accuracy.
+
+    As the highest accuracy rises, less accurate points drop out and a point that was second may be the best again.
+    """
+
+    def beaten(point: Point, index: int) -> bool:
+        for j, other in enumerate(points):
+            as_good = other["value"] <= point["value"] and other.get("accuracy", 0) >= point.get("accuracy", 0)
+            better = other["value"] < point["value"] or other.get("accuracy", 0) > point.get("accuracy", 0)
+            if as_good and (better or j < index):
+                return True
+        return False
+
+    return [point for index, point in enumerate(points) if not beaten(point, index)]

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A temperature fitted at the end of training on held-out rows, and stored with the adapter it was fitted for."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, default_data_collator
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from peft_calib.calibration import recalibrate
+from peft_calib.calibration.recalibrate import Recalibrator, TemperatureScaling
+from peft_calib.companions import attach_file, detach_file, write_atomically
+from peft_calib.prediction.draws import check_num_samples
+from peft_calib.splits import RowSet, record_split
+
+from .adapter_state import adapter_tensors, digest_of, digest_of_folder
+from .forwards import logits_of_rows
+
+#: Name of the file beside an adapter.
+RECALIBRATION_FILE = "recalibration.json"
+
+
+class RecalibrationCallback(TrainerCallback):
+    """Fits a temperature on the calibration split when training ends, and stores it with the adapter.
+
+    Before training it compares the split with the training rows and refuses an overlap. Which rows were trained on and
+    calibrated on, and the temperature, are then written beside the adapter at every save (`calibration_split.json`,
+    `recalibration.json`); read the latter with `load_recalibration`. Put it after a `BestCalibrationCallback`, whose
+    choice it calibrates.
+
+    Args:
+        calibration_dataset: held-out rows with labels, prepared like the training rows, see `calibration_split`.
+        method: what to fit; a new `TemperatureScaling` if omitted.
+        num_samples: fit on the mean probabilities of this many draws of the adapter, for those who predict that way;
+            None takes the deterministic adapter.
+        seed: of the draws.
+        data_collator: makes a batch of rows; the Trainer's if omitted.
+        batch_size: rows of a batch; the Trainer's evaluation batch size if omitted.
+        answer_token_ids: token of each class, for multiple choice by a causal language model.
+
+    Example:
+        >>> from peft_calib import calibration_split
+        >>> rows = [{"input_ids": [i, i + 1], "labels": i % 2} for i in range(20)]
+        >>> train, calibration = calibration_split(rows, fraction=0.2)
+        >>> callback = RecalibrationCallback(calibration)  # Trainer(..., train_dataset=train, callbacks=[callback])
+    """
+
+    def __init__(
+        self,
+        calibration_dataset: Any,
+        method: Recalibrator | None = None,
+        *,
+        num_samples: int | None = None,
+        seed: int = 0,
+        data_collator: Callable[[list], Mapping[str, Any]] | None = None,
+        batch_size: int | None = None,
+        answer_token_ids: list[int] | None = None,
+    ) -> None:
+        self.calibration_dataset = calibration_dataset
+        self.method = TemperatureScaling() if method is None else method
+        self.num_samples = None if num_samples is None else check_num_samples(num_samples)
+        self.seed, self.data_collator, self.batch_size = seed, data_collator, batch_size
+        self.answer_token_ids = answer_token_ids
+        self._rows = RowSet.of(calibration_dataset)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Refuse rows that are trained on too, and record both sets.
+
+        Raises:
+            ValueError: if the calibration split overlaps with the training rows.
+        """
+        detach_file(model, RECALIBRATION_FILE)  # of an earlier training
+        rows = getattr(kwargs.get("train_dataloader"), "dataset", None)
+        try:
+            trained_on = RowSet.of(rows)
+        except TypeError as error:
+            warnings.warn(
+                f"The calibration split could not be compared with the training rows: {error}",
+                UserWarning,
+                stacklevel=2,
+            )
+            trained_on = None
+        record_split(model, trained_on=trained_on, calibrated_on=self._rows)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Fit, attach to the model, and add to the last checkpoint if that holds the same adapter."""
+        loader = kwargs.get("train_dataloader")
+        collate = self.data_collator or getattr(loader, "collate_fn", None) or default_data_collator
+        logits, labels = logits_of_rows(
+            model,
+            _with_columns_of(self.calibration_dataset, getattr(loader, "dataset", None)),
+            collate,
+            batch_size=self.batch_size or args.per_device_eval_batch_size,
+            num_samples=self.num_samples,
+            seed=self.seed,
+            answer_token_ids=self.answer_token_ids,
+        )
+        self.method.fit(logits, labels)
+        weights = digest_of(adapter_tensors(model))
+        how = {"how": "mean" if self.num_samples is None else "sample", "num_samples": self.num_samples}
+        text = json.dumps({**self.method.state(), "adapter": weights, **how, "seed": self.seed}, indent=1) + "\n"
+        attach_file(model, RECALIBRATION_FILE, text)
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if args.process_index == 0 and digest_of_folder(folder) == weights:
+            write_atomically(folder / RECALIBRATION_FILE, text)
+
+
+def load_recalibration(folder: str | Path) -> Recalibrator:
+    """What `RecalibrationCallback` stored beside an adapter.
+
+    Args:
+        folder: of the saved adapter.
+
+    Returns:
+        The fitted method; `transform(logits)` gives calibrated probabilities.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it was fitted for other weights than the folder's, or is damaged.
+    """
+    path = Path(folder) / RECALIBRATION_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {RECALIBRATION_FILE}. Train with a RecalibrationCallback, or fit a TemperatureScaling "
+            "on a calibration split."
+        )
+    state = json.loads(path.read_text(encoding="utf-8"))
+    here = digest_of_folder(folder)
+    if here is not None and here != state.pop("adapter", None):
+        raise ValueError(
+            f"{path} was fitted for other weights than the adapter beside it, which has been trained on or replaced "
+            "since. Fit it again; with a BestCalibrationCallback, list the RecalibrationCallback after it."
+        )
+    method = getattr(recalibrate, str(state.get("method")), None)
+    if not (isinstance(method, type) and issubclass(method, Recalibrator)):
+        raise ValueError(f"{path} holds no recalibration: its method is {state.get('method')!r}.")
+    return method.from_state(state)
+
+
+def _with_columns_of(rows: Any, others: Any) -> Any:
+    """Rows without the columns that the Trainer took from the training rows, which collators cannot digest."""
+    names = getattr(others, "column_names", None)
+    if names and hasattr(rows, "select_columns"):
+        return rows.select_columns([name for name in rows.column_names if name in names])
+    return rows

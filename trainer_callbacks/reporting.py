@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Getting numbers and pictures from a callback into the Trainer's logs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerState, TrainingArguments
+
+
+class LateLog:
+    """Adds to logs whose turn has come for later callbacks only.
+
+    The Trainer's loggers see the logs before a user's callbacks do. Numbers added here reach the callbacks after us,
+    the Trainer's history and, if it is in `report_to`, TensorBoard through a writer of our own.
+    """
+
+    def __init__(self) -> None:
+        self._writer: Any = None
+
+    def add(
+        self, args: TrainingArguments, state: TrainerState, logs: dict[str, Any], numbers: dict[str, float]
+    ) -> None:
+        """Adds numbers to logs that are on their way."""
+        logs.update(numbers)
+        if state.log_history:
+            state.log_history[-1].update(numbers)
+        writer = self.writer(args, state)
+        if writer is not None:
+            for name, value in numbers.items():
+                writer.add_scalar(_tag(name), value, state.global_step)
+
+    def add_figure(self, args: TrainingArguments, state: TrainerState, name: str, figure: Any) -> None:
+        """Shows a picture in TensorBoard, if that is in `report_to`."""
+        writer = self.writer(args, state)
+        if writer is not None:
+            writer.add_figure(name, figure, state.global_step)
+            writer.flush()
+
+    def writer(self, args: TrainingArguments, state: TrainerState) -> Any:
+        """The writer, made when it is first needed; None without TensorBoard or off the main process."""
+        if "tensorboard" not in (args.report_to or []) or not state.is_world_process_zero:
+            return None
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            folder = os.environ.get("TENSORBOARD_LOGGING_DIR") or Path(args.output_dir or ".") / "runs" / "calibration"
+            self._writer = SummaryWriter(log_dir=str(folder))
+        return self._writer
+
+    def close(self) -> None:
+        """Ends the writer's file; the next number opens another."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_writer": None}
+
+
+def metric_prefix(metrics: Mapping[str, Any]) -> str | None:
+    """`"eval_"`, `"test_"`, ... of the metrics of an evaluation; None for other logs."""
+    if "train_runtime" in metrics:
+        return None
+    names = [key for key in metrics if key.endswith("_runtime")]
+    return names[0].removesuffix("runtime") if names else None
+
+
+def _tag(name: str) -> str:
+    # as transformers names them
+    for split in ("eval", "test"):
+        if name.startswith(f"{split}_"):
+            return f"{split}/{name.removeprefix(f'{split}_')}"
+    return f"train/{name}"

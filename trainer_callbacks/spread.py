@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far a posterior's standard deviations have moved from where they started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from peft_calib.tuners.bayesian_lora.law import BayesianLaw
+from peft_calib.tuners.bayesian_lora.stacks import BoundedScale
+from peft_calib.tuners.holder import FactorHolder
+
+from .reporting import LateLog
+
+
+class PosteriorSpreadCallback(TrainerCallback):
+    """Logs, with every training loss, the ratio of BayesianLoRA's standard deviations to their start values.
+
+    `posterior_sd_ratio` is the median over all entries, `posterior_sd_ratio_p05` and `_p95` are quantiles, and
+    `posterior_sd_moved` is the share of entries that differ from their start by more than 1 %. A median that stays at
+    1 says that nothing was learned about uncertainty: train longer, or raise `variance_lr_multiplier`. With
+    conditional noise `posterior_noise_ratio` is the same for its scale.
+
+    Example:
+        >>> callback = PosteriorSpreadCallback()  # Trainer(..., callbacks=[callback])
+    """
+
+    def __init__(self) -> None:
+        self._log = LateLog()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Any = None,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the numbers to the logs of a training step."""
+        if logs and "loss" in logs:
+            self._log.add(args, state, logs, posterior_spread(model))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close TensorBoard's file."""
+        self._log.close()
+
+
+@torch.no_grad()
+def posterior_spread(model: torch.nn.Module) -> dict[str, float]:
+    """Ratios of the posterior's standard deviations to their start values.
+
+    Args:
+        model: A model with BayesianLoRA adapters.
+
+    Returns:
+        The numbers that `PosteriorSpreadCallback` logs; none for a model without such an adapter.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from peft_calib import BayesianLoraConfig
+        >>> base = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        >>> model = get_peft_model(base, BayesianLoraConfig(target_modules=["0"]))
+        >>> posterior_spread(model)["posterior_sd_ratio"]
+        1.0
+    """
+    scales = [(name, _ratios(module)) for law in _laws(model) for name, module in _scales(law)]
+    cores = [ratios for name, ratios in scales if name.startswith("cores")]
+    noise = [ratios for name, ratios in scales if not name.startswith("cores")]
+    numbers: dict[str, float] = {}
+    if cores:
+        ratios = torch.cat(cores)
+        low, middle, high = torch.quantile(_thinned(ratios), torch.tensor([0.05, 0.5, 0.95])).tolist()
+        numbers = {
+            "posterior_sd_ratio": middle,
+            "posterior_sd_ratio_p05": low,
+            "posterior_sd_ratio_p95": high,
+            "posterior_sd_moved": float(((ratios - 1).abs() > 0.01).float().mean()),
+        }
+    if noise:
+        numbers["posterior_noise_ratio"] = float(torch.cat(noise).median())
+    return numbers
+
+
+def _laws(model: torch.nn.Module) -> Iterator[BayesianLaw]:
+    for holder in (module for module in model.modules() if isinstance(module, FactorHolder)):
+        yield from (law for law in holder.laws.values() if isinstance(law, BayesianLaw))
+
+
+def _scales(law: BayesianLaw) -> Iterator[tuple[str, BoundedScale]]:
+    for name, module in law.named_modules():
+        if isinstance(module, BoundedScale):
+            yield name, module
+
+
+def _ratios(scale: BoundedScale) -> torch.Tensor:
+    """Current scales over start values, on the CPU."""
+    now = scale(torch.float32)
+    now = now.full_tensor() if hasattr(now, "full_tensor") else now
+    start = scale.upper * torch.sigmoid(torch.tensor(scale.logit))
+    return (now.cpu() / start).flatten()
+
+
+def _thinned(values: torch.Tensor, most: int = 1_000_000) -> torch.Tensor:
+    """Evenly spaced entries; torch.quantile refuses more than 16 million."""
+    return values[:: max(1, -(-len(values) // most))]

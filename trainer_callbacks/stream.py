@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of one evaluation: kept while they are few, so that they get intervals, and summed up in O(bins) beyond."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from peft_calib.calibration import CalibrationAccumulator, CalibrationReport, calibration_report
+
+# Rows for which intervals take about two seconds on one core.
+MAX_KEPT_ROWS = 20_000
+# Rows handed to the accumulator at a time.
+CHUNK = 8192
+
+
+class RowStream:
+    """Logits and labels of an evaluation, a batch at a time.
+
+    Args:
+        num_bins: bins of every binned score.
+        max_rows: rows up to which all are kept; of more, only the accumulator's state of a few kilobytes is.
+    """
+
+    def __init__(self, num_bins: int, max_rows: int = MAX_KEPT_ROWS) -> None:
+        self.num_bins, self.max_rows = num_bins, max_rows
+        self._kept: list[tuple[np.ndarray, np.ndarray]] = []
+        self._num_kept = 0
+        self._sums: CalibrationAccumulator | None = None
+
+    def __len__(self) -> int:
+        return self._num_kept if self._sums is None else self._sums.num_rows
+
+    def add(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        """Adds `(N, C)` logits and `(N,)` labels.
+
+        Raises:
+            ValueError: for logits that are not finite, or labels out of range.
+        """
+        if self._sums is None and self._num_kept + len(labels) <= self.max_rows:
+            # copies: the loop reuses its memory
+            self._kept.append((logits.astype(np.float32), labels.copy()))
+            self._num_kept += len(labels)
+            return
+        if self._sums is None:
+            self._sums = CalibrationAccumulator(self.num_bins, input="logits")
+            kept, self._kept, self._num_kept = self._kept, [], 0
+            for batch in kept:
+                self._sum(*batch)
+        self._sum(logits, labels)
+
+    def _sum(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        assert self._sums is not None
+        for start in range(0, len(labels), CHUNK):
+            self._sums.update(logits[start : start + CHUNK], labels[start : start + CHUNK])
+
+    def report(self, confidence_level: float | None) -> CalibrationReport:
+        """The scores; intervals and noise floor only if all rows are at hand.
+
+        Raises:
+            ValueError: if there was no row.
+        """
+        if self._sums is not None:
+            return self._sums.compute()
+        if not self._num_kept:
+            raise ValueError(
+                "The evaluation has no labelled row to measure: the evaluation set is empty, or every label is -100."
+            )
+        logits, labels = (np.concatenate(parts) for parts in zip(*self._kept, strict=True))
+        return calibration_report(
+            logits, labels, input="logits", num_bins=self.num_bins, confidence_level=confidence_level
+        )
