@@ -18,6 +18,7 @@ from .param_groups import param_groups  # noqa: E402
 from .prediction import (  # noqa: E402
     Prediction,
     RegressionPrediction,
+    curve_at,
     draws,
     load_frozen,
     predict,
@@ -31,6 +32,8 @@ from .splits import calibration_split  # noqa: E402
 from .tuners import (  # noqa: E402  (a PEFT that cannot work is refused first)
     BayesianLoraConfig,
     BayesianLoraModel,
+    CurveLoraConfig,
+    CurveLoraModel,
     HyperLoraConfig,
     HyperLoraModel,
 )
@@ -64,11 +67,14 @@ def metric_path(name: str = "calibration") -> str:
 __all__ = [
     "BayesianLoraConfig",
     "BayesianLoraModel",
+    "CurveLoraConfig",
+    "CurveLoraModel",
     "HyperLoraConfig",
     "HyperLoraModel",
     "Prediction",
     "RegressionPrediction",
     "bayesianize",
+    "curve_at",
     "calibration_split",
     "draws",
     "export_lora",

@@ -15,6 +15,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, get_peft_model_sta
 from safetensors.torch import save_file
 from torch import nn
 
+from .tuners.curve_lora.law import CurveLaw
 from .tuners.factors import Draw, Slot
 from .tuners.layer import FactorLinear
 from .tuners.model import FactorModel
@@ -30,6 +31,7 @@ def export_lora(
     path: str | Path,
     *,
     adapter_name: str = "default",
+    t: float | None = None,
     num_samples: int | None = None,
     seed: int = 0,
     antithetic: bool = False,
@@ -44,8 +46,9 @@ def export_lora(
         model: A `PeftModel` with an adapter of this package.
         path: Folder to write; made if missing. It appears complete or not at all.
         adapter_name: Which adapter.
-        num_samples: Number of draws K. The folder then holds one LoRA a draw in `draw-0 ... draw-(K-1)`, the
-            deterministic one in `mean` if the adapter has one, and an index `draws.json`.
+        t: The point of a CurveLoRA to write; its point of evaluation when `None`.
+        num_samples: Number of draws K (for a curve, of equispaced points). The folder then holds one LoRA a draw
+            in `draw-0 ... draw-(K-1)`, the deterministic one in `mean` if the adapter has one, and an index `draws.json`.
         seed: Key of the draws: `draw-k` is draw k of `predict(model, batch, seed=seed)`.
         antithetic: Whether they are those of `predict(..., antithetic=True)`.
 
@@ -54,8 +57,9 @@ def export_lora(
 
     Raises:
         TypeError: If the model carries no adapter of this package.
-        ValueError: If there is no such adapter, it trains biases, it has no single pair of factors and no draws are
-            asked for, `num_samples` is below 1, or `path` already holds something else than an export.
+        ValueError: If there is no such adapter, `t` is given for another law or lies off the curve, it trains
+            biases, it has no single pair of factors and no draws are asked for, `num_samples` is below 1, or `path`
+            already holds something else than an export.
     """
     tuner = model.base_model if isinstance(model, PeftModel) else model
     if not isinstance(tuner, FactorModel):
@@ -71,18 +75,21 @@ def export_lora(
     wrong = not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1
     if num_samples is not None and wrong:
         raise ValueError(f"num_samples must be an integer of at least 1, or None for the mean; got {num_samples!r}.")
+    if t is not None and num_samples is not None:
+        raise ValueError("t= writes one point of the curve, num_samples= several; give one of them.")
     layers = {name: m for name, m in tuner.model.named_modules() if isinstance(m, FactorLinear)}
     slots = list(tuner.get_law(adapter_name).slots)
     lora_config = _lora_config(config, slots, {s.name: layers[s.name].lora_alpha[adapter_name] for s in slots})
     others = _other_tensors(model, tuner, adapter_name)
     if num_samples is None:
-        tensors = _named(tuner.get_factors(adapter_name)) | others
+        factors = tuner.get_factors(adapter_name) if t is None else _factors_at(tuner, adapter_name, t)
+        tensors = _named(factors) | others
         return _replace(Path(path), CONFIG_NAME, lambda folder: _write(folder, lora_config, tensors))
 
     def write_draws(folder: Path) -> None:
         names = [f"draw-{k}" for k in range(num_samples)]
         for k, name in enumerate(names):
-            draw = Draw("sample", seed=seed, first=k, antithetic=antithetic)
+            draw = Draw("sample", seed=seed, first=k, total=num_samples, antithetic=antithetic)
             _write(folder / name, lora_config, _named(_drawn_factors(tuner, adapter_name, draw)) | others)
         mean = _mean_or_none(tuner, adapter_name)
         if mean is not None:
@@ -92,6 +99,12 @@ def export_lora(
         (folder / DRAWS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
     return _replace(Path(path), DRAWS_INDEX, write_draws)
+
+
+def _factors_at(tuner: FactorModel, adapter_name: str, t: float) -> list[SlotFactors]:
+    if not isinstance(tuner.get_law(adapter_name), CurveLaw):
+        raise ValueError(f"t= chooses a point of a CurveLoRA; {adapter_name!r} is a {type(tuner).__name__} adapter.")
+    return _drawn_factors(tuner, adapter_name, Draw("points", points=(t,)))
 
 
 def _drawn_factors(tuner: FactorModel, adapter_name: str, draw: Draw) -> list[SlotFactors]:

@@ -1,7 +1,7 @@
 """K draws of an adapter as one prediction: probabilities, uncertainties and their cost."""
 
 from .dataset import predict_dataset
-from .draws import draws
+from .draws import curve_at, draws
 from .engine import predict
 from .frozen import load_frozen, predict_frozen
 from .generation import GeneratedSamples, TextScores, sample_generate, score_texts
@@ -13,6 +13,7 @@ __all__ = [
     "Prediction",
     "RegressionPrediction",
     "TextScores",
+    "curve_at",
     "draws",
     "load_frozen",
     "predict",

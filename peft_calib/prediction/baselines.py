@@ -108,7 +108,7 @@ class AdapterDraws(DrawSource):
                 f"{adapter_names!r}. Load others with model.load_adapter(folder, name)."
             )
         self.names = list(adapter_names)
-        self.available = len(self.names)
+        self.available = self.default_num_samples = len(self.names)
         check_in_place(tuner_layers(model, set(self.names)))
 
     @contextmanager

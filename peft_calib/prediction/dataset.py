@@ -26,9 +26,10 @@ def predict_dataset(
     model: nn.Module,
     data: Any,
     how: How = "sample",
-    num_samples: int | Literal["auto"] = 8,
+    num_samples: int | Literal["auto"] | None = None,
     seed: int = 0,
     *,
+    weights: Sequence[float] | torch.Tensor | None = None,
     batch_size: int = 8,
     processing_class: Any = None,
     collate_fn: Callable[[list], Mapping[str, Any]] | None = None,
@@ -56,6 +57,7 @@ def predict_dataset(
         how: As for `predict`.
         num_samples: As for `predict`.
         seed: As for `predict`.
+        weights: As for `predict`.
         batch_size: Rows of a batch; a `DataLoader` has its own.
         processing_class: Tokenizer or processor that pads the rows of a batch to equal length.
         collate_fn: Makes a batch of a list of rows, instead of the collator that goes with `processing_class`.
@@ -81,6 +83,7 @@ def predict_dataset(
     state = PartialState() if accelerator is None else accelerator
     source = choose_source(model, how, seed, dropout, adapter_names, antithetic)
     options = {"task": task, "label_tokens": label_tokens, "tokenizer": processing_class, "budget": memory_budget}
+    options["weights"] = weights
     first = 0
     if split not in ("rows", "draws"):
         raise ValueError(f"split must be 'rows' or 'draws', got {split!r}.")
@@ -91,12 +94,15 @@ def predict_dataset(
     if split == "draws" and state.num_processes > 1:
         if how == "mean" or num_samples == "auto":
             raise ValueError("split='draws' deals a fixed number of draws; use split='rows' here.")
-        share = torch.arange(num_samples).tensor_split(state.num_processes)[state.process_index].tolist()
+        total = predictor.num_samples
+        share = torch.arange(total).tensor_split(state.num_processes)[state.process_index].tolist()
         first = share[0] if share else 0
-        predictor = Predictor(source, how, len(share), seed, first=first, **options) if share else None
-    loader, total = _loader(data, predictor, source.root, batch_size, processing_class, collate_fn, state)
+        predictor = Predictor(source, how, len(share), seed, first=first, total=total, **options) if share else None
+    loader, batches = _loader(data, predictor, source.root, batch_size, processing_class, collate_fn, state)
     hide = not (progress and state.is_main_process)
-    bar = tqdm(_dealt(loader, rank, world), total=total and -(-(total - rank) // world), desc="predict", disable=hide)
+    bar = tqdm(
+        _dealt(loader, rank, world), total=batches and -(-(batches - rank) // world), desc="predict", disable=hide
+    )
     parts = [] if predictor is None else [(index, first, *_predict(predictor, batch)) for index, batch in bar]
     return _joined(gather_object(parts) if state.num_processes > 1 else parts)
 

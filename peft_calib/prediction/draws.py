@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+import torch
 from torch import nn
 
 from ..tuners.objective import named_inputs
 from ..tuners.rows import count_rows, main_input_name, repeat_rows
-from .sources import LawDraws
+from .sources import CurvePoints, LawDraws
 
 
 @contextmanager
 def draws(
-    model: nn.Module, num_samples: int = 8, seed: int = 0, first: int = 0, antithetic: bool = False
+    model: nn.Module, num_samples: int | None = None, seed: int = 0, first: int = 0, antithetic: bool = False
 ) -> Iterator[nn.Module]:
     """Evaluate K draws in every forward of the model: B rows in, K * B rows out, draw-major (row = k * B + b).
 
@@ -25,7 +26,8 @@ def draws(
 
     Args:
         model: A model with an active adapter of this package.
-        num_samples: Number of draws K.
+        num_samples: Number of draws K; when `None` what the law suggests: 8, for a curve its grid. The draws of a
+            curve are the equispaced points of a grid of `first + num_samples`.
         seed: Key of the draws.
         first: Index of the first draw.
         antithetic: Make the draws in mirrored pairs (2j, 2j + 1).
@@ -49,10 +51,56 @@ def draws(
         ...     model(input_ids=torch.ones(3, 5, dtype=torch.long)).logits.shape
         torch.Size([12, 2])
     """
-    check_num_samples(num_samples)
     source = LawDraws(model, seed, antithetic)
+    num_samples = count_draws(source, num_samples, first)
     with evaluating(model), source.use(first, num_samples), repeating(source.root, num_samples):
         yield model
+
+
+@contextmanager
+def curve_at(model: nn.Module, t: float | torch.Tensor | Sequence[float | torch.Tensor]) -> Iterator[nn.Module]:
+    """Put chosen points of a CurveLoRA in place: every forward inside is that of the LoRA at t.
+
+    The model stays in the mode it is in; in training mode the loss carries no regulariser inside. Merging and
+    `get_factors` work at the point too.
+
+    Args:
+        model: A model with an active CurveLoRA.
+        t: A point in [0, N_seg], a number or a scalar tensor, which may require a gradient. Several points make a
+            forward on B rows answer with K * B, point-major (row = k * B + b).
+
+    Yields:
+        The model.
+
+    Raises:
+        TypeError: If the model carries no CurveLoRA.
+        ValueError: If a point is not on the curve, or the adapter is disabled, merged or inactive.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from peft_calib import CurveLoraConfig
+        >>> model = get_peft_model(nn.Sequential(nn.Linear(4, 2)), CurveLoraConfig(target_modules=["0"]))
+        >>> with curve_at(model, 0.5):
+        ...     model(torch.ones(3, 4)).shape
+        torch.Size([3, 2])
+        >>> with curve_at(model, [0.0, 1.0]):
+        ...     model(input=torch.ones(3, 4)).shape
+        torch.Size([6, 2])
+    """
+    single = isinstance(t, (int, float)) or (isinstance(t, torch.Tensor) and t.dim() == 0)
+    points = (t,) if single else tuple(t)
+    if not points:
+        raise ValueError("curve_at needs at least one point.")
+    source = CurvePoints(model, points)
+    with source.use(0, len(points)), repeating(source.root, len(points)):
+        yield model
+
+
+def count_draws(source: LawDraws, num_samples: int | None, first: int = 0) -> int:
+    """The number of draws asked for, or what the law suggests; a curve's are spread over the whole number."""
+    num_samples = check_num_samples(source.default_num_samples if num_samples is None else num_samples)
+    source.spread_over(first + num_samples)
+    return num_samples
 
 
 def check_num_samples(num_samples: object) -> int:

@@ -29,9 +29,10 @@ def predict(
     model: nn.Module,
     batch: Mapping[str, Any],
     how: How = "sample",
-    num_samples: int | Literal["auto"] = 8,
+    num_samples: int | Literal["auto"] | None = None,
     seed: int = 0,
     *,
+    weights: Sequence[float] | torch.Tensor | None = None,
     tolerance: float = 0.02,
     max_samples: int = 16,
     antithetic: bool = False,
@@ -54,9 +55,11 @@ def predict(
             allows. `"late"`: the same answer, but the layers before the first that varies run only once (choose the
             last layers with `layers_to_transform`, or `bayesian_layers` of a `BayesianLoraConfig`). `"linear"`: the
             logits linearised around the mean, one forward and one backward a class for any number of draws.
-        num_samples: Number of draws K. `"auto"` stops drawing for a row once its class and its probability are
-            settled, see `adaptive.settled`; needs `how="sample"` and one item a row.
+        num_samples: Number of draws K; 8 when `None`, for a curve its grid (the draws of a curve are K equispaced
+            points), for an ensemble all members. `"auto"` stops drawing for a row once its class and its probability
+            are settled, see `adaptive.settled`; needs `how="sample"` and one item a row.
         seed: Key of the draws.
+        weights: Weights of the K draws in the predictive mean, such as `peft_calib.curve_weights`; equal when `None`.
         tolerance: For `"auto"`, the half-width of the 95 % interval of the probability of the predicted class.
         max_samples: For `"auto"`, the largest number of draws of a row.
         antithetic: Make the draws in mirrored pairs (2j, 2j + 1): the mean of an even number of draws varies less from
@@ -90,6 +93,7 @@ def predict(
     """
     source = choose_source(model, how, seed, dropout, adapter_names, antithetic)
     options = {"task": task, "label_tokens": label_tokens, "tokenizer": tokenizer, "budget": memory_budget}
+    options["weights"] = weights
     return Predictor(source, how, num_samples, seed, tolerance=tolerance, max_samples=max_samples, **options)(batch)
 
 
@@ -128,9 +132,11 @@ class Predictor:
     Args:
         source: Where the draws come from.
         how: One of `HOW`.
-        num_samples: Number of draws K; 1 for `"mean"`; `"auto"` decides row by row.
+        num_samples: Number of draws K; 1 for `"mean"`; `"auto"` decides row by row; `None` leaves it to the source.
         seed: Key of the draws, for the result.
         first: Index of the first draw.
+        total: Number of draws of the whole prediction, where these are a part of it.
+        weights: Weights of all draws of the prediction in its mean.
         tolerance: For `"auto"`, the half-width of the interval to reach.
         max_samples: For `"auto"`, the largest number of draws.
         task: What the logits are.
@@ -143,10 +149,12 @@ class Predictor:
         self,
         source: DrawSource,
         how: str,
-        num_samples: int | str,
+        num_samples: int | str | None,
         seed: int | None,
         *,
         first: int = 0,
+        total: int | None = None,
+        weights: Sequence[float] | torch.Tensor | None = None,
         tolerance: float = 0.02,
         max_samples: int = 16,
         task: str = "auto",
@@ -155,6 +163,7 @@ class Predictor:
         budget: int | None = None,
     ) -> None:
         check_how(how)
+        num_samples = source.default_num_samples if num_samples is None else num_samples
         self.adaptive = num_samples == "auto" and how != "mean"
         if num_samples == "auto":
             check_adaptive(tolerance, max_samples)
@@ -172,6 +181,10 @@ class Predictor:
             raise ValueError(f"{num_samples} draws were asked for, but there are {source.available}.")
         self.source, self.how, self.seed, self.first, self.budget = source, how, seed, first, budget
         self.num_samples = 1 if how == "mean" else num_samples
+        total = first + self.num_samples if total is None else total
+        if not self.adaptive:
+            source.spread_over(total)
+        self.weights = None if weights is None else self._own_weights(weights, total)
         root = source.root
         if label_tokens is not None:
             vocabulary = getattr(getattr(root, "config", None), "vocab_size", None)
@@ -190,6 +203,16 @@ class Predictor:
             values, cost = self._values(items)
         return self.result(values, items, num_forwards=cost)
 
+    def _own_weights(self, weights: Sequence[float] | torch.Tensor, total: int) -> torch.Tensor:
+        values = torch.as_tensor(weights, dtype=torch.float64)
+        valid = values.shape == (total,) and bool((values >= 0).all()) and 0 < float(values.sum()) < float("inf")
+        if self.adaptive or not valid:
+            raise ValueError(
+                f"weights must be {total} finite numbers, one for each draw, not negative and not all zero (and "
+                f"num_samples a number); got {values.shape} with sum {float(values.sum())}."
+            )
+        return values[self.first : self.first + self.num_samples]
+
     def prepare(self, batch: Mapping[str, Any]) -> Items:
         """Check a batch, move it to the model and find its items."""
         if not isinstance(batch, Mapping):
@@ -202,6 +225,7 @@ class Predictor:
 
     def result(self, values: torch.Tensor, items: Items, **facts: Any) -> Prediction | RegressionPrediction:
         """Wrap the values (K, N, C) of a batch."""
+        facts = facts if self.weights is None else {"weights": self.weights, **facts}
         common = {"how": self.how, "seed": None if self.how == "mean" else self.seed, **facts}
         labels = None if items.labels is None else items.labels.cpu()
         if self.head.regression:

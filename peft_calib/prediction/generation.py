@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..tuners.rows import count_rows, main_input_name, repeat_rows, to_device
-from .draws import check_num_samples, evaluating
+from .draws import count_draws, evaluating
 from .sources import LawDraws
 
 
@@ -68,14 +68,14 @@ class GeneratedSamples:
 
 
 def sample_generate(
-    model: nn.Module, batch: Mapping[str, Any], num_samples: int = 8, seed: int = 0, **generate_kwargs: Any
+    model: nn.Module, batch: Mapping[str, Any], num_samples: int | None = None, seed: int = 0, **generate_kwargs: Any
 ) -> GeneratedSamples:
     """Let each of K draws write a text for each prompt; a draw stays the same function for its whole text.
 
     Args:
         model: A language model with an active adapter of this package.
         batch: Prompts, padded on the left for a decoder.
-        num_samples: Number of draws K.
+        num_samples: Number of draws K; when `None` what the law suggests.
         seed: Key of the draws; with `do_sample=True` also of the choice of tokens.
         generate_kwargs: For `model.generate`, such as `max_new_tokens`, `do_sample`.
 
@@ -97,11 +97,11 @@ def sample_generate(
         >>> sample_generate(model, {"input_ids": ids}, num_samples=4, max_new_tokens=2).sequences.shape[:2]
         torch.Size([4, 3])
     """
-    check_num_samples(num_samples)
     for name in ("num_return_sequences", "num_beams"):
         if generate_kwargs.get(name, 1) != 1:
             raise ValueError(f"sample_generate writes one text for each draw and prompt, so {name} must be 1.")
     source = LawDraws(model, seed)
+    num_samples = count_draws(source, num_samples)
     generate: Any = getattr(source.root, "generate", None)
     if generate is None:
         raise TypeError(f"{type(source.root).__name__} cannot generate.")
@@ -128,7 +128,7 @@ def score_texts(
     input_ids: torch.Tensor,
     labels: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
-    num_samples: int = 8,
+    num_samples: int | None = None,
     seed: int = 0,
 ) -> TextScores:
     """Ask K draws about given texts: probability, predictive entropy and mutual information of every token.
@@ -140,7 +140,7 @@ def score_texts(
         input_ids: Prompt and text, int64 (N, L).
         labels: The same with -100 where a token is not to be scored (the prompt and padding), int64 (N, L).
         attention_mask: (N, L); all ones when `None`.
-        num_samples: Number of draws K.
+        num_samples: Number of draws K; when `None` what the law suggests.
         seed: Key of the draws.
 
     Returns:
@@ -149,10 +149,10 @@ def score_texts(
     Raises:
         ValueError: If `num_samples` is below 1, the shapes differ, or the model is an encoder-decoder.
     """
-    check_num_samples(num_samples)
     if labels.shape != input_ids.shape:
         raise ValueError(f"labels {tuple(labels.shape)} and input_ids {tuple(input_ids.shape)} differ in shape.")
     source = LawDraws(model, seed)
+    num_samples = count_draws(source, num_samples)
     if getattr(source.root.config, "is_encoder_decoder", False):
         raise ValueError("score_texts takes decoders; this model is an encoder-decoder.")
     device = next(source.root.parameters()).device

@@ -26,6 +26,7 @@ class _Result:
     draws_per_row: torch.Tensor | None = None
     positions: torch.Tensor | None = None
     labels: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
 
     #: Name of the tensor (K, N, ...) with one entry for each draw and item.
     samples_name: ClassVar[str]
@@ -59,10 +60,18 @@ class _Result:
 
     def _mean(self, values: torch.Tensor) -> torch.Tensor:
         """Mean over the draws that were made of float64 values (K, N, C)."""
+        if self.weights is not None:
+            return torch.tensordot(self._shares, values, 1)
         return torch.where(self._made, values, 0).sum(0) / self._counts.unsqueeze(-1)
 
+    @property
+    def _shares(self) -> torch.Tensor:
+        """Weights of the draws, float64 (K,), summing to one."""
+        weights = torch.ones(self.num_samples) if self.weights is None else self.weights
+        return weights.double() / weights.double().sum()
+
     def _tensors(self) -> dict[str, torch.Tensor]:
-        names = (self.samples_name, "draws_per_row", "positions", "labels")
+        names = (self.samples_name, "draws_per_row", "positions", "labels", "weights")
         return {name: getattr(self, name).contiguous() for name in names if getattr(self, name) is not None}
 
     def save(self, path: str | Path) -> Path:
@@ -125,6 +134,7 @@ class _Result:
             "num_forwards": sum(p.num_forwards * n for p, n in zip(parts, rows, strict=True)) / max(sum(rows), 1),
             "how": parts[0].how,
             "seed": parts[0].seed,
+            "weights": parts[0].weights,
             cls.samples_name: torch.cat([_pad_draws(part._samples, K) for part in parts], dim=1),
         }
         if any(part.draws_per_row is not None or part.num_samples < K for part in parts):
@@ -150,6 +160,7 @@ class _Result:
             seed=first.seed,
             positions=first.positions,
             labels=first.labels,
+            weights=None if first.weights is None else torch.cat([part.weights for part in parts]),
         )
 
     def _columns(self) -> dict[str, Any]:
@@ -179,6 +190,7 @@ class Prediction(_Result):
         draws_per_row: int64 (N,), number of draws of each item, where they differ.
         positions: int64 (N, 2), row and token position of each item, where items are tokens.
         labels: Labels of the items, if the batch had them.
+        weights: float64 (K,), weights of the draws in every mean; equal when `None`.
 
     Example:
         >>> p = Prediction(sample_probabilities=torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]), num_forwards=2)
@@ -278,6 +290,10 @@ class RegressionPrediction(_Result):
     @cached_property
     def variance(self) -> torch.Tensor:
         """Unbiased variance over the draws, float32 (N, D); 0 for one draw."""
+        if self.weights is not None:
+            spread = self._mean((self.sample_values.double() - self._mean_value) ** 2)
+            lost = float((self._shares**2).sum())
+            return (spread / (1 - lost) if lost < 1 else spread).float()
         squares = torch.where(self._made, (self.sample_values.double() - self._mean_value) ** 2, 0).sum(0)
         return (squares / (self._counts - 1).clamp_min(1).unsqueeze(-1)).float()
 

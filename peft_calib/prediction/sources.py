@@ -13,6 +13,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..tuners.curve_lora.law import CurveLaw
 from ..tuners.factors import Draw
 from ..tuners.holder import FactorHolder
 from ..tuners.layer import FactorLinear
@@ -27,6 +28,8 @@ class DrawSource(ABC):
 
     #: Number of draws there are; `None` where there is no end.
     available: int | None = None
+    #: Number of draws of a prediction that names none.
+    default_num_samples: int = 8
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -39,6 +42,9 @@ class DrawSource(ABC):
     @abstractmethod
     def varying_modules(self, num_samples: int) -> list[nn.Module]:
         """The modules whose function differs between the first `num_samples` draws."""
+
+    def spread_over(self, total: int) -> None:  # noqa: B027  (most sources draw on without an end in view)
+        """Say how many draws the whole prediction has, for a source that spreads them evenly."""
 
     def forward_arguments(self, first: int, count: int, rows: int) -> dict[str, Any]:
         """Further arguments of a forward on `count * rows` rows."""
@@ -62,6 +68,17 @@ class LawDraws(DrawSource):
         super().__init__(model)
         self.holders = active_holders(model)
         self.draw = Draw("sample", seed=seed, antithetic=antithetic)
+
+    @property
+    def default_num_samples(self) -> int:  # type: ignore[override]
+        """What the active laws suggest."""
+        names = {name for layer in self.layers() for name in layer.active_adapters}
+        laws = [law for holder in self.holders for name, law in holder.laws.items() if name in names]
+        return max(law.default_num_samples for law in laws)
+
+    def spread_over(self, total: int) -> None:
+        """Lay the points of a curve evenly."""
+        self.draw = replace(self.draw, total=total)
 
     def use(self, first: int, count: int) -> AbstractContextManager[None]:
         """Make the laws answer with these draws."""
@@ -101,6 +118,37 @@ class LawDraws(DrawSource):
         return any(
             factor.stride(0) != 0 and not torch.equal(factor[1:], factor[:1].expand_as(factor[1:])) for factor in pair
         )
+
+
+class CurvePoints(LawDraws):
+    """Chosen points of a CurveLoRA as draws.
+
+    Args:
+        model: A model with an active CurveLoRA.
+        points: K points, numbers or scalar tensors.
+
+    Raises:
+        TypeError: If there is no active CurveLoRA.
+        ValueError: If a point is not on the curve.
+    """
+
+    def __init__(self, model: nn.Module, points: tuple[float | torch.Tensor, ...]) -> None:
+        super().__init__(model, seed=0)
+        names = {name for layer in self.layers() for name in layer.active_adapters}
+        laws = [(holder, law) for holder in self.holders for name, law in holder.laws.items() if name in names]
+        curves = [law for _, law in laws if isinstance(law, CurveLaw)]
+        if not curves:
+            raise TypeError(
+                f"{type(model).__name__} has no active CurveLoRA, so there is no curve to choose points of."
+            )
+        for law in curves:
+            law.shape.check(torch.stack([torch.as_tensor(point, dtype=torch.float64).detach() for point in points]))
+        self.holders = [holder for holder, law in laws if isinstance(law, CurveLaw)]
+        self.points = points
+
+    def use(self, first: int, count: int) -> AbstractContextManager[None]:
+        """Put points `first ... first + count - 1` in place."""
+        return self.answering(Draw("points", count, points=self.points[first : first + count]))
 
 
 class TheModel(DrawSource):

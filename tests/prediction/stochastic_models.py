@@ -8,7 +8,7 @@ from peft import PeftModel, get_peft_model
 sys.path.insert(0, str(Path(__file__).parents[1] / "tuners"))
 from families import Family, perturb
 
-from peft_calib import BayesianLoraConfig, HyperLoraConfig
+from peft_calib import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig
 
 
 def bayesian(family: Family, targets=None, seed: int = 0, overrides=None, dtype=None, **fields) -> PeftModel:
@@ -22,4 +22,10 @@ def bayesian(family: Family, targets=None, seed: int = 0, overrides=None, dtype=
 def random_a(family: Family, **fields) -> PeftModel:
     """HyperLoRA with a random A: the second stochastic law."""
     config = HyperLoraConfig(r=4, target_modules=list(family.targets), a_mode="random", **fields)
+    return perturb(get_peft_model(family.build(), config), scale=0.1).eval()
+
+
+def curve(family: Family, **fields) -> PeftModel:
+    """CurveLoRA, whose draws are points of a grid."""
+    config = CurveLoraConfig(**{"r": 4, "target_modules": list(family.targets), **fields})
     return perturb(get_peft_model(family.build(), config), scale=0.1).eval()

@@ -10,13 +10,13 @@ import pytest
 import torch
 from families import FAMILIES, logits
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from stochastic_models import bayesian, random_a
+from stochastic_models import bayesian, curve, random_a
 
 import peft_calib
 from peft_calib import BayesianLoraConfig, HyperLoraConfig, draws, export_lora, predict
 from peft_calib.tuners.rows import repeat_rows, select_rows
 
-LAWS = {"bayesian": bayesian, "random_a": random_a}
+LAWS = {"bayesian": bayesian, "random_a": random_a, "curve": curve}
 
 
 def stock_probabilities(base, folder, batch):

@@ -64,8 +64,8 @@ def read_anchors(config: CurveLoraConfig, slots: SlotTable) -> Anchors:
     for folder, found, recorded in zip(folders, hashes, config.anchor_hashes or hashes, strict=True):
         if found != recorded:
             raise ValueError(
-                f"The anchor {folder} has changed since the curve was trained on it (SHA-256 {found[:12]}..., recorded "
-                f"{recorded[:12]}...). Bring the old adapter back, or train the curve anew."
+                f"The anchor {folder} has changed since the curve was trained on it (SHA-256 {found[:12]}..., "
+                f"recorded {recorded[:12]}...). Bring the old adapter back, or train the curve anew."
             )
     pairs = [read_lora_factors(folder, slots) for folder in folders]
     for folder in folders:
@@ -97,7 +97,7 @@ def _check_plain(folder: Path, config: CurveLoraConfig, slots: SlotTable) -> Non
             f"{config.base_model_name_or_path!r}. Use adapters of one base model."
         )
     with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
-        matches = [_FACTOR.match(name) for name in file.keys()]
+        matches = [_FACTOR.match(name) for name in file.keys()]  # noqa: SIM118  (a handle, not a dict)
     extra = sorted({match["module"] for match in matches if match} - {slot.name for slot in slots})
     if extra:
         raise ValueError(

@@ -48,7 +48,7 @@ class CurveLoraConfig(CalibLoraConfig):
             (`rho (1 - cos(2 pi f progress))`, mean rho), `"constant"`, or `"flat_lora"` (one rise to rho).
         flat_rho_cycles: Number f of cycles.
         flat_noise: `"dense"` draws the whole perturbation of a weight (the paper); `"local"` draws its effect on each
-            output instead: the same law for one token, independent between tokens, cheap, and made for quantised bases.
+            output instead: the same law for one token, independent between tokens, cheap, fit for quantised bases.
         eval_t: The point that `.eval()`, merging and a plain export use: a number in [0, N - 1], or `"middle"`. `None`
             means that there is none: a point must be chosen with `curve_at`.
         eval_points: Number of grid points of a prediction; `2 N_cp - 1` when `None`.

@@ -1,8 +1,8 @@
 """Segmented Bezier curves: pure functions from a parameter t to weights of control points.
 
-A curve through N anchors with m handles between neighbours is a chain of N - 1 Bezier segments of degree n = m + 1 that
-share their end points. Its control points are counted along the chain, so anchor i is control point i (m + 1), and a
-point of the curve is `zeta(t) = sum_k c_k(t) theta_k` with at most m + 2 weights c_k(t) that differ from zero.
+A curve through N anchors with m handles between neighbours is a chain of N - 1 Bezier segments of degree n = m + 1
+that share their end points. Its control points are counted along the chain, so anchor i is control point i (m + 1),
+and a point of the curve is `zeta(t) = sum_k c_k(t) theta_k` with at most m + 2 weights c_k(t) that are not zero.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from .anchors import Anchors
 from .config import CurveLoraConfig
 from .noise import BaseNorms, WeightNoise, scheduled_rho
 from .objective import class_logits, diversity_term
-from .sampling import at_arc_length, opposite, prediction_points, training_position
+from .sampling import at_arc_length, opposite, sample_points, training_position
 
 _INIT = 0  # purpose of a draw, first part of its key
 #: Intervals by which the length of a segment is measured.
@@ -149,7 +149,7 @@ class CurveLaw(Law):
             self.shape.check(t)
             return t
         if draw.mode == "sample":
-            return prediction_points(self.shape, draw.seed, draw.first, draw.num_samples, draw.total)
+            return sample_points(self.shape, draw.seed, draw.first, draw.num_samples, draw.total)
         config = self.config
         micro = self.micro_batches if config.t_sampling == "stratified" else 1
         position = _position(self._step_tensor(), config.sample_seed, config.t_sampling == "stratified", micro)

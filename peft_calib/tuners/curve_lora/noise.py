@@ -1,9 +1,9 @@
 """Gaussian perturbation of the adapted weights in training, which favours flat minima (Flat-LoRA, arXiv 2409.14396).
 
-Row i of a perturbed weight `W' + eps` has noise of standard deviation `sigma_i = rho ||W'_i|| / sqrt(d_in)`, W' being the
-weight with its update. No perturbed weight is ever stored: `"dense"` draws eps from a key, adds `x eps^T` to the output,
-and draws it again in backward; `"local"` draws the effect `sigma_i ||x|| z` on each output (Kingma et al. 2015).
-The scale carries no gradient.
+Row i of a perturbed weight `W' + eps` has noise of standard deviation `sigma_i = rho ||W'_i|| / sqrt(d_in)`, W' being
+the weight with its update. No perturbed weight is ever stored: `"dense"` draws eps from a key, adds `x eps^T` to the
+output, and draws it again in backward; `"local"` draws the effect `sigma_i ||x|| z` on each output (Kingma et al.
+2015). The scale carries no gradient.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def opposite(t: torch.Tensor, shape: CurveShape) -> torch.Tensor:
     return (t + shape.num_segments / 2) % max(shape.num_segments, 1)
 
 
-def prediction_points(shape: CurveShape, seed: int, first: int, count: int, total: int | None) -> torch.Tensor:
+def sample_points(shape: CurveShape, seed: int, first: int, count: int, total: int | None) -> torch.Tensor:
     """Points of draws `first ... first + count - 1`.
 
     Args:
