@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from .runs.flags import resolve, with_setting_flags
 
 __all__ = ["main"]
 
@@ -19,11 +21,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-@app.callback()
-def _root() -> None:
-    """Keeps ``demo`` a sub-command while it is the only one."""
 
 
 @app.command()
@@ -87,6 +84,112 @@ def demo(
     targets = target_modules if target_modules == "all-linear" else target_modules.split(",")
     run_demo(rows, settings, output_dir, rank=rank, target_modules=targets, overwrite=overwrite, console=console)
     console.print(f"Done in {time.perf_counter() - start:.0f} s.")
+
+
+RunDir = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+TestData = Annotated[
+    str | None, typer.Option("--data", help="Rows to test on: a file, a folder or a Hub id. [the run's own test rows]")
+]
+Subset = Annotated[str | None, typer.Option(help="Configuration name of a Hub data set.")]
+Split = Annotated[str | None, typer.Option(help="Split of the data. [test, or else validation]")]
+NumSamples = Annotated[int | None, typer.Option(help="Draws of a stochastic prediction. [as trained]")]
+Metrics = Annotated[list[str] | None, typer.Option("--metric", help="A score to show. May be repeated.")]
+Seed = Annotated[int, typer.Option(help="Key of the draws and of the intervals.")]
+
+
+@app.command()
+@with_setting_flags
+def train(
+    output_dir: Annotated[Path, typer.Option(help="Folder of the run.")],
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags override it.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds of a run.")] = False,
+    **flags: Any,
+) -> None:
+    """Fine-tune a model on your own data, with a calibration split held out and a temperature fitted on it.
+
+    A run that was interrupted is continued by the same command. With several processes: accelerate launch -m
+    peft_calib.cli train ...
+    """
+    settings = resolve(config, flags)
+    with Console().status("loading libraries"):
+        from .runs.training import train_run
+
+    train_run(settings, output_dir, overwrite=overwrite)
+
+
+@app.command()
+def evaluate(
+    run: RunDir,
+    data: TestData = None,
+    subset: Subset = None,
+    split: Split = None,
+    num_samples: NumSamples = None,
+    metric: Metrics = None,
+    seed: Seed = 0,
+) -> None:
+    """Measure a finished run on rows it has not seen: scores with intervals, before and after its temperature."""
+    from .runs.evaluation import evaluate_run
+    from .runs.tables import evaluation_table
+
+    console = _main_console()
+    found = evaluate_run(
+        run, data=data, subset=subset, split=split, num_samples=num_samples, metrics=metric, seed=seed,
+        progress=console.is_terminal,
+    )  # fmt: skip
+    console.print(evaluation_table(found.content, metric or found.metrics))
+    console.print(f"Written to {found.folder}: report.json, report.md, report.html")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs; the first is the baseline.")],
+    data: TestData = None,
+    subset: Subset = None,
+    split: Split = None,
+    num_samples: NumSamples = None,
+    metric: Metrics = None,
+    before: Annotated[bool, typer.Option("--before", help="Compare without the runs' temperatures.")] = False,
+    every_pair: Annotated[bool, typer.Option("--every-pair", help="Compare each run with each.")] = False,
+    output: Annotated[Path | None, typer.Option(help="JSON file to write; must not exist.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Compare finished runs on the rows none of them has seen, by a paired bootstrap with Holm's correction."""
+    from .runs.comparison import compare_runs, write_comparison
+
+    if output is not None and output.exists():
+        raise FileExistsError(f"{output} exists; name another file")
+    console = _main_console()
+    found = compare_runs(
+        runs, data=data, subset=subset, split=split, num_samples=num_samples, metrics=metric,
+        after_temperature=not before, every_pair=every_pair, seed=seed, progress=console.is_terminal,
+    )  # fmt: skip
+    console.print(f"{found.rows} rows that all runs were measured on and none has seen")
+    for pair in found.comparisons:
+        console.print(pair.to_markdown(), soft_wrap=True, markup=False, highlight=False)
+    if output is not None:
+        write_comparison(found, output)
+
+
+@app.command()
+def export(
+    run: RunDir,
+    output_dir: Annotated[Path, typer.Argument(help="Folder to write.")],
+    num_samples: Annotated[int | None, typer.Option(min=1, help="Write this many draws. [the mean adapter]")] = None,
+    t: Annotated[float | None, typer.Option(help="Point of a curve.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Write a finished run as ordinary LoRA folders, which stock PEFT and inference servers load."""
+    from .runs.exporting import export_run
+
+    where = export_run(run, output_dir, num_samples=num_samples, t=t, seed=seed)
+    Console().print(f"Written to {where}")
+
+
+def _main_console() -> Console:
+    """Speaks on the main process only."""
+    from accelerate import PartialState
+
+    return Console(quiet=not PartialState().is_main_process)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -128,6 +128,7 @@ def test_every_imported_package_is_declared(project):
     """What the package imports is a dependency, or sits in an extra and is guarded."""
     requirements = set(_requirements(project)) | {"peft-calib"}
     distributions = {"sklearn": "scikit-learn", "peft_calib": "peft-calib", "huggingface_hub": "huggingface-hub"}
+    distributions["yaml"] = "pyyaml"
     core = set(_requirements({"dependencies": project["dependencies"], "optional-dependencies": {}})) | {"peft-calib"}
     for folder in FOLDERS:
         for file in (ROOT / folder).rglob("*.py"):

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict
+
+from peft_calib.runs.columns import check_column, check_filled, classes_of
+from peft_calib.runs.sources import read_splits
 
 from .sentences import CLASSES, documentation_sentences
 
 __all__ = ["DOCUMENTATION", "TextData", "load_text_data"]
 
 DOCUMENTATION = "documentation"  # the name of the embedded data set
-READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def load_text_data(
     if str(source) == DOCUMENTATION:
         return _documentation(seed, max_train_rows)
     columns = [text_column] if isinstance(text_column, str) else list(text_column)
-    splits, label_names = _labelled(_read(source, subset), columns, label_column, str(source))
+    splits, label_names = _labelled(read_splits(source, subset), columns, label_column, str(source))
     rng = np.random.default_rng(seed)
     train = splits["train"]
     held_out = [splits[name] for name in ("validation", "test") if name in splits]
@@ -102,7 +104,7 @@ def load_text_data(
         train, calibration = _cut(train, calibration_fraction, rng)
     if max_train_rows is not None and max_train_rows < len(train):
         _, train = _cut(train, max_train_rows / len(train), rng)
-    other = None if outside is None else _texts(_first_split(_read(outside, None)), columns, str(outside))
+    other = None if outside is None else _texts(_first_split(read_splits(outside)), columns, str(outside))
     return TextData(str(source), train, calibration, test, label_names, other)
 
 
@@ -122,20 +124,6 @@ def _documentation(seed: int, max_train_rows: int | None) -> TextData:
     )
 
 
-def _read(source: str | Path, subset: str | None) -> DatasetDict:
-    path = Path(source)
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    suffix = suffixes[-1] if suffixes else ""
-    if path.is_dir() or (suffix not in READERS and not path.exists()):
-        return load_dataset(str(source), subset)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no data file {source}")
-    if suffix not in READERS:
-        raise ValueError(f"{source} is not of a known type: expected one of {', '.join(READERS)} (or .gz of those)")
-    options = {"sep": "\t"} if suffix == ".tsv" else {}
-    return load_dataset(READERS[suffix], data_files=str(path), **options)
-
-
 def _first_split(data: DatasetDict) -> Dataset:
     return data["test"] if "test" in data else data[next(iter(data))]
 
@@ -145,16 +133,10 @@ def _texts(rows: Dataset, columns: list[str], source: str) -> Dataset:
     if not 1 <= len(columns) <= 2:
         raise ValueError(f"text_column names one column, or two for sentence pairs; got {columns}")
     for column in columns:
-        if column not in rows.column_names:
-            raise ValueError(
-                f"{source} has no column {column!r}; it has {', '.join(rows.column_names)}: "
-                "say which one holds the text"
-            )
+        check_column(rows, column, "text", source)
     texts = {name: rows[column][:] for name, column in zip(("text", "text_pair"), columns, strict=False)}
     for values in texts.values():
-        for row, value in enumerate(values):
-            if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"{source}: row {row} has no text ({value!r}); remove such rows")
+        check_filled(values, "text", source)
     return Dataset.from_dict(texts)
 
 
@@ -163,40 +145,18 @@ def _labelled(
 ) -> tuple[dict[str, Dataset], tuple[str, ...]]:
     """Every labelled split with canonical columns, and the class names."""
     for rows in data.values():
-        if label_column not in rows.column_names:
-            raise ValueError(
-                f"{source} has no column {label_column!r}; it has {', '.join(rows.column_names)}: "
-                "say which one holds the label"
-            )
+        check_column(rows, label_column, "label", source)
     if "train" not in data:
         raise ValueError(f"{source} has no split 'train'; it has {', '.join(data)}")
     values = {split: rows[label_column][:] for split, rows in data.items() if split in ("train", "validation", "test")}
     hidden = {split for split, labels in values.items() if split != "train" and set(labels) == {-1}}
     values = {split: labels for split, labels in values.items() if split not in hidden}
-    names, index = _classes(values, data["train"].features[label_column], source)
+    names, index = classes_of(values, data["train"].features[label_column], source)
     splits = {
         split: _texts(data[split], columns, source).add_column("label", [index[label] for label in labels])
         for split, labels in values.items()
     }
     return splits, names
-
-
-def _classes(values: dict[str, list], feature: object, source: str) -> tuple[tuple[str, ...], dict[object, int]]:
-    """Class names, and the index of each stored label."""
-    declared = range(len(feature.names)) if isinstance(feature, ClassLabel) else None
-    for split, labels in values.items():
-        for row, label in enumerate(labels):
-            fraction = isinstance(label, float) and not label.is_integer()
-            if label is None or fraction or (declared is not None and label not in declared):
-                raise ValueError(f"{source}: row {row} of {split} has the label {label!r}; a class is expected")
-    if isinstance(feature, ClassLabel):
-        return tuple(feature.names), {label: label for label in range(len(feature.names))}
-    kinds = sorted({label for labels in values.values() for label in labels}, key=lambda x: (str(type(x)), x))
-    missing = [kind for kind in kinds if kind not in set(values["train"])]
-    if len(kinds) < 2 or missing:
-        fault = f"the labels {missing} do not occur in its training rows" if missing else f"only the label(s) {kinds}"
-        raise ValueError(f"{source}: at least two classes are needed, each with training rows; {fault}")
-    return tuple(str(kind) for kind in kinds), {kind: position for position, kind in enumerate(kinds)}
 
 
 def _cut(rows: Dataset, fraction: float, rng: np.random.Generator) -> tuple[Dataset, Dataset]:

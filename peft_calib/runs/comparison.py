@@ -1,0 +1,162 @@
+"""`peft-calib compare`: which of several runs is better on the same rows, and which the rows cannot tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+
+from peft_calib.calibration import Comparison, compare_many
+
+from .evaluation import AFTER, BEFORE, Evaluation, evaluate_run
+from .folder import RunFolder, write_json
+from .loading import load_task
+from .methods import prediction_variants
+from .settings import check_metrics
+
+__all__ = ["RunComparison", "compare_runs", "write_comparison"]
+
+COMPARED = ("accuracy", "nll", "brier", "ece", "aurc")
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Runs held against the first of them.
+
+    Attributes:
+        rows: number of rows that all runs were measured on.
+        items: number of predictions compared; rows, or labelled words.
+        comparisons: one a pair, the better side and its p-value for each score.
+    """
+
+    rows: int
+    items: int
+    comparisons: list[Comparison]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"rows": self.rows, "items": self.items, "pairs": [pair.to_dict() for pair in self.comparisons]}
+
+    def to_markdown(self) -> str:
+        """The verdict and the table of every pair."""
+        return "\n".join(pair.to_markdown() for pair in self.comparisons)
+
+
+def compare_runs(
+    run_dirs: Sequence[str | Path],
+    *,
+    data: str | None = None,
+    subset: str | None = None,
+    split: str | None = None,
+    num_samples: int | None = None,
+    metrics: Sequence[str] | None = None,
+    after_temperature: bool = True,
+    every_pair: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> RunComparison:
+    """Compare finished runs by a paired bootstrap on the rows that none of them has seen.
+
+    Each run predicts in the way its method is made for: with draws where it has them. What is not evaluated on these
+    rows yet is evaluated first. P-values carry Holm's correction for the number of pairs.
+
+    Args:
+        run_dirs: folders of runs; the first is the baseline.
+        data: rows to test on; each run's own test rows if not given.
+        subset: configuration name of a Hub data set.
+        split: which split.
+        num_samples: draws of the stochastic runs.
+        metrics: scores to compare.
+        after_temperature: compare probabilities after each run's temperature.
+        every_pair: compare each run with each, instead of each with the first.
+        seed: key of the draws and of the bootstrap.
+        progress: show bars.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ValueError: for fewer than two runs, the same run twice, unknown metrics, or rows that carry other labels or
+            classes in one run than in another.
+    """
+    names = _names(run_dirs)
+    scores = list(metrics or COMPARED)
+    check_metrics(scores)
+    evaluations = {
+        name: _evaluated(path, data, subset, split, num_samples, seed, progress)
+        for name, path in zip(names, run_dirs, strict=True)
+    }
+    order = _common_order(evaluations)
+    stage = AFTER if after_temperature else BEFORE
+    predictions = {
+        name: found.probabilities(found.main_variant, stage)[order[name]] for name, found in evaluations.items()
+    }
+    first = evaluations[names[0]].items
+    labels = first["labels"][order[names[0]]]
+    baseline = None if every_pair else names[0]
+    pairs = compare_many(predictions, labels, baseline=baseline, scores=scores, seed=seed)
+    return RunComparison(len(np.unique(first["keys"][order[names[0]]])), len(labels), pairs)
+
+
+def write_comparison(comparison: RunComparison, path: str | Path) -> None:
+    """Write a comparison as JSON, on the main process."""
+    if PartialState().is_main_process:
+        write_json(Path(path), comparison.to_dict())
+
+
+def _evaluated(
+    path: str | Path, data: str | None, subset: str | None, split: str | None, count: int | None, seed: int, bar: bool
+) -> Evaluation:
+    """One run's evaluation; deterministic runs take no number of draws."""
+    options: dict[str, Any] = {"data": data, "subset": subset, "split": split, "seed": seed, "progress": bar}
+    if count is not None and "sample" in prediction_variants(load_task(RunFolder(Path(path).absolute())).config):
+        options["num_samples"] = count
+    found = evaluate_run(path, **options)
+    if "keys" not in found.arrays:
+        raise ValueError(f"{path} has no classes to compare: a causal-lm run has a loss per token, see its evaluation")
+    return found
+
+
+def _names(run_dirs: Sequence[str | Path]) -> list[str]:
+    """A short name for each run: its folder's, or the path where that is not enough."""
+    paths = [Path(path) for path in run_dirs]
+    if len(paths) < 2:
+        raise ValueError("name at least two runs to compare")
+    if len({path.absolute() for path in paths}) < len(paths):
+        raise ValueError("the same run is named twice")
+    short = [path.name for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+
+
+def _common_order(evaluations: dict[str, Evaluation]) -> dict[str, np.ndarray]:
+    """For each run the items of the rows that all runs have, in one order.
+
+    Raises:
+        ValueError: if there are none, or the items or their labels differ.
+    """
+    items = {name: found.items for name, found in evaluations.items()}
+    common = set.intersection(*({*found["keys"].tolist()} for found in items.values()))
+    if not common:
+        raise ValueError("the runs have no test row in common; name rows that none of them has seen, with --data")
+    wanted = np.array(sorted(common), np.int64)
+    order: dict[str, np.ndarray] = {}
+    for name, found in items.items():
+        kept = np.flatnonzero(np.isin(found["keys"], wanted))
+        sequence = np.lexsort((found["positions"][kept], found["labels"][kept], found["keys"][kept]))
+        order[name] = kept[sequence]
+    first, *others = items
+    for name in others:
+        same = all(
+            np.array_equal(items[first][part][order[first]], items[name][part][order[name]])
+            for part in ("keys", "labels", "positions")
+        )
+        if not same:
+            raise ValueError(
+                f"{first} and {name} do not ask about the same items: their classes, their labels or the tokens of "
+                "their words differ, so they cannot be paired"
+            )
+    return order

@@ -1,0 +1,240 @@
+"""`peft-calib evaluate`: what a finished run is worth on rows that it has not seen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from safetensors.numpy import load_file, save_file
+
+from peft_calib.calibration import calibration_report
+from peft_calib.calibration.fingerprint import SplitFingerprint
+from peft_calib.companions import write_atomically
+from peft_calib.prediction import Prediction
+
+from .console import quiet
+from .folder import RunFolder, read_json, write_json
+from .loading import FinishedRun, load_task, log_probabilities, read_record
+from .methods import prediction_variants
+from .rows import TestRows, load_test_rows
+from .settings import RunConfig, check_metrics
+from .tables import evaluation_markdown
+from .text_scores import text_report
+
+__all__ = ["Evaluation", "evaluate_run"]
+
+#: A prediction as it is, and after the stored temperature.
+BEFORE, AFTER = "before", "after"
+REPORT, ROWS = "report.json", "rows.safetensors"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions of test rows and the reports made of them.
+
+    Attributes:
+        folder: where it is kept.
+        content: of its `report.json`.
+    """
+
+    folder: Path
+    content: dict[str, Any]
+
+    @property
+    def metrics(self) -> list[str]:
+        """The scores to show."""
+        return self.content["metrics"]
+
+    @property
+    def main_variant(self) -> str:
+        """The way of predicting that the method is made for: draws where it has them."""
+        return "sample" if "sample" in self.content["variants"] else "mean"
+
+    def probabilities(self, variant: str, stage: str) -> np.ndarray:
+        """Probabilities of a variant before or after its temperature, (N, C)."""
+        temperature = self.content["variants"][variant]["temperature"] if stage == AFTER else 1.0
+        scaled = self.arrays[f"log_probabilities.{variant}"] / temperature
+        scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        return scaled / scaled.sum(axis=1, keepdims=True)
+
+    @property
+    def items(self) -> dict[str, np.ndarray]:
+        """`keys` (hash of an item's row), `positions` within it, and `labels`, one an item."""
+        return {name: self.arrays[name] for name in ("keys", "positions", "labels")}
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The stored arrays; empty for a run without classes."""
+        return load_file(self.folder / ROWS) if (self.folder / ROWS).is_file() else {}
+
+
+def evaluate_run(
+    run_dir: str | Path,
+    *,
+    data: str | None = None,
+    subset: str | None = None,
+    split: str | None = None,
+    num_samples: int | None = None,
+    metrics: Sequence[str] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Evaluation:
+    """Measure a finished run on rows that it was neither trained nor calibrated on.
+
+    A few rows that it has seen by chance (5 % at most) are left out and counted; more are refused. Written to
+    `evaluation/<rows>` in the run: `report.json`, `report.md`, `report.html`, and the probabilities. An evaluation of
+    the same rows in the same way is read back instead of made again.
+
+    Args:
+        run_dir: folder of the run.
+        data: rows to test on; the run's own test rows if not given.
+        subset: configuration name of a Hub data set.
+        split: which split.
+        num_samples: draws of a stochastic prediction; as many as the run's temperature was fitted with if not given.
+        metrics: scores in the table; those of the run's settings if not given.
+        seed: key of the draws and of the intervals.
+        progress: show a bar.
+
+    Returns:
+        The evaluation.
+
+    Raises:
+        FileNotFoundError: if there is no finished run.
+        ValueError: for unknown metrics, missing or empty rows, or rows that the run has seen.
+    """
+    if metrics is not None:
+        check_metrics(metrics)
+    folder = RunFolder(Path(run_dir).absolute())
+    task = load_task(folder)
+    shown = list(metrics or task.config.metrics)
+    variants = _variants(task.config, num_samples)
+    with quiet():
+        rows = load_test_rows(task, read_record(folder, task), data, subset, split)
+        place = folder.path / "evaluation" / _name(rows, variants, seed)
+        if (place / REPORT).is_file():
+            return Evaluation(place, read_json(place / REPORT))
+        run = FinishedRun.assemble(folder, task)
+        rows = _by_length(rows, run)
+        if task.labels is None:
+            made = Made(text_report(run, rows, variants, seed, progress), {}, None)
+        else:
+            made = _class_report(run, rows, variants, seed, progress)
+    content = {"run": folder.path.name, "method": task.config.method, **_described(rows, seed), **made.content}
+    content["metrics"] = shown
+    if PartialState().is_main_process:
+        _write(place, Made(_without_nan(content), made.arrays, made.html))
+    PartialState().wait_for_everyone()
+    return Evaluation(place, _without_nan(content))
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an evaluation is written from."""
+
+    content: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    html: str | None
+
+
+def _class_report(run: FinishedRun, rows: TestRows, variants: dict[str, int], seed: int, progress: bool) -> Made:
+    """Reports of every variant before and after its temperature."""
+    content: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    html = None
+    for variant, count in variants.items():
+        prediction = run.predict(rows.rows, variant, count, seed, progress)
+        assert prediction.labels is not None
+        labels = prediction.labels.numpy()
+        logits = log_probabilities(prediction)
+        arrays |= {f"log_probabilities.{variant}": logits, **_items(prediction, rows, labels)}
+        scaling = run.temperature(variant)
+        reports = {
+            BEFORE: calibration_report(prediction.probabilities, labels, seed=seed),
+            AFTER: calibration_report(scaling.transform(logits), labels, seed=seed),
+        }
+        content[variant] = {
+            "num_samples": count,
+            "num_forwards": prediction.num_forwards,
+            "temperature": scaling.temperature,
+            "mutual_information": float(prediction.mutual_information.mean()),
+            **{stage: {**report.to_dict(), "verdict": report.verdict()} for stage, report in reports.items()},
+        }
+        html = reports[AFTER].to_html()  # of the last variant, the one the method is made for
+    return Made({"items": len(labels), "variants": content}, arrays, html)
+
+
+def _items(prediction: Prediction, rows: TestRows, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Which row each item belongs to, by the hash of its inputs, and where in the row it stands."""
+    where = prediction.positions
+    of_row = np.arange(len(labels)) if where is None else where[:, 0].numpy()
+    positions = np.zeros(len(labels), np.int64) if where is None else where[:, 1].numpy()
+    return {"keys": rows.keys[of_row].view(np.int64), "positions": positions, "labels": labels}
+
+
+def _variants(config: RunConfig, num_samples: int | None) -> dict[str, int]:
+    """Ways of predicting, with the asked number of draws where there are draws."""
+    variants = prediction_variants(config)
+    if num_samples is None:
+        return variants
+    if "sample" not in variants:
+        raise ValueError(f"a run of {config.method} is deterministic: --num-samples means nothing to it")
+    if num_samples < 1 or (config.method == "ensemble" and num_samples > config.members):
+        most = f" and at most {config.members}, its members" if config.method == "ensemble" else ""
+        raise ValueError(f"--num-samples must be at least 1{most}, got {num_samples}")
+    return {**variants, "sample": num_samples}
+
+
+def _name(rows: TestRows, variants: dict[str, int], seed: int) -> str:
+    """Folder of an evaluation: the rows' source, readable, and a digest of rows and way of predicting."""
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(rows.name).name.split(".")[0]).strip("-") or "rows"
+    labels = next((str(rows.rows[name][:]) for name in ("label", "labels") if name in rows.rows.column_names), "")
+    content = rows.keys.tobytes() + json.dumps([variants, seed, labels]).encode()
+    return f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}"
+
+
+def _by_length(rows: TestRows, run: FinishedRun) -> TestRows:
+    """Rows of similar length side by side: less padding, hence less time."""
+    encoded = run.task.encode_prediction(rows.rows, run.tokenizer)
+    if len(encoded) != len(rows.rows):  # texts without a second token have left
+        return rows
+    order = np.argsort([len(ids) for ids in encoded["input_ids"][:]], kind="stable")
+    return replace(rows, rows=rows.rows.select(order), keys=rows.keys[order])
+
+
+def _described(rows: TestRows, seed: int) -> dict[str, Any]:
+    return {
+        "data": rows.name,
+        "rows": len(rows.rows),
+        "rows_left_out": rows.left_out,
+        "rows_digest": SplitFingerprint.of_hashes(rows.keys).digest,
+        "seed": seed,
+    }
+
+
+def _write(place: Path, made: Made) -> None:
+    """The numbers last: a folder with them is complete."""
+    place.mkdir(parents=True, exist_ok=True)
+    if made.arrays:
+        save_file(made.arrays, place / ROWS)
+    if made.html is not None:
+        write_atomically(place / "report.html", made.html)
+    write_atomically(place / "report.md", evaluation_markdown(made.content, made.content["metrics"]))
+    write_json(place / REPORT, made.content)
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN, where a score is not defined, as null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,93 @@
+"""The flags of `peft-calib train`, made from the settings, so that a setting is written down once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+from .settings import RunConfig, default_of, parse_assignments, read_yaml
+
+__all__ = ["resolve", "with_setting_flags"]
+
+#: Names of flags where a mapping is given piece by piece.
+PIECES = {"adapter": "adapter-option", "trainer": "trainer-option"}
+
+
+def with_setting_flags(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one flag for each setting; what the user did not give arrives as `None`.
+
+    Args:
+        function: a command whose last parameter is `**flags`.
+
+    Returns:
+        A command for typer with the flags in its signature.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    flags = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in _annotations().items()
+    ]
+
+    def command(**arguments: Any) -> None:
+        function(**arguments)
+
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + flags
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def resolve(config_file: Path | None, flags: dict[str, Any]) -> RunConfig:
+    """The configuration: a YAML file, overridden by flags.
+
+    Mappings are merged field by field; everything else is replaced.
+
+    Args:
+        config_file: the file, or `None`.
+        flags: setting to value, `None` where no flag was given.
+
+    Raises:
+        ValueError, TypeError: for a bad file or setting.
+    """
+    values = {} if config_file is None else read_yaml(config_file)
+    for name, value in flags.items():
+        if value is None or value == []:
+            continue
+        if name in PIECES:
+            value = {**(values.get(name) or {}), **parse_assignments(PIECES[name], value)}
+        values[name] = value
+    return RunConfig.from_mapping(values)
+
+
+def _annotations() -> dict[str, Any]:
+    hints = get_type_hints(RunConfig)
+    found = {}
+    for item in fields(RunConfig):
+        hint = hints[item.name]
+        kind = next((arg for arg in get_args(hint) if arg is not type(None)), hint) if _is_optional(hint) else hint
+        several = get_origin(kind) in (list, dict)
+        name = PIECES.get(item.name, item.name.replace("_", "-"))
+        option = typer.Option(f"--{name}", help=_help(item), show_default=False)
+        found[item.name] = Annotated[list[str] | None if several else kind | None, option]
+    return found
+
+
+def _is_optional(hint: Any) -> bool:
+    return type(None) in get_args(hint)
+
+
+def _help(item: Any) -> str:
+    default = default_of(item)
+    text = item.metadata["help"]
+    if item.name in PIECES:
+        return f"{text} As name=value; may be repeated."
+    if isinstance(default, list):
+        return f"{text} May be repeated. \\[{', '.join(default)}]"
+    return text if default in (None, "") else f"{text} \\[{default!r}]"

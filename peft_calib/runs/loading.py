@@ -1,0 +1,153 @@
+"""A finished run, ready to predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from peft import PeftModel
+from peft.utils.other import AuxiliaryTrainingWrapper
+from transformers import PreTrainedTokenizerBase
+
+from peft_calib.calibration import TemperatureScaling
+from peft_calib.prediction import Prediction, predict_dataset
+from peft_calib.splits import SplitRecord, read_split
+
+from .console import own_random_state
+from .folder import RunFolder, read_json
+from .labels import LabelMap
+from .methods import ADAPTER, member_names, prediction_variants
+from .settings import RunConfig
+from .stage import load_base, load_tokenizer
+from .tasks import TASK_CLASSES, Task
+
+__all__ = ["FinishedRun", "log_probabilities"]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run's adapters on their base model.
+
+    Attributes:
+        folder: of the run.
+        task: with settings and classes.
+        tokenizer: of the base model.
+        model: the base model with the adapters.
+        adapter_names: the run's adapters; several for an ensemble.
+    """
+
+    folder: RunFolder
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    model: PeftModel
+    adapter_names: tuple[str, ...]
+
+    @classmethod
+    def load(cls, path: str | Path) -> FinishedRun:
+        """Load a finished run.
+
+        Raises:
+            FileNotFoundError: if there is no finished run.
+            ValueError: if its files are damaged or of another format.
+        """
+        folder = RunFolder(Path(path).absolute())
+        return cls.assemble(folder, load_task(folder))
+
+    @classmethod
+    def assemble(cls, folder: RunFolder, task: Task) -> FinishedRun:
+        """Put the adapters of complete stages onto a fresh base model."""
+        names = adapter_names(task.config)
+        tokenizer = load_tokenizer(task.config)
+        with own_random_state():
+            base = load_base(task, tokenizer)
+            model = PeftModel.from_pretrained(base, folder.adapter(names[0]), adapter_name=names[0])
+            for name in names[1:]:
+                model.load_adapter(folder.adapter(name), adapter_name=name)
+        return cls(folder, task, tokenizer, model.eval().to(PartialState().device), names)
+
+    @property
+    def variants(self) -> dict[str, int]:
+        """How the run predicts: variant to number of draws."""
+        return prediction_variants(self.task.config)
+
+    def temperature(self, variant: str) -> TemperatureScaling:
+        """The temperature stored for a way of predicting."""
+        state = read_json(self.folder.temperature)[variant]
+        return TemperatureScaling.from_state(state)
+
+    def predict(
+        self, rows: Dataset, variant: str, num_samples: int, seed: int = 0, progress: bool = True
+    ) -> Prediction:
+        """Predict canonical rows.
+
+        Args:
+            rows: in canonical columns.
+            variant: `"mean"` or `"sample"`.
+            num_samples: draws K; grid points of a curve, members of an ensemble.
+            seed: key of the draws.
+            progress: show a bar.
+
+        Returns:
+            The prediction, with labels, in the order of the rows.
+        """
+        encoded = self.task.encode_prediction(rows, self.tokenizer)
+        options: dict[str, Any] = {
+            "batch_size": 2 * self.task.config.batch_size,
+            "processing_class": self.tokenizer,
+            "task": self.task.predict_task,
+            "label_tokens": self.task.answer_tokens(self.tokenizer),
+            "progress": progress,
+        }
+        if len(self.adapter_names) == 1:
+            return predict_dataset(self.model, encoded, variant, num_samples, seed, **options)
+        names = list(self.adapter_names[:num_samples])
+        if mixes_adapters(self.model):
+            return predict_dataset(self.model, encoded, "sample", len(names), seed, adapter_names=names, **options)
+        members = []
+        for name in names:
+            self.model.set_adapter(name)
+            members.append(predict_dataset(self.model, encoded, "mean", 1, seed, **options))
+        return Prediction.stack_draws(members)
+
+
+def load_task(folder: RunFolder) -> Task:
+    """Task, settings and classes of a finished run.
+
+    Raises:
+        FileNotFoundError: if the folder holds none.
+    """
+    if not folder.finished.is_file() or not folder.config.is_file():
+        begun = ", only one that was begun: continue it with peft-calib train" if folder.config.is_file() else ""
+        raise FileNotFoundError(f"{folder.path} holds no finished run{begun}")
+    resolved = read_json(folder.config)
+    config = RunConfig.from_mapping(resolved["settings"])
+    labels = None if resolved["labels"] is None else LabelMap.from_dict(resolved["labels"])
+    return TASK_CLASSES[config.task](config, labels)
+
+
+def adapter_names(config: RunConfig) -> tuple[str, ...]:
+    """The adapters of a run; several for an ensemble."""
+    return tuple(member_names(config)) if config.method == "ensemble" else (ADAPTER,)
+
+
+def read_record(folder: RunFolder, task: Task) -> SplitRecord:
+    """Which rows a run was trained and calibrated on."""
+    return read_split(folder.adapter(adapter_names(task.config)[0]))
+
+
+def mixes_adapters(model: PeftModel) -> bool:
+    """Whether stock PEFT can run several adapters in one batch: heads must be single layers for that."""
+    single = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    heads = [module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    return all(isinstance(head.original_module, single) for head in heads)
+
+
+def log_probabilities(prediction: Prediction) -> np.ndarray:
+    """Logarithms of the mean probabilities, float64 (N, C): logits of the same distribution, always finite."""
+    probabilities = prediction.probabilities.double().numpy()
+    return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))

@@ -1,0 +1,138 @@
+"""What a method trains, as stages: one adapter each, in order, every one resumable on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from peft import LoraConfig, PeftConfig
+
+from peft_calib.tuners import BayesianLoraConfig, HyperLoraConfig
+
+from .folder import RunFolder
+from .settings import RunConfig
+
+__all__ = ["ADAPTER", "Stage", "member_names", "plan", "prediction_variants"]
+
+#: Name of the stage whose adapter is the run's.
+ADAPTER = "adapter"
+#: What the settings of a run decide in a PEFT configuration.
+COMMON = {"r": "rank", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "target_modules": "target_modules"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One adapter to train.
+
+    Attributes:
+        name: of its folder in the run.
+        seed: of the adapter's initial values and the order of the rows.
+        config: its PEFT configuration.
+        head_of: the stage whose trained head it takes over and keeps frozen.
+    """
+
+    name: str
+    seed: int
+    config: PeftConfig
+    head_of: str | None = None
+
+
+def plan(
+    config: RunConfig,
+    folder: RunFolder,
+    task_type: str,
+    has_head: bool,
+    num_train_items: int,
+    answer_tokens: list[int] | None = None,
+) -> list[Stage]:
+    """The stages of a run; every configuration is built, and so checked, before anything is trained.
+
+    Members of an ensemble and anchors of a curve are plain LoRAs that differ in their seed. All anchors share one
+    head: the first trains it, the others and the curve keep it frozen, since a curve joins adapters under one head.
+
+    Args:
+        config: the run's settings.
+        folder: where the stages' adapters will be.
+        task_type: PEFT's name of the task.
+        has_head: whether a head is trained along.
+        num_train_items: items the training loss averages over in one epoch, N of the evidence lower bound.
+        answer_tokens: token of each class, where a language model answers.
+
+    Raises:
+        ValueError, TypeError: for a field that the method's configuration does not have, or a value it refuses.
+    """
+    common = {"task_type": task_type, **_common(config)}
+
+    def lora(name: str, seed: int, head_of: str | None = None, **further: Any) -> Stage:
+        return Stage(name, seed, LoraConfig(**common, **further), head_of)
+
+    def single(kind: type, **further: Any) -> list[Stage]:
+        values = {**common, **further, **_adapter_fields(config, kind)}
+        return [Stage(ADAPTER, config.seed, kind(**values))]
+
+    if config.method == "lora":
+        return single(LoraConfig)
+    if config.method == "hyper-lora":
+        return single(HyperLoraConfig, seed=config.seed)
+    if config.method == "bayesian-lora":
+        return single(BayesianLoraConfig, sample_seed=config.seed, num_train_examples=num_train_items)
+    if config.method == "ensemble":
+        further = _adapter_fields(config, LoraConfig)
+        return [lora(name, config.seed + k, **further) for k, name in enumerate(member_names(config))]
+    curve = {"num_anchors": config.anchors, "num_handles": config.handles, "curve_mode": config.mode}
+    curve |= {"sample_seed": config.seed, "jsd_label_tokens": answer_tokens}
+    if config.mode == "free":
+        return single(_curve_config(), **curve)
+    names = [f"anchor-{k}" for k in range(config.anchors)]
+    first = names[0] if has_head else None
+    anchors = [lora(name, config.seed + k, first if k else None) for k, name in enumerate(names)]
+    (joined,) = single(_curve_config(), **curve, anchor_adapters=[str(folder.adapter(name)) for name in names])
+    return [*anchors, Stage(joined.name, joined.seed, joined.config, first)]
+
+
+def member_names(config: RunConfig) -> list[str]:
+    """Folders of the members of an ensemble."""
+    return [f"member-{k}" for k in range(config.members)]
+
+
+def prediction_variants(config: RunConfig) -> dict[str, int]:
+    """How a run of this method predicts: `"mean"` (its deterministic adapter) and `"sample"`, with the draws of each.
+
+    The draws of a curve are its grid of `2 N_cp - 1` points, those of an ensemble its members.
+    """
+    if config.method in ("lora", "hyper-lora"):
+        return {"mean": 1}
+    if config.method == "bayesian-lora":
+        return {"mean": 1, "sample": config.num_samples}
+    if config.method == "ensemble":
+        return {"sample": config.members}
+    points = 2 * ((config.anchors - 1) * (config.handles + 1) + 1) - 1
+    return {"mean": 1, "sample": config.adapter.get("eval_points") or points}
+
+
+def _common(config: RunConfig) -> dict[str, Any]:
+    values = {field: getattr(config, setting) for field, setting in COMMON.items()}
+    if values["lora_alpha"] == int(values["lora_alpha"]):
+        values["lora_alpha"] = int(values["lora_alpha"])
+    if config.target_modules == ["all-linear"]:
+        values["target_modules"] = "all-linear"
+    return values
+
+
+def _adapter_fields(config: RunConfig, kind: type) -> dict[str, Any]:
+    """The user's further fields, checked against the configuration they are for."""
+    known = {item.name for item in fields(kind)}
+    for name in config.adapter:
+        setting = COMMON.get(name)
+        if setting is not None:
+            raise ValueError(f"set {name} with --{setting.replace('_', '-')}, not with --adapter-option")
+        if name not in known:
+            raise ValueError(f"{kind.__name__} has no field {name!r}; it has {', '.join(sorted(known))}")
+    return config.adapter
+
+
+def _curve_config() -> Callable[..., PeftConfig]:
+    from peft_calib.tuners.curve_lora import CurveLoraConfig
+
+    return CurveLoraConfig

@@ -1,0 +1,156 @@
+"""The rows of a run: trained on, calibrated on, tested on, and never two of these at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+
+from peft_calib.row_hashes import hash_rows
+from peft_calib.splits import MAX_OVERLAP, RowSet, SplitRecord, calibration_split, check_unseen
+
+from .settings import RunConfig
+from .sources import read_splits
+from .tasks import TASK_CLASSES, Task
+
+__all__ = ["RunRows", "TestRows", "load_run_rows", "load_test_rows", "without_seen_rows"]
+
+
+@dataclass(frozen=True)
+class RunRows:
+    """What a run is trained and calibrated on, in canonical columns."""
+
+    train: Dataset
+    calibration: Dataset
+
+    def to_dict(self) -> dict[str, Any]:
+        """How many rows, and which (a digest of their contents)."""
+        splits = {"train": self.train, "calibration": self.calibration}
+        return {name: {"rows": len(rows), "digest": RowSet.of(rows).digest} for name, rows in splits.items()}
+
+
+@dataclass(frozen=True)
+class TestRows:
+    """Rows a finished run is measured on.
+
+    Attributes:
+        name: of their source and split.
+        rows: in canonical columns, without those that the run has seen.
+        keys: uint64 hash of each row's inputs.
+        left_out: how many rows were left out because the run has seen them.
+    """
+
+    __test__ = False  # the name begins like a test's
+
+    name: str
+    rows: Dataset
+    keys: np.ndarray
+    left_out: int
+
+
+def load_run_rows(config: RunConfig) -> tuple[Task, RunRows]:
+    """Read the training rows, learn the classes, and hold out the calibration rows (and test rows, where asked for).
+
+    Rows with equal inputs stay on one side of every cut.
+
+    Raises:
+        ValueError: if a split or column is missing, a split is empty, or the labels are no classes.
+        FileNotFoundError: if there is no such file.
+    """
+    rows = _split(read_splits(config.data, config.subset), config.train_split, config.data)
+    task = TASK_CLASSES[config.task].learn(config, rows)
+    train = task.canonical(rows, config.data, config.train_split)
+    if config.test_fraction:
+        train, _ = _cut(train, config.test_fraction, config.seed)
+    train, calibration = _cut(train, config.calibration_fraction, config.seed)
+    if config.max_train_rows is not None and config.max_train_rows < len(train):
+        _, train = _cut(train, config.max_train_rows / len(train), config.seed)
+    return task, RunRows(train, calibration)
+
+
+def load_test_rows(
+    task: Task, record: SplitRecord, data: str | None = None, subset: str | None = None, split: str | None = None
+) -> TestRows:
+    """Rows to report on: those named, or the test rows of the run's own data.
+
+    Without `split`: the rows that the run held out (`test_fraction`), a labelled split `test`, or else `validation`;
+    a source of one split stands for itself.
+
+    Args:
+        task: of the run.
+        record: what the run was trained and calibrated on.
+        data: another source than the run's own.
+        subset: configuration name of a Hub data set.
+        split: which split.
+
+    Raises:
+        ValueError: if there are no such rows, they are empty, or more than 5 % of them were trained or calibrated on.
+    """
+    config = task.config
+    own = data is None
+    source = config.data if data is None else data
+    splits = read_splits(source, config.subset if own else subset)
+    held_out = own and split is None and config.test_fraction > 0
+    if held_out:
+        rows = task.canonical(_split(splits, config.train_split, source), source, config.train_split)
+        name, rows = f"{source} (held out)", _cut(rows, config.test_fraction, config.seed)[1]
+    else:
+        chosen = split or _default_split(splits, config, source, own)
+        name = source if len(splits) == 1 else f"{source} ({chosen})"
+        rows = task.canonical(_split(splits, chosen, source), source, chosen)
+    return without_seen_rows(name, rows, record)
+
+
+def without_seen_rows(name: str, rows: Dataset, record: SplitRecord) -> TestRows:
+    """Leave out the few rows that a run has seen by chance; refuse rows of which it has seen many.
+
+    Raises:
+        ValueError: if more than 5 % of the rows were trained or calibrated on.
+    """
+    kind, keys = hash_rows(rows)
+    known = [s[kind].hashes for s in (record.trained_on, record.calibrated_on) if kind in s]
+    seen = np.isin(keys, np.concatenate(known)) if known else np.zeros(len(keys), bool)
+    if seen.sum() > MAX_OVERLAP * len(rows):
+        check_unseen(record, rows)  # says which rows and what to do
+        raise ValueError(
+            f"{seen.sum()} of the {len(rows)} rows to be reported on are among those that the run was trained or "
+            "calibrated on: the result would flatter. Name rows that were held out."
+        )
+    kept = np.flatnonzero(~seen)
+    return TestRows(name, rows.select(kept), keys[kept], int(seen.sum()))
+
+
+def _split(splits: DatasetDict, name: str, source: str) -> Dataset:
+    if name not in splits:
+        raise ValueError(f"{source} has no split {name!r}; it has {', '.join(splits)}")
+    if not len(splits[name]):
+        raise ValueError(f"the split {name!r} of {source} is empty: it holds no row")
+    return splits[name]
+
+
+def _default_split(splits: DatasetDict, config: RunConfig, source: str, own: bool) -> str:
+    if len(splits) == 1 and not own:
+        return next(iter(splits))
+    for name in ("test", "validation"):
+        if name in splits and not _hidden(splits[name], config.label_column):
+            return name
+    raise ValueError(
+        f"{source} has no labelled split 'test' or 'validation' (it has {', '.join(splits)}): name rows to test on "
+        "with --data or --split, or train with --test-fraction"
+    )
+
+
+def _hidden(rows: Dataset, column: str) -> bool:
+    """Whether every label is withheld, as in GLUE's test splits."""
+    return column in rows.column_names and all(label in (-1, None) for label in rows[column][:])
+
+
+def _cut(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    if round(fraction * len(rows)) < 1:
+        raise ValueError(
+            f"{len(rows)} rows are too few to hold out a share of {fraction:.3g}: bring more, or hold out "
+            "another share"
+        )
+    return calibration_split(rows, fraction, seed, "label" if "label" in rows.column_names else None)

@@ -1,0 +1,219 @@
+"""The configuration of a run: one list of settings for Python, YAML and the command line."""
+# ruff: noqa: RUF009 - `_setting` is `field` with a line of help; mutable defaults are made anew by it
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from peft_calib.calibration.panel import KEYS
+
+__all__ = ["METHODS", "MODES", "TASKS", "RunConfig", "check_metrics", "read_yaml"]
+
+TASKS = ("seq-cls", "multiple-choice", "token-cls", "causal-lm")
+METHODS = ("lora", "hyper-lora", "bayesian-lora", "curve-lora", "ensemble")
+MODES = ("anchored", "free")
+SHOWN = ("accuracy", "nll", "brier", "ece", "smooth_ece", "aurc")
+# YAML 1.1 reads 1e-3 as text, because it has no dot
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
+def _setting(default: Any, help_text: str) -> Any:
+    """A field with its line of help."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help_text})
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run depends on; each field is a key of the YAML file and a flag of `peft-calib train`.
+
+    The meaning of a field is its `metadata["help"]`, which `peft-calib train --help` prints.
+
+    Raises:
+        ValueError: for an unknown task, method, mode or metric, a number out of range, or a missing data or model.
+        TypeError: for a value of the wrong type.
+
+    Example:
+        >>> RunConfig(data="rows.csv", model="bert-base-uncased", method="bayesian-lora").rank
+        8
+    """
+
+    data: str = _setting("", "A .csv, .tsv, .json(l) or .parquet file (or .gz of it), a folder of such, or a Hub id.")
+    model: str = _setting("", "Base model: a Hub id or a folder.")
+    task: str = _setting("seq-cls", f"One of {', '.join(TASKS)}.")
+    method: str = _setting("lora", f"One of {', '.join(METHODS)}.")
+    # the data
+    subset: str | None = _setting(None, "Configuration name of a Hub data set.")
+    train_split: str = _setting("train", "Split of the data to train on.")
+    revision: str | None = _setting(None, "Revision of a Hub model.")
+    text_column: list[str] = _setting(["text"], "Column of the text; two for sentence pairs.")
+    label_column: str = _setting("label", "Column of the label.")
+    label_names: list[str] | None = _setting(None, "Names of the classes in order, where the labels need a mapping.")
+    question_column: str = _setting("question", "Column of a multiple-choice question.")
+    choices_column: list[str] = _setting(["choices"], "Column with the list of choices, or one column a choice.")
+    prompt: str = _setting("{question}\n{choices}\nAnswer:", "Multiple-choice prompt; choices come as lettered lines.")
+    tokens_column: str = _setting("tokens", "Column with the words of a text (token-cls).")
+    tags_column: str = _setting("tags", "Column with the tag of each word (token-cls).")
+    max_length: int = _setting(256, "Tokens a row is cut to.")
+    max_train_rows: int | None = _setting(None, "Train on at most this many rows, chosen at random by class.")
+    calibration_fraction: float = _setting(0.2, "Share of the training rows held out to calibrate on.")
+    test_fraction: float = _setting(0.0, "Share of the rows held out to test on, where the data have no test split.")
+    # the adapter
+    rank: int = _setting(8, "Rank r of the update.")
+    lora_alpha: float | None = _setting(None, "Numerator of the scaling lora_alpha / r; twice the rank if not given.")
+    lora_dropout: float = _setting(0.0, "Dropout on the update's input while training.")
+    target_modules: list[str] = _setting(["all-linear"], "'all-linear', or names of linear maps.")
+    adapter: dict[str, Any] = _setting({}, "Further fields of the method's PEFT configuration.")
+    num_samples: int = _setting(8, "Draws K of a prediction (bayesian-lora).")
+    members: int = _setting(5, "Members of an ensemble.")
+    anchors: int = _setting(3, "Anchors N of a curve.")
+    handles: int = _setting(2, "Handles m of a segment of a curve.")
+    mode: str = _setting("anchored", "Curve: 'anchored' trains N LoRAs and joins them, 'free' trains all at once.")
+    # the training
+    epochs: float = _setting(3.0, "Passes over the training rows.")
+    learning_rate: float = _setting(3e-4, "Of AdamW.")
+    batch_size: int = _setting(16, "Rows of a forward on one device.")
+    gradient_accumulation_steps: int = _setting(1, "Forwards of an optimiser step.")
+    weight_decay: float = _setting(0.0, "Of AdamW.")
+    warmup: float = _setting(0.06, "Share of the steps with a rising learning rate.")
+    save_steps: float = _setting(0.2, "Steps between two checkpoints; below 1 a share of the training.")
+    trainer: dict[str, Any] = _setting({}, "Further fields of transformers.TrainingArguments, such as bf16.")
+    metrics: list[str] = _setting(list(SHOWN), "Scores shown while training and in tables; files hold all.")
+    seed: int = _setting(0, "Of the splits, a fresh head, the adapters and the order of the rows.")
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for item in fields(self):
+            object.__setattr__(self, item.name, _checked(item.name, getattr(self, item.name), hints[item.name]))
+        for name in ("data", "model"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is missing: give --{name}, or `{name}:` in the configuration file")
+        for name, choices in (("task", TASKS), ("method", METHODS), ("mode", MODES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
+        check_metrics(self.metrics)
+        self._check_ranges()
+        if self.lora_alpha is None:
+            object.__setattr__(self, "lora_alpha", float(2 * self.rank))
+
+    def _check_ranges(self) -> None:
+        least = {"anchors": 2, "members": 2, "handles": 0, "max_length": 4}
+        least |= dict.fromkeys(("rank", "batch_size", "gradient_accumulation_steps", "num_samples"), 1)
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if self.max_train_rows is not None and self.max_train_rows < 1:
+            raise ValueError(f"max_train_rows must be at least 1, got {self.max_train_rows}")
+        for name in ("epochs", "learning_rate", "save_steps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("calibration_fraction", "test_fraction", "warmup", "lora_dropout"):
+            low_open = name == "calibration_fraction"
+            if not (0 < getattr(self, name) < 1 or (getattr(self, name) == 0 and not low_open)):
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        if not 1 <= len(self.text_column) <= (2 if self.task == "seq-cls" else 1):
+            two = ", or two for sentence pairs" if self.task == "seq-cls" else ""
+            raise ValueError(f"text_column names one column{two}; got {self.text_column}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> RunConfig:
+        """A configuration from plain values.
+
+        Raises:
+            ValueError: for an unknown key; the message names those that are known.
+        """
+        known = [item.name for item in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"unknown setting(s) {', '.join(map(str, unknown))}; known are {', '.join(known)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def check_metrics(metrics: Sequence[str]) -> None:
+    """Raise `ValueError` for the name of a score that a report does not have."""
+    unknown = [name for name in metrics if name not in KEYS]
+    if unknown or not metrics:
+        raise ValueError(f"unknown metric(s) {', '.join(unknown) or '(none given)'}; a report has {', '.join(KEYS)}")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The settings of a YAML file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not YAML, or no mapping of settings.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no configuration file {path}")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold settings as `name: value` lines")
+    return values
+
+
+def parse_assignments(name: str, lines: Sequence[str]) -> dict[str, Any]:
+    """`["kl_weight=0.1", "posterior=full"]` as a mapping; values are read as YAML.
+
+    Raises:
+        ValueError: for a line without `=`.
+    """
+    values = {}
+    for line in lines:
+        key, sign, value = line.partition("=")
+        if not sign or not key.strip():
+            raise ValueError(f"--{name} takes name=value, got {line!r}")
+        values[key.strip()] = yaml.safe_load(value)
+    return values
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """The value as its type, where nothing is lost by that."""
+    optional = type(None) in get_args(hint)
+    if value is None:
+        if optional:
+            return None
+        raise TypeError(f"{name} needs a value, got none")
+    kind = next(arg for arg in get_args(hint) if arg is not type(None)) if optional else hint
+    plain = get_origin(kind) or kind
+    if plain is dict:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{name} must be a mapping of field names to values, got {value!r}")
+        return {str(key): _number(item) for key, item in value.items()}
+    if plain is list:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)) or not all(isinstance(item, (str, int)) for item in items):
+            raise TypeError(f"{name} must be a name or a list of names, got {value!r}")
+        return [str(item) for item in items]
+    value = _number(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if plain is float and number:
+        return float(value)
+    if plain is int and number and float(value).is_integer():
+        return int(value)
+    if plain is str and isinstance(value, (str, Path)):
+        return str(value)
+    raise TypeError(f"{name} must be {'a whole number' if plain is int else plain.__name__}, got {value!r}")
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+def default_of(item: Any) -> Any:
+    """Default value of a dataclass field."""
+    return item.default if item.default is not MISSING else item.default_factory()

@@ -1,0 +1,223 @@
+"""One stage of a run: an adapter trained by the stock Trainer, resumed after a kill, put in place when complete."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from peft import PeftModel, get_peft_model
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils.other import ModulesToSaveWrapper
+from rich.progress import Progress
+from safetensors.torch import load_file
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback
+
+from peft_calib.splits import SplitRecord, record_split
+from peft_calib.trainer_callbacks import CalibrationCallback, RegularizerScheduleCallback
+from peft_calib.tuners.objective import prepare_for_trainer
+
+from .checkpoints import last_complete_checkpoint
+from .console import StepProgress, own_random_state
+from .folder import STAGE, RunFolder, write_json
+from .methods import Stage
+from .settings import RunConfig
+from .tasks import Task
+
+__all__ = ["Material", "load_tokenizer", "run_stage", "training_arguments"]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What every stage of a run shares: the task, the tokenizer, encoded rows, and which rows they are."""
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    train: Dataset
+    calibration: Dataset
+    record: SplitRecord
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's settings."""
+        return self.task.config
+
+
+def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer, able to pad."""
+    tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision)
+    if tokenizer.pad_token is None:  # decoders: any token serves, padding is masked
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def load_base(task: Task, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
+    """The base model; what is fresh in it follows the run's seed, and so is the same in every stage and later."""
+    set_seed(task.config.seed)
+    base = task.load_model()
+    base.config.pad_token_id = tokenizer.pad_token_id
+    return base
+
+
+def run_stage(stage: Stage, material: Material, folder: RunFolder, progress: Progress) -> dict[str, Any]:
+    """Train one adapter, or keep the one that is complete.
+
+    Args:
+        stage: what to train.
+        material: what to train on.
+        folder: of the run.
+        progress: bars.
+
+    Returns:
+        Facts about the stage: trainable parameters, seconds, steps.
+    """
+    facts = folder.stage_facts(stage.name)
+    if facts is not None:
+        progress.console.print(f"{stage.name}: complete, kept")
+        return facts
+    with own_random_state():
+        base = load_base(material.task, material.tokenizer)
+        set_seed(stage.seed)
+        model = get_peft_model(base, stage.config)
+        if stage.head_of is not None:
+            take_head(model, folder, stage.head_of)
+        prepare_for_trainer(model)
+        record_split(
+            model,
+            trained_on=next(iter(material.record.trained_on.values())),
+            calibrated_on=next(iter(material.record.calibrated_on.values())),
+        )
+        trainer = _trainer(model, stage, material, folder, progress)
+        checkpoint = last_complete_checkpoint(folder.training(stage.name))
+        start = time.perf_counter()
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        facts = {
+            "seed": stage.seed,
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "optimizer_steps": trainer.state.global_step,
+            "seconds": round(time.perf_counter() - start, 1),
+            "resumed_at_step": None if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
+        }
+        _finish(trainer, stage, folder, facts)
+    return facts
+
+
+def take_head(model: PeftModel, folder: RunFolder, other: str) -> None:
+    """Give a model the head that another stage trained, and keep it there.
+
+    Raises:
+        ValueError: if the other stage has no such head.
+    """
+    saved = load_file(folder.adapter(other) / SAFETENSORS_WEIGHTS_NAME)
+    for name, module in model.named_modules():
+        if not isinstance(module, ModulesToSaveWrapper):
+            continue
+        trained = {key.removeprefix(f"{name}."): value for key, value in saved.items() if key.startswith(f"{name}.")}
+        for copy in module.modules_to_save.values():
+            copy.load_state_dict(trained)
+            copy.requires_grad_(False)
+
+
+def training_arguments(config: RunConfig, **own: Any) -> TrainingArguments:
+    """The Trainer's arguments: what the settings say, then the user's further fields.
+
+    Args:
+        config: the run's settings.
+        own: what the stage decides.
+
+    Raises:
+        ValueError: for a field that TrainingArguments does not have, or that a setting or the run decides.
+    """
+    settings = {
+        "num_train_epochs": config.epochs,
+        "learning_rate": config.learning_rate,
+        "per_device_train_batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "weight_decay": config.weight_decay,
+        "warmup_steps": config.warmup,
+        "save_steps": config.save_steps,
+    }
+    defaults = {
+        "per_device_eval_batch_size": 2 * config.batch_size,
+        "eval_strategy": "epoch",
+        "logging_steps": 10,
+        "save_total_limit": 2,
+        "report_to": [],
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    fixed = {"save_strategy": "steps", "disable_tqdm": True, **own}
+    known = {item.name for item in fields(TrainingArguments)}
+    for name in config.trainer:
+        if name in {*settings, *fixed, "output_dir", "seed"}:
+            raise ValueError(f"{name} of the Trainer follows from a setting of the run; it is no --trainer-option")
+        if name not in known:
+            raise ValueError(f"transformers.TrainingArguments has no field {name!r}")
+    return TrainingArguments(**settings | defaults | config.trainer | fixed)
+
+
+def _trainer(model: PeftModel, stage: Stage, material: Material, folder: RunFolder, progress: Progress) -> Trainer:
+    config, task = material.config, material.task
+    callbacks: list[TrainerCallback] = [
+        RegularizerScheduleCallback(),
+        StepProgress(progress, stage.name, config.metrics),
+    ]
+    options: dict[str, Any] = {}
+    if task.labels is not None:
+        answers = task.answer_tokens(material.tokenizer)
+        watch = CalibrationCallback(scores=config.metrics, answer_token_ids=answers)
+        callbacks.insert(0, watch)
+        options["compute_metrics"] = watch.compute_metrics
+        options["preprocess_logits_for_metrics"] = watch.preprocess_logits_for_metrics
+    else:  # a vocabulary: the loss is all that is kept of an evaluation
+        options["preprocess_logits_for_metrics"] = _nothing
+    trainer = Trainer(
+        model=model,
+        args=training_arguments(config, output_dir=str(folder.training(stage.name)), seed=stage.seed),
+        train_dataset=material.train,
+        eval_dataset=material.calibration,
+        data_collator=task.collator(material.tokenizer),
+        callbacks=callbacks,
+        **options,
+    )
+    for noisy in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(noisy)
+    return trainer
+
+
+def _nothing(logits: Any, labels: torch.Tensor) -> torch.Tensor:
+    return labels.new_zeros(labels.shape[0])
+
+
+def _finish(trainer: Trainer, stage: Stage, folder: RunFolder, facts: dict[str, Any]) -> None:
+    """Save the adapter beside its place and move it there complete; then checkpoints are no longer needed."""
+    state = PartialState()
+    unfinished = folder.training(stage.name) / "adapter"
+    if state.is_main_process and unfinished.exists():
+        shutil.rmtree(unfinished)
+    state.wait_for_everyone()
+    trainer.save_model(str(unfinished))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        (unfinished / "training_args.bin").unlink(missing_ok=True)  # a pickle; the settings are in config.json
+        write_json(unfinished / STAGE, facts)
+        write_json(folder.training(stage.name) / "log.json", {"log_history": trainer.state.log_history})
+        place = folder.adapter(stage.name)
+        if place.exists():  # without its mark: left by something else
+            shutil.rmtree(place)
+        unfinished.rename(place)
+        for checkpoint in folder.training(stage.name).glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+    state.wait_for_everyone()

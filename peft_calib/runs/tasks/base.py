@@ -1,0 +1,91 @@
+"""What the commands ask of a task: checked columns, a base model, and rows as the model takes them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from datasets import Dataset
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..labels import LabelMap
+from ..settings import RunConfig
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """One way to read rows and to ask a model about them.
+
+    Attributes:
+        config: the run's settings.
+        labels: the classes, where the task has some.
+    """
+
+    config: RunConfig
+    labels: LabelMap | None = None
+
+    #: PEFT's name of the task.
+    peft_task_type: ClassVar[str]
+    #: `task=` of `peft_calib.predict`.
+    predict_task: ClassVar[str]
+    #: Whether a head is trained along with the adapter.
+    has_head: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def learn(cls, config: RunConfig, rows: Dataset) -> Task:
+        """The task with the classes of the training rows.
+
+        Raises:
+            ValueError: if a column is missing, or the labels are no classes.
+        """
+
+    @abstractmethod
+    def canonical(self, rows: Dataset, source: str, split: str) -> Dataset:
+        """The rows under canonical column names, checked.
+
+        Raises:
+            ValueError: if a column is missing, or a value is not what it should be.
+        """
+
+    @abstractmethod
+    def load_model(self) -> PreTrainedModel:
+        """The base model; a fresh head takes the global random state."""
+
+    @abstractmethod
+    def encode_training(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        """Model inputs with `labels`, one row each."""
+
+    @abstractmethod
+    def encode_prediction(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        """Inputs for `predict_dataset`, with `labels`, in the order of the rows."""
+
+    @abstractmethod
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list], Any]:
+        """Makes a training batch of encoded rows."""
+
+    def answer_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+        """Token of each class, where a language model answers."""
+        return None
+
+    def model_options(self) -> dict[str, Any]:
+        """What every base model is loaded with."""
+        return {"revision": self.config.revision}
+
+    def class_options(self) -> dict[str, Any]:
+        """What a model with a head is loaded with."""
+        assert self.labels is not None
+        names = self.labels.names
+        return self.model_options() | {
+            "num_labels": len(names),
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: position for position, name in enumerate(names)},
+            "ignore_mismatched_sizes": True,  # a head for another number of classes is replaced
+        }
+
+
+def load_model_config(config: RunConfig) -> PreTrainedConfig:
+    """Configuration of the base model."""
+    return AutoConfig.from_pretrained(config.model, revision=config.revision)

@@ -1,0 +1,69 @@
+"""Causal language modelling: every token of a text is predicted from those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    DataCollatorForTokenClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..columns import check_column, check_filled
+from ..settings import RunConfig
+from .base import Task
+from .choice import check_decoder
+
+
+class CausalLanguageModelling(Task):
+    """Column `text_column`."""
+
+    peft_task_type: ClassVar[str] = "CAUSAL_LM"
+    predict_task: ClassVar[str] = "next_token"
+
+    @classmethod
+    def learn(cls, config: RunConfig, rows: Dataset) -> CausalLanguageModelling:
+        """Nothing to learn; the base model is checked."""
+        check_decoder(config)
+        return cls(config)
+
+    def canonical(self, rows: Dataset, source: str, split: str) -> Dataset:
+        """Column `text`."""
+        (column,) = self.config.text_column
+        check_column(rows, column, "text", source)
+        check_filled(rows[column][:], "text", source)
+        return Dataset.from_dict({"text": rows[column][:]})
+
+    def load_model(self) -> PreTrainedModel:
+        """A causal language model."""
+        return AutoModelForCausalLM.from_pretrained(self.config.model, **self.model_options())
+
+    def encode_training(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        """Tokens; `labels` are the tokens but for the first, which nothing predicts."""
+
+        def encode(batch: dict[str, list]) -> dict[str, list]:
+            encoded = tokenizer(batch["text"], truncation=True, max_length=self.config.max_length)
+            ids = encoded["input_ids"]
+            return {
+                "input_ids": ids,
+                "attention_mask": encoded["attention_mask"],
+                "labels": [[-100, *row[1:]] for row in ids],
+            }
+
+        encoded = rows.map(encode, batched=True, remove_columns=rows.column_names)
+        kept = encoded.filter(lambda row: len(row["input_ids"]) > 1)
+        if not len(kept):
+            raise ValueError(f"{self.config.data}: no text has two tokens, so there is nothing to predict")
+        return kept
+
+    def encode_prediction(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        """The same as for training."""
+        return self.encode_training(rows, tokenizer)
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list], Any]:
+        """Padding to the longest row, labels with -100."""
+        return DataCollatorForTokenClassification(tokenizer)

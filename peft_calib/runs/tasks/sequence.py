@@ -1,0 +1,70 @@
+"""Sequence classification: one label a text, or a pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from datasets import Dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..columns import check_column, check_filled
+from ..labels import LabelMap
+from ..settings import RunConfig
+from .base import Task
+
+TEXTS = ("text", "text_pair")
+
+
+class SequenceClassification(Task):
+    """Columns `text_column` (one or two) and `label_column`."""
+
+    peft_task_type: ClassVar[str] = "SEQ_CLS"
+    predict_task: ClassVar[str] = "classification"
+    has_head: ClassVar[bool] = True
+
+    @classmethod
+    def learn(cls, config: RunConfig, rows: Dataset) -> SequenceClassification:
+        """The classes of the label column."""
+        check_column(rows, config.label_column, "label", config.data)
+        feature = rows.features[config.label_column]
+        return cls(config, LabelMap.learn(rows[config.label_column][:], feature, config.data, config.label_names))
+
+    def canonical(self, rows: Dataset, source: str, split: str) -> Dataset:
+        """Columns `text`, `text_pair` for pairs, and `label`."""
+        assert self.labels is not None
+        columns = dict(zip(TEXTS, self.config.text_column, strict=False))
+        for column in columns.values():
+            check_column(rows, column, "text", source)
+            check_filled(rows[column][:], "text", source)
+        name = self.config.label_column
+        check_column(rows, name, "label", source)
+        labels = self.labels.encode(rows[name][:], rows.features[name], source, split)
+        return Dataset.from_dict({key: rows[column][:] for key, column in columns.items()} | {"label": labels})
+
+    def load_model(self) -> PreTrainedModel:
+        """A sequence classifier with a head for the classes."""
+        return AutoModelForSequenceClassification.from_pretrained(self.config.model, **self.class_options())
+
+    def encode_training(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        """Tokens and `labels`."""
+
+        def encode(batch: dict[str, list]) -> dict[str, list]:
+            texts = [batch[name] for name in TEXTS if name in batch]
+            encoded = dict(tokenizer(*texts, truncation=True, max_length=self.config.max_length))
+            return encoded | {"labels": batch["label"]}
+
+        return rows.map(encode, batched=True, remove_columns=rows.column_names)
+
+    def encode_prediction(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        """The same as for training."""
+        return self.encode_training(rows, tokenizer)
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list], Any]:
+        """Padding to the longest row."""
+        return DataCollatorWithPadding(tokenizer)

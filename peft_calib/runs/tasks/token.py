@@ -1,0 +1,93 @@
+"""Token classification: a tag for each word, carried by the word's first token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from datasets import Dataset
+from transformers import (
+    AutoModelForTokenClassification,
+    DataCollatorForTokenClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..columns import check_column
+from ..labels import LabelMap
+from ..settings import RunConfig
+from .base import Task
+
+
+class TokenClassification(Task):
+    """Columns `tokens_column` (the words) and `tags_column` (one tag a word)."""
+
+    peft_task_type: ClassVar[str] = "TOKEN_CLS"
+    predict_task: ClassVar[str] = "token"
+    has_head: ClassVar[bool] = True
+
+    @classmethod
+    def learn(cls, config: RunConfig, rows: Dataset) -> TokenClassification:
+        """The different tags."""
+        tags = _lists(rows, config.tags_column, "tags", config.data)
+        flat = [tag for row in tags for tag in row]
+        return cls(config, LabelMap.learn(flat, _inner(rows, config.tags_column), config.data, config.label_names))
+
+    def canonical(self, rows: Dataset, source: str, split: str) -> Dataset:
+        """Columns `tokens` and `labels` (class indices)."""
+        assert self.labels is not None
+        tokens = _lists(rows, self.config.tokens_column, "words", source)
+        tags = _lists(rows, self.config.tags_column, "tags", source)
+        feature = _inner(rows, self.config.tags_column)
+        encoded = []
+        for row, (words, marks) in enumerate(zip(tokens, tags, strict=True)):
+            if not words or not all(isinstance(word, str) for word in words):
+                raise ValueError(f"{source}: row {row} has the words {words!r}; a list of texts is expected")
+            if len(words) != len(marks):
+                raise ValueError(f"{source}: row {row} has {len(words)} words and {len(marks)} tags")
+            encoded.append(self.labels.encode(marks, feature, source, split))
+        return Dataset.from_dict({"tokens": tokens, "labels": encoded})
+
+    def load_model(self) -> PreTrainedModel:
+        """A token classifier with a head for the tags."""
+        return AutoModelForTokenClassification.from_pretrained(self.config.model, **self.class_options())
+
+    def encode_training(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        """Tokens, and `labels` at the first token of each word."""
+        if not tokenizer.is_fast:
+            raise ValueError(f"{self.config.model} has no fast tokenizer, which finds the words of the tokens")
+
+        def encode(batch: dict[str, list]) -> dict[str, list]:
+            options = {"is_split_into_words": True, "truncation": True, "max_length": self.config.max_length}
+            encoded = tokenizer(batch["tokens"], **options)
+            labels = [_first_tokens(encoded.word_ids(row), tags) for row, tags in enumerate(batch["labels"])]
+            return dict(encoded) | {"labels": labels}
+
+        return rows.map(encode, batched=True, remove_columns=rows.column_names)
+
+    def encode_prediction(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        """The same as for training."""
+        return self.encode_training(rows, tokenizer)
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list], Any]:
+        """Padding to the longest row, labels with -100."""
+        return DataCollatorForTokenClassification(tokenizer)
+
+
+def _first_tokens(word_ids: list[int | None], tags: list[int]) -> list[int]:
+    """The tag of a word at its first token, -100 elsewhere."""
+    before = [None, *word_ids[:-1]]
+    return [-100 if word is None or word == last else tags[word] for word, last in zip(word_ids, before, strict=True)]
+
+
+def _lists(rows: Dataset, column: str, what: str, source: str) -> list[list]:
+    check_column(rows, column, what, source)
+    values = rows[column][:]
+    for row, value in enumerate(values):
+        if not isinstance(value, list):
+            raise ValueError(f"{source}: row {row} has {value!r} in {column!r}; a list of {what} is expected")
+    return values
+
+
+def _inner(rows: Dataset, column: str) -> object:
+    return getattr(rows.features[column], "feature", None)

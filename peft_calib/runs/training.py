@@ -1,0 +1,155 @@
+"""`peft-calib train`: from a configuration to a finished run, through any number of interruptions."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
+
+from peft_calib.calibration import TemperatureScaling
+from peft_calib.export import export_lora
+from peft_calib.splits import RowSet, SplitRecord
+from peft_calib.trainer_callbacks.schedule import count_items
+
+from .console import progress_bars, quiet
+from .folder import RunFolder, write_json
+from .loading import FinishedRun, log_probabilities
+from .methods import ADAPTER, Stage, plan
+from .rows import RunRows, load_run_rows
+from .settings import RunConfig
+from .stage import Material, load_tokenizer, run_stage, training_arguments
+from .tasks import Task
+
+__all__ = ["train_run"]
+
+FORMAT_VERSION = 1
+
+
+def train_run(
+    config: RunConfig, output_dir: str | Path, *, overwrite: bool = False, console: Console | None = None
+) -> dict[str, Any]:
+    """Train a run, or continue one that was interrupted.
+
+    Everything that can be wrong with the input is found before anything is trained or written. The folder then gets,
+    in this order: `config.json`; a folder for each adapter as it is complete; `temperature.json`, fitted on the
+    calibration rows; the adapter as a plain LoRA in `lora`, where it is none already; and `run.json`.
+
+    Under `accelerate launch` every process calls this; the main one writes.
+
+    Args:
+        config: the settings.
+        output_dir: folder of the run.
+        overwrite: replace what an earlier run left there.
+        console: where progress is shown.
+
+    Returns:
+        The content of `run.json`.
+
+    Raises:
+        FileExistsError: if the folder holds a finished run, or something that is no run.
+        ValueError: for bad settings or data, or a folder that was begun with another configuration.
+    """
+    state = PartialState()
+    console = console or Console(quiet=not state.is_main_process)
+    folder = RunFolder(Path(output_dir).absolute())
+    folder.check_unfinished(overwrite)
+    with quiet():
+        task, rows = load_run_rows(config)
+        material = _material(task, rows)
+        stages = _plan(material, folder)
+        resolved = _resolved(task, rows)
+        if not overwrite:
+            folder.check_same_configuration(resolved)
+        state.wait_for_everyone()  # every process has looked before one writes
+        if state.is_main_process:
+            folder.begin(resolved, overwrite)
+        state.wait_for_everyone()
+        console.print(
+            f"{config.method} on {config.data}: {len(rows.train)} rows to train on, {len(rows.calibration)} to "
+            f"calibrate on, {len(stages)} stage(s)"
+        )
+        with progress_bars(console, disable=not state.is_main_process) as progress:
+            facts = {stage.name: run_stage(stage, material, folder, progress) for stage in stages}
+        run = FinishedRun.assemble(folder, task)
+        temperatures = _fit_temperatures(run, rows, console)
+        if state.is_main_process:
+            content = _finish(run, folder, resolved, facts, temperatures)
+        state.wait_for_everyone()
+    console.print(f"Finished: {output_dir}")
+    return content if state.is_main_process else {}
+
+
+def _material(task: Task, rows: RunRows) -> Material:
+    tokenizer = load_tokenizer(task.config)
+    train, calibration = (task.encode_training(part, tokenizer) for part in (rows.train, rows.calibration))
+    record = SplitRecord()
+    for known, part in ((record.trained_on, rows.train), (record.calibrated_on, rows.calibration)):
+        described = RowSet.of(part)
+        known[described.kind] = described
+    return Material(task, tokenizer, train, calibration, record)
+
+
+def _plan(material: Material, folder: RunFolder) -> list[Stage]:
+    """The stages, with every configuration built and so checked."""
+    task, config = material.task, material.config
+    answers = task.answer_tokens(material.tokenizer)
+    items = count_items(material.train) or len(material.train)
+    training_arguments(config, output_dir=str(folder.path), seed=config.seed)
+    return plan(config, folder, task.peft_task_type, task.has_head, items, answers)
+
+
+def _resolved(task: Task, rows: RunRows) -> dict[str, Any]:
+    """What makes two runs the same."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "settings": task.config.to_dict(),
+        "labels": None if task.labels is None else task.labels.to_dict(),
+        "rows": rows.to_dict(),
+    }
+
+
+def _fit_temperatures(run: FinishedRun, rows: RunRows, console: Console) -> dict[str, Any]:
+    """A temperature for each way the run predicts, fitted on the calibration rows."""
+    temperatures = {}
+    for variant, count in run.variants.items() if run.task.labels is not None else ():
+        prediction = run.predict(rows.calibration, variant, count, progress=False)
+        scaling = TemperatureScaling().fit(log_probabilities(prediction), prediction.labels)
+        temperatures[variant] = {"num_samples": count, **scaling.state()}
+        console.print(f"temperature ({variant}, {count} draw(s)): {scaling.temperature:.4f}")
+    return temperatures
+
+
+def _finish(
+    run: FinishedRun,
+    folder: RunFolder,
+    resolved: dict[str, Any],
+    facts: dict[str, Any],
+    temperatures: dict[str, Any],
+) -> dict[str, Any]:
+    plain = list(run.adapter_names)
+    if run.task.config.method not in ("lora", "ensemble"):
+        export_lora(run.model, folder.plain_lora, adapter_name=ADAPTER)
+        plain = [folder.plain_lora.name]
+    write_json(folder.temperature, temperatures)
+    content = {
+        "format_version": FORMAT_VERSION,
+        "method": run.task.config.method,
+        "task": run.task.config.task,
+        "rows": {name: split["rows"] for name, split in resolved["rows"].items()},
+        "stages": facts,
+        "adapters": list(run.adapter_names),
+        "plain_lora": plain,
+        "temperature": {name: fitted["parameters"]["temperature"] for name, fitted in temperatures.items()},
+        "environment": _environment(),
+    }
+    write_json(folder.finished, content)
+    return content
+
+
+def _environment() -> dict[str, str]:
+    packages = ("peft-calib", "torch", "transformers", "peft", "datasets", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
