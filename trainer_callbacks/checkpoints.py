@@ -143,7 +143,7 @@ def _visible_problems(folder: Path) -> list[str]:
     needed = ["trainer_state.json"] if sharded else ["trainer_state.json", "scheduler.pt", "optimizer.pt"]
     problems = [f"{name} is missing" for name in needed if name not in entries]
     if not sharded and not any(name in entries for name in WEIGHTS):
-        problems.append("the weights are missing")
+        problems.append(f"{WEIGHTS[0]} is missing")
     if not any(name.startswith("rng_state") for name in entries):
         problems.append("rng_state.pth is missing")
     ranks = sorted(int(n[10:-4]) for n in entries if n.startswith("rng_state_") and n[10:-4].isdigit())

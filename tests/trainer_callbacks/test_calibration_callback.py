@@ -141,8 +141,11 @@ def test_intervals_and_other_metrics_on_request(tmp_path):
     callback = CalibrationCallback(confidence_level=0.9, compute_metrics=lambda prediction: other, diagram=False)
     metrics = _trainer("compute_metrics", tmp_path, callback).evaluate()
     assert metrics["eval_own_metric"] == 7.0
-    assert metrics["eval_ece_low"] < metrics["eval_ece_high"]
+    for key in ("accuracy", "nll", "brier", "ece"):
+        assert metrics[f"eval_{key}_low"] < metrics[f"eval_{key}"] < metrics[f"eval_{key}_high"]
     assert metrics["eval_ece_floor"] > 0
+    accuracy = metrics["eval_accuracy"]
+    assert metrics["eval_accuracy_se"] == pytest.approx((accuracy * (1 - accuracy) / NUM_ROWS) ** 0.5)
 
 
 def test_token_classification_ignores_padding():
@@ -224,3 +227,131 @@ def test_no_global_random_state_is_touched(tmp_path):
 def test_partial_fits_the_trainer_signature():
     keep = partial(preprocess_logits_for_calibration, answer_token_ids=[1, 2])
     assert keep(torch.zeros(2, 4, 9), torch.tensor([[-100, 1, 2, -100]] * 2)).shape == (2, 2)
+
+
+def test_many_rows_are_summed_up_and_few_kept():
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(5000, 4)).astype(np.float32), generator.integers(0, 4, 5000)
+    kept, summed = CalibrationCallback(diagram=False), CalibrationCallback(diagram=False, max_rows=100)
+    for start in range(0, 5000, 50):
+        batch = EvalPrediction(logits[start : start + 50], labels[start : start + 50])
+        results = [each.compute_metrics(batch, compute_result=start == 4950) for each in (kept, summed)]
+        assert len(summed._gathered._kept) <= 2
+    exact, streamed = results
+    for key in ("accuracy", "nll", "brier", "ece", "mce", "classwise_ece", "mean_confidence"):
+        assert streamed[key] == pytest.approx(exact[key], abs=1e-6), key
+    assert streamed["ace"] == pytest.approx(exact["ace"], abs=2e-3)
+    assert exact["ece_low"] < exact["ece"] < exact["ece_high"]
+    assert "ece_low" not in streamed
+    assert summed.report.settings["num_rows"] == 5000
+    # and the next evaluation begins anew
+    assert summed.compute_metrics(EvalPrediction(logits[:50], labels[:50]))["nll"] > 0
+    assert summed.report.settings["num_rows"] == 50
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_draws_are_those_of_predict(tmp_path, wiring, tiny_classifier):
+    from peft import get_peft_model
+
+    from peft_calib import BayesianLoraConfig, predict
+
+    config = BayesianLoraConfig(r=4, lora_alpha=400, target_modules=["query", "value"], init_sd=0.5, max_sd=1.0)
+    model = get_peft_model(tiny_classifier(), config)
+    callback = CalibrationCallback(num_samples=3, seed=7, diagram=False)
+    rows = Rows()
+    trainer = _trainer(wiring, tmp_path, callback)
+    watched = Trainer(
+        model,
+        trainer.args,
+        eval_dataset=rows,
+        callbacks=[callback],
+        compute_metrics=trainer.compute_metrics,
+        preprocess_logits_for_metrics=trainer.preprocess_logits_for_metrics,
+    )
+    metrics = watched.evaluate()
+    sampled = predict(model, {"input_ids": rows.tokens}, "sample", 3, seed=7)
+    expected = calibration_report(sampled.probabilities, rows.labels, confidence_level=None)
+    mean = predict(model, {"input_ids": rows.tokens}, "mean")
+    plain = calibration_report(mean.probabilities, rows.labels, confidence_level=None)
+    for key in ("nll", "brier", "accuracy", "ece"):
+        assert metrics[f"eval_sample_{key}"] == pytest.approx(expected[key], abs=1e-5), key
+        assert metrics[f"eval_{key}"] == pytest.approx(plain[key], abs=1e-5), key
+    assert metrics["eval_sample_nll"] != pytest.approx(metrics["eval_nll"], abs=1e-4)
+    assert (tmp_path / "calibration_eval_sample_step_0.json").exists()
+
+
+def test_pictures_and_numbers_in_tensorboard(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    arguments = _arguments(tmp_path, eval_strategy="steps", eval_steps=5, max_steps=10)
+    arguments.report_to = ["tensorboard"]
+    trainer = Trainer(
+        _model(), arguments, train_dataset=Rows(1), eval_dataset=Rows(), callbacks=[CalibrationCallback()]
+    )
+    trainer.train()
+    board = EventAccumulator(str(tmp_path / "board"), size_guidance={"images": 0, "scalars": 0})
+    board.Reload()
+    assert [event.step for event in board.Images("reliability/eval")] == [5, 10]
+    values = {event.step: event.value for event in board.Scalars("eval/nll")}
+    logged = {log["step"]: log["eval_nll"] for log in trainer.state.log_history if "eval_nll" in log}
+    assert values == pytest.approx(logged, rel=1e-5)
+
+
+def test_unlabelled_tail_of_token_rows_is_not_kept():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(3, 9, 4, generator=generator), torch.full((3, 9), -100)
+    labels[0, 1:4], labels[2, 2] = torch.tensor([0, 3, 1]), 2
+    kept = preprocess_logits_for_calibration(logits, labels)
+    assert torch.equal(kept, logits[:, :4])
+    metrics = CalibrationCallback(diagram=False).compute_metrics(EvalPrediction(kept.numpy(), labels.numpy()))
+    keep = labels != -100
+    expected = calibration_report(logits[keep], labels[keep], input="logits", confidence_level=None)
+    assert metrics["nll"] == pytest.approx(expected["nll"], abs=1e-6)
+    assert preprocess_logits_for_calibration(logits, torch.full((3, 9), -100)).shape == (3, 1, 4)
+
+
+@pytest.mark.parametrize("shift", [-3, 0, 2])
+def test_logits_that_are_shorter_or_longer_than_the_labels(shift):
+    """`logits_to_keep` cuts the front off, prompt tuning puts virtual tokens before."""
+    answers, generator = [11, 42], torch.Generator().manual_seed(0)
+    whole = torch.randn(2, 9, 50, generator=generator)
+    labels = torch.full((2, 9), -100)
+    labels[0, 6], labels[1, 8] = 11, 42
+    front = torch.randn(2, max(shift, 0), 50, generator=generator)
+    logits = torch.cat([front, whole[:, max(-shift, 0) :]], dim=1)
+    kept = preprocess_logits_for_calibration(logits, labels, answer_token_ids=answers)
+    assert torch.equal(kept, torch.stack([whole[0, 5, answers], whole[1, 7, answers]]))
+    with pytest.raises(ValueError, match="logits_to_keep"):
+        preprocess_logits_for_calibration(whole[:, -2:], labels, answer_token_ids=answers)
+    with pytest.raises(ValueError, match="vocabulary has 50"):
+        preprocess_logits_for_calibration(whole, labels, answer_token_ids=[50])
+
+
+def test_choosing_the_worst_or_the_useless_checkpoint_is_noticed(tmp_path):
+    options = dict(save_strategy="no", metric_for_best_model="eval_nll", lr_scheduler_type="reduce_lr_on_plateau")
+
+    def make(**changes):
+        arguments = TrainingArguments(
+            str(tmp_path), report_to=[], use_cpu=True, eval_strategy="epoch", **options | changes
+        )
+        return Trainer(
+            _model(), arguments, train_dataset=Rows(1), eval_dataset=Rows(), callbacks=[CalibrationCallback()]
+        )
+
+    with pytest.raises(ValueError, match="greater_is_better=False"):
+        make()
+    make(greater_is_better=False)
+    with pytest.raises(ValueError, match="greater_is_better=True"):
+        make(metric_for_best_model="accuracy", greater_is_better=False)
+    with pytest.warns(UserWarning, match="perfectly calibrated"):
+        make(metric_for_best_model="ece", greater_is_better=False)
+    with pytest.raises(KeyError, match="eval_nnl"):
+        make(metric_for_best_model="nnl", greater_is_better=False).train()
+
+
+def test_an_evaluation_without_a_label_says_so():
+    empty = EvalPrediction(np.zeros((2, 3), np.float32), np.full(2, -100))
+    with pytest.raises(ValueError, match="no labelled row"):
+        CalibrationCallback().compute_metrics(empty)
