@@ -34,11 +34,12 @@ class BayesianLoraConfig(CalibLoraConfig):
         bayesian_modules: Names (or a regular expression) of the target modules that get a posterior; the others are
             plain LoRA. All when `None`.
         bayesian_layers: Indices of the layers that get a posterior, negative ones from the end. All when `None`.
-        prior_std: Prior standard deviation sigma of a factor's entries. `"auto"` makes the entries of the core that
-            stands for LoRA's initial A (or the adapter's of `init_from`) one on average; a number is the authors' way.
+        prior_std: Prior standard deviation sigma of a factor's entries. `"auto"` is three quarters of the root mean
+            square of the core that stands for LoRA's initial A (or the adapter's of `init_from`); a number is the
+            authors' way.
         prior_std_scaling: `"sqrt_fan_in"` divides a numeric `prior_std` by the square root of the factor's columns.
-        prior_mean: Mean of the core under the prior: its `"initial"` value, so that nothing pulls A away from LoRA's
-            draw (or from the adapter of `init_from`), or `"zero"` (the authors').
+        prior_mean: Mean of the core under the prior: `"learned"` by the evidence together with the bases, so that the
+            divergence charges for the spread only; its `"initial"` value; or `"zero"` (the authors').
         posterior: Family of q(V): `"diagonal"`, `"matrix_normal"` or `"full"`.
         flow: `"maf"` puts a masked autoregressive flow on the rows of the core.
         flow_depth: Number of flow layers.
@@ -57,8 +58,8 @@ class BayesianLoraConfig(CalibLoraConfig):
             code.
         init: `"lora"` embeds LoRA's initialisation exactly; `"random"` is the authors'.
         init_from: Folder of a trained LoRA adapter, embedded exactly: the posterior mean is that adapter.
-        core_units: `"lora"` scales the core's mean so that an optimiser step moves a factor as far as it moves LoRA's;
-            `"whitened"` trains it in the units of the prior (the authors').
+        core_units: `"lora"` scales the core's mean so that LoRA's learning rate works; `"whitened"` trains it in the
+            units of the prior (the authors').
         kl_weight: Weight of KL / N in the training loss; 1 is the evidence lower bound.
         kl_warmup: Part of the training over which a `RegularizerScheduleCallback` raises the weight linearly.
         kl_conditional_weight: Weight of the KL of the conditional noise; `kl_weight` when `None`.
@@ -83,12 +84,12 @@ class BayesianLoraConfig(CalibLoraConfig):
     bayesian_layers: list[int] | None = field(default=None, metadata={"help": "Layers with a posterior."})
     prior_std: float | str = field(default="auto", metadata={"help": "Prior standard deviation, or 'auto'."})
     prior_std_scaling: str = field(default="sqrt_fan_in", metadata={"help": "'sqrt_fan_in' or 'none'."})
-    prior_mean: str = field(default="initial", metadata={"help": "'initial' or 'zero'."})
+    prior_mean: str = field(default="learned", metadata={"help": "'learned', 'initial' or 'zero'."})
     posterior: str = field(default="diagonal", metadata={"help": "'diagonal', 'matrix_normal' or 'full'."})
     flow: str = field(default="none", metadata={"help": "'none' or 'maf'."})
     flow_depth: int = field(default=1, metadata={"help": "Number of flow layers."})
     flow_hidden: int = field(default=16, metadata={"help": "Width of a flow's conditioner."})
-    init_sd: float = field(default=0.05, metadata={"help": "Initial standard deviation of the core."})
+    init_sd: float = field(default=0.3, metadata={"help": "Initial standard deviation of the core."})
     max_sd: float = field(default=1.0, metadata={"help": "Upper bound of the core's standard deviation."})
     conditional_noise: str = field(default="none", metadata={"help": "'none', 'projected' or 'matheron'."})
     init_lambda: float = field(default=1e-3, metadata={"help": "Initial weight of the conditional noise."})

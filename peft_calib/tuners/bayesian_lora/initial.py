@@ -11,6 +11,14 @@ from ..factors import ShapeGroup
 from .config import BayesianLoraConfig
 from .posterior import embed
 
+#: `prior_std="auto"` in units of the root mean square of the core that stands for LoRA's initial A. At 1 the prior's
+#: draws disturb a model more than a few hundred rows can mend; at 1/2 draws hardly say more than the mean.
+AUTO_PRIOR_STD = 0.75
+#: Norm of the basis vectors in the space of inputs (that of the rows of LoRA's A) and of outputs. Only the direction
+#: of a basis vector matters, so its length is how little an optimiser step of given size turns it; B's are random at
+#: the start and have to turn first.
+LENGTH_A, LENGTH_B = 3**-0.5, 0.3
+
 
 class FactorStart(NamedTuple):
     """Initial values of a stack of factors (m, n).
@@ -64,8 +72,10 @@ def start_factors(
     else:
         A, B = (torch.stack(side) for side in zip(*pairs, strict=True))
     sigma_a, sigma_b = _prior_std(config, group, count, R, C, A if pairs is not None else None)
-    small_a, large_a = _directions(count, R, group.r, generator), _directions(count, C, group.in_features, generator)
-    small_b, large_b = _directions(count, C, group.r, generator), _directions(count, R, group.out_features, generator)
+    small_a = _directions(count, R, group.r, generator)
+    large_a = LENGTH_A * _directions(count, C, group.in_features, generator)
+    small_b = _directions(count, C, group.r, generator)
+    large_b = LENGTH_B * _directions(count, R, group.out_features, generator)
     if min(R, C) < group.r:
         if pairs is not None:
             raise ValueError(
@@ -78,8 +88,10 @@ def start_factors(
             FactorStart(large_b, small_b, torch.zeros(count, R, C), sigma_b),
         )
     variance = config.init_d**2
-    A_start = embed(A, small_a, large_a, sigma_a.view(-1, 1, 1), variance, config.jitter)
-    columns, rows, mean = embed(B.mT, small_b, large_b, sigma_b.view(-1, 1, 1), variance, config.jitter)
+    sigma_a, sigma_b = sigma_a.view(-1, 1, 1), sigma_b.view(-1, 1, 1)
+    A_start = embed(A, small_a, large_a, sigma_a, variance, config.jitter, LENGTH_A)
+    columns, rows, mean = embed(B.mT, small_b, large_b, sigma_b, variance, config.jitter, LENGTH_B)
+    sigma_a, sigma_b = sigma_a.flatten(), sigma_b.flatten()
     return FactorStart(*A_start, sigma_a), FactorStart(rows, columns, mean.mT.contiguous(), sigma_b)
 
 
@@ -118,13 +130,13 @@ def _random(
 def _prior_std(
     config: BayesianLoraConfig, group: ShapeGroup, count: int, R: int, C: int, A: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sigma of A and B: |A| / sqrt(R C) for both (a LoRA's B starts at 0), or the number of the configuration."""
+    """Sigma of A and B: 0.75 |A| / sqrt(R C) for both (a LoRA's B starts at 0), or what the configuration says."""
     if config.prior_std == "auto":
         expected = torch.full(
             (count,), math.sqrt(group.r / 3)
         )  # norm of LoRA's initial A, entries of variance 1/(3 d)
         norm = expected if A is None else A.norm(dim=(-2, -1))
-        sigma = torch.where(norm > 0, norm, expected) / math.sqrt(R * C)
+        sigma = AUTO_PRIOR_STD * torch.where(norm > 0, norm, expected) / math.sqrt(R * C)
         return sigma, sigma
     fan_in = (group.in_features, group.r) if config.prior_std_scaling == "sqrt_fan_in" else (1, 1)
     return tuple(torch.full((count,), float(config.prior_std) / math.sqrt(n)) for n in fan_in)

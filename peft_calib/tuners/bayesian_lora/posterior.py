@@ -205,13 +205,19 @@ def mean_of_product(mean: torch.Tensor, root: torch.Tensor, middle: torch.Tensor
 
 
 def embed(
-    W: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, sigma: torch.Tensor, variance: float, jitter: float
+    W: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    sigma: torch.Tensor,
+    variance: float,
+    jitter: float,
+    length: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Bases and core mean that reproduce given factors exactly: `sigma G_r^T V G_c = W`.
 
-    With w_i the norm of row i: the first rows of Z_r are the identity, those of Z_c are W_i / w_i, and
-    `V[:m] = diag(L_r) w / sigma * L_c[:m]`, because L_c G_c = Z_c. Rows of zeros keep the direction given in `columns`
-    and get a zero mean.
+    With w_i the norm of row i and l the length: the first rows of Z_r are the identity, those of Z_c are l W_i / w_i,
+    and `V[:m] = diag(L_r) w / (l sigma) * L_c[:m]`, because L_c G_c = Z_c. Rows of zeros keep the direction given in
+    `columns` and get a zero mean.
 
     Args:
         W: Factors with at least as many columns as rows, (count, m, n).
@@ -220,6 +226,7 @@ def embed(
         sigma: Prior standard deviation, (count, 1, 1).
         variance: The diagonal D^2 the bases are whitened with.
         jitter: The relative jitter they are whitened with.
+        length: Norm of the rows of Z_c that stand for rows of W.
 
     Returns:
         Z_r, Z_c and the mean of V, shape (count, R, C).
@@ -228,10 +235,11 @@ def embed(
     norm = W.norm(dim=-1, keepdim=True)
     Z_r, Z_c = rows.clone(), columns.clone()
     Z_r[..., :m, :] = torch.eye(m, dtype=W.dtype)
-    Z_c[..., :m, :] = torch.where(norm > 0, W / norm.clamp_min(torch.finfo(W.dtype).tiny), Z_c[..., :m, :])
+    directions = W / norm.clamp_min(torch.finfo(W.dtype).tiny)
+    Z_c[..., :m, :] = torch.where(norm > 0, length * directions, Z_c[..., :m, :])
     D2 = torch.full((1, 1), variance, dtype=W.dtype)
     L_r, L_c = whiten(Z_r, D2, jitter).L, whiten(Z_c, D2, jitter).L
     mean = torch.zeros(*W.shape[:-2], Z_r.shape[-2], Z_c.shape[-2], dtype=W.dtype)
     diagonal = L_r.diagonal(dim1=-2, dim2=-1)[..., :m, None]
-    mean[..., :m, :] = diagonal * norm / sigma * L_c[..., :m, :]
+    mean[..., :m, :] = diagonal * norm / (length * sigma) * L_c[..., :m, :]
     return Z_r, Z_c, mean

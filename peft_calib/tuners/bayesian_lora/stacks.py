@@ -25,6 +25,9 @@ from .posterior import (
 
 #: Pairs of antithetic draws behind the mean of a core with a flow.
 MEAN_PAIRS = 512
+#: How much farther an optimiser step moves a factor through its core than LoRA's steps do: a core reaches a part of
+#: the directions only. At 1 training is slower than LoRA's at LoRA's learning rate, at 10 it diverges.
+CORE_STEP = 2.0
 
 
 class BoundedScale(nn.Module):
@@ -115,8 +118,8 @@ class CoreStack(nn.Module):
     ) -> None:
         super().__init__()
         count, R, C = mean.shape
-        # a step of size lr in every stored entry moves the factor by lr * sqrt(numel) in norm, as it does in LoRA
-        unit = (numel / (R * C)).sqrt() / sigma if config.core_units == "lora" else torch.ones(count)
+        # a step of size lr in every stored entry moves the factor by a multiple of lr * sqrt(numel) in norm
+        unit = CORE_STEP * (numel / (R * C)).sqrt() / sigma if config.core_units == "lora" else torch.ones(count)
         self.unit: torch.Tensor
         self.prior_mean: torch.Tensor | None
         self.register_buffer("unit", unit.view(-1, 1, 1))

@@ -12,7 +12,7 @@ from peft_calib import BayesianLoraConfig
 from peft_calib.tuners import Draw, Slot, SlotTable
 from peft_calib.tuners.bayesian_lora import BayesianLaw
 from peft_calib.tuners.bayesian_lora.assembly import assemble
-from peft_calib.tuners.bayesian_lora.stacks import BoundedScale, CoreStack
+from peft_calib.tuners.bayesian_lora.stacks import CORE_STEP, BoundedScale, CoreStack
 
 VARIANTS = {
     "default": {},
@@ -199,13 +199,16 @@ def test_factors_differ_between_slots_at_the_start():
 # ----------------------------------------------------------------- divergence and its weight
 
 
-@pytest.mark.parametrize("prior_mean", ["initial", "zero"])
+@pytest.mark.parametrize("prior_mean", ["learned", "initial", "zero"])
 def test_divergence_is_the_sum_over_the_cores(prior_mean):
     law = make(init="random", prior_mean=prior_mean)
     stack = next(iter(law.cores.values()))
     mean, sd = stack._mean(torch.float64), stack.sd(torch.float64)
-    mean = mean - stack.prior_mean * stack.unit
-    assert (mean != 0).all()
+    if prior_mean == "learned":
+        mean = torch.zeros_like(mean)
+    else:
+        mean = mean - stack.prior_mean * stack.unit
+        assert (mean != 0).all()
     expected = torch.distributions.kl_divergence(
         torch.distributions.Normal(mean, sd), torch.distributions.Normal(0.0, 1.0)
     ).sum()
@@ -259,9 +262,34 @@ def test_unknown_number_of_training_items_warns_once_and_falls_back():
     assert told.num_train_examples == 100
 
 
-def test_nothing_pulls_an_untrained_posterior_but_its_spread():
-    """With prior_mean='initial' the divergence at the start is that of the standard deviations alone."""
-    law = make(moved=False)
+@pytest.mark.parametrize("posterior", ["diagonal", "full", "matrix_normal"])
+def test_a_learned_prior_mean_charges_for_the_spread_only(posterior):
+    law = make(posterior=posterior)
+    law.kl().backward()
+    assert all(stack.mean.grad is None or not stack.mean.grad.any() for stack in law.cores.values())
+    assert all(p.grad is not None and p.grad.any() for p in law.spread_parameters())
+    # of all prior means it is the one of largest evidence, i.e. least divergence
+    assert law.kl() < make(posterior=posterior, prior_mean="initial").kl()
+    assert not any("prior_mean" in name for name in law.state_dict())
+
+
+def test_a_learned_prior_mean_with_a_flow():
+    """The divergence is that from N(m, 1), m the mean of the flow's base; at an identity flow the closed form's."""
+    plain, flow = make(init="random", moved=False), make(init="random", moved=False, flow="maf")
+    assert plain.config.prior_mean == flow.config.prior_mean == "learned"
+    with torch.no_grad():
+        for law in (plain, flow):
+            for stack in law.cores.values():
+                stack.mean += 3.0 / stack.unit
+    estimates = torch.stack([flow(Draw("train")).regularizer.detach() for _ in range(400)]) * 100
+    error = estimates.std() / len(estimates) ** 0.5
+    assert (estimates.mean() - plain.kl().detach()).abs() < 4 * error
+
+
+@pytest.mark.parametrize("prior_mean", ["learned", "initial"])
+def test_nothing_pulls_an_untrained_posterior_but_its_spread(prior_mean):
+    """The divergence at the start is that of the standard deviations alone."""
+    law = make(moved=False, prior_mean=prior_mean)
     sd = torch.tensor(0.3, dtype=torch.float64)
     count = sum(stack.mean.numel() for stack in law.cores.values())
     torch.testing.assert_close(law.kl(), count * (0.5 * (sd**2 - 1) - sd.log()), rtol=1e-6, atol=0)
@@ -296,8 +324,8 @@ def test_scales_move_in_bfloat16():
     assert (after > before).all()
 
 
-def test_an_optimiser_step_moves_a_factor_as_far_as_a_lora():
-    """With core_units='lora' a step of size lr in all entries of B's core changes B by lr * sqrt(numel) in norm."""
+def test_an_optimiser_step_moves_a_factor_a_multiple_of_what_it_moves_in_lora():
+    """With core_units='lora' a step of size lr in all entries of B's core changes B by 2 lr * sqrt(numel) in norm."""
     law, lr = make(moved=False), 1e-3
     stack: CoreStack = next(iter(law.cores.values()))
     before = law(Draw("mean")).per_slot(law.slots)
@@ -305,7 +333,7 @@ def test_an_optimiser_step_moves_a_factor_as_far_as_a_lora():
     with torch.no_grad():
         stack.mean += lr * signs
     for (_, B), (_, start) in zip(law(Draw("mean")).per_slot(law.slots), before, strict=True):
-        assert (B - start).norm().item() == pytest.approx(lr * B.numel() ** 0.5, rel=0.05)
+        assert (B - start).norm().item() == pytest.approx(CORE_STEP * lr * B.numel() ** 0.5, rel=0.05)
 
 
 # ----------------------------------------------------------------- caching and cost
