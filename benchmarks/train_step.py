@@ -1,7 +1,9 @@
-"""Cost of a training step: HyperLoRA against PEFT's LoRA with the same r, targets, model and batch.
+"""Cost of a training step against PEFT's LoRA with the same r, targets, model and batch.
 
-Times are taken in one process, the two methods in turn, and compared pair by pair; the medians of the ratios are the
-result. Peak memory is the peak resident size of a process of its own for each method (the allocator's peak on a GPU).
+Beside this package's methods run PEFT's own that are nearest to them: PVeRA and MonteCLoRA draw their updates, too.
+Times are taken in one process, the methods in turn, and compared turn by turn; the medians of the ratios to LoRA are
+the result. Peak memory is the peak resident size of a process of its own for each method (the allocator's peak on a
+GPU).
 
     python benchmarks/train_step.py --output benchmarks/results/train_step.json
 """
@@ -22,10 +24,32 @@ from machine import describe_machine
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, logging
 
-from peft_calib import HyperLoraConfig
+from peft_calib import BayesianLoraConfig, HyperLoraConfig
 from peft_calib.demo.training import embedded_model
 
-METHODS = {"lora": LoraConfig, "hyper-lora": HyperLoraConfig}
+
+def bayesian(**fields) -> BayesianLoraConfig:
+    return BayesianLoraConfig(num_train_examples=1000, **fields)
+
+
+def bayesian_with_all(**fields) -> BayesianLoraConfig:
+    return bayesian(flow="maf", conditional_noise="projected", **fields)
+
+
+METHODS = {
+    "lora": LoraConfig,
+    "hyper-lora": HyperLoraConfig,
+    "bayesian-lora": bayesian,
+    "bayesian-lora with flow and noise": bayesian_with_all,
+}
+try:  # methods of recent versions of PEFT
+    from peft import PveraConfig
+    from peft.tuners.lora.config import MontecloraConfig
+except ImportError:
+    pass
+else:
+    METHODS["pvera"] = PveraConfig
+    METHODS["monteclora"] = lambda **fields: LoraConfig(monteclora_config=MontecloraConfig(), **fields)
 MODELS = ("minilm", "encoder-12x768")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -65,22 +89,25 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def compare_times(model: str, rows: int, tokens: int, pairs: int) -> dict:
+def compare_times(model: str, rows: int, tokens: int, rounds: int) -> dict:
     arms = {method: Arm(method, model, rows, tokens) for method in METHODS}
     for arm in arms.values():
         arm.step()
         arm.step()
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
-    for pair in range(pairs):
-        for method in sorted(METHODS, reverse=bool(pair % 2)):  # neither method is always the first of a pair
+    names = list(METHODS)
+    for turn in range(rounds):
+        for method in names[turn % len(names) :] + names[: turn % len(names)]:  # no method is always the first
             seconds[method].append(arms[method].step())
-    ratios = sorted(h / b for h, b in zip(seconds["hyper-lora"], seconds["lora"], strict=True))
-    return {
-        "median_ratio": statistics.median(ratios),
-        "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
-        "median_seconds": {method: statistics.median(times) for method, times in seconds.items()},
-        "trainable_parameters": {method: arm.trainable for method, arm in arms.items()},
-    }
+    entry: dict = {method: {"trainable_parameters": arm.trainable} for method, arm in arms.items()}
+    for method, times in seconds.items():
+        ratios = sorted(a / b for a, b in zip(times, seconds["lora"], strict=True))
+        entry[method] |= {
+            "median_seconds": statistics.median(times),
+            "median_ratio": statistics.median(ratios),
+            "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
+        }
+    return entry
 
 
 def peak_memory(method: str, model: str, rows: int, tokens: int) -> int:
@@ -111,23 +138,27 @@ def print_peak(method: str, model: str, rows: int, tokens: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--output", type=Path, help="JSON file; figures of other models in it are kept")
     args = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    results = {"machine": describe_machine(), "batch": {"rows": args.rows, "tokens": args.tokens}, "pairs": args.pairs}
-    for model in MODELS:
-        entry = compare_times(model, args.rows, args.tokens, args.pairs)
+    results = json.loads(args.output.read_text()) if args.output and args.output.exists() else {}
+    for model in args.models:
+        entry = compare_times(model, args.rows, args.tokens, args.rounds)
         peaks = {method: peak_memory(method, model, args.rows, args.tokens) for method in METHODS}
-        entry["peak_memory_bytes"] = peaks
-        entry["peak_memory_ratio"] = peaks["hyper-lora"] / peaks["lora"]
-        results[model] = entry
-        print(f"{model}: step x{entry['median_ratio']:.3f}, peak memory x{entry['peak_memory_ratio']:.3f}", flush=True)
-    if args.output:
-        args.output.write_text(json.dumps(results, indent=2) + "\n")
+        for method, peak in peaks.items():
+            entry[method] |= {"peak_memory_bytes": peak, "peak_memory_ratio": peak / peaks["lora"]}
+        batch = {"rows": args.rows, "tokens": args.tokens}
+        results[model] = {"machine": describe_machine(), "batch": batch, "rounds": args.rounds, "methods": entry}
+        for method, found in entry.items():
+            memory = found["peak_memory_ratio"]
+            print(f"{model}: {method}: step x{found['median_ratio']:.3f}, peak memory x{memory:.3f}", flush=True)
+        if args.output:
+            args.output.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
