@@ -84,10 +84,11 @@ def _rows(module: Any) -> dict[str, list]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what belongs to other methods, and what `cases.DESELECTED` names."""
+    """Leave out what belongs to other methods, and what `cases` names with a reason."""
+    reasons = {**cases.DESELECTED, **cases.DESELECTED_FOR.get(METHOD, {})}
     keep, drop = [], []
     for item in items:
-        reason = next((why for part, why in cases.DESELECTED.items() if part in item.nodeid), None)
+        reason = next((why for part, why in reasons.items() if part in item.nodeid), None)
         if item.nodeid.partition("[")[0] not in selected:
             drop.append(item)
         elif reason is not None and OURS is not None:
