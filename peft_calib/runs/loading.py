@@ -104,15 +104,20 @@ class FinishedRun:
             "progress": progress,
         }
         if len(self.adapter_names) == 1:
-            return predict_dataset(self.model, encoded, variant, num_samples, seed, **options)
+            return self._predict(encoded, how=variant, num_samples=num_samples, seed=seed, **options)
         names = list(self.adapter_names[:num_samples])
         if mixes_adapters(self.model):
-            return predict_dataset(self.model, encoded, "sample", len(names), seed, adapter_names=names, **options)
+            return self._predict(encoded, num_samples=len(names), adapter_names=names, **options)
         members = []
         for name in names:
             self.model.set_adapter(name)
-            members.append(predict_dataset(self.model, encoded, "mean", 1, seed, **options))
+            members.append(self._predict(encoded, how="mean", **options))
         return Prediction.stack_draws(members)
+
+    def _predict(self, encoded: Dataset, **options: Any) -> Prediction:
+        found = predict_dataset(self.model, encoded, **options)
+        assert isinstance(found, Prediction)  # no task of the command line is a regression
+        return found
 
 
 def load_task(folder: RunFolder) -> Task:

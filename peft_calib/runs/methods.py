@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
 from peft import LoraConfig, PeftConfig
 
-from peft_calib.tuners import BayesianLoraConfig, HyperLoraConfig
+from peft_calib.tuners import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig
 
 from .folder import RunFolder
 from .settings import RunConfig
@@ -83,11 +82,11 @@ def plan(
     curve = {"num_anchors": config.anchors, "num_handles": config.handles, "curve_mode": config.mode}
     curve |= {"sample_seed": config.seed, "jsd_label_tokens": answer_tokens}
     if config.mode == "free":
-        return single(_curve_config(), **curve)
+        return single(CurveLoraConfig, **curve)
     names = [f"anchor-{k}" for k in range(config.anchors)]
     first = names[0] if has_head else None
     anchors = [lora(name, config.seed + k, first if k else None) for k, name in enumerate(names)]
-    (joined,) = single(_curve_config(), **curve, anchor_adapters=[str(folder.adapter(name)) for name in names])
+    (joined,) = single(CurveLoraConfig, **curve, anchor_adapters=[str(folder.adapter(name)) for name in names])
     return [*anchors, Stage(joined.name, joined.seed, joined.config, first)]
 
 
@@ -130,9 +129,3 @@ def _adapter_fields(config: RunConfig, kind: type) -> dict[str, Any]:
         if name not in known:
             raise ValueError(f"{kind.__name__} has no field {name!r}; it has {', '.join(sorted(known))}")
     return config.adapter
-
-
-def _curve_config() -> Callable[..., PeftConfig]:
-    from peft_calib.tuners.curve_lora import CurveLoraConfig
-
-    return CurveLoraConfig

@@ -86,6 +86,7 @@ class RunConfig:
     save_steps: float = _setting(0.2, "Steps between two checkpoints; below 1 a share of the training.")
     trainer: dict[str, Any] = _setting({}, "Further fields of transformers.TrainingArguments, such as bf16.")
     metrics: list[str] = _setting(list(SHOWN), "Scores shown while training and in tables; files hold all.")
+    best_metric: str | None = _setting(None, "Keep the evaluation of least 'nll' or 'brier' instead of the last.")
     seed: int = _setting(0, "Of the splits, a fresh head, the adapters and the order of the rows.")
 
     def __post_init__(self) -> None:

@@ -27,10 +27,15 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from peft_calib.splits import SplitRecord, record_split
-from peft_calib.trainer_callbacks import CalibrationCallback, RegularizerScheduleCallback
+from peft_calib.trainer_callbacks import (
+    BestCalibrationCallback,
+    CalibrationCallback,
+    CheckpointGuardCallback,
+    RegularizerScheduleCallback,
+    last_complete_checkpoint,
+)
 from peft_calib.tuners.objective import prepare_for_trainer
 
-from .checkpoints import last_complete_checkpoint
 from .console import StepProgress, own_random_state
 from .folder import STAGE, RunFolder, write_json
 from .methods import Stage
@@ -103,13 +108,13 @@ def run_stage(stage: Stage, material: Material, folder: RunFolder, progress: Pro
         trainer = _trainer(model, stage, material, folder, progress)
         checkpoint = last_complete_checkpoint(folder.training(stage.name))
         start = time.perf_counter()
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.train(resume_from_checkpoint=checkpoint)
         facts = {
             "seed": stage.seed,
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "optimizer_steps": trainer.state.global_step,
             "seconds": round(time.perf_counter() - start, 1),
-            "resumed_at_step": None if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
+            "resumed_at_step": None if checkpoint is None else int(checkpoint.rpartition("-")[2]),
         }
         _finish(trainer, stage, folder, facts)
     return facts
@@ -141,7 +146,7 @@ def training_arguments(config: RunConfig, **own: Any) -> TrainingArguments:
     Raises:
         ValueError: for a field that TrainingArguments does not have, or that a setting or the run decides.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "num_train_epochs": config.epochs,
         "learning_rate": config.learning_rate,
         "per_device_train_batch_size": config.batch_size,
@@ -150,7 +155,7 @@ def training_arguments(config: RunConfig, **own: Any) -> TrainingArguments:
         "warmup_steps": config.warmup,
         "save_steps": config.save_steps,
     }
-    defaults = {
+    defaults: dict[str, Any] = {
         "per_device_eval_batch_size": 2 * config.batch_size,
         "eval_strategy": "epoch",
         "logging_steps": 10,
@@ -158,14 +163,15 @@ def training_arguments(config: RunConfig, **own: Any) -> TrainingArguments:
         "report_to": [],
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    fixed = {"save_strategy": "steps", "disable_tqdm": True, **own}
+    fixed: dict[str, Any] = {"save_strategy": "steps", "disable_tqdm": True, **own}
     known = {item.name for item in fields(TrainingArguments)}
     for name in config.trainer:
         if name in {*settings, *fixed, "output_dir", "seed"}:
             raise ValueError(f"{name} of the Trainer follows from a setting of the run; it is no --trainer-option")
         if name not in known:
             raise ValueError(f"transformers.TrainingArguments has no field {name!r}")
-    return TrainingArguments(**settings | defaults | config.trainer | fixed)
+    values: dict[str, Any] = {**settings, **defaults, **config.trainer, **fixed}
+    return TrainingArguments(**values)
 
 
 def _trainer(model: PeftModel, stage: Stage, material: Material, folder: RunFolder, progress: Progress) -> Trainer:
@@ -179,6 +185,7 @@ def _trainer(model: PeftModel, stage: Stage, material: Material, folder: RunFold
         answers = task.answer_tokens(material.tokenizer)
         watch = CalibrationCallback(scores=config.metrics, answer_token_ids=answers)
         callbacks.insert(0, watch)
+        callbacks += best_callbacks(config)
         options["compute_metrics"] = watch.compute_metrics
         options["preprocess_logits_for_metrics"] = watch.preprocess_logits_for_metrics
     else:  # a vocabulary: the loss is all that is kept of an evaluation
@@ -189,12 +196,25 @@ def _trainer(model: PeftModel, stage: Stage, material: Material, folder: RunFold
         train_dataset=material.train,
         eval_dataset=material.calibration,
         data_collator=task.collator(material.tokenizer),
-        callbacks=callbacks,
+        callbacks=[*callbacks, CheckpointGuardCallback()],  # last: it seals what the others add
         **options,
     )
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     return trainer
+
+
+def best_callbacks(config: RunConfig) -> list[TrainerCallback]:
+    """What keeps the best evaluation's adapter, if that was asked for.
+
+    Raises:
+        ValueError: for a score that cannot choose a model.
+    """
+    if config.best_metric is None:
+        return []
+    if config.task == "causal-lm":
+        raise ValueError("best_metric needs classes; a causal-lm run has none")
+    return [BestCalibrationCallback(config.best_metric)]
 
 
 def _nothing(logits: Any, labels: torch.Tensor) -> torch.Tensor:
@@ -218,6 +238,7 @@ def _finish(trainer: Trainer, stage: Stage, folder: RunFolder, facts: dict[str, 
         if place.exists():  # without its mark: left by something else
             shutil.rmtree(place)
         unfinished.rename(place)
-        for checkpoint in folder.training(stage.name).glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+        for pattern in ("checkpoint-*", "best-calibration"):
+            for spent in folder.training(stage.name).glob(pattern):
+                shutil.rmtree(spent)
     state.wait_for_everyone()

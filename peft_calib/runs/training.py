@@ -21,7 +21,7 @@ from .loading import FinishedRun, log_probabilities
 from .methods import ADAPTER, Stage, plan
 from .rows import RunRows, load_run_rows
 from .settings import RunConfig
-from .stage import Material, load_tokenizer, run_stage, training_arguments
+from .stage import Material, best_callbacks, load_tokenizer, run_stage, training_arguments
 from .tasks import Task
 
 __all__ = ["train_run"]
@@ -98,6 +98,7 @@ def _plan(material: Material, folder: RunFolder) -> list[Stage]:
     task, config = material.task, material.config
     answers = task.answer_tokens(material.tokenizer)
     items = count_items(material.train) or len(material.train)
+    best_callbacks(config)
     training_arguments(config, output_dir=str(folder.path), seed=config.seed)
     return plan(config, folder, task.peft_task_type, task.has_head, items, answers)
 

@@ -1,0 +1,53 @@
+"""Small runs on small models with a real tokenizer."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import QUICK, peft_calib, sentences, write_csv
+from transformers import AutoTokenizer
+
+
+@pytest.fixture(scope="session")
+def train_file(tmp_path_factory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("data") / "train.csv", sentences(80))
+
+
+@pytest.fixture(scope="session")
+def test_file(tmp_path_factory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("data") / "held_out.csv", sentences(60, seed=1))
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder_folder(tmp_path_factory, minilm, tiny_decoder) -> Path:
+    """A saved tiny decoder with a real word-piece tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-decoder"
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    tokenizer.save_pretrained(folder)
+    tiny_decoder(vocab_size=len(tokenizer), max_position_embeddings=128).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def train(tmp_path_factory, tiny_model_folder, train_file) -> Callable[..., Path]:
+    """Train a quick run from the command line; its folder."""
+
+    def run(method: str, *further: object, name: str | None = None) -> Path:
+        out = tmp_path_factory.mktemp("runs") / (name or method)
+        base = ["--data", train_file, "--model", tiny_model_folder, "--method", method, "--learning-rate", "1e-2"]
+        assert peft_calib("train", "--output-dir", out, *base, *QUICK, *further) is None
+        return out
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(train) -> dict[str, Path]:
+    """One finished run of every method, on the same rows."""
+    return {
+        "lora": train("lora"),
+        "hyper-lora": train("hyper-lora"),
+        "bayesian-lora": train("bayesian-lora", "--num-samples", 3, "--adapter-option", "kl_weight=0.1"),
+        "curve-lora": train("curve-lora", "--anchors", 2, "--handles", 1),
+        "ensemble": train("ensemble", "--members", 2),
+    }
