@@ -14,6 +14,14 @@ from .registry import check_peft_version
 check_peft_version()
 
 from .bayesianize import bayesianize  # noqa: E402
+from .curves import (  # noqa: E402
+    LossProfile,
+    arc_length,
+    control_polygon_length,
+    curve_weights,
+    lipschitz_bound,
+    loss_profile,
+)
 from .param_groups import param_groups  # noqa: E402
 from .prediction import (  # noqa: E402
     Prediction,
@@ -71,14 +79,20 @@ __all__ = [
     "CurveLoraModel",
     "HyperLoraConfig",
     "HyperLoraModel",
+    "LossProfile",
     "Prediction",
     "RegressionPrediction",
+    "arc_length",
     "bayesianize",
+    "control_polygon_length",
     "curve_at",
+    "curve_weights",
     "calibration_split",
     "draws",
     "export_lora",
+    "lipschitz_bound",
     "load_frozen",
+    "loss_profile",
     "metric_path",
     "param_groups",
     "predict",

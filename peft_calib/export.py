@@ -20,8 +20,6 @@ from .tuners.factors import Draw, Slot
 from .tuners.layer import FactorLinear
 from .tuners.model import FactorModel
 
-#: A slot with its factors A (r, d_in) and B (d_out, r).
-SlotFactors = tuple[Slot, torch.Tensor, torch.Tensor]
 #: Index of a folder of draws: which seed they come from, and where they are.
 DRAWS_INDEX = "draws.json"
 
@@ -48,7 +46,7 @@ def export_lora(
         adapter_name: Which adapter.
         t: The point of a CurveLoRA to write; its point of evaluation when `None`.
         num_samples: Number of draws K (for a curve, of equispaced points). The folder then holds one LoRA a draw
-            in `draw-0 ... draw-(K-1)`, the deterministic one in `mean` if the adapter has one, and an index `draws.json`.
+            in `draw-0 ... draw-(K-1)`, the deterministic one in `mean` if there is one, and an index `draws.json`.
         seed: Key of the draws: `draw-k` is draw k of `predict(model, batch, seed=seed)`.
         antithetic: Whether they are those of `predict(..., antithetic=True)`.
 
@@ -82,18 +80,17 @@ def export_lora(
     lora_config = _lora_config(config, slots, {s.name: layers[s.name].lora_alpha[adapter_name] for s in slots})
     others = _other_tensors(model, tuner, adapter_name)
     if num_samples is None:
-        factors = tuner.get_factors(adapter_name) if t is None else _factors_at(tuner, adapter_name, t)
-        tensors = _named(factors) | others
+        tensors = _drawn_tensors(tuner, adapter_name, _single_draw(tuner, adapter_name, t)) | others
         return _replace(Path(path), CONFIG_NAME, lambda folder: _write(folder, lora_config, tensors))
 
     def write_draws(folder: Path) -> None:
         names = [f"draw-{k}" for k in range(num_samples)]
         for k, name in enumerate(names):
             draw = Draw("sample", seed=seed, first=k, total=num_samples, antithetic=antithetic)
-            _write(folder / name, lora_config, _named(_drawn_factors(tuner, adapter_name, draw)) | others)
+            _write(folder / name, lora_config, _drawn_tensors(tuner, adapter_name, draw) | others)
         mean = _mean_or_none(tuner, adapter_name)
         if mean is not None:
-            _write(folder / "mean", lora_config, _named(mean) | others)
+            _write(folder / "mean", lora_config, mean | others)
         index = {"num_samples": num_samples, "seed": seed, "draws": names, "mean": None if mean is None else "mean"}
         index |= {"antithetic": True} if antithetic else {}
         (folder / DRAWS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
@@ -101,34 +98,36 @@ def export_lora(
     return _replace(Path(path), DRAWS_INDEX, write_draws)
 
 
-def _factors_at(tuner: FactorModel, adapter_name: str, t: float) -> list[SlotFactors]:
+def _single_draw(tuner: FactorModel, adapter_name: str, t: float | None) -> Draw:
+    """The one function to write: the point asked for, the point a context has chosen, or the mean."""
+    holder = tuner.get_holder(tuner.model)
+    if t is None:
+        holder.check_exportable(adapter_name)
+        return holder.draw or Draw("mean")
     if not isinstance(tuner.get_law(adapter_name), CurveLaw):
         raise ValueError(f"t= chooses a point of a CurveLoRA; {adapter_name!r} is a {type(tuner).__name__} adapter.")
-    return _drawn_factors(tuner, adapter_name, Draw("points", points=(t,)))
+    return Draw("points", points=(t,))
 
 
-def _drawn_factors(tuner: FactorModel, adapter_name: str, draw: Draw) -> list[SlotFactors]:
+def _drawn_tensors(tuner: FactorModel, adapter_name: str, draw: Draw) -> dict[str, torch.Tensor]:
     law = tuner.get_law(adapter_name)
     with torch.no_grad():
         factors = law(draw)
-    pairs = factors.per_slot(law.slots)
-    return [(slot, A, B) for slot, (A, B) in zip(law.slots, pairs, strict=True)]
+    tensors = {}
+    for slot, (A, B) in zip(law.slots, factors.per_slot(law.slots), strict=True):
+        tensors[f"base_model.model.{slot.name}.lora_A.weight"] = A
+        tensors[f"base_model.model.{slot.name}.lora_B.weight"] = B
+    for module, head in factors.heads.items():
+        tensors |= {f"base_model.model.{module}.{name}": tensor[0] for name, tensor in head.items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _mean_or_none(tuner: FactorModel, adapter_name: str) -> list[SlotFactors] | None:
+def _mean_or_none(tuner: FactorModel, adapter_name: str) -> dict[str, torch.Tensor] | None:
     try:
-        tuner.get_holder(tuner.model).check_exportable(adapter_name)
+        tuner.get_law(adapter_name).check_exportable()
     except ValueError:
         return None
-    return tuner.get_factors(adapter_name)
-
-
-def _named(factors: list[SlotFactors]) -> dict[str, torch.Tensor]:
-    tensors = {}
-    for slot, A, B in factors:
-        tensors[f"base_model.model.{slot.name}.lora_A.weight"] = A.cpu().contiguous()
-        tensors[f"base_model.model.{slot.name}.lora_B.weight"] = B.cpu().contiguous()
-    return tensors
+    return _drawn_tensors(tuner, adapter_name, Draw("mean"))
 
 
 def _other_tensors(model: nn.Module, tuner: FactorModel, adapter_name: str) -> dict[str, torch.Tensor]:

@@ -53,6 +53,11 @@ class FactorHolder(nn.Module):
         """The law of each adapter."""
         return self._modules[self.laws_name]
 
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Names of the active adapters."""
+        return self._active
+
     # ----------------------------------------------------------------- generating
 
     @property

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from ..factors import SlotTable
 from ..lora_adapter import read_lora_factors
 from .config import CurveLoraConfig
+from .gauge import align
 
 #: Fields of a LoraConfig that make an adapter something else than `s * B A` on frozen weights.
 _VARIANTS = ("use_dora", "lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens", "target_parameters")
@@ -73,7 +74,7 @@ def read_anchors(config: CurveLoraConfig, slots: SlotTable) -> Anchors:
     heads = [_heads(folder) for folder in folders]
     if not config.curve_modules_to_save:
         _check_equal_heads(folders, heads)
-    return Anchors(pairs, heads, hashes)
+    return Anchors(align(pairs) if config.gauge_align == "procrustes" else pairs, heads, hashes)
 
 
 def file_hash(path: Path) -> str:

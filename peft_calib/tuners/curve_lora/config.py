@@ -16,6 +16,7 @@ _CHOICES = {
     "t_sampling": ("uniform", "stratified", "arc_length"),
     "flat_rho_schedule": ("cycles", "constant", "flat_lora"),
     "flat_noise": ("dense", "local"),
+    "gauge_align": ("none", "procrustes"),
 }
 
 
@@ -52,6 +53,8 @@ class CurveLoraConfig(CalibLoraConfig):
         eval_t: The point that `.eval()`, merging and a plain export use: a number in [0, N - 1], or `"middle"`. `None`
             means that there is none: a point must be chosen with `curve_at`.
         eval_points: Number of grid points of a prediction; `2 N_cp - 1` when `None`.
+        gauge_align: `"procrustes"` balances the anchors' factors and rotates them to the first anchor's, which leaves
+            every anchor's function as it is; a control for claims about straight lines between adapters.
         curve_modules_to_save: Modules trained whole (a new head) are part of the curve, one copy a control point, with
             the same weights; otherwise all points share one copy.
         save_anchors: Save the anchors with the adapter; `False` saves their folders and hashes only.
@@ -82,6 +85,7 @@ class CurveLoraConfig(CalibLoraConfig):
     flat_noise: str = field(default="dense", metadata={"help": "'dense' or 'local'."})
     eval_t: float | str | None = field(default="middle", metadata={"help": "The point of evaluation."})
     eval_points: int | None = field(default=None, metadata={"help": "Grid points of a prediction."})
+    gauge_align: str = field(default="none", metadata={"help": "'none' or 'procrustes'."})
     curve_modules_to_save: bool = field(default=False, metadata={"help": "Heads are part of the curve."})
     save_anchors: bool = field(default=True, metadata={"help": "Save the anchors with the adapter."})
     sample_seed: int = field(default=0, metadata={"help": "Key of everything random."})
@@ -114,6 +118,8 @@ class CurveLoraConfig(CalibLoraConfig):
             if adapters is not None:
                 raise ValueError("anchor_adapters are the anchors of curve_mode='anchored'; a free curve has none.")
             return
+        if self.slot_table is not None:
+            return  # a saved curve carries its anchors, and may have been free when it was trained
         if self.bias != "none":
             raise ValueError(
                 f"An anchored curve takes LoRA adapters without biases, so bias={self.bias!r} is refused."

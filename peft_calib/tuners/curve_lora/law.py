@@ -11,6 +11,7 @@ from ..factors import Draw, Factors, Law, ShapeGroup, SlotTable
 from ..seeding import keyed_generator
 from .anchors import Anchors
 from .config import CurveLoraConfig
+from .heads import HeadPoints, Heads
 from .noise import BaseNorms, WeightNoise, scheduled_rho
 from .objective import class_logits, diversity_term
 from .sampling import at_arc_length, opposite, sample_points, training_position
@@ -42,18 +43,28 @@ class CurveLaw(Law):
         config: CurveLoRA configuration.
         slots: The slots to answer for.
         anchors: The adapters of an anchored curve; `None` leaves their buffers to be loaded.
+        heads: Tensors of the modules that are part of the curve.
     """
 
     stochastic = True
 
-    def __init__(self, config: CurveLoraConfig, slots: SlotTable, anchors: Anchors | None = None) -> None:
+    def __init__(
+        self,
+        config: CurveLoraConfig,
+        slots: SlotTable,
+        anchors: Anchors | None = None,
+        heads: Heads | None = None,
+    ) -> None:
         super().__init__(slots)
         self.config, self.shape = config, config.shape
+        self.anchored = config.curve_mode == "anchored"
         self.control_A, self.control_B = nn.ParameterDict(), nn.ParameterDict()
         generator = keyed_generator(config.sample_seed, _INIT)
-        self.moving = self.shape.handles if config.curve_mode == "anchored" else tuple(range(self._num_points))
+        self.moving = self.shape.handles if self.anchored else tuple(range(self._num_points))
         for group, indices in slots.groups.items():
             self._add_group(group, indices, anchors, generator)
+        of_anchors = None if anchors is None else anchors.heads
+        self.heads = HeadPoints(config, heads, of_anchors, self.moving) if heads else None
         self.register_buffer("num_generations", torch.zeros((), dtype=torch.int64))
         self.register_buffer("rho", torch.tensor(float(config.flat_rho)))
         self._count: int | None = 0  # mirror of the buffer: reading that would wait for the device
@@ -77,7 +88,7 @@ class CurveLaw(Law):
         B = torch.zeros(self._num_points, count, group.out_features, group.r)
         if not self.config.init_weights:
             B = (torch.rand(B.shape, generator=generator) * 2 - 1) * bound
-        if self.config.curve_mode == "anchored":
+        if self.anchored:
             fixed = [torch.zeros(len(self.shape.anchors), *stack.shape[1:]) for stack in (A, B)]
             if anchors is not None:
                 for side in (0, 1):
@@ -111,7 +122,7 @@ class CurveLaw(Law):
         parts = []
         if group.key in getattr(self, f"control_{side}"):
             parts.append((getattr(self, f"control_{side}")[group.key], self.moving))
-        if self.config.curve_mode == "anchored":
+        if self.anchored:
             parts.append((getattr(self, f"anchor_{side}_{group.key}"), self.shape.anchors))
         total = None
         for points, places in parts:
@@ -136,7 +147,8 @@ class CurveLaw(Law):
             self.last_t = t.detach()
             self._count_generation()
         groups = {g: tuple(self._along_chain(g, side, coefficients) for side in "AB") for g in self.slots.groups}
-        return Factors(groups, perturbation=noise)
+        heads = {} if self.heads is None else self.heads.at(coefficients)
+        return Factors(groups, perturbation=noise, heads=heads)
 
     def _points(self, draw: Draw) -> torch.Tensor:
         if draw.num_samples < 1:
@@ -158,6 +170,35 @@ class CurveLaw(Law):
         else:
             t = position * self.shape.num_segments
         return t if draw.num_samples == 1 else torch.cat([t, opposite(t, self.shape)])
+
+    @torch.no_grad()
+    def velocity(self, t: torch.Tensor) -> dict[ShapeGroup, tuple[torch.Tensor, torch.Tensor]]:
+        """Derivatives A'(t) (K, n, r, d_in) and B'(t) (K, n, d_out, r) by shape group."""
+        weights = self.shape.derivative_coefficients(t)
+        return {g: tuple(self._along_chain(g, side, weights) for side in "AB") for g in self.slots.groups}
+
+    @torch.no_grad()
+    def converted(self, config: CurveLoraConfig) -> CurveLaw:
+        """The same curve in the mode of another configuration; no control point changes.
+
+        Args:
+            config: One of the same shape.
+        """
+        heads = None if self.heads is None else self.heads.at(torch.eye(self._num_points))
+        first = {m: {n: t[0] for n, t in tensors.items()} for m, tensors in heads.items()} if heads else None
+        law = CurveLaw(config, self.slots, heads=first)
+        for group, stacks in self.control_points().items():
+            for side, stack in zip("AB", stacks, strict=True):
+                if group.key in getattr(law, f"control_{side}"):
+                    getattr(law, f"control_{side}")[group.key].copy_(stack[list(law.moving)])
+                if law.anchored:
+                    getattr(law, f"anchor_{side}_{group.key}").copy_(stack[list(self.shape.anchors)])
+        if heads:
+            law.heads.put(heads)
+        law.num_generations.copy_(self.num_generations)
+        law.rho.copy_(self.rho)
+        law._count = None
+        return law
 
     @torch.no_grad()
     def gram(self) -> torch.Tensor:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch import nn
+
 from ..factors import SlotTable
 from ..model import FactorModel
-from .anchors import read_anchors
+from .anchors import Anchors, read_anchors
 from .config import CurveLoraConfig
+from .heads import CurvedModule, Heads, freeze_tensors, thaw_tensors, trained_modules
 from .law import CurveLaw
 
 
@@ -33,8 +39,80 @@ class CurveLoraModel(FactorModel):
 
     def build_law(self, config: CurveLoraConfig, slots: SlotTable) -> CurveLaw:
         """Make the curve; anchors are read once and saved with the adapter from then on."""
-        if config.curve_mode == "free" or config._slots_to_match is not None:
-            return CurveLaw(config, slots)
-        anchors = read_anchors(config, slots)
-        config.anchor_hashes = anchors.hashes
-        return CurveLaw(config, slots, anchors)
+        anchors = None
+        # a saved curve brings its anchors along
+        if config.curve_mode == "anchored" and config._slots_to_match is None:
+            anchors = read_anchors(config, slots)
+        heads = self._curved_heads(config, anchors)
+        law = CurveLaw(config, slots, anchors, heads)
+        if anchors is not None:
+            config.anchor_hashes = anchors.hashes
+        return law
+
+    def _curved_heads(self, config: CurveLoraConfig, anchors: Anchors | None) -> Heads | None:
+        """Make modules trained whole part of the curve, or give them the tensors that all anchors share."""
+        adapter = next(name for name, other in self.peft_config.items() if other is config)
+        modules = trained_modules(self.model, adapter)
+        if config.curve_modules_to_save:
+            heads = {name: dict(module.named_parameters()) for name, (_, module) in modules.items()}
+            for name, (wrapper, module) in modules.items():
+                wrapper.modules_to_save[adapter] = CurvedModule(module, self.get_holder(self.model), adapter, name)
+            return heads
+        if config.curve_mode == "anchored":
+            plain = {name: module for name, (_, module) in modules.items()}
+            if anchors is not None:
+                _load_shared_heads(plain, anchors.heads[0])
+            for module in plain.values():
+                freeze_tensors(module)
+        return None
+
+    def set_curve_mode(self, curve_mode: str, adapter_name: str = "default") -> None:
+        """Freeze the anchors of a free curve (`"anchored"`), or thaw those of an anchored one (`"free"`), in place.
+
+        The curve stays what it is, bit by bit; what changes is which control points train.
+
+        Args:
+            curve_mode: The new mode.
+            adapter_name: Which adapter.
+
+        Raises:
+            ValueError: For an unknown mode.
+        """
+        config, holder = self.peft_config[adapter_name], self.get_holder(self.model)
+        if curve_mode not in ("free", "anchored"):
+            raise ValueError(f"curve_mode must be 'free' or 'anchored', got {curve_mode!r}.")
+        if config.curve_mode == curve_mode:
+            return
+        config.curve_mode, config.anchor_adapters, config.anchor_hashes = curve_mode, None, None
+        for _, module in trained_modules(self.model, adapter_name).values():
+            if curve_mode == "anchored":
+                freeze_tensors(module)
+            else:
+                thaw_tensors(module)
+        old = holder.laws[adapter_name]
+        trainable = any(parameter.requires_grad for parameter in old.parameters())
+        device = old.num_generations.device
+        law = old.converted(config)
+        holder.discard(adapter_name)
+        holder.add(adapter_name, law, device, trainable or adapter_name in self.active_adapters)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        for adapter in self.peft_config:
+            for wrapper, module in trained_modules(self.model, adapter).values():
+                if isinstance(module, CurvedModule):
+                    wrapper.modules_to_save[adapter] = module.materialize()
+        return super()._unload_and_optionally_merge(*args, **kwargs)
+
+
+@torch.no_grad()
+def _load_shared_heads(modules: dict[str, nn.Module], head: Heads) -> None:
+    """Give modules trained whole the tensors that all anchors carry."""
+    flat = {f"{module}.{name}": tensor for module, tensors in head.items() for name, tensor in tensors.items()}
+    own = {f"{name}.{key}": tensor for name, module in modules.items() for key, tensor in module.named_parameters()}
+    if flat.keys() != own.keys() or any(flat[key].shape != own[key].shape for key in own):
+        raise ValueError(
+            f"The anchors carry the trained modules {sorted(flat)}, the curve has {sorted(own)} (modules_to_save, or "
+            "the head of the task type). They must be the same, for the same number of classes."
+        )
+    for key, tensor in own.items():
+        tensor.copy_(flat[key])
