@@ -200,6 +200,21 @@ def test_less_evidence_leaves_wider_posteriors():
     assert medians[0] > 1.2 * medians[1]
 
 
+def test_less_data_leave_wider_posteriors_under_the_stock_trainer(tmp_path):
+    """As many steps with the Trainer's own AdamW on 32 rows and on 800: both posteriors move, the first stays wide."""
+    medians, lowest = [], []
+    for rows in (32, 800):
+        config = BayesianLoraConfig(r=4, lora_alpha=64, target_modules=["query", "value", "dense"], task_type="SEQ_CLS")
+        model = get_peft_model(BERT.build(), config)
+        model.base_model.get_law().set_num_train_examples(rows)
+        train(model, separable(rows), tmp_path, max_steps=150)
+        medians.append(spreads(model).median())
+        lowest.append(spreads(model).quantile(0.1))
+    assert min(medians) > 1.2
+    assert medians[0] > 1.1 * medians[1]
+    assert lowest[0] > 1.3 * lowest[1]  # where the data speak, they speak louder
+
+
 # ----------------------------------------------------------------- bayesianize
 
 
