@@ -187,9 +187,9 @@ def export(
 
 def _main_console() -> Console:
     """Speaks on the main process only."""
-    from accelerate import PartialState
+    from .runs.processes import processes
 
-    return Console(quiet=not PartialState().is_main_process)
+    return Console(quiet=not processes().is_main_process)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 
 from peft_calib.calibration import Comparison, compare_many
 
@@ -16,6 +15,7 @@ from .evaluation import AFTER, BEFORE, Evaluation, evaluate_run
 from .folder import RunFolder, write_json
 from .loading import load_task
 from .methods import prediction_variants
+from .processes import processes
 from .settings import check_metrics
 
 __all__ = ["RunComparison", "compare_runs", "write_comparison"]
@@ -104,7 +104,7 @@ def compare_runs(
 
 def write_comparison(comparison: RunComparison, path: str | Path) -> None:
     """Write a comparison as JSON, on the main process."""
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         write_json(Path(path), comparison.to_dict())
 
 

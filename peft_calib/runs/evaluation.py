@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 from safetensors.numpy import load_file, save_file
 
 from peft_calib.calibration import calibration_report
@@ -25,6 +24,7 @@ from .console import quiet
 from .folder import RunFolder, read_json, write_json
 from .loading import FinishedRun, load_task, log_probabilities, read_record
 from .methods import prediction_variants
+from .processes import processes
 from .rows import TestRows, load_test_rows
 from .settings import RunConfig, check_metrics
 from .tables import evaluation_markdown
@@ -130,9 +130,9 @@ def evaluate_run(
             made = _class_report(run, rows, variants, seed, progress)
     content = {"run": folder.path.name, "method": task.config.method, **_described(rows, seed), **made.content}
     content["metrics"] = shown
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         _write(place, Made(_without_nan(content), made.arrays, made.html))
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
     return Evaluation(place, _without_nan(content))
 
 

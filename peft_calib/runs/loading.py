@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -22,6 +21,7 @@ from .console import own_random_state
 from .folder import RunFolder, read_json
 from .labels import LabelMap
 from .methods import ADAPTER, member_names, prediction_variants
+from .processes import processes
 from .settings import RunConfig
 from .stage import load_base, load_tokenizer
 from .tasks import TASK_CLASSES, Task
@@ -68,7 +68,7 @@ class FinishedRun:
             model = PeftModel.from_pretrained(base, folder.adapter(names[0]), adapter_name=names[0])
             for name in names[1:]:
                 model.load_adapter(folder.adapter(name), adapter_name=name)
-        return cls(folder, task, tokenizer, model.eval().to(PartialState().device), names)
+        return cls(folder, task, tokenizer, model.eval().to(processes().device), names)
 
     @property
     def variants(self) -> dict[str, int]:

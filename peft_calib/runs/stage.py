@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -39,6 +38,7 @@ from peft_calib.tuners.objective import prepare_for_trainer
 from .console import StepProgress, own_random_state
 from .folder import STAGE, RunFolder, write_json
 from .methods import Stage
+from .processes import on_cpu, processes
 from .settings import RunConfig
 from .tasks import Task
 
@@ -161,6 +161,7 @@ def training_arguments(config: RunConfig, **own: Any) -> TrainingArguments:
         "logging_steps": 10,
         "save_total_limit": 2,
         "report_to": [],
+        "use_cpu": on_cpu(),
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     fixed: dict[str, Any] = {"save_strategy": "steps", "disable_tqdm": True, **own}
@@ -223,7 +224,7 @@ def _nothing(logits: Any, labels: torch.Tensor) -> torch.Tensor:
 
 def _finish(trainer: Trainer, stage: Stage, folder: RunFolder, facts: dict[str, Any]) -> None:
     """Save the adapter beside its place and move it there complete; then checkpoints are no longer needed."""
-    state = PartialState()
+    state = processes()
     unfinished = folder.training(stage.name) / "adapter"
     if state.is_main_process and unfinished.exists():
         shutil.rmtree(unfinished)

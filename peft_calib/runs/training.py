@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from rich.console import Console
 
 from peft_calib.calibration import TemperatureScaling
@@ -19,6 +18,7 @@ from .console import progress_bars, quiet
 from .folder import RunFolder, write_json
 from .loading import FinishedRun, log_probabilities
 from .methods import ADAPTER, Stage, plan
+from .processes import processes
 from .rows import RunRows, load_run_rows
 from .settings import RunConfig
 from .stage import Material, best_callbacks, load_tokenizer, run_stage, training_arguments
@@ -53,7 +53,7 @@ def train_run(
         FileExistsError: if the folder holds a finished run, or something that is no run.
         ValueError: for bad settings or data, or a folder that was begun with another configuration.
     """
-    state = PartialState()
+    state = processes()
     console = console or Console(quiet=not state.is_main_process)
     folder = RunFolder(Path(output_dir).absolute())
     folder.check_unfinished(overwrite)

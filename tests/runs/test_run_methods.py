@@ -88,13 +88,11 @@ def test_the_curve_passes_through_its_anchors(trained, test_file):
     run = FinishedRun.load(trained["curve-lora"])
     rows = run.task.encode_prediction(run.task.canonical(read(test_file), "test", "train"), run.tokenizer)
     for position in (0, 1):
-        base = FinishedRun.load(trained["curve-lora"]).model.get_base_model()
         with package.curve_at(run.model, float(position)):
             on_curve = predict_dataset(run.model, rows, "mean", processing_class=run.tokenizer, progress=False)
         anchor = PeftModel.from_pretrained(fresh_base(run), trained["curve-lora"] / f"anchor-{position}").eval()
         alone = predict_dataset(anchor, rows, "mean", processing_class=run.tokenizer, progress=False)
         torch.testing.assert_close(on_curve.probabilities, alone.probabilities, atol=1e-5, rtol=1e-4)
-        del base
 
 
 @pytest.mark.parametrize(("method", "draws"), [("bayesian-lora", 3), ("curve-lora", 5), ("ensemble", 2)])
