@@ -41,6 +41,27 @@ def core_shape(config: BayesianLoraConfig, r: int) -> tuple[int, int]:
     return config.inducing_rows or r, config.inducing_cols or r
 
 
+def core_step(config: BayesianLoraConfig, side: str, start: FactorStart) -> torch.Tensor:
+    """How far a step of size one in a stored entry of a core's mean moves the core, so that LoRA's step sizes work.
+
+    A's core moves as the entries of LoRA's A do. B starts at zero and can only grow through its core, which reaches a
+    small part of its directions; it moves as far in norm as LoRA's B, `sqrt(m n)` a step.
+
+    Args:
+        config: The method's configuration.
+        side: "A" or "B".
+        start: Initial values of the factors.
+
+    Returns:
+        Steps in units of the prior, (count,).
+    """
+    if config.core_units == "whitened":
+        return torch.ones_like(start.sigma)
+    _, R, C = start.mean.shape
+    numel = start.rows.shape[-1] * start.columns.shape[-1]
+    return (1.0 if side == "A" else math.sqrt(numel / (R * C))) / start.sigma
+
+
 def start_factors(
     config: BayesianLoraConfig,
     group: ShapeGroup,

@@ -12,7 +12,7 @@ from ..generation import parameter_stamp
 from ..seeding import keyed_generator
 from . import assembly
 from .config import BayesianLoraConfig
-from .initial import FactorStart, core_shape, start_factors, start_plain
+from .initial import FactorStart, core_shape, core_step, start_factors, start_plain
 from .layout import BasisPlace, Layout, Place
 from .noise import NormalSource, sources_of_draws
 from .posterior import Whitened, conditional_noise, kl_conditional
@@ -76,8 +76,9 @@ class BayesianLaw(Law):
             names = [f"factor {side} of {self.slots[i].name}" for g, side, _ in places for i in layout.members[g]]
             self.bases[key] = BasisStack(torch.cat(Z), config, names)
         for key, places in layout.cores.items():
-            parts = zip(*(_core_start(starts[place]) for place in places), strict=True)
-            self.cores[key] = CoreStack(*map(torch.cat, parts), config, generator)
+            mean = torch.cat([starts[place].mean for place in places])
+            step = torch.cat([core_step(config, side, starts[group, side]) for group, side in places])
+            self.cores[key] = CoreStack(mean, step, config, generator)
         self.register_buffer("sigma", torch.cat([starts[place].sigma for place in layout.places]))
         if config.conditional_noise != "none" and config.learn_lambda:
             gain = config.variance_lr_multiplier
@@ -315,11 +316,6 @@ class BayesianLaw(Law):
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_whitened": None}
-
-
-def _core_start(start: FactorStart) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    numel = float(start.rows.shape[-1] * start.columns.shape[-1])
-    return start.mean, start.sigma, torch.full_like(start.sigma, numel)
 
 
 def _forget_count(law: BayesianLaw, _) -> None:

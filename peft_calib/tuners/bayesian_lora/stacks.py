@@ -25,9 +25,6 @@ from .posterior import (
 
 #: Pairs of antithetic draws behind the mean of a core with a flow.
 MEAN_PAIRS = 512
-#: How much farther an optimiser step moves a factor through its core than LoRA's steps do: a core reaches a part of
-#: the directions only. At 1 training is slower than LoRA's at LoRA's learning rate, at 10 it diverges.
-CORE_STEP = 2.0
 
 
 class BoundedScale(nn.Module):
@@ -102,8 +99,7 @@ class CoreStack(nn.Module):
 
     Args:
         mean: Initial mean in the units of the prior, (count, R, C).
-        sigma: Prior standard deviation of the factor behind each core, (count,).
-        numel: Number of entries of that factor, (count,).
+        step: How far a step of size one in a stored entry moves the core's entry, (count,).
         config: The method's configuration.
         generator: Source of the flow's initial weights.
     """
@@ -111,18 +107,15 @@ class CoreStack(nn.Module):
     def __init__(
         self,
         mean: torch.Tensor,
-        sigma: torch.Tensor,
-        numel: torch.Tensor,
+        step: torch.Tensor,
         config: BayesianLoraConfig,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         count, R, C = mean.shape
-        # a step of size lr in every stored entry moves the factor by a multiple of lr * sqrt(numel) in norm
-        unit = CORE_STEP * (numel / (R * C)).sqrt() / sigma if config.core_units == "lora" else torch.ones(count)
         self.unit: torch.Tensor
         self.prior_mean: torch.Tensor | None
-        self.register_buffer("unit", unit.view(-1, 1, 1))
+        self.register_buffer("unit", step.view(-1, 1, 1))
         self.mean = nn.Parameter(mean / self.unit)
         # a copy in stored units: equal to the mean to the last bit, whatever the precision
         start = self.mean.detach().clone() if config.prior_mean == "initial" else torch.zeros_like(mean)

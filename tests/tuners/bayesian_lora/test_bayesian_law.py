@@ -12,7 +12,7 @@ from peft_calib import BayesianLoraConfig
 from peft_calib.tuners import Draw, Slot, SlotTable
 from peft_calib.tuners.bayesian_lora import BayesianLaw
 from peft_calib.tuners.bayesian_lora.assembly import assemble
-from peft_calib.tuners.bayesian_lora.stacks import CORE_STEP, BoundedScale, CoreStack
+from peft_calib.tuners.bayesian_lora.stacks import BoundedScale
 
 VARIANTS = {
     "default": {},
@@ -324,16 +324,22 @@ def test_scales_move_in_bfloat16():
     assert (after > before).all()
 
 
-def test_an_optimiser_step_moves_a_factor_a_multiple_of_what_it_moves_in_lora():
-    """With core_units='lora' a step of size lr in all entries of B's core changes B by 2 lr * sqrt(numel) in norm."""
+@pytest.mark.parametrize("side", ["A", "B"])
+def test_an_optimiser_step_moves_a_factor_as_it_moves_in_lora(side):
+    """A step of size lr in all entries of a core moves B by lr sqrt(m n) in norm, and A by lr sqrt(R C)."""
     law, lr = make(moved=False), 1e-3
-    stack: CoreStack = next(iter(law.cores.values()))
     before = law(Draw("mean")).per_slot(law.slots)
-    signs = torch.randn(stack.mean.shape, generator=torch.Generator().manual_seed(0)).sign()
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        stack.mean += lr * signs
-    for (_, B), (_, start) in zip(law(Draw("mean")).per_slot(law.slots), before, strict=True):
-        assert (B - start).norm().item() == pytest.approx(CORE_STEP * lr * B.numel() ** 0.5, rel=0.05)
+        for key, places in law.layout.cores.items():
+            chosen = torch.cat([torch.full((len(law.layout.members[g]), 1, 1), float(s == side)) for g, s in places])
+            mean = law.cores[key].mean
+            mean += lr * chosen * torch.randn(mean.shape, generator=generator).sign()
+    for pair, start in zip(law(Draw("mean")).per_slot(law.slots), before, strict=True):
+        moved, other = [(a - b).norm().item() for a, b in zip(pair, start, strict=True)][:: 1 if side == "A" else -1]
+        assert other == 0
+        expected = 2 if side == "A" else pair[1].numel() ** 0.5  # r = 2 makes R C = 4
+        assert moved == pytest.approx(lr * expected, rel=0.05)
 
 
 # ----------------------------------------------------------------- caching and cost

@@ -204,7 +204,9 @@ def test_less_data_leave_wider_posteriors_under_the_stock_trainer(tmp_path):
     """As many steps with the Trainer's own AdamW on 32 rows and on 800: both posteriors move, the first stays wide."""
     medians, lowest = [], []
     for rows in (32, 800):
-        config = BayesianLoraConfig(r=4, lora_alpha=64, target_modules=["query", "value", "dense"], task_type="SEQ_CLS")
+        config = BayesianLoraConfig(
+            r=4, lora_alpha=64, target_modules=["query", "value", "dense"], task_type="SEQ_CLS"
+        )
         model = get_peft_model(BERT.build(), config)
         model.base_model.get_law().set_num_train_examples(rows)
         train(model, separable(rows), tmp_path, max_steps=150)
