@@ -35,6 +35,8 @@ class FactorHolder(nn.Module):
         self.laws_name = f"{prefix}law"
         self.add_module(self.laws_name, nn.ModuleDict())
         self.draw: Draw | None = None
+        #: Adapters in the base weights: their layers read nothing.
+        self.merged: set[str] = set()
         self.last_task_loss: torch.Tensor | None = None
         self.last_regularizer: torch.Tensor | None = None
         self._active: tuple[str, ...] = ()
@@ -82,7 +84,7 @@ class FactorHolder(nn.Module):
         self._fresh.clear()
         if self._enabled:
             for adapter in self._active:
-                if adapter in self.laws:
+                if adapter in self.laws and adapter not in self.merged:
                     self._refresh(adapter)
 
     def end_forward(self, model: nn.Module, outputs: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:

@@ -210,6 +210,7 @@ class FactorLinear(nn.Module, BaseTunerLayer):
             self.set_base_weight(weight)
             self._merged_factors[adapter] = (A, B)
             self.merged_adapters.append(adapter)
+            self.holder.merged.add(adapter)
 
     def unmerge(self) -> None:
         """Take the merged updates out again, the very ones that were added."""
@@ -218,6 +219,7 @@ class FactorLinear(nn.Module, BaseTunerLayer):
             return
         while self.merged_adapters:
             adapter = self.merged_adapters.pop()
+            self.holder.merged.discard(adapter)
             weight = self.get_base_weight()
             delta = self._delta(*self._merged_factors.pop(adapter), adapter)
             weight -= delta.to(device=weight.device, dtype=weight.dtype)

@@ -203,6 +203,10 @@ class FactorModel(BaseTuner):
         if dtype is not None and dtype.is_floating_point:
             holder.laws[adapter_name].to(dtype)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's default also hands weight and bias over, which a head of several layers does not have
+        setattr(parent, child_name, new_module)
+
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         model = super()._unload_and_optionally_merge(*args, **kwargs)
         model._modules.pop(self.holder_name, None)

@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 import torch
-from families import logits, perturb
+from families import FAMILIES, logits, perturb
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -386,3 +386,10 @@ def test_autocast(bert, adapt):
     assert all(p.grad.dtype == torch.float32 for p in holder_of(model).parameters())
     torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.05)
     assert torch.equal(logits(model, batch), expected)  # the bfloat16 factors are not reused outside autocast
+
+
+def test_merges_beside_a_head_of_several_layers():
+    roberta = FAMILIES["roberta"]  # whose head has no weight of its own
+    model = perturb(get_peft_model(roberta.build(), HyperLoraConfig(task_type="SEQ_CLS", target_modules=["query"])))
+    expected = logits(model, roberta.batch())
+    torch.testing.assert_close(logits(model.merge_and_unload(), roberta.batch()), expected, rtol=0, atol=1e-5)

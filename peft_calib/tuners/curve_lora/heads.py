@@ -146,8 +146,8 @@ def _tensor_of(anchor: Heads, module: str, name: str, start: torch.Tensor) -> to
     if tensor is None or tensor.shape != start.shape:
         given = None if tensor is None else tuple(tensor.shape)
         raise ValueError(
-            f"An anchor's {module}.{name} has shape {given}, the model's {tuple(start.shape)}: every anchor must carry "
-            "the same modules_to_save as the curve, for the same number of classes."
+            f"An anchor's {module}.{name} has shape {given}, the model's {tuple(start.shape)}: every anchor must "
+            "carry the same modules_to_save as the curve, for the same number of classes."
         )
     return tensor.float()
 

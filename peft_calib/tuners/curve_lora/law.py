@@ -110,6 +110,7 @@ class CurveLaw(Law):
 
     # ----------------------------------------------------------------- control points and factors
 
+    @torch.no_grad()
     def control_points(self) -> dict[ShapeGroup, tuple[torch.Tensor, torch.Tensor]]:
         """All control points along the chain, A (N_cp, n, r, d_in) and B (N_cp, n, d_out, r) by shape group."""
         return {
