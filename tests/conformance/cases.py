@@ -36,6 +36,10 @@ DESELECTED_FOR: dict[str, dict[str, str]] = {
             "its layer has one output feature; a basis there has a length but no direction, and whitening divides by "
             "the length, so next to no gradient is right"
         ),
+        "test_merge_layers_nan": (
+            "expects the words of PEFT's own check of merged weights; a basis that is not finite is refused before, by "
+            "an error that names the slot"
+        ),
     },
 }
 
