@@ -10,7 +10,7 @@ import torch
 
 from peft_calib.calibration import scores
 from peft_calib.calibration.bins import CHUNK, equal_mass_bins, top_label
-from peft_calib.calibration.inputs import SUM_TOLERANCE, Rows, as_numpy, as_rows, check_num_bins
+from peft_calib.calibration.inputs import Rows, as_numpy, as_rows, check_num_bins
 from peft_calib.calibration.panel import (
     KEYS,
     TACE_THRESHOLD,
@@ -108,28 +108,28 @@ class CalibrationAccumulator:
         if _nothing_left(labels, mask, self.ignore_index):
             return
         plain = self._plain(predictions, labels, mask)
-        if plain is None:
-            rows = as_rows(predictions, labels, input=self.input, mask=mask, ignore_index=self.ignore_index)
-            plain = rows.probabilities, rows.labels
         batch = TopLabelSums(self.num_bins)
-        batch.add(*plain)
-        if not (batch.lowest >= 0.0 and batch.sum_error <= SUM_TOLERANCE):
-            # Half precision may still be right; anything else gets its message here.
+        if plain is None or not batch.add(*plain, checked=False):
+            # Rows to drop, half precision, logits: prepared and checked again; bad input gets its message here.
             rows = as_rows(predictions, labels, input=self.input, mask=mask, ignore_index=self.ignore_index)
             plain = rows.probabilities, rows.labels
+            batch = TopLabelSums(self.num_bins)
+            batch.add(*plain, checked=True)
         self._take(*plain, batch)
 
     def _plain(self, predictions: Any, labels: Any, mask: Any) -> tuple[np.ndarray, np.ndarray] | None:
         """Arrays that need no preparation, their values unchecked; None for all others."""
-        if self.input != "probabilities" or mask is not None:
+        if self.input != "probabilities" or mask is not None or self._drops_a_class:
             return None
         p, y = as_numpy(predictions), as_numpy(labels, "labels")
         simple = (
             p.ndim == 2 and p.dtype in (np.float32, np.float64) and y.shape == p.shape[:1] and y.dtype.kind in "iu"
         )
-        if not simple or p.shape[1] < 2 or len(y) == 0 or y.min() < 0 or y.max() >= p.shape[1]:
-            return None
-        return p, y.astype(np.int64, copy=False)
+        return (p, y.astype(np.int64, copy=False)) if simple and p.shape[1] > 1 and len(y) else None
+
+    @property
+    def _drops_a_class(self) -> bool:
+        return self.ignore_index is not None and self.ignore_index >= 0
 
     def _take(self, probabilities: np.ndarray, labels: np.ndarray, batch: TopLabelSums) -> None:
         if self.num_classes is None:
@@ -340,7 +340,7 @@ def _concatenated(kept: list[Rows]) -> Rows:
 def _nothing_left(labels: Any, mask: Any, ignore_index: int | None) -> bool:
     """Whether a batch with rows has none left once masked: normal at the end of an evaluation, not an error."""
     target = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
-    if target.size == 0:
+    if target.size == 0 or (mask is None and (ignore_index is None or target.reshape(-1)[0] != ignore_index)):
         return False
     keep = np.ones(target.shape, bool) if ignore_index is None else target != ignore_index
     if mask is not None:

@@ -1,30 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything about the top label in one fused pass: checks, losses and uniform bins, without a copy of the data."""
+"""Everything about the top label in one fused pass: checks, losses and uniform bins, without a copy of the data.
+
+Rows are taken in chunks that stay in a core's own cache, and each number is computed by as few vectorised calls as it
+needs: their count, and the memory they touch, is what the pass costs.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from peft_calib.calibration.bins import BinStatistics, uniform_edges
+from peft_calib.calibration.bins import BinStatistics, uniform_edges, uniform_index
+from peft_calib.calibration.inputs import SUM_TOLERANCE
 from peft_calib.calibration.scores import SMALLEST_PROBABILITY
 
-CHUNK = 1 << 14
-# A product this near to a whole number may belong to either bin, and is looked up among the edges.
-NEAR = 1e-9
+# Rows of a chunk, and its entries when there are many classes.
+CHUNK, CHUNK_ENTRIES = 12_288, 49_152
+# Rows between two exact read-outs of the packed counts.
+FOLD = 1 << 25
+# What a row adds to a packed count: `ROW` for itself, 1 more if it is right.
+ROW = float(1 << 26)
+# Bins are found by multiplication with a little less than their number, so that a value on an edge, or an ulp from
+# it, always lands below the whole number. Products so near below one are looked up among the edges.
+SHRINK, NEAR = 1e-10, 1e-9
+MOST_BINS_BY_PRODUCT = 1 << 14
+# Probabilities multiplied before the logarithm is taken: 2.2e-16 to this power is still a normal number.
+LOG_GROUP = 16
+# Squares of float32 numbers summed in float32 before float64 takes over.
+SEGMENT = 128
 
 
 class TopLabelSums:
-    """Additive sums over rows: top-label uniform bins, NLL and Brier score, and the extremes that checks need.
+    """Additive sums over rows: top-label uniform bins, NLL and Brier score.
 
     Args:
         num_bins: uniform bins.
 
     Attributes:
-        bins: `(B,)` statistics so far.
+        counts: `(2 B,)` int64, wrong and right rows of each bin in turn.
+        confidence: `(B,)` float64 sums of the confidence.
         nll, brier: float64 sums.
         num_rows, num_impossible: rows seen, and those whose true class had a probability of (nearly) 0.
-        lowest, sum_error: smallest probability, and largest distance of a row's sum from 1; not finite if any number
-            is not, and then nothing else means anything.
     """
 
     def __init__(self, num_bins: int) -> None:
@@ -33,7 +49,6 @@ class TopLabelSums:
         self.confidence = np.zeros(num_bins)
         self.nll = self.brier = 0.0
         self.num_rows = self.num_impossible = 0
-        self.lowest, self.sum_error = 1.0, 0.0
 
     @property
     def bins(self) -> BinStatistics:
@@ -46,77 +61,151 @@ class TopLabelSums:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         return self
 
-    def add(self, probabilities: np.ndarray, labels: np.ndarray) -> None:
-        """Adds rows.
+    def add(self, probabilities: np.ndarray, labels: np.ndarray, *, checked: bool) -> bool:
+        """Adds rows, and checks them on the way unless that is done.
 
         Args:
-            probabilities: `(N, C)` of any float dtype, not checked beforehand: look at `lowest` and `sum_error`.
-            labels: `(N,)` int64, checked to lie in `[0, C)`.
-        """
-        size = min(CHUNK, len(labels))
-        buffers = _Buffers(probabilities.shape[1], size)
-        for start in range(0, len(labels), size):
-            part = probabilities[start : start + size]
-            if len(part) < size:
-                buffers = _Buffers(probabilities.shape[1], len(part))
-            np.copyto(buffers.columns, part.T)
-            self._add_chunk(buffers, labels[start : start + size])
-        self.num_rows += len(labels)
+            probabilities: `(N, C)` float32 or float64.
+            labels: `(N,)` int64.
+            checked: whether the rows come from `as_rows`.
 
-    def _add_chunk(self, buffers: _Buffers, labels: np.ndarray) -> None:
-        columns, best, work, index = buffers.columns, buffers.best, buffers.work, buffers.index
-        np.maximum(columns[0], columns[1], out=best)
-        np.add(columns[0], columns[1], out=work)
-        for column in columns[2:]:
-            np.maximum(best, column, out=best)
-            np.add(work, column, out=work)
-        self.sum_error = float(np.maximum(self.sum_error, np.maximum(work.max() - 1.0, 1.0 - work.min())))
-        self.lowest = float(np.minimum(self.lowest, columns.min()))
-        if not np.isfinite(self.sum_error):
-            return
-        flat = columns.reshape(-1)
-        np.multiply(labels, len(labels), out=index)
-        np.add(index, buffers.row, out=index)
-        np.take(flat, index, out=work, mode="clip")
-        np.equal(work, best, out=buffers.correct)
+        Returns:
+            False if a row is not a distribution within the usual tolerance, holds a number above 1, or has a label
+            outside `[0, C)`. Then only part of the rows has been added, and the object is of no further use.
+        """
+        size = max(LOG_GROUP, min(CHUNK, CHUNK_ENTRIES // probabilities.shape[1]))
+        for first in range(0, len(labels), FOLD):
+            last = min(first + FOLD, len(labels))
+            packed = _packed(self.num_bins)
+            buffers = None
+            for start in range(first, last, size):
+                part = np.ascontiguousarray(probabilities[start : min(start + size, last)])
+                if buffers is None or len(buffers.index) != len(part):
+                    buffers = _Buffers(part.shape[1], len(part), part.dtype, self.num_bins)
+                if not self._add_chunk(buffers, part, labels[start : start + len(part)], packed, checked):
+                    return False
+            if not self._unpack(packed.numpy()) and not checked:
+                return False
+        self.num_rows += len(labels)
+        return True
+
+    def _add_chunk(
+        self, buffers: _Buffers, part: np.ndarray, labels: np.ndarray, packed: torch.Tensor, checked: bool
+    ) -> bool:
+        columns, best, of_label = buffers.columns, buffers.best, buffers.of_label
+        # The sum of squares comes first: read in order, memory arrives fastest.
+        squares = _sum_of_squares(part.reshape(-1))
+        np.copyto(columns, part.T)
+        if not (checked or _are_distributions(part, columns, labels, of_label)):
+            return False
+        np.maximum.reduce(columns, axis=0, out=best)
+        np.add(buffers.first, labels, out=buffers.index)
+        np.take(part.reshape(-1), buffers.index, out=of_label, mode="clip")
+        np.equal(of_label, best, out=buffers.correct)
         np.equal(columns, best, out=buffers.equal)
         if np.count_nonzero(buffers.equal) != len(labels):
             # Ties for the top: the first class among them is the prediction.
             np.equal(buffers.equal.argmax(axis=0), labels, out=buffers.correct)
-        self.brier += float(flat @ flat) - 2.0 * float(work.sum()) + len(labels)
-        if work.min() < SMALLEST_PROBABILITY:
-            self.num_impossible += int((work < SMALLEST_PROBABILITY).sum())
-            np.maximum(work, SMALLEST_PROBABILITY, out=work)
-        np.log(work, out=work)
-        self.nll -= float(work.sum())
-        self._add_bins(buffers)
+        buffers.widen()
+        self.brier += squares - 2.0 * float(buffers.wide_of_label.sum()) + len(labels)
+        self._add_log_loss(buffers)
+        self._add_bins(buffers, packed)
+        return True
 
-    def _add_bins(self, buffers: _Buffers) -> None:
-        best, work, index, product = buffers.best, buffers.work, buffers.index, buffers.product
-        np.multiply(best, self.num_bins, out=product)
-        np.ceil(product, out=work)
-        np.copyto(index, work, casting="unsafe")
-        np.subtract(index, 1, out=index)
-        np.rint(product, out=work)
-        np.subtract(product, work, out=work)
-        np.abs(work, out=work)
-        if work.min() < NEAR:
-            near = np.flatnonzero(work < NEAR)
-            index[near] = np.searchsorted(uniform_edges(self.num_bins), best[near]) - 1
-        np.clip(index, 0, self.num_bins - 1, out=index)
-        self.confidence += np.bincount(index, best, self.num_bins)
-        np.multiply(index, 2, out=index)
-        np.add(index, buffers.correct, out=index)
-        self.counts += np.bincount(index, minlength=2 * self.num_bins)
+    def _add_log_loss(self, buffers: _Buffers) -> None:
+        """Logarithms of products of probabilities: as exact as those of each, and a sixteenth of the work."""
+        if buffers.wide_of_label.min() < SMALLEST_PROBABILITY:
+            self.num_impossible += int((buffers.wide_of_label < SMALLEST_PROBABILITY).sum())
+            np.maximum(buffers.groups, SMALLEST_PROBABILITY, out=buffers.groups)
+        product = np.multiply.reduce(buffers.groups, axis=0)
+        np.log(product, out=product)
+        self.nll -= float(product.sum())
+
+    def _add_bins(self, buffers: _Buffers, packed: torch.Tensor) -> None:
+        best, index, code, product = buffers.wide_best, buffers.index, buffers.code, buffers.wide_of_label
+        np.copyto(code, buffers.correct)
+        np.add(code, ROW, out=code)
+        torch.complex(buffers.best_tensor, buffers.code_tensor, out=buffers.pairs)
+        if self.num_bins > MOST_BINS_BY_PRODUCT:
+            np.copyto(index, uniform_index(best, self.num_bins))
+        else:
+            np.multiply(best, self.num_bins - SHRINK, out=product)
+            np.copyto(index, product, casting="unsafe")
+            if buffers.edges_need_a_look:
+                np.ceil(product, out=code)
+                np.subtract(code, product, out=product)
+                if product.min() < NEAR:
+                    near = np.flatnonzero(product < NEAR)
+                    index[near] = uniform_index(best[near], self.num_bins)
+        packed.scatter_add_(0, buffers.index_tensor, buffers.pairs)
+
+    def _unpack(self, packed: np.ndarray) -> bool:
+        """Adds the packed sums to the plain ones; False if a confidence exceeded 1."""
+        last = self.num_bins - 1
+        packed[last] += packed[last + 1 :].sum()
+        inside = packed[: last + 1]
+        rows = np.floor(inside.imag / ROW)
+        right = inside.imag - ROW * rows
+        self.counts += np.stack([rows - right, right], axis=1).astype(np.int64).reshape(-1)
+        self.confidence += inside.real
+        return not packed[last + 1 :].any()
 
 
 class _Buffers:
-    """Arrays of one chunk, kept from chunk to chunk."""
+    """Arrays of one chunk, kept from chunk to chunk; those named wide are float64."""
 
-    def __init__(self, num_classes: int, size: int) -> None:
-        self.columns = np.empty((num_classes, size))
+    def __init__(self, num_classes: int, size: int, dtype: np.dtype, num_bins: int) -> None:
+        self.columns = np.empty((num_classes, size), dtype)
         self.equal = np.empty((num_classes, size), bool)
-        self.best, self.work, self.product = np.empty((3, size))
+        self.first = np.arange(size) * num_classes
         self.index = np.empty(size, np.int64)
-        self.row = np.arange(size)
         self.correct = np.empty(size, bool)
+        self.code = np.empty(size)
+        self.wide_best = np.empty(size)
+        padded = np.ones(-(-size // LOG_GROUP) * LOG_GROUP)
+        self.groups, self.wide_of_label = padded.reshape(LOG_GROUP, -1), padded[:size]
+        self.best, self.of_label = self.wide_best, self.wide_of_label
+        self.edges_need_a_look = True
+        if dtype != np.float64:
+            self.best, self.of_label = np.empty((2, size), dtype)
+            self.edges_need_a_look = _float32_may_miss_an_edge(num_bins)
+        self.index_tensor, self.best_tensor, self.code_tensor, self.pairs = map(
+            torch.from_numpy, (self.index, self.wide_best, self.code, np.empty(size, np.complex128))
+        )
+
+    def widen(self) -> None:
+        """Confidence and probability of the label in float64."""
+        if self.best is not self.wide_best:
+            np.copyto(self.wide_best, self.best)
+            np.copyto(self.wide_of_label, self.of_label)
+
+
+def _packed(num_bins: int) -> torch.Tensor:
+    """Per bin, the sum of confidences (real) and packed counts (imaginary), with room for confidences above 1."""
+    return torch.from_numpy(np.zeros(num_bins + int(2 * SUM_TOLERANCE * num_bins) + 2, np.complex128))
+
+
+def _are_distributions(part: np.ndarray, columns: np.ndarray, labels: np.ndarray, work: np.ndarray) -> bool:
+    """Whether rows are non-negative and sum to 1, and labels name a class; NaN and infinity fail too."""
+    np.matmul(np.ones(len(columns), columns.dtype), columns, out=work)
+    return bool(
+        part.min() >= 0.0
+        and work.max() <= 1.0 + SUM_TOLERANCE
+        and work.min() >= 1.0 - SUM_TOLERANCE
+        and labels.view(np.uint64).max() < len(columns)
+    )
+
+
+def _sum_of_squares(values: np.ndarray) -> float:
+    if values.dtype == np.float64:
+        return float(values @ values)
+    whole = len(values) // SEGMENT * SEGMENT
+    segments, rest = values[:whole].reshape(-1, SEGMENT), values[whole:].astype(np.float64)
+    return float(np.vecdot(segments, segments).sum(dtype=np.float64) + rest @ rest)
+
+
+def _float32_may_miss_an_edge(num_bins: int) -> bool:
+    """Whether a float32 number lies just above an edge, nearer than their spacing: one that should be that edge."""
+    edges = uniform_edges(num_bins)
+    distance = edges.astype(np.float32).astype(np.float64) - edges
+    return bool(((distance > 0.0) & (distance < NEAR)).any())
