@@ -38,4 +38,9 @@ def read_splits(source: str | Path, subset: str | None = None) -> DatasetDict:
     if path.stat().st_size == 0:
         raise ValueError(f"{source} is empty: it holds no row")
     options = {"sep": "\t"} if suffix == ".tsv" else {}
-    return load_dataset(READERS[suffix], data_files=str(path), **options)
+    try:
+        return load_dataset(READERS[suffix], data_files=str(path), **options)
+    except ValueError as error:
+        if "corresponds to no data" not in str(error):  # what datasets says of a header without rows
+            raise
+        raise ValueError(f"{source} is empty: it holds no row") from error
