@@ -60,6 +60,10 @@ class FactorHolder(nn.Module):
         """Names of the active adapters."""
         return self._active
 
+    def forward(self, x: Any) -> Any:
+        """Identity: a base model that is an `nn.Sequential` calls its children one after the other."""
+        return x
+
     # ----------------------------------------------------------------- generating
 
     @property
