@@ -54,7 +54,7 @@ def resolve(config_file: Path | None, flags: dict[str, Any]) -> RunConfig:
         flags: setting to value, `None` where no flag was given.
 
     Raises:
-        ValueError, TypeError: for a bad file or setting.
+        ValueError: for a bad file or setting.
     """
     values = {} if config_file is None else read_yaml(config_file)
     for name, value in flags.items():
@@ -63,7 +63,10 @@ def resolve(config_file: Path | None, flags: dict[str, Any]) -> RunConfig:
         if name in PIECES:
             value = {**(values.get(name) or {}), **parse_assignments(PIECES[name], value)}
         values[name] = value
-    return RunConfig.from_mapping(values)
+    try:
+        return RunConfig.from_mapping(values)
+    except TypeError as error:  # a user's slip, told like the others
+        raise ValueError(str(error)) from error
 
 
 def _annotations() -> dict[str, Any]:

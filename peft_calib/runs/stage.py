@@ -63,7 +63,8 @@ class Material:
 
 def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, able to pad."""
-    tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision)
+    words = {"add_prefix_space": True} if config.task == "token-cls" else {}  # byte-level tokenizers need it for words
+    tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision, **words)
     if tokenizer.pad_token is None:  # decoders: any token serves, padding is masked
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import QUICK, peft_calib, sentences, write_csv
-from transformers import AutoTokenizer
+import torch
+from command_line import QUICK, WORDS, peft_calib, sentences, write_csv
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoTokenizer, RobertaConfig, RobertaForSequenceClassification, RobertaTokenizer
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +27,24 @@ def tiny_decoder_folder(tmp_path_factory, minilm, tiny_decoder) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(minilm)
     tokenizer.save_pretrained(folder)
     tiny_decoder(vocab_size=len(tokenizer), max_position_embeddings=128).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_roberta_folder(tmp_path_factory) -> Path:
+    """A saved tiny encoder with a byte-level tokenizer and a head of two layers."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-roberta"
+    folder.mkdir()
+    tokenizer = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer.train_from_iterator([" ".join(WORDS)] * 20, vocab_size=400, special_tokens=special)
+    tokenizer.save_model(str(folder))
+    RobertaTokenizer.from_pretrained(folder).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = RobertaConfig(vocab_size=400, max_position_embeddings=130, pad_token_id=1, **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        RobertaForSequenceClassification(config).save_pretrained(folder)
     return folder
 
 

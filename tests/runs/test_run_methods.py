@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from command_line import fresh_base, peft_calib, read
+from command_line import QUICK, fresh_base, peft_calib, read
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 
 from peft_calib.prediction import load_frozen, predict_dataset
 from peft_calib.runs.evaluation import evaluate_run
-from peft_calib.runs.loading import FinishedRun
+from peft_calib.runs.loading import FinishedRun, mixes_adapters
 from peft_calib.runs.rows import load_run_rows
 from peft_calib.splits import RowSet, read_split
 
@@ -116,6 +116,23 @@ def test_an_ensemble_is_its_members(trained, test_file):
         member = PeftModel.from_pretrained(fresh_base(run), trained["ensemble"] / f"member-{k}").eval()
         alone = predict_dataset(member, encoded, "mean", processing_class=run.tokenizer, progress=False)
         torch.testing.assert_close(together[k], alone.probabilities, atol=1e-5, rtol=1e-4)
+
+
+def test_members_whose_heads_do_not_mix(train_file, test_file, tiny_roberta_folder, tmp_path):
+    """Stock PEFT mixes adapters in a batch for heads of one layer only; RoBERTa's has two."""
+    out = tmp_path / "run"
+    base = ["--data", train_file, "--model", tiny_roberta_folder, "--method", "ensemble", "--members", 2]
+    assert peft_calib("train", "--output-dir", out, *base, "--learning-rate", "1e-2", *QUICK) is None
+    run = FinishedRun.load(out)
+    assert not mixes_adapters(run.model)
+    rows = run.task.canonical(read(test_file), "test", "train")
+    together = run.predict(rows, "sample", 2, progress=False)
+    encoded = run.task.encode_prediction(rows, run.tokenizer)
+    for k in range(2):
+        member = PeftModel.from_pretrained(fresh_base(run), out / f"member-{k}").eval()
+        alone = predict_dataset(member, encoded, "mean", processing_class=run.tokenizer, progress=False)
+        torch.testing.assert_close(together.sample_probabilities[k], alone.probabilities[:], atol=1e-5, rtol=1e-4)
+    assert together.num_forwards == 2
 
 
 @pytest.mark.parametrize("method", METHODS)

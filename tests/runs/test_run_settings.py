@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 from command_line import peft_calib, sentences, write_csv, write_jsonl
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from peft_calib.runs import sources
 from peft_calib.runs.flags import resolve
 from peft_calib.runs.labels import LabelMap
 from peft_calib.runs.settings import RunConfig
@@ -147,6 +148,8 @@ def test_unknown_places(place, tmp_path):
     assert "no configuration file" in place(GOOD, "--config", tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("- a\n- b\n")
     assert "must hold settings" in place(GOOD, "--config", tmp_path / "bad.yaml")
+    (tmp_path / "typed.yaml").write_text("rank: eight\n")
+    assert "rank must be a whole number, got 'eight'" in place(GOOD, "--config", tmp_path / "typed.yaml")
     (tmp_path / "worse.yaml").write_text("a: [")
     assert "not valid YAML" in place(GOOD, "--config", tmp_path / "worse.yaml")
 
@@ -252,8 +255,6 @@ def test_labels_of_other_rows_are_those_of_the_training_rows():
 
 
 def test_class_labels_are_matched_by_name():
-    from datasets import ClassLabel
-
     learned = LabelMap.learn([0, 1], ClassLabel(names=["no", "yes"]), "train")
     assert learned.encode([0, 1], ClassLabel(names=["yes", "no"]), "test", "test") == [1, 0]
     with pytest.raises(ValueError, match="label None"):
@@ -268,6 +269,29 @@ def test_given_names_map_labels():
     with pytest.raises(ValueError, match="two different names"):
         LabelMap.learn(["yes"], None, "train", ["yes", "yes"])
     assert LabelMap.learn([1.0, 0.0], None, "train").names == ("0", "1")
+
+
+def test_hub_data_with_hidden_test_labels(tmp_path, tiny_model_folder, monkeypatch):
+    """As GLUE: class labels, a configuration name, and -1 for every label of the test split."""
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["bad", "good"])})
+
+    def split(count: int, seed: int, hidden: bool = False) -> Dataset:
+        rows = [{"sentence": text, "label": -1 if hidden else label} for text, label in sentences(count, seed)]
+        return Dataset.from_list(rows, features=features)
+
+    def fake(source: str, subset: str) -> DatasetDict:
+        assert (source, subset) == ("someone/sentences", "small")
+        return DatasetDict(train=split(40, 0), validation=split(30, 1), test=split(30, 2, hidden=True))
+
+    monkeypatch.setattr(sources, "load_dataset", fake)
+    base = ["--data", "someone/sentences", "--subset", "small", "--text-column", "sentence", "--epochs", "0.1"]
+    assert peft_calib("train", *base, "--model", tiny_model_folder, "--output-dir", tmp_path / "run") is None
+    assert peft_calib("evaluate", tmp_path / "run") is None
+    (report,) = (tmp_path / "run").glob("evaluation/*/report.json")
+    content = json.loads(report.read_text())
+    assert (content["data"], content["rows"]) == ("someone/sentences (validation)", 30)
+    assert json.loads((tmp_path / "run/config.json").read_text())["labels"]["names"] == ["bad", "good"]
+    assert "has the label None" in peft_calib("evaluate", tmp_path / "run", "--split", "test")
 
 
 def test_pairs_of_texts(tmp_path, tiny_model_folder):

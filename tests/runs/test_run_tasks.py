@@ -14,6 +14,7 @@ from peft_calib.prediction import predict
 from peft_calib.runs.evaluation import evaluate_run
 from peft_calib.runs.loading import FinishedRun
 from peft_calib.runs.settings import RunConfig
+from peft_calib.runs.stage import load_tokenizer
 from peft_calib.runs.tasks import TASK_CLASSES
 
 DECODER = ["--target-modules", "q_proj", "--target-modules", "v_proj"]
@@ -193,6 +194,15 @@ def test_a_tag_sits_at_the_first_token_of_its_word(tiny_model_folder):
     first = pieces[1]
     assert [piece for piece, tag in tags.items() if tag != -100] == [first, "in", "rivers"]
     assert (tags[first], tags["in"], tags["rivers"]) == (1, 0, 1)
+
+
+def test_a_byte_level_tokenizer_sees_words(tiny_roberta_folder):
+    rows = Dataset.from_list([{"tokens": ["weather", "seen"], "tags": ["X", "O"]}])
+    task = TASK_CLASSES["token-cls"].learn(config(tiny_roberta_folder, "token-cls"), rows)
+    tokenizer = load_tokenizer(task.config)
+    (encoded,) = task.encode_training(task.canonical(rows, "rows", "train"), tokenizer)
+    assert tokenizer.convert_ids_to_tokens(encoded["input_ids"]) == ["<s>", "Ġweather", "Ġseen", "</s>"]
+    assert encoded["labels"] == [-100, 1, 0, -100]
 
 
 def test_declared_tags_keep_their_names(tiny_model_folder):
