@@ -12,8 +12,8 @@ from .config import BayesianLoraConfig
 from .posterior import embed
 
 #: `prior_std="auto"` in units of the root mean square of the core that stands for LoRA's initial A. At 1 the prior's
-#: draws disturb a model more than a few hundred rows can mend; at 1/2 draws hardly say more than the mean.
-AUTO_PRIOR_STD = 0.75
+#: draws disturb a model more than a few hundred rows can mend.
+AUTO_PRIOR_STD = 0.5
 #: Norm of the basis vectors in the space of inputs (that of the rows of LoRA's A) and of outputs. Only the direction
 #: of a basis vector matters, so its length is how little an optimiser step of given size turns it; B's are random at
 #: the start and have to turn first.
@@ -151,7 +151,7 @@ def _random(
 def _prior_std(
     config: BayesianLoraConfig, group: ShapeGroup, count: int, R: int, C: int, A: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sigma of A and B: 0.75 |A| / sqrt(R C) for both (a LoRA's B starts at 0), or what the configuration says."""
+    """Sigma of A and B: 0.5 |A| / sqrt(R C) for both (a LoRA's B starts at 0), or what the configuration says."""
     if config.prior_std == "auto":
         expected = torch.full(
             (count,), math.sqrt(group.r / 3)
