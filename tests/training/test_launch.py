@@ -30,7 +30,7 @@ def trained(tmp_path_factory, minilm):
 @pytest.fixture(scope="module")
 def task(minilm):
     set_seed(0)
-    return text_task(160)
+    return text_task()
 
 
 @pytest.mark.slow
@@ -40,7 +40,7 @@ def test_two_processes_train_and_one_reloads(trained, task, config, method):
     _, _, rows, collate = task
     folder = trained[config] / method
     set_seed(1)  # another random head, which the saved one replaces
-    model = PeftModel.from_pretrained(text_task(160)[0], folder / "final").eval()
+    model = PeftModel.from_pretrained(text_task()[0], folder / "final").eval()
     found = []
     with torch.no_grad():
         for start in range(0, len(rows), 25):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from functools import cache
 from pathlib import Path
 
 import fsdp_on_cpu
@@ -30,6 +31,7 @@ from transformers import (
 )
 
 import peft_calib
+from peft_calib.demo import embedded_model, load_text_data
 from peft_calib.trainer_callbacks import (
     BestCalibrationCallback,
     CalibrationCallback,
@@ -84,20 +86,26 @@ class PadTokens:
         }
 
 
-def text_task(num_train: int) -> tuple:
-    """Sentences of library documentation and the embedded encoder."""
-    from peft_calib.demo import embedded_model, load_text_data
-
+@cache
+def text_rows(num_train: int, num_evaluation: int) -> tuple:
+    """Sentences of library documentation as tokens: training rows, evaluation rows, collator, number of classes."""
     data = load_text_data("documentation", max_train_rows=num_train)
     tokenizer = AutoTokenizer.from_pretrained(embedded_model())
 
     def encode(rows: Dataset) -> Dataset:
-        return rows.map(lambda batch: tokenizer(batch["text"], truncation=True, max_length=32), batched=True)
+        return rows.map(lambda batch: tokenizer(batch["text"], truncation=True, max_length=24), batched=True)
 
+    evaluation = encode(data.test.select(range(num_evaluation)))
+    return encode(data.train), evaluation, DataCollatorWithPadding(tokenizer), len(data.label_names)
+
+
+def text_task(num_train: int = 160, num_evaluation: int = 75) -> tuple:
+    """The embedded encoder with a fresh head, and rows for it."""
+    train, evaluation, collator, num_labels = text_rows(num_train, num_evaluation)
     model = AutoModelForSequenceClassification.from_pretrained(
-        embedded_model(), num_labels=len(data.label_names), ignore_mismatched_sizes=True
+        embedded_model(), num_labels=num_labels, ignore_mismatched_sizes=True
     )
-    return model, encode(data.train), encode(data.test.select(range(150))), DataCollatorWithPadding(tokenizer)
+    return model, train, evaluation, collator
 
 
 class Record(TrainerCallback):
@@ -157,7 +165,7 @@ def train(options: argparse.Namespace) -> Trainer:
     options.folder.mkdir(parents=True, exist_ok=True)
     set_seed(0)
     if options.text:
-        model, rows, evaluation, collator = text_task(160)
+        model, rows, evaluation, collator = text_task()
     else:
         model, rows, evaluation, collator = token_model(), token_rows(40, 1), token_rows(24, 2), PadTokens()
     model = get_peft_model(model, adapter_config(options.method, lora_dropout=options.dropout))
