@@ -198,9 +198,77 @@ def test_ignored_rows_may_hold_anything():
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["probabilities", "logits"])
+def test_half_precision_is_its_own_values_in_float64(kind, dtype):
+    """Storing in half precision rounds; nothing after it may, so the same values in float64 give the same scores."""
+    logits, labels = _logits(300)
+    half = (logits if kind == "logits" else torch.softmax(logits, dim=-1)).to(dtype)
+    given = calibration_report(half, labels, input=kind, confidence_level=None)
+    wide = half.double()
+    if kind == "probabilities":
+        # As float64 numbers these rows miss 1 by more than their storage would excuse.
+        assert (wide.sum(dim=-1) - 1).abs().max() > 1e-5
+        rows = as_rows(half, labels)
+        assert np.array_equal(rows.probabilities, np.minimum(wide.numpy(), 1.0))
+    else:
+        assert given.scores == calibration_report(wide, labels, input=kind, confidence_level=None).scores
+    accumulator = CalibrationAccumulator(input=kind)
+    for part in (slice(0, 100), slice(100, None)):
+        accumulator.update(half[part], labels[part])
+    assert accumulator.num_rows == 300
+    for key in ("accuracy", "nll", "brier", "ece", "classwise_ece"):
+        assert accumulator.compute()[key] == pytest.approx(given[key], abs=1e-12), key
+
+
+def test_numpy_half_precision_equals_torch():
+    logits, labels = _logits(200)
+    half = torch.softmax(logits, dim=-1).half()
+    by_torch = calibration_report(half, labels, confidence_level=None).scores
+    assert calibration_report(half.numpy(), labels.numpy(), confidence_level=None).scores == by_torch
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_does_not_excuse_a_wrong_sum(dtype):
+    p = torch.tensor([[0.5, 0.5], [0.5, 0.4]], dtype=dtype)
+    for call in (
+        lambda: calibration_report(p, [0, 1], confidence_level=None),
+        lambda: CalibrationAccumulator().update(p, [0, 1]),
+    ):
+        with pytest.raises(ValueError, match=r"row 1 sums to 0\.(9|8999)"):
+            call()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_tensors_give_the_same_numbers():
-    here = calibration_report(GOOD, LABELS, confidence_level=None).scores
-    there = calibration_report(torch.tensor(GOOD).cuda(), torch.tensor(LABELS).cuda(), confidence_level=None).scores
-    assert here == pytest.approx(there, nan_ok=True)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["probabilities", "logits"])
+def test_cuda_tensors_give_the_same_numbers(kind, dtype):
+    logits, labels = _logits(300)
+    here = (logits if kind == "logits" else torch.softmax(logits, dim=-1)).to(dtype)
+    mask = torch.arange(300) % 3 > 0
+    options = {"input": kind, "mask": mask, "confidence_level": None}
+    expected = calibration_report(here, labels, **options).scores
+    there = here.cuda().requires_grad_()
+    options["mask"] = mask.cuda()
+    assert calibration_report(there, labels.cuda(), **options).scores == pytest.approx(expected, nan_ok=True)
+    accumulator = CalibrationAccumulator(input=kind)
+    for part in (slice(0, 120), slice(120, None)):
+        accumulator.update(there[part], labels[part].cuda(), mask=options["mask"][part])
+    assert accumulator.compute()["ece"] == pytest.approx(expected["ece"], abs=1e-12)
+    draws = there.detach()[None].expand(3, -1, -1)
+    assert draw_uncertainty(draws, input=kind)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_temperature_takes_cuda_logits():
+    logits, labels = _logits(300)
+    here, there = TemperatureScaling().fit(logits, labels), TemperatureScaling().fit(logits.cuda(), labels.cuda())
+    assert there.temperature == here.temperature
+
+
+def _logits(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    logits = 3 * torch.randn(size, 5, generator=generator, dtype=torch.float64)
+    return logits, torch.randint(0, 5, (size,), generator=generator)
