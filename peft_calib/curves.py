@@ -30,7 +30,7 @@ class LossProfile:
 
     Example:
         >>> t = torch.tensor([0.0, 0.5, 1.0])
-        >>> LossProfile(t, torch.tensor([0.1, 0.4, 0.2]), torch.ones(3), (0, 2)).barrier
+        >>> round(LossProfile(t, torch.tensor([0.1, 0.4, 0.2]), torch.ones(3), (0, 2)).barrier, 6)
         0.2
     """
 
@@ -42,7 +42,7 @@ class LossProfile:
     @property
     def barrier(self) -> float:
         """Highest loss on the curve minus the highest at an anchor, nats; not negative."""
-        return round(float(self.nll.max() - self.nll[list(self.anchors)].max()), 12)
+        return float(self.nll.max() - self.nll[list(self.anchors)].max())
 
     def plot(self, path: str | None = None, label: str = "negative log-likelihood (nats)") -> Figure:
         """Draw the loss along the curve, anchors marked.
@@ -91,7 +91,7 @@ def loss_profile(
         ValueError: If the data has no labels, or a point is not on the curve.
     """
     shape = curve_law(model).shape
-    inner = shape.grid(points) if points is None or isinstance(points, int) else torch.tensor(points).double()
+    inner = shape.grid(points) if points is None or isinstance(points, int) else torch.tensor(points, dtype=torch.float64)
     t = torch.cat([inner, torch.arange(shape.num_anchors, dtype=torch.float64)]).unique()
     nll, accuracy = [], []
     for point in t.tolist():
