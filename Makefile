@@ -70,6 +70,7 @@ style: $(VENV)/.installed-dev
 
 bench: install
 	$(THREADS) $(OFFLINE) $(BIN)/python benchmarks/train_step.py --output benchmarks/results/train_step.json
+	$(THREADS) $(OFFLINE) $(BIN)/python benchmarks/metrics.py --output benchmarks/results/metrics.json
 
 # PEFT's own suites on our methods; fetches PEFT's source distribution once.
 conformance: install

@@ -1,17 +1,22 @@
 """Speed and memory of the calibration toolkit against its peers, interleaved in one process, on one thread.
 
 Times are medians of CPU seconds (`time.process_time`), which other work on the machine disturbs less than the clock on
-the wall; the limits are those the toolkit set out to keep.
+the wall; the limits are those the toolkit set out to keep. Everyone gets the same arrays, warm and in memory; what
+each does to check and convert them is part of its time.
 
-Needs torchmetrics and netcal (`pip install torchmetrics; pip install --no-deps netcal`).
+Peers that are not installed are left out: `pip install torchmetrics uncertainty-calibration`, `pip install --no-deps
+netcal`.
 """
 
 import argparse
+import importlib
 import json
 import resource
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -61,32 +66,46 @@ def streamed(p: np.ndarray, y: np.ndarray, ordered: bool) -> CalibrationAccumula
     return accumulator
 
 
+def peer_calls(p: np.ndarray, y: np.ndarray) -> dict[str, Callable[[], Any]]:
+    """One ECE of each peer that is installed."""
+    tensors = torch.from_numpy(p), torch.from_numpy(y)
+    found: dict[str, Callable[[], Any]] = {}
+    if torchmetrics := installed("torchmetrics.functional.classification"):
+        ece = torchmetrics.multiclass_calibration_error
+        found["torchmetrics"] = lambda: ece(*tensors, num_classes=p.shape[1], n_bins=15)
+    if netcal := installed("netcal.metrics"):
+        found["netcal"] = lambda: netcal.ECE(15).measure(p, y)
+    if calibration := installed("calibration.utils"):
+        found["uncertainty-calibration"] = lambda: calibration.get_ece(p, y, num_bins=15)
+    return found
+
+
+@cache
+def installed(module: str) -> Any:
+    """The module, or None with a message."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        print(f"Left out, because it cannot be imported ({error}): {module.split('.')[0]}", file=sys.stderr)
+        return None
+
+
 def panels(repeats: int) -> dict[str, Any]:
     """Twelve scores, all streamed scores, the whole report; against one ECE of each peer."""
-    from netcal.metrics import ECE
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    _, p, y = predictions(10**6)
-    tensors = torch.from_numpy(p), torch.from_numpy(y)
-    seconds = measure(
-        {
-            "twelve scores": lambda: streamed(p, y, ordered=False),
-            "all scores, streamed": lambda: streamed(p, y, ordered=True),
-            "whole report, exact": lambda: calibration_report(p, y, confidence_level=None),
-            "torchmetrics, one ECE": lambda: multiclass_calibration_error(*tensors, num_classes=4, n_bins=15),
-            "netcal, one ECE": lambda: ECE(15).measure(p, y),
-        },
-        repeats,
-    )
-    ours = seconds["twelve scores"]
-    return {
-        "rows": 10**6,
-        "classes": 4,
-        "seconds": seconds,
-        "times faster than torchmetrics' single ECE": seconds["torchmetrics, one ECE"] / ours,
-        "times faster than netcal's single ECE": seconds["netcal, one ECE"] / ours,
-        "limits": {"twelve scores, seconds": 0.04, "times torchmetrics": 4, "times netcal": 20},
-    }
+    result: dict[str, Any] = {"rows": 10**6, "classes": 4}
+    _, probabilities, y = predictions(10**6)
+    for dtype in ("float32", "float64"):
+        p = probabilities.astype(dtype)
+        peers = peer_calls(p, y)
+        calls = {
+            "twelve scores": lambda p=p: streamed(p, y, ordered=False),
+            "all scores, streamed": lambda p=p: streamed(p, y, ordered=True),
+            "whole report, exact": lambda p=p: calibration_report(p, y, confidence_level=None),
+        }
+        seconds = measure(calls | {f"{name}, one ECE": call for name, call in peers.items()}, repeats)
+        ratios = {name: seconds[f"{name}, one ECE"] / seconds["twelve scores"] for name in peers}
+        result[dtype] = {"seconds": seconds, "one ECE of theirs over twelve scores of ours": ratios}
+    return result | {"limits": {"twelve scores, seconds": 0.04, "times torchmetrics": 4, "times netcal": 20}}
 
 
 def bootstraps(repeats: int) -> dict[str, Any]:

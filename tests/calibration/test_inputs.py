@@ -4,11 +4,32 @@ import numpy as np
 import pytest
 import torch
 
-from peft_calib.calibration import CalibrationAccumulator, TemperatureScaling, calibration_report, draw_uncertainty
+from peft_calib.calibration import (
+    BetaCalibration,
+    CalibrationAccumulator,
+    HistogramCalibration,
+    IsotonicCalibration,
+    MatrixScaling,
+    TemperatureScaling,
+    VectorScaling,
+    calibration_report,
+    compare,
+    compare_many,
+    draw_uncertainty,
+    reliability_diagram,
+)
 from peft_calib.calibration.inputs import as_rows, softmax
 from peft_calib.calibration.selective import rank, selective_scores
 from peft_calib.calibration.uncertainty import uncertainty_scores
 
+RECALIBRATIONS = [
+    TemperatureScaling,
+    VectorScaling,
+    MatrixScaling,
+    IsotonicCalibration,
+    HistogramCalibration,
+    BetaCalibration,
+]
 GOOD = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
 LABELS = np.array([0, 1, 2])
 
@@ -55,6 +76,34 @@ def test_the_accumulator_refuses_the_same_and_keeps_its_state(case):
     with pytest.raises(ValueError, match=message):
         accumulator.update(probabilities, labels)
     assert all(torch.equal(before[key], value) for key, value in accumulator.state().items())
+
+
+ENTRANCES = {
+    "first of two": lambda p, y: compare(p, GOOD, y),
+    "second of two": lambda p, y: compare(GOOD, p, y),
+    "one of many": lambda p, y: compare_many({"a": GOOD, "b": p}, y),
+    "selective prediction": selective_scores,
+    "uncertainty of draws": lambda p, y: uncertainty_scores(np.stack([p, p], axis=1), y),
+    "picture": reliability_diagram,
+}
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+@pytest.mark.parametrize(
+    "case", ["row sum", "negative", "nan", "infinity", "row count", "label too large", "negative label", "empty"]
+)
+def test_every_entrance_is_guarded(entrance, case):
+    probabilities, labels, _ = BAD[case]
+    with pytest.raises(ValueError, match=r"\w+ \w+ \w+"):
+        ENTRANCES[entrance](probabilities, labels)
+
+
+@pytest.mark.parametrize("method", RECALIBRATIONS)
+@pytest.mark.parametrize("case", ["nan", "infinity", "row count", "label too large", "negative label", "empty"])
+def test_every_recalibration_is_guarded(method, case):
+    logits, labels, _ = BAD[case]
+    with pytest.raises(ValueError, match=r"\w+ \w+ \w+"):
+        method().fit(logits, labels)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -44,6 +44,10 @@ def _cases() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     cases["one sample"] = np.array([[0.1, 0.6, 0.3]]), np.array([1])
     cases["class never predicted"] = np.tile([[0.7, 0.2, 0.1], [0.6, 0.4, 0.0]], (20, 1)), np.arange(40) % 3
     cases["zeros"] = np.tile([[0.75, 0.25, 0.0], [0.0, 0.25, 0.75]], (20, 1)), np.arange(40) % 3
+    sure = np.eye(3)[generator.integers(0, 3, 60)]
+    cases["sure of everything"] = sure, np.where(generator.random(60) < 0.8, sure.argmax(axis=1), 2)
+    mixed = np.concatenate([sure, _softmax(generator, 60, 3, 2.0), np.full((60, 3), 1 / 3)])
+    cases["sure, unsure and between"] = mixed, generator.integers(0, 3, 180)
     # Values on the edges of 15 bins, where rounding decides.
     edge = np.linspace(0, 1, 16)[8:15]
     cases["on the edges"] = np.stack([edge, (1 - edge) / 2, (1 - edge) / 2], axis=1), np.array([0, 1, 2, 0, 0, 1, 0])
@@ -237,7 +241,7 @@ def _curve_error(y: np.ndarray, p: np.ndarray, strategy: str) -> float:
     return float(np.abs(frequency - confidence) @ counts[counts > 0] / len(y))
 
 
-@pytest.mark.parametrize("case", ["random 2", "random 3", "random 10", "zeros", "float16"])
+@pytest.mark.parametrize("case", CASES)
 def test_uncertainty_calibration(case):
     peer = pytest.importorskip("calibration.utils", reason="see the module's docstring")
     p, y = CASES[case]
