@@ -93,7 +93,7 @@ TestData = Annotated[
 Subset = Annotated[str | None, typer.Option(help="Configuration name of a Hub data set.")]
 Split = Annotated[str | None, typer.Option(help="Split of the data. [test, or else validation]")]
 NumSamples = Annotated[int | None, typer.Option(help="Draws of a stochastic prediction. [as trained]")]
-Metrics = Annotated[list[str] | None, typer.Option("--metric", help="A score to show. May be repeated.")]
+Metrics = Annotated[list[str] | None, typer.Option("--metric", "--metrics", help="A score to show. May be repeated.")]
 Seed = Annotated[int, typer.Option(help="Key of the draws and of the intervals.")]
 
 

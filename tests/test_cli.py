@@ -29,7 +29,15 @@ def test_help_names_the_options():
 
 
 def test_no_command_shows_the_help():
-    assert "demo" in CliRunner().invoke(app, []).output
+    printed = CliRunner().invoke(app, []).output
+    for command in ("demo", "train", "evaluate", "compare", "export"):
+        assert f" {command} " in printed
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "compare", "export"])
+def test_what_a_command_needs(command):
+    assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+    assert CliRunner().invoke(app, [command]).exit_code == 2  # a usage error: the folder is missing
 
 
 def test_own_model_and_data_from_the_command_line(tmp_path, rows_file, tiny_model_folder, capsys, monkeypatch):

@@ -125,7 +125,7 @@ def evaluate_run(
         run = FinishedRun.assemble(folder, task)
         rows = _by_length(rows, run)
         if task.labels is None:
-            made = Made(text_report(run, rows, variants, seed, progress), {}, None)
+            made = Made(text_report(run, rows, variants, seed), {}, None)
         else:
             made = _class_report(run, rows, variants, seed, progress)
     content = {"run": folder.path.name, "method": task.config.method, **_described(rows, seed), **made.content}

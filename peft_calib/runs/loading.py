@@ -80,6 +80,10 @@ class FinishedRun:
         state = read_json(self.folder.temperature)[variant]
         return TemperatureScaling.from_state(state)
 
+    def text_temperature(self, variant: str) -> float:
+        """The temperature of a run over a vocabulary."""
+        return float(read_json(self.folder.temperature)[variant]["parameters"]["temperature"])
+
     def predict(
         self, rows: Dataset, variant: str, num_samples: int, seed: int = 0, progress: bool = True
     ) -> Prediction:

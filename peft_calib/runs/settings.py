@@ -69,7 +69,9 @@ class RunConfig:
     rank: int = _setting(8, "Rank r of the update.")
     lora_alpha: float | None = _setting(None, "Numerator of the scaling lora_alpha / r; twice the rank if not given.")
     lora_dropout: float = _setting(0.0, "Dropout on the update's input while training.")
-    target_modules: list[str] = _setting(["all-linear"], "'all-linear', or names of linear maps.")
+    target_modules: list[str] = _setting(
+        ["all-linear"], "'all-linear', or names of linear maps, also separated by commas."
+    )
     adapter: dict[str, Any] = _setting({}, "Further fields of the method's PEFT configuration.")
     num_samples: int = _setting(8, "Draws K of a prediction (bayesian-lora).")
     members: int = _setting(5, "Members of an ensemble.")
@@ -85,7 +87,9 @@ class RunConfig:
     warmup: float = _setting(0.06, "Share of the steps with a rising learning rate.")
     save_steps: float = _setting(0.2, "Steps between two checkpoints; below 1 a share of the training.")
     trainer: dict[str, Any] = _setting({}, "Further fields of transformers.TrainingArguments, such as bf16.")
-    metrics: list[str] = _setting(list(SHOWN), "Scores shown while training and in tables; files hold all.")
+    metrics: list[str] = _setting(
+        list(SHOWN), "Scores shown while training and in tables, also separated by commas; files hold all."
+    )
     best_metric: str | None = _setting(None, "Keep the evaluation of least 'nll' or 'brier' instead of the last.")
     seed: int = _setting(0, "Of the splits, a fresh head, the adapters and the order of the rows.")
 
@@ -93,6 +97,9 @@ class RunConfig:
         hints = get_type_hints(type(self))
         for item in fields(self):
             object.__setattr__(self, item.name, _checked(item.name, getattr(self, item.name), hints[item.name]))
+        for name in ("target_modules", "metrics"):  # names that hold no comma: one string may list several
+            split = [part.strip() for item in getattr(self, name) for part in item.split(",")]
+            object.__setattr__(self, name, [part for part in split if part])
         for name in ("data", "model"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is missing: give --{name}, or `{name}:` in the configuration file")

@@ -61,7 +61,7 @@ def _cells(content: Mapping[str, Any], metrics: Sequence[str], gap: str) -> tupl
         if "after" in found:
             columns.append((f"{name}, T = {found['temperature']:.2f}", found["after"]))
     shown = [name for name in metrics if any(name in report for _, report in columns)]
-    shown = shown or [name for name in columns[0][1] if isinstance(columns[0][1][name], float)]
+    shown += [name for name in ("perplexity",) if name in columns[0][1]]  # of texts
     lines = [[name, *(_cell(report, name, gap) for _, report in columns)] for name in shown]
     if "ece" in shown and columns[0][1].get("noise_floor"):
         floors = [report["noise_floor"]["ece"] for _, report in columns]

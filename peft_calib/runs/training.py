@@ -23,6 +23,7 @@ from .rows import RunRows, load_run_rows
 from .settings import RunConfig
 from .stage import Material, best_callbacks, load_tokenizer, run_stage, training_arguments
 from .tasks import Task
+from .text_scores import fit_text_temperature
 
 __all__ = ["train_run"]
 
@@ -116,12 +117,18 @@ def _resolved(task: Task, rows: RunRows) -> dict[str, Any]:
 def _fit_temperatures(run: FinishedRun, rows: RunRows, console: Console) -> dict[str, Any]:
     """A temperature for each way the run predicts, fitted on the calibration rows."""
     temperatures = {}
-    for variant, count in run.variants.items() if run.task.labels is not None else ():
-        prediction = run.predict(rows.calibration, variant, count, progress=False)
-        scaling = TemperatureScaling().fit(log_probabilities(prediction), prediction.labels)
-        temperatures[variant] = {"num_samples": count, **scaling.state()}
-        console.print(f"temperature ({variant}, {count} draw(s)): {scaling.temperature:.4f}")
+    for variant, count in run.variants.items():
+        temperatures[variant] = {"num_samples": count, **_fit_temperature(run, rows, variant, count)}
+        value = temperatures[variant]["parameters"]["temperature"]
+        console.print(f"temperature ({variant}, {count} draw(s)): {value:.4f}")
     return temperatures
+
+
+def _fit_temperature(run: FinishedRun, rows: RunRows, variant: str, count: int) -> dict[str, Any]:
+    if run.task.labels is None:
+        return {"parameters": {"temperature": fit_text_temperature(run, rows.calibration, variant, count)}}
+    prediction = run.predict(rows.calibration, variant, count, progress=False)
+    return TemperatureScaling().fit(log_probabilities(prediction), prediction.labels).state()
 
 
 def _finish(

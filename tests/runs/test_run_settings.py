@@ -1,6 +1,8 @@
 """Settings from YAML and flags, and everything that is refused before anything is trained."""
 
+import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -27,12 +29,23 @@ def test_flags_override_the_file(tmp_path):
     assert (config.epochs, config.learning_rate, config.text_column) == (2.0, 1e-3, ["a", "b"])
     assert config.adapter == {"kl_weight": 0.1, "init_sd": 0.01, "flow": "maf"}
     assert resolve(None, {"data": "d", "model": "m", "rank": 4}).lora_alpha == 8.0
+    listed = resolve(
+        None, {"data": "d", "model": "m", "target_modules": ["query, value", "key"], "metrics": ["ece,nll"]}
+    )
+    assert (listed.target_modules, listed.metrics) == (["query", "value", "key"], ["ece", "nll"])
     assert RunConfig.from_mapping(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_the_example_file_is_a_configuration():
     config = resolve(ROOT / "hub_examples/train.yaml", {})
     assert config.method in ("bayesian-lora", "curve-lora")
+
+
+def test_runs_stand_below_the_command_line_and_the_demonstration():
+    for file in (ROOT / "peft_calib/runs").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert not re.search(r"\b(cli|demo)\b", node.module or ""), file
 
 
 def test_every_setting_has_a_flag_with_help():

@@ -8,11 +8,13 @@ import pytest
 import torch
 from command_line import QUICK, WORDS, peft_calib, write_jsonl
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_calib.prediction import predict
 from peft_calib.runs.evaluation import evaluate_run
 from peft_calib.runs.loading import FinishedRun
+from peft_calib.runs.rows import load_run_rows
 from peft_calib.runs.settings import RunConfig
 from peft_calib.runs.stage import load_tokenizer
 from peft_calib.runs.tasks import TASK_CLASSES
@@ -250,12 +252,13 @@ def test_language_modelling_run(tmp_path, tiny_decoder_folder):
     rng = random.Random(0)
     texts = [{"text": " ".join([*rng.choices(WORDS, k=8), str(number)])} for number in range(60)]
     data = write_jsonl(tmp_path / "texts.jsonl", texts)
-    further = ["--method", "bayesian-lora", "--num-samples", 2, "--test-fraction", 0.25, "--epochs", 1, *DECODER]
+    further = ["--method", "bayesian-lora", "--num-samples", 2, "--test-fraction", 0.25, "--epochs", 2]
+    further += [*DECODER, "--learning-rate", "3e-2", "--adapter-option", "kl_weight=0.01"]
     run = decoder_run(tmp_path, tiny_decoder_folder, data, "causal-lm", *further)
     loaded = FinishedRun.load(run)
     tokens = json.loads((run / "adapter/adapter_config.json").read_text())["num_train_examples"]
-    rows = json.loads((run / "run.json").read_text())["rows"]["train"]
-    assert 8 * rows < tokens < 16 * rows  # target tokens, not rows
+    count = json.loads((run / "run.json").read_text())["rows"]["train"]
+    assert 8 * count < tokens < 16 * count  # target tokens, not rows
 
     found = evaluate_run(run, progress=False)
     assert peft_calib("evaluate", run) is None
@@ -277,7 +280,17 @@ def test_language_modelling_run(tmp_path, tiny_decoder_folder):
     assert found.content["items"] == count
     assert np.isclose(report["nll"], total / count, rtol=1e-5)
     assert "no classes to compare" in peft_calib("compare", run, copy_of(run, tmp_path))
-    assert json.loads((run / "temperature.json").read_text()) == {}
+    # no temperature near the fitted one has a smaller loss on the calibration texts
+    _, rows = load_run_rows(loaded.task.config)
+    fitted = loaded.text_temperature("mean")
+    encoded = loaded.task.encode_prediction(rows.calibration, loaded.tokenizer)
+    with torch.no_grad():
+        logits = [loaded.model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].double() for row in encoded]
+    targets = torch.cat([torch.tensor(row["labels"][1:]) for row in encoded])
+    assert 0.01 < fitted < 10  # not at a bound
+    losses = [cross_entropy(torch.cat(logits) / (fitted * factor), targets) for factor in (0.97, 1.0, 1.03)]
+    assert losses[1] == min(losses)
+    assert found.content["variants"]["mean"]["temperature"] == fitted
 
 
 def held_out_rows(run):
