@@ -69,7 +69,7 @@ _TWO_ADAPTERS = {
 
 def _named(method: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments under the names the method has for them."""
-    seed = "sample_seed" if method == "BayesianLora" else "seed"
+    seed = "seed" if method == "HyperLora" else "sample_seed"
     return {seed if key == "seed" else key: value for key, value in kwargs.items()}
 
 

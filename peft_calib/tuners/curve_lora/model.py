@@ -40,8 +40,8 @@ class CurveLoraModel(FactorModel):
     def build_law(self, config: CurveLoraConfig, slots: SlotTable) -> CurveLaw:
         """Make the curve; anchors are read once and saved with the adapter from then on."""
         anchors = None
-        # a saved curve brings its anchors along
-        if config.curve_mode == "anchored" and config._slots_to_match is None:
+        # a saved curve brings its anchors along, unless it was told not to
+        if config.curve_mode == "anchored" and (config._slots_to_match is None or _left_out(config)):
             anchors = read_anchors(config, slots)
         heads = self._curved_heads(config, anchors)
         law = CurveLaw(config, slots, anchors, heads)
@@ -96,12 +96,38 @@ class CurveLoraModel(FactorModel):
         holder.discard(adapter_name)
         holder.add(adapter_name, law, device, trainable or adapter_name in self.active_adapters)
 
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: CurveLoraConfig, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        state = super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
+        return {key: value for key, value in state.items() if not (_left_out(config) and _is_anchor(key))}
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: CurveLoraConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        if _left_out(config):  # read from their folders when the law was built
+            saved, own = f"{cls.holder_name}.{cls.prefix}law.", cls._law_marker(adapter_name)
+            anchors = {key: value for key, value in model.state_dict().items() if own in key and _is_anchor(key)}
+            state_dict = {**{key.replace(own, saved, 1): value for key, value in anchors.items()}, **state_dict}
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         for adapter in self.peft_config:
             for wrapper, module in trained_modules(self.model, adapter).values():
                 if isinstance(module, CurvedModule):
                     wrapper.modules_to_save[adapter] = module.materialize()
         return super()._unload_and_optionally_merge(*args, **kwargs)
+
+
+def _left_out(config: CurveLoraConfig) -> bool:
+    """Whether the anchors stay in their own folders when the curve is saved."""
+    return not config.save_anchors and config.curve_mode == "anchored" and config.anchor_adapters is not None
+
+
+def _is_anchor(key: str) -> bool:
+    return ".anchor_" in key
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from curve_models import adapt, anchored, save_loras
 from families import FAMILIES, logits, perturb
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from peft_calib import CurveLoraConfig, HyperLoraConfig, curve_at, export_lora, predict
 from peft_calib.tuners import Draw
@@ -286,6 +287,22 @@ def test_an_anchored_curve_is_saved_whole(bert, tmp_path):
         assert torch.equal(at(again, batch, t), at(model, batch, t))
     config = again.peft_config["default"]
     assert config.anchor_adapters == folders and config.anchor_hashes == model.peft_config["default"].anchor_hashes
+
+
+def test_anchors_may_stay_where_they_are(bert, tmp_path):
+    folders, batch = save_loras(tmp_path / "loras", task_type="SEQ_CLS", one_head=False), bert.batch()
+    model = perturb(anchored(folders, save_anchors=False, task_type="SEQ_CLS", curve_modules_to_save=True))
+    model.save_pretrained(tmp_path / "curve")
+    saved = load_file(tmp_path / "curve" / "adapter_model.safetensors")
+    assert saved and not any("anchor" in key for key in saved)
+    for low_cpu_mem_usage in (False, True):
+        again = PeftModel.from_pretrained(bert.build(), tmp_path / "curve", low_cpu_mem_usage=low_cpu_mem_usage)
+        for t in (0.0, 0.3, 2.0):
+            assert torch.equal(at(again, batch, t), at(model, batch, t))
+    changed = load_file(tmp_path / "loras" / "lora-1" / "adapter_model.safetensors")
+    save_file({k: v * 1.01 for k, v in changed.items()}, tmp_path / "loras" / "lora-1" / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="has changed since"):
+        PeftModel.from_pretrained(bert.build(), tmp_path / "curve")
 
 
 HEADS = {"none": {}, "shared": {"task_type": "SEQ_CLS"}}
