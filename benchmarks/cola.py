@@ -87,9 +87,9 @@ def to_markdown(results: dict) -> str:
         "# CoLA from the command line",
         "",
         f"MiniLM, {s['rows']} training rows, {s['epochs']:g} epochs, learning rate {s['learning_rate']:g}, seed "
-        f"{s['seed']}, one run a method; `benchmarks/cola.py`. Draws are averaged where a method has them; T is fitted "
-        "on the calibration rows of each run. Brackets: 95 % intervals over the test rows. They do not hold what another "
-        "seed would change.",
+        f"{s['seed']}, one run a method; `benchmarks/cola.py`. Draws are averaged where a method has them; T is "
+        "fitted on the calibration rows of each run. Brackets: 95 % intervals over the test rows; another seed would "
+        "change more than they hold.",
     ]
     for domain, found in results["domains"].items():
         lines += ["", f"## {domain}: {next(iter(found['methods'].values()))['rows']} rows", ""]
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--methods", nargs="+", choices=list(RUNS), default=list(RUNS))
-    parser.add_argument("--rows", type=int, default=1500)
+    parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--calibration-fraction", type=float, default=0.05)

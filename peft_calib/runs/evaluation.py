@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from peft_calib.companions import write_atomically
 from peft_calib.prediction import Prediction
 
 from .console import quiet
-from .folder import RunFolder, read_json, write_json
+from .folder import RunFolder, read_json, without_nan, write_json
 from .loading import FinishedRun, load_task, log_probabilities, read_record
 from .methods import prediction_variants
 from .processes import processes
@@ -131,9 +130,9 @@ def evaluate_run(
     content = {"run": folder.path.name, "method": task.config.method, **_described(rows, seed), **made.content}
     content["metrics"] = shown
     if processes().is_main_process:
-        _write(place, Made(_without_nan(content), made.arrays, made.html))
+        _write(place, Made(without_nan(content), made.arrays, made.html))
     processes().wait_for_everyone()
-    return Evaluation(place, _without_nan(content))
+    return Evaluation(place, without_nan(content))
 
 
 @dataclass(frozen=True)
@@ -229,12 +228,3 @@ def _write(place: Path, made: Made) -> None:
         write_atomically(place / "report.html", made.html)
     write_atomically(place / "report.md", evaluation_markdown(made.content, made.content["metrics"]))
     write_json(place / REPORT, made.content)
-
-
-def _without_nan(value: Any) -> Any:
-    """NaN, where a score is not defined, as null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

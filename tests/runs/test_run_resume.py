@@ -58,6 +58,7 @@ def test_killed_between_checkpoints(trained, train_file, tiny_model_folder, tmp_
     assert (out / "temperature.json").read_text() == (whole / "temperature.json").read_text()
 
 
+@pytest.mark.slow
 def test_killed_between_stages(trained, train_file, tiny_model_folder, tmp_path):
     out = tmp_path / "curve-lora"
     further = ["--method", "curve-lora", "--anchors", 2, "--handles", 1]
@@ -95,6 +96,7 @@ def test_a_damaged_checkpoint_is_not_resumed_from(trained, train_file, tiny_mode
     assert_same_weights(out / "adapter", trained["lora"] / "adapter")
 
 
+@pytest.mark.slow
 def test_two_processes(train_file, test_file, tiny_model_folder, tmp_path):
     out = tmp_path / "run"
     arguments = command(out, train_file, tiny_model_folder, "--method", "bayesian-lora", "--num-samples", 2)
