@@ -3,6 +3,7 @@
 from .best import BestCalibrationCallback
 from .calibration import CalibrationCallback
 from .checkpoints import CheckpointGuardCallback, last_complete_checkpoint
+from .loss import RegularizedLossMixin
 from .preprocess import preprocess_logits_for_calibration
 from .recalibration import RecalibrationCallback, load_recalibration
 from .schedule import RegularizerScheduleCallback
@@ -14,6 +15,7 @@ __all__ = [
     "CheckpointGuardCallback",
     "PosteriorSpreadCallback",
     "RecalibrationCallback",
+    "RegularizedLossMixin",
     "RegularizerScheduleCallback",
     "last_complete_checkpoint",
     "load_recalibration",

@@ -12,9 +12,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from peft_calib.tuners.factors import Law
 from peft_calib.tuners.holder import FactorHolder
 
+from .loss import refuse_comparing_trainers
+
 
 class RegularizerScheduleCallback(TrainerCallback):
-    """Drives the schedules of adapters: HyperLoRA's blending with its anchor, BayesianLoRA's KL warm-up and its N.
+    """Drives the schedules of adapters, and counts the training items where a law needs their number.
+
+    HyperLoRA's blending with its anchor, BayesianLoRA's KL warm-up and its N, CurveLoRA's cycles of noise and strata.
 
     The numbers come from the Trainer's state, so a resumed run continues where it stopped. Without the callback every
     schedule stays at its start value.
@@ -23,6 +27,11 @@ class RegularizerScheduleCallback(TrainerCallback):
         >>> callback = RegularizerScheduleCallback()
         >>> # Trainer(model, args, train_dataset=..., callbacks=[callback])
     """
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Refuse trainers that compare several forwards, if each would use another draw."""
+        if kwargs.get("model") is not None:
+            refuse_comparing_trainers(args, kwargs["model"])
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Set the schedules to the step a (resumed) run starts from, and count the training items where asked."""

@@ -10,6 +10,7 @@ LoRA. The tuner layers pass on to it what PEFT and transformers tell them (activ
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -19,8 +20,15 @@ from torch import nn
 
 from .factors import Draw, Law, Perturbation
 from .generation import Generation, Traced, ask, generate, inside_checkpoint, stamp_of
-from .objective import add_to_outputs, micro_batch_share, named_inputs, task_loss
+from .objective import add_to_outputs, micro_batch_share, named_inputs, reaches_loss, task_loss
 from .rows import count_rows, first_rows, main_input_name, repeat_training_rows
+
+DROPPED = (
+    "The regulariser of the last training forward reached no loss: the model was called without labels, so the loss "
+    "is formed elsewhere (label smoothing, compute_loss_func, TRL's RewardTrainer, a loop of your own). Put "
+    "peft_calib.trainer_callbacks.RegularizedLossMixin before the trainer's class, or add "
+    "peft_calib.regularization_loss(model) to your loss after each forward."
+)
 
 
 class FactorHolder(nn.Module):
@@ -44,6 +52,7 @@ class FactorHolder(nn.Module):
         self._generations: dict[str, Generation]
         self._fresh: set[str]
         self._pending: list[torch.Tensor]
+        self.unclaimed: bool
         self._uses: dict[str, list[weakref.ref]]
         self._traced: dict[str, Traced]
         self._comparing: list[Law]
@@ -84,7 +93,9 @@ class FactorHolder(nn.Module):
         if torch.compiler.is_compiling():
             self._trace()
             return
-        self._in_forward = True
+        if self.unclaimed and any(bool(term.detach() != 0) for term in self._pending):
+            warnings.warn(DROPPED, UserWarning, stacklevel=2)
+        self._in_forward, self.unclaimed = True, False
         self._fresh.clear()
         if self._enabled:
             for adapter in self._active:
@@ -295,6 +306,7 @@ def _nothing_generated() -> dict:
         "_fresh": set(),
         "_in_forward": False,
         "_pending": [],
+        "unclaimed": False,
         "_uses": {},
         "_traced": {},
         "_comparing": [],
@@ -337,6 +349,7 @@ def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: object) -> 
         total = torch.stack([term.float() if term.dtype != torch.float64 else term for term in terms]).sum()
         for holder in holders:
             holder.last_task_loss, holder.last_regularizer = task_loss(output, has_labels), total.detach()
+            holder.unclaimed = not reaches_loss(output, has_labels)
         output = add_to_outputs(output, total, micro_batch_share(model, inputs), has_labels)
     return output if num_samples == 1 else first_rows(output, num_samples, count_rows(inputs, main_input_name(model)))
 

@@ -47,6 +47,12 @@ def add_to_outputs(outputs: Any, regularizer: torch.Tensor, share: torch.Tensor 
     return outputs
 
 
+def reaches_loss(outputs: Any, has_labels: bool) -> bool:
+    """Whether `add_to_outputs` finds a place in these outputs from which a trainer takes its loss."""
+    carried = isinstance(outputs, dict) and isinstance(outputs.get("log_probs"), torch.Tensor)
+    return carried or task_loss(outputs, has_labels) is not None
+
+
 def task_loss(outputs: Any, has_labels: bool) -> torch.Tensor | None:
     """The loss inside a model's outputs before anything is added, detached; `None` where there is none."""
     loss = outputs.get("loss") if isinstance(outputs, dict) else None
