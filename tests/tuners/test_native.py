@@ -7,49 +7,67 @@ import torch
 from families import FAMILIES, logits, perturb
 from peft import LoraConfig
 
-from peft_calib import HyperLoraConfig, HyperLoraModel
+from peft_calib import (
+    BayesianLoraConfig,
+    BayesianLoraModel,
+    CurveLoraConfig,
+    CurveLoraModel,
+    HyperLoraConfig,
+    HyperLoraModel,
+)
 from peft_calib.tuners.holder import FactorHolder
+
+METHODS = {
+    "hyper": (HyperLoraConfig, HyperLoraModel, {}),
+    "bayesian": (BayesianLoraConfig, BayesianLoraModel, {"num_train_examples": 100}),
+    "curve": (CurveLoraConfig, CurveLoraModel, {}),
+}
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return METHODS[request.param]
 
 
 @pytest.fixture(params=["bert", "gpt2", "llama", "t5", "vit"])
-def native(request):
-    family = FAMILIES[request.param]
+def native(request, method):
+    family, (config, tuner, fields) = FAMILIES[request.param], method
     model = family.build()
-    model.add_adapter(HyperLoraConfig(r=4, target_modules=list(family.targets)), "mine")
-    return family, model
+    model.add_adapter(config(r=4, target_modules=list(family.targets), **fields), "mine")
+    return family, model, tuner
 
 
 def test_starts_at_base_and_trains(native):
-    family, model = native
+    family, model, tuner = native
     batch = family.batch()
     assert torch.equal(logits(model, batch), logits(family.build(), batch))
     model.train()
     trainable = [n for n, p in model.named_parameters() if p.requires_grad]
     assert trainable
-    assert all("hyperlora_law.mine." in n for n in trainable)
+    assert all(f"{tuner.prefix}law.mine." in n for n in trainable)
     model(**batch).logits.square().mean().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("adapter_name", ["mine", "other"])
 def test_save_and_load_under_a_name(native, tmp_path, adapter_name):
-    family, model = native
+    family, model, tuner = native
     expected = logits(perturb(model, scale=0.2), family.batch())
     assert not torch.equal(expected, logits(family.build(), family.batch()))
     model.save_pretrained(tmp_path)
     again = family.build()
     again.load_adapter(str(tmp_path), adapter_name=adapter_name)
     assert torch.equal(logits(again, family.batch()), expected)
-    assert not any(p.requires_grad for p in HyperLoraModel.get_holder(again).parameters())
+    assert not any(p.requires_grad for p in tuner.get_holder(again).parameters())
 
 
 def test_load_trainable(native, tmp_path):
-    family, model = native
+    family, model, tuner = native
     perturb(model).save_pretrained(tmp_path)
     again = family.build()
     again.load_adapter(str(tmp_path), adapter_name="mine", is_trainable=True)
     again.train()(**family.batch()).logits.square().mean().backward()
-    assert all(p.grad is not None for p in HyperLoraModel.get_holder(again).parameters())
+    assert all(p.grad is not None for p in tuner.get_holder(again).parameters())
 
 
 def test_auto_model_finds_the_adapter(tmp_path):
@@ -82,10 +100,11 @@ def test_changed_head_is_saved_and_loaded(tmp_path):
 
 
 def test_two_adapters_one_deleted(native):
-    family, model = native
+    family, model, tuner = native
     batch = family.batch()
     first = logits(perturb(model, scale=0.2), batch)
-    config = HyperLoraConfig(r=2, target_modules=list(family.targets), seed=7, init_weights=False)
+    config_cls = next(config for config, cls, _ in METHODS.values() if cls is tuner)
+    config = config_cls(r=2, target_modules=list(family.targets), init_weights=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.add_adapter(config, "second")
@@ -98,13 +117,14 @@ def test_two_adapters_one_deleted(native):
         model.enable_adapters()
         assert torch.equal(logits(model, batch), first)
         model.delete_adapter("mine")
-    assert list(HyperLoraModel.get_holder(model).laws) == ["second"]
+    assert list(tuner.get_holder(model).laws) == ["second"]
     model.set_adapter("second")
     assert torch.equal(logits(model, batch), second)
 
 
-def test_one_holder_and_one_pair_of_hooks(native):
-    _, model = native
+def test_one_holder_and_one_pair_of_hooks():
+    family, model = FAMILIES["bert"], FAMILIES["bert"].build()
+    model.add_adapter(HyperLoraConfig(r=4, target_modules=list(family.targets)), "mine")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.add_adapter(HyperLoraConfig(r=2, target_modules="all-linear"), "second")
