@@ -12,7 +12,7 @@ from families import FAMILIES, perturb
 from peft import get_peft_model
 from processes import run_ranks
 
-from peft_calib import BayesianLoraConfig, HyperLoraConfig
+from peft_calib import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig, curve_at
 
 CONFIGS = {
     "hyper": (HyperLoraConfig, {}),
@@ -70,3 +70,43 @@ def test_gradients_equal_one_process(tmp_path, kind, method):
     assert {n.replace("module.", "") for n in got} == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-6)
+
+
+# ----------------------------------------------------------------- a curve: each rank at a point of its own
+
+
+def curve(t_sampling):
+    config = CurveLoraConfig(r=4, target_modules="all-linear", t_sampling=t_sampling)
+    return perturb(get_peft_model(FAMILIES["bert"].build(), config)).train()
+
+
+def curve_worker(rank, kind, t_sampling, folder):
+    model = curve(t_sampling)
+    if kind == "ddp":
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    else:
+        from torch.distributed.fsdp import fully_shard
+
+        for block in model.get_base_model().bert.encoder.layer:
+            fully_shard(block)
+        wrapped = fully_shard(model)
+    rows = slice(2 * rank, 2 * rank + 2)
+    wrapped(**{k: v[rows] for k, v in batch().items()}).loss.backward()
+    torch.save((gradients(model), model.base_model.get_law().last_t), folder / f"{rank}.pt")
+
+
+@pytest.mark.parametrize(("kind", "t_sampling"), [("ddp", "stratified"), ("fsdp2", "uniform")])
+def test_ranks_of_a_curve_take_their_own_points(tmp_path, kind, t_sampling):
+    run_ranks(curve_worker, kind, t_sampling, tmp_path)
+    (got, first), (same, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first != second
+    if t_sampling == "stratified":
+        assert abs(float(first) - float(second)) == pytest.approx(1.0)  # half of two segments apart
+    model = curve(t_sampling)
+    for rank, t in enumerate((first, second)):
+        rows = slice(2 * rank, 2 * rank + 2)
+        with curve_at(model, float(t)):
+            (model(**{k: v[rows] for k, v in batch().items()}).loss / 2).backward()
+    for name, value in gradients(model).items():
+        torch.testing.assert_close(got[name.replace("module.", "")], value, rtol=1e-4, atol=1e-6)
+        assert torch.equal(got[name], same[name])
