@@ -163,7 +163,8 @@ def _as_logits(predictions: list[Prediction]) -> Logits:
 
 def _spread(fitted: FittedAdapter) -> dict[str, Any]:
     """How far training has moved the posterior's standard deviations, in units of the prior's."""
-    law: Any = fitted.model.base_model.get_law()
+    tuner: Any = fitted.model.base_model
+    law = tuner.get_law()
     return {"initial_sd": law.config.init_sd, "median_sd": float(law.core_sd().median())}
 
 

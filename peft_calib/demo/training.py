@@ -199,14 +199,16 @@ def predict_draws(
     Returns:
         The draws' probabilities, and what follows from them.
     """
-    parts, order = [], []
+    parts: list[Prediction] = []
+    order: list[int] = []
     for chunk, batch in _sorted_batches(model, tokenizer, rows, settings):
-        parts.append(predict(model, batch, num_samples=num_samples, seed=settings.seed))
+        part = predict(model, batch, num_samples=num_samples, seed=settings.seed)
+        assert isinstance(part, Prediction)
+        parts.append(part)
         order += chunk
         if progress is not None:
             progress(len(chunk))
     whole = Prediction.concatenate(parts)
-    assert isinstance(whole, Prediction)
     back = torch.tensor(order).argsort()
     return replace(whole, sample_probabilities=whole.sample_probabilities[:, back])
 
