@@ -14,7 +14,7 @@ from . import assembly
 from .config import BayesianLoraConfig
 from .initial import FactorStart, core_shape, core_step, start_factors, start_plain
 from .layout import BasisPlace, Layout, Place
-from .noise import NormalSource, sources_of_draws
+from .noise import NormalSource, TracedSource, sources_of_draws
 from .posterior import Whitened, conditional_noise, kl_conditional
 from .stacks import BasisStack, BoundedScale, CoreStack
 
@@ -172,7 +172,7 @@ class BayesianLaw(Law):
         pairs = assembly.assemble(bases, V, None)
         return self._add_noise(pairs, bases, sigma, sources), divergence
 
-    def _add_noise(self, pairs: dict, bases: dict, sigma: dict, sources: list[NormalSource]) -> dict:
+    def _add_noise(self, pairs: dict, bases: dict, sigma: dict, sources: list) -> dict:
         kind, scale = self.config.conditional_noise, self.layout.split(self._noise_scale())
         noisy = {}
         for group, factors in pairs.items():
@@ -227,13 +227,17 @@ class BayesianLaw(Law):
 
     # ----------------------------------------------------------------- what is random
 
-    def _sources(self, draw: Draw) -> list[NormalSource]:
+    def _sources(self, draw: Draw) -> list[NormalSource] | list[TracedSource]:
         """One private source a draw; a stack is filled in slot order, so a slot's noise does not depend on K."""
+        if draw.mode == "train" and torch.compiler.is_compiling():
+            self._count = None
+            self.num_generations += 1
+            return [TracedSource(self.config.sample_seed, _TRAIN, self.num_generations.cpu())]
         if draw.mode == "train":
             return [NormalSource(keyed_generator(self.config.sample_seed, _TRAIN, self._next_generation()))]
         return sources_of_draws(draw, _SAMPLE)
 
-    def _normal(self, shape: tuple[int, ...], sources: list[NormalSource]) -> torch.Tensor:
+    def _normal(self, shape: tuple[int, ...], sources: list) -> torch.Tensor:
         noise = torch.stack([source.normal(shape, self.dtype) for source in sources])
         return noise.to(self.sigma.device, non_blocking=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,45 @@ class NormalSource(NamedTuple):
         """The next normals of the stream."""
         noise = torch.randn(shape, generator=self.generator, dtype=dtype)
         return noise if self.sign == 1 else -noise
+
+
+class TracedSource:
+    """The same stream inside a graph that torch.compile builds, where a generator cannot be held.
+
+    Args:
+        seed: Key of the stream, first part.
+        purpose: Second part.
+        step: Third part, a scalar on the CPU, so that every run of the graph reads it anew.
+    """
+
+    def __init__(self, seed: int, purpose: int, step: torch.Tensor) -> None:
+        self.seed, self.purpose, self.step = seed, purpose, step
+        self.sizes: list[int] = []
+        self.ranks: list[int] = []
+
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """The next normals of the stream."""
+        self.sizes, self.ranks = [*self.sizes, *shape], [*self.ranks, len(shape)]
+        return _nth_normal(self.step, self.seed, self.purpose, self.sizes, self.ranks, dtype)
+
+
+@torch.library.custom_op("peft_calib::nth_normal", mutates_args=())
+def _nth_normal(
+    step: torch.Tensor, seed: int, purpose: int, sizes: Sequence[int], ranks: Sequence[int], dtype: torch.dtype
+) -> torch.Tensor:
+    """The last of several tensors drawn one after the other from one stream; `sizes` are their shapes in a row."""
+    source, start = NormalSource(keyed_generator(seed, purpose, int(step))), 0
+    for rank in ranks:
+        noise = source.normal(tuple(sizes[start : start + rank]), dtype)
+        start += rank
+    return noise
+
+
+@_nth_normal.register_fake
+def _(
+    step: torch.Tensor, seed: int, purpose: int, sizes: Sequence[int], ranks: Sequence[int], dtype: torch.dtype
+) -> torch.Tensor:
+    return torch.empty(tuple(sizes[len(sizes) - ranks[-1] :]), dtype=dtype)
 
 
 def sources_of_draws(draw: Draw, purpose: int) -> list[NormalSource]:

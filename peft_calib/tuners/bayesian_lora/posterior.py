@@ -75,6 +75,10 @@ def whiten(Z: torch.Tensor, variance: torch.Tensor, jitter: float) -> Whitened:
     for attempt in range(ESCALATIONS + 1):
         added = (variance + jitter * 10**attempt * scale).expand_as(diagonal)
         L, info = torch.linalg.cholesky_ex(gram + torch.diag_embed(added))
+        if torch.compiler.is_compiling():
+            # a compiled graph cannot branch on values: no second try, and a loss that is NaN where one was needed
+            L = L.masked_fill((info > 0)[..., None, None], torch.nan)
+            return Whitened(torch.linalg.solve_triangular(L, Z, upper=False), L, added.sqrt())
         if not info.any():
             return Whitened(torch.linalg.solve_triangular(L, Z, upper=False), L, added.sqrt())
     raise CholeskyError(int(info.nonzero()[0, 0]), jitter * 10**ESCALATIONS)
