@@ -205,7 +205,7 @@ def _sum_of_squares(values: np.ndarray) -> float:
 
 
 def _float32_may_miss_an_edge(num_bins: int) -> bool:
-    """Whether a float32 number lies just above an edge, nearer than their spacing: one that should be that edge."""
+    """Whether a float32 number lies so little above an edge that `SHRINK` takes it below: an edge rounded down."""
     edges = uniform_edges(num_bins)
     distance = edges.astype(np.float32).astype(np.float64) - edges
-    return bool(((distance > 0.0) & (distance < NEAR)).any())
+    return bool(((distance > 0.0) & (distance < 2.0 * SHRINK / num_bins)).any())
