@@ -172,7 +172,9 @@ def training_arguments(config: RunConfig, **own: Any) -> TrainingArguments:
             raise ValueError(f"{name} of the Trainer follows from a setting of the run; it is no --trainer-option")
         if name not in known:
             raise ValueError(f"transformers.TrainingArguments has no field {name!r}")
-    values: dict[str, Any] = {**settings, **defaults, **config.trainer, **fixed}
+    # YAML reads a bare `no` as false, and no strategy is a truth value
+    given = {k: "no" if v is False and k.endswith("_strategy") else v for k, v in config.trainer.items()}
+    values: dict[str, Any] = {**settings, **defaults, **given, **fixed}
     return TrainingArguments(**values)
 
 

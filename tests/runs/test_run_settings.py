@@ -14,6 +14,7 @@ from peft_calib.runs import sources
 from peft_calib.runs.flags import resolve
 from peft_calib.runs.labels import LabelMap
 from peft_calib.runs.settings import RunConfig
+from peft_calib.runs.stage import training_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,6 +40,13 @@ def test_flags_override_the_file(tmp_path):
 def test_the_example_file_is_a_configuration():
     config = resolve(ROOT / "hub_examples/train.yaml", {})
     assert config.method in ("bayesian-lora", "curve-lora")
+
+
+def test_the_word_no_is_a_strategy(tmp_path):
+    """YAML reads a bare `no` as false."""
+    config = resolve(None, {"data": "d", "model": "m", "trainer": ["eval_strategy=no", "max_grad_norm=0.5"]})
+    arguments = training_arguments(config, output_dir=str(tmp_path), seed=1)
+    assert (arguments.eval_strategy, arguments.max_grad_norm, arguments.seed) == ("no", 0.5, 1)
 
 
 def test_runs_stand_below_the_command_line_and_the_demonstration():
