@@ -15,7 +15,7 @@ rows. Asked are the directions of the CurveLoRA paper:
 three members. Intervals of a seed are a paired bootstrap over test rows, those over the seeds Student's t. Nothing is
 asserted: the table says where a direction fails. Seeds that the output file holds are not repeated.
 
-    python benchmarks/curve_minilm.py --data trec=FOLDER --rows 300 --seeds 0 1 2 --output \
+    python benchmarks/curve_minilm.py --data trec=FOLDER --rows 200 --seeds 0 1 2 --output \
         benchmarks/results/curve_minilm.json
 
 A FOLDER is one that `peft_calib.demo.load_text_data` reads; without `--data` the embedded sentences are used.
@@ -298,7 +298,7 @@ def show(name: str, summary: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=f"{DOCUMENTATION}={DOCUMENTATION}", metavar="NAME=FOLDER")
-    parser.add_argument("--rows", type=int, default=300, help="training rows")
+    parser.add_argument("--rows", type=int, default=200, help="training rows")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--anchor-epochs", type=float, default=4)
     parser.add_argument("--curve-epochs", type=float, default=8)
