@@ -108,9 +108,9 @@ def to_markdown(results: dict) -> str:
                         cells.append(f"{report[stage][key]['value']:.3f} [{low:.3f}, {high:.3f}]")
                     lines.append(f"| {' | '.join(cells)} |")
         lines += ["", "Against LoRA, both with their temperature (paired bootstrap, Holm's correction):", ""]
-        lines += [f"- {pair['verdict']}" for pair in found["against_lora"]]
+        lines += [f"- {pair['a']}, {pair['b']}: {pair['verdict']}" for pair in found["against_lora"]]
     losers = ", ".join(results["not_better"]) or "none"
-    lines += ["", f"Better than LoRA with a temperature in no proper score (NLL, Brier) on neither set: {losers}.", ""]
+    lines += ["", f"Not better than LoRA with a temperature in a proper score (NLL, Brier) on either set: {losers}.", ""]
     return "\n".join(lines)
 
 
