@@ -2,7 +2,7 @@
 
 from .best import BestCalibrationCallback
 from .calibration import CalibrationCallback
-from .checkpoints import CheckpointGuardCallback, last_complete_checkpoint
+from .checkpoints import CheckpointGuardCallback, ConsolidatedAdapterCallback, last_complete_checkpoint
 from .loss import RegularizedLossMixin
 from .preprocess import preprocess_logits_for_calibration
 from .recalibration import RecalibrationCallback, load_recalibration
@@ -13,6 +13,7 @@ __all__ = [
     "BestCalibrationCallback",
     "CalibrationCallback",
     "CheckpointGuardCallback",
+    "ConsolidatedAdapterCallback",
     "PosteriorSpreadCallback",
     "RecalibrationCallback",
     "RegularizedLossMixin",

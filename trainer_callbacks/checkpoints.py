@@ -16,7 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from peft_calib.companions import write_atomically
 
-from .adapter_state import barrier
+from .adapter_state import barrier, write_adapter
 
 #: Written last: names, sizes and hashes of everything in a checkpoint.
 MANIFEST = "checkpoint_manifest.json"
@@ -64,6 +64,31 @@ class CheckpointGuardCallback(TrainerCallback):
                 "the run was stopped. Resume from the one before: trainer.train(resume_from_checkpoint="
                 "last_complete_checkpoint(output_dir))."
             )
+
+
+class ConsolidatedAdapterCallback(TrainerCallback):
+    """Writes the adapter whole beside sharded checkpoints, so that it loads anywhere.
+
+    With FSDP's `SHARDED_STATE_DICT` the Trainer writes shards only, which need the same kind of launch to be read.
+    This callback gathers the adapter, which is small, into `<checkpoint>/adapter` at every save and into
+    `<output_dir>/adapter` when training ends: folders that `PeftModel.from_pretrained` loads in one process. Put it
+    before `CheckpointGuardCallback`, and after `BestCalibrationCallback`.
+
+    Example:
+        >>> callback = ConsolidatedAdapterCallback()  # Trainer(..., callbacks=[callback])
+    """
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Add the adapter to the checkpoint; every process takes part."""
+        write_adapter(model, _folder(args, state) / "adapter")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Write the final adapter."""
+        write_adapter(model, Path(args.output_dir) / "adapter")
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:

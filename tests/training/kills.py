@@ -16,7 +16,14 @@ SCRIPT = Path(__file__).parent / "train_script.py"
 ACCELERATE = Path(__file__).parents[2] / "hub_examples" / "accelerate"
 
 
-def command(method: str, folder: Path, *options: str, processes: int = 1, config: str = "ddp") -> list[str]:
+def command(
+    method: str,
+    folder: Path,
+    *options: str,
+    processes: int = 1,
+    config: str = "ddp",
+    launch_options: tuple[str, ...] = (),
+) -> list[str]:
     """The command line of a run, through `accelerate launch` where there are several processes."""
     script = [str(SCRIPT), method, str(folder), *options]
     if processes == 1:
@@ -27,7 +34,7 @@ def command(method: str, folder: Path, *options: str, processes: int = 1, config
     if config == "fsdp2":
         # BERT's own list of blocks has the embeddings in it, which Accelerate then shards twice
         launch += ["--fsdp_transformer_layer_cls_to_wrap", "BertLayer"]
-    return [*launch, *script]
+    return [*launch, *launch_options, *script]
 
 
 def run(line: list[str], timeout: float = 240) -> str:

@@ -36,6 +36,7 @@ from peft_calib.trainer_callbacks import (
     BestCalibrationCallback,
     CalibrationCallback,
     CheckpointGuardCallback,
+    ConsolidatedAdapterCallback,
     RegularizerScheduleCallback,
     last_complete_checkpoint,
 )
@@ -133,6 +134,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--text", action="store_true")
     parser.add_argument("--resume", action="store_true", help="from the last complete checkpoint")
+    parser.add_argument("--consolidate", action="store_true", help="write the adapter beside sharded checkpoints")
     parser.add_argument("--resume-from", type=Path, help="a checkpoint")
     return parser.parse_args(arguments)
 
@@ -180,6 +182,7 @@ def train(options: argparse.Namespace) -> Trainer:
             RegularizerScheduleCallback(),
             CalibrationCallback(diagram=False, confidence_level=None),
             BestCalibrationCallback(restore=False),
+            *([ConsolidatedAdapterCallback()] if options.consolidate else []),
             CheckpointGuardCallback(),
         ],
     )
