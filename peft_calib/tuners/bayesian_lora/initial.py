@@ -17,7 +17,10 @@ AUTO_PRIOR_STD = 0.5
 #: Norm of the basis vectors in the space of inputs (that of the rows of LoRA's A) and of outputs. Only the direction
 #: of a basis vector matters, so its length is how little an optimiser step of given size turns it; B's are random at
 #: the start and have to turn first.
-LENGTH_A, LENGTH_B = 3**-0.5, 0.3
+LENGTH_A, LENGTH_B = 3**-0.5, 0.1
+#: How much farther a step moves B's core than it moves LoRA's B, in norm. At 1 a short training falls behind LoRA's;
+#: at 10 it diverges.
+CORE_STEP_B = 2.0
 
 
 class FactorStart(NamedTuple):
@@ -45,7 +48,7 @@ def core_step(config: BayesianLoraConfig, side: str, start: FactorStart) -> torc
     """How far a step of size one in a stored entry of a core's mean moves the core, so that LoRA's step sizes work.
 
     A's core moves as the entries of LoRA's A do. B starts at zero and can only grow through its core, which reaches a
-    small part of its directions; it moves as far in norm as LoRA's B, `sqrt(m n)` a step.
+    small part of its directions; it moves twice as far in norm as LoRA's B, `2 sqrt(m n)` a step.
 
     Args:
         config: The method's configuration.
@@ -59,7 +62,7 @@ def core_step(config: BayesianLoraConfig, side: str, start: FactorStart) -> torc
         return torch.ones_like(start.sigma)
     _, R, C = start.mean.shape
     numel = start.rows.shape[-1] * start.columns.shape[-1]
-    return (1.0 if side == "A" else math.sqrt(numel / (R * C))) / start.sigma
+    return (1.0 if side == "A" else CORE_STEP_B * math.sqrt(numel / (R * C))) / start.sigma
 
 
 def start_factors(

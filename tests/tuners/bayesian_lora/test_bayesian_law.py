@@ -12,6 +12,7 @@ from peft_calib import BayesianLoraConfig
 from peft_calib.tuners import Draw, Slot, SlotTable
 from peft_calib.tuners.bayesian_lora import BayesianLaw
 from peft_calib.tuners.bayesian_lora.assembly import assemble
+from peft_calib.tuners.bayesian_lora.initial import CORE_STEP_B
 from peft_calib.tuners.bayesian_lora.stacks import BoundedScale
 
 VARIANTS = {
@@ -326,7 +327,7 @@ def test_scales_move_in_bfloat16():
 
 @pytest.mark.parametrize("side", ["A", "B"])
 def test_an_optimiser_step_moves_a_factor_as_it_moves_in_lora(side):
-    """A step of size lr in all entries of a core moves B by lr sqrt(m n) in norm, and A by lr sqrt(R C)."""
+    """A step of size lr in all entries of a core moves B by 2 lr sqrt(m n) in norm, and A by lr sqrt(R C)."""
     law, lr = make(moved=False), 1e-3
     before = law(Draw("mean")).per_slot(law.slots)
     generator = torch.Generator().manual_seed(0)
@@ -338,7 +339,7 @@ def test_an_optimiser_step_moves_a_factor_as_it_moves_in_lora(side):
     for pair, start in zip(law(Draw("mean")).per_slot(law.slots), before, strict=True):
         moved, other = [(a - b).norm().item() for a, b in zip(pair, start, strict=True)][:: 1 if side == "A" else -1]
         assert other == 0
-        expected = 2 if side == "A" else pair[1].numel() ** 0.5  # r = 2 makes R C = 4
+        expected = 2 if side == "A" else CORE_STEP_B * pair[1].numel() ** 0.5  # r = 2 makes R C = 4
         assert moved == pytest.approx(lr * expected, rel=0.05)
 
 
