@@ -7,9 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from peft import get_peft_model
 
 import peft_calib
-from peft_calib import arc_length, control_polygon_length, curve_at, curve_weights, lipschitz_bound, loss_profile
+from peft_calib import (
+    CurveLoraConfig,
+    arc_length,
+    control_polygon_length,
+    curve_at,
+    curve_weights,
+    lipschitz_bound,
+    loss_profile,
+)
 
 sys.path[:0] = [str(Path(__file__).parent / "tuners"), str(Path(__file__).parent / "tuners" / "curve_lora")]
 from curve_models import BERT, adapt, anchored, save_loras  # noqa: E402
@@ -34,6 +43,17 @@ def test_profile_is_the_loss_of_single_points(data):
         assert float(profile.accuracy[i]) == pytest.approx(float((z.argmax(-1) == labels).float().mean()))
     assert len(loss_profile(model, data).t) == 9
     assert len(loss_profile(model, data, 41).t) == 41
+
+
+def test_loss_of_rows_that_are_hopelessly_wrong_is_not_inflated():
+    """float32 probabilities end near 1e-38; what they round to nothing must not count as e-300."""
+    base = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    with torch.no_grad():
+        base[0].weight.copy_(torch.tensor([[60.0, 0.0], [-60.0, 0.0]]))
+        base[0].bias.zero_()
+    model = get_peft_model(base, CurveLoraConfig(r=1, target_modules=["0"]))
+    rows = [{"input": torch.tensor([1.0, 0.0]), "labels": 1}]
+    assert 87 < float(loss_profile(model, rows, 3).nll.max()) < 120  # 120 is the loss of the logits
 
 
 def test_barrier_is_measured_from_the_worst_anchor(tmp_path, data):
