@@ -1,12 +1,16 @@
 """Cost of K draws in units of one deterministic forward, beside K forwards one after another and flipout.
 
+There are two kinds of K forwards: "sequential" is ours with one draw a pass, which forms logits where they are read;
+"sequential, all logits" is what libraries of sampled LoRA do, a plain forward a draw with the logits of every position
+over the whole vocabulary, of which the answer tokens of the last position are then read.
+
 All arms of a shape run in turn in one process; the medians of their ratios to the deterministic forward of the same
 turn are the result. On a CPU the time is that of the processor, so that other programs of the machine do not count;
 use one thread there. Flipout (Wen et al. 2018, arXiv 1803.04386; here as in BLoB) draws a sign for each row, token and
 feature of every adapted layer, so it needs a forward of the whole model a sample. "mean-export" is the exported mean
 in stock PEFT against a LoRA of the same rank made by stock PEFT.
 
-    python benchmarks/prediction.py --output benchmarks/results/prediction.json
+    python benchmarks/predict.py --output benchmarks/results/predict.json
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from machine import describe_machine
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, logging
 
-from peft_calib import BayesianLoraConfig, export_lora, predict
+from peft_calib import BayesianLoraConfig, draws, export_lora, predict
 from peft_calib.tuners.layer import FactorLinear
 
 SHAPES = {"short prompt": (1, 8), "decode": (1, 1), "prompts": (4, 64)}
@@ -39,7 +43,7 @@ TARGETS = ["q_proj", "v_proj"]
 
 def build(size: str) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    config = LlamaConfig(**SIZES[size], num_key_value_heads=8, vocab_size=8192, max_position_embeddings=256)
+    config = LlamaConfig(**SIZES[size], num_key_value_heads=8, vocab_size=32000, max_position_embeddings=256)
     return LlamaForCausalLM(config).to(DEVICE, torch.bfloat16 if DEVICE == "cuda" else torch.float32).eval()
 
 
@@ -127,16 +131,25 @@ def cost_of_draws(size: str, rows: int, tokens: int, K: int, turns: int) -> dict
             with flipout(model, next(seeds)):
                 predict(model, batch, "mean", label_tokens=[5, 6, 7, 8])
 
+    def run_plain():
+        p = 0
+        for k in range(K):
+            with torch.no_grad(), draws(model, 1, seed=0, first=k):
+                p = p + model(**batch).logits[:, -1, [5, 6, 7, 8]].softmax(-1) / K
+
     arms = {
         "mean": ask(model, "mean"),
         "sample": ask(model, "sample"),
         "sequential": ask(model, "sample", memory_budget=1),
+        "sequential, all logits": run_plain,
         "flipout": run_flipout,
         "late, last 2 layers": ask(last_two, "late"),
         "sample, last 2 layers": ask(last_two, "sample"),
     }
     result = interleaved(arms, "mean", turns)
     result["sample / sequential"] = round(result["sample"]["ratio"] / result["sequential"]["ratio"], 3)
+    plain = result["sequential, all logits"]["ratio"]
+    result["sample / sequential, all logits"] = round(result["sample"]["ratio"] / plain, 3)
     result["late: forwards reported"] = round(arms["late, last 2 layers"]().num_forwards, 3)
     return result
 
