@@ -460,3 +460,32 @@ def test_presets():
 def test_fewer_draws_than_one_are_refused():
     with pytest.raises(ValueError, match="num_samples"):
         law_of(adapt())(Draw("sample", num_samples=0))
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "t5"])
+def test_late_and_adaptive_predictions(name):
+    family = FAMILIES[name]
+    model, batch = adapt(family, layers_to_transform=[1] if name != "t5" else None), family.batch(3)
+    options = {"task": "next_token"} if name != "bert" else {}
+    sampled = predict(model, batch, **options)
+    late = predict(model, batch, "late", **options)
+    torch.testing.assert_close(late.sample_probabilities, sampled.sample_probabilities, rtol=0, atol=1e-5)
+    auto = predict(model, batch, num_samples="auto", tolerance=0.5, seed=4, **options)
+    assert auto.num_samples == 4 < sampled.num_samples
+    torch.testing.assert_close(auto.probabilities, sampled.probabilities, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_base_and_autocast(bert, dtype):
+    base = bert.build().to(dtype)
+    model = perturb(get_peft_model(base, CurveLoraConfig(r=4, target_modules=["query"], jsd_weight=1.0)), scale=0.1)
+    batch = bert.batch(3)
+    together, single = (
+        at(model, batch, [0.3, 1.7]).float(),
+        torch.cat([at(model, batch, t) for t in (0.3, 1.7)]).float(),
+    )
+    torch.testing.assert_close(together, single, rtol=0, atol=2e-2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model.float().train()(**batch, labels=torch.tensor([0, 1, 2])).loss
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in law_of(model).parameters())
