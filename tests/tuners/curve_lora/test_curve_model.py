@@ -10,6 +10,7 @@ from curve_models import adapt, anchored, save_loras
 from families import FAMILIES, logits, perturb
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from peft_calib import CurveLoraConfig, HyperLoraConfig, curve_at, export_lora, predict
 from peft_calib.tuners import Draw
@@ -489,3 +490,63 @@ def test_half_precision_base_and_autocast(bert, dtype):
         loss = model.float().train()(**batch, labels=torch.tensor([0, 1, 2])).loss
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in law_of(model).parameters())
+
+
+# ----------------------------------------------------------------- invariants of the house
+
+
+class _CountOps(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("fields", [{}, {"num_handles": 0, "t_sampling": "arc_length"}, {"jsd_weight": 1.0}])
+def test_operations_of_the_law_do_not_grow_with_depth(bert, fields):
+    counts = []
+    for layers in (2, 6, 12):
+        config = CurveLoraConfig(target_modules="all-linear", **fields)
+        law = law_of(get_peft_model(bert.build(num_hidden_layers=layers), config))
+        with _CountOps() as counter:
+            law(Draw("train", law.train_samples)).per_slot(law.slots, law.train_samples)
+        counts.append(counter.count)
+    assert counts[0] == counts[1] == counts[2]
+
+
+def test_inactive_is_inert(bert):
+    model, batch = adapt(), bert.batch()
+    model.add_adapter("second", CurveLoraConfig(r=2, target_modules=["query"]))
+    law, second = model.base_model.get_law("default"), model.base_model.get_law("second")
+    assert not any(p.requires_grad for p in second.parameters())
+    first = logits(model, batch)
+    model.set_adapter("second")
+    assert not any(p.requires_grad for p in law.parameters()) and all(p.requires_grad for p in second.parameters())
+    assert torch.equal(logits(model, batch), logits(bert.build(), batch))
+    model.set_adapter("default")
+    assert torch.equal(logits(model, batch), first)
+    with model.disable_adapter():
+        assert torch.equal(logits(model, batch), logits(bert.build(), batch))
+        count = int(law.num_generations)
+        model.train()(**batch)
+        assert int(law.num_generations) == count
+    model.eval()
+    assert torch.equal(logits(model, batch), first)
+    base = model.get_base_model()
+    model.delete_adapter("second")
+    model.delete_adapter("default")
+    assert not any("calib_curve" in name for name, _ in base.named_parameters())
+    assert not base._forward_pre_hooks
+
+
+def test_mixed_batches_take_each_row_through_its_own_adapter(bert):
+    model, batch = adapt(), bert.batch(3)
+    model.add_adapter("second", CurveLoraConfig(r=4, target_modules=["query"], init_weights=False, sample_seed=3))
+    with torch.no_grad():
+        mixed = model.eval()(**batch, adapter_names=["default", "__base__", "second"]).logits
+    first = logits(model, batch)
+    model.set_adapter("second")
+    second = logits(model, batch)
+    expected = torch.stack([first[0], logits(bert.build(), batch)[1], second[2]])
+    torch.testing.assert_close(mixed, expected, rtol=0, atol=1e-5)
