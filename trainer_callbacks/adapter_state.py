@@ -104,12 +104,21 @@ def _adapter(model: PeftModel) -> str:
     return names[0]
 
 
-def _live(model: PeftModel) -> dict[str, torch.Tensor]:
+def check_readable(model: torch.nn.Module) -> None:
+    """Refuse, before training, a model whose adapter a callback could not read at its end.
+
+    Raises:
+        ValueError: for DeepSpeed ZeRO-3.
+    """
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         raise ValueError(
             "DeepSpeed ZeRO-3 keeps the parameters partitioned, so a callback cannot read them. Use ZeRO-2, or the "
             "Trainer's own load_best_model_at_end with metric_for_best_model='eval_nll', greater_is_better=False."
         )
+
+
+def _live(model: PeftModel) -> dict[str, torch.Tensor]:
+    check_readable(model)
     return get_peft_model_state_dict(model, adapter_name=_adapter(model), save_embedding_layers=False)
 
 

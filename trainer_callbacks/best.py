@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy
 
-from .adapter_state import WEIGHTS, barrier, restore_adapter, write_adapter
+from .adapter_state import WEIGHTS, barrier, check_readable, restore_adapter, write_adapter
 from .choice import CALIBRATION_ERRORS, WHY_NOT, bare_name
 
 PROPER = ("nll", "brier", "sample_nll", "sample_brier")
@@ -103,6 +104,7 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
                 "BestCalibrationCallback and load_best_model_at_end would both put a checkpoint back at the end. Set "
                 "load_best_model_at_end=False, or BestCalibrationCallback(restore=False)."
             )
+        check_readable(kwargs.get("model") or torch.nn.Module())
         name = type(self).__name__
         saved = state.stateful_callbacks.setdefault(name, self.state())
         candidates = saved if isinstance(saved, list) else [saved]

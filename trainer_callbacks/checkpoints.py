@@ -16,7 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from peft_calib.companions import write_atomically
 
-from .adapter_state import barrier, write_adapter
+from .adapter_state import barrier, check_readable, write_adapter
 
 #: Written last: names, sizes and hashes of everything in a checkpoint.
 MANIFEST = "checkpoint_manifest.json"
@@ -77,6 +77,12 @@ class ConsolidatedAdapterCallback(TrainerCallback):
     Example:
         >>> callback = ConsolidatedAdapterCallback()  # Trainer(..., callbacks=[callback])
     """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Refuse a model whose adapter cannot be gathered."""
+        check_readable(model)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any

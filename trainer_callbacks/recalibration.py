@@ -18,7 +18,7 @@ from peft_calib.companions import attach_file, detach_file, write_atomically
 from peft_calib.prediction.draws import check_num_samples
 from peft_calib.splits import RowSet, record_split
 
-from .adapter_state import adapter_tensors, digest_of, digest_of_folder
+from .adapter_state import adapter_tensors, check_readable, digest_of, digest_of_folder
 from .forwards import logits_of_rows
 
 #: Name of the file beside an adapter.
@@ -76,6 +76,7 @@ class RecalibrationCallback(TrainerCallback):
         Raises:
             ValueError: if the calibration split overlaps with the training rows.
         """
+        check_readable(model)
         detach_file(model, RECALIBRATION_FILE)  # of an earlier training
         rows = getattr(kwargs.get("train_dataloader"), "dataset", None)
         try:

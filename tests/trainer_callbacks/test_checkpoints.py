@@ -3,9 +3,15 @@
 import shutil
 
 import pytest
-from small_trainer import adapted, assert_equal, trained, trainer
+from small_trainer import adapted, assert_equal, rows, trained, trainer
 
-from peft_calib.trainer_callbacks import CheckpointGuardCallback, last_complete_checkpoint
+from peft_calib.trainer_callbacks import (
+    BestCalibrationCallback,
+    CheckpointGuardCallback,
+    ConsolidatedAdapterCallback,
+    RecalibrationCallback,
+    last_complete_checkpoint,
+)
 from peft_calib.trainer_callbacks.checkpoints import MANIFEST, checkpoint_problems, seal_checkpoint
 
 SAVING = dict(save_strategy="steps", save_steps=4)
@@ -109,3 +115,13 @@ def test_files_of_other_callbacks_may_be_added(folder):
     seal_checkpoint(folder / "checkpoint-8")
     (folder / "checkpoint-8" / "note.txt").unlink()
     assert checkpoint_problems(folder / "checkpoint-8") == ["note.txt is missing"]
+
+
+def test_partitioned_parameters_are_refused_before_training(tiny_classifier, tmp_path):
+    """DeepSpeed ZeRO-3 marks its parameters so."""
+    held_out = rows(10, 5)
+    for callback in (BestCalibrationCallback(), RecalibrationCallback(held_out), ConsolidatedAdapterCallback()):
+        model = adapted(tiny_classifier)
+        next(model.parameters()).ds_id = 0
+        with pytest.raises(ValueError, match="ZeRO-3"):
+            trainer(model, tmp_path, [callback]).train()

@@ -6,7 +6,7 @@ from datasets import Dataset
 from peft import get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from peft_calib import BayesianLoraConfig, HyperLoraConfig
+from peft_calib import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig
 from peft_calib.trainer_callbacks import RegularizerScheduleCallback
 from peft_calib.trainer_callbacks.schedule import count_items
 
@@ -63,6 +63,26 @@ def test_bayesian_law_learns_the_number_of_items_and_warms_up(tiny_classifier, t
     assert law._num_train_examples() == (told or 16)
     assert seen == [0.5, 1.0, 1.0, 1.0]
     assert not [w for w in recwarn.list if "num_train_examples" in str(w.message)]
+
+
+def test_curve_noise_runs_through_its_cycles_and_knows_the_micro_batches(tiny_classifier, tmp_path):
+    config = CurveLoraConfig(target_modules=["query"], flat_rho=0.2, flat_rho_cycles=2)
+    model = get_peft_model(tiny_classifier(), config)
+    law = model.base_model.get_law()
+    data = Dataset.from_dict({"input_ids": [[5, 6, 7]] * 16, "labels": [i % 3 for i in range(16)]})
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            seen.append((round(law.rho.item(), 4), law.micro_batches))
+
+    args = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=8, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+        report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    Trainer(model, args, train_dataset=data, callbacks=[RegularizerScheduleCallback(), Watch()]).train()
+    # rho (1 - cos(2 pi f step / steps)): a cycle is four steps
+    assert seen == [(0.0, 2), (0.2, 2), (0.4, 2), (0.2, 2)] * 2
 
 
 @pytest.mark.parametrize(
