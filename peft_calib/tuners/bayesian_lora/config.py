@@ -34,7 +34,7 @@ class BayesianLoraConfig(CalibLoraConfig):
         bayesian_modules: Names (or a regular expression) of the target modules that get a posterior; the others are
             plain LoRA. All when `None`.
         bayesian_layers: Indices of the layers that get a posterior, negative ones from the end. All when `None`.
-        prior_std: Prior standard deviation sigma of a factor's entries. `"auto"` is half the root mean square
+        prior_std: Prior standard deviation sigma of a factor's entries. `"auto"` is a quarter of the root mean square
             of the core that stands for LoRA's initial A (or the adapter's of `init_from`); a number is the authors'
             way.
         prior_std_scaling: `"sqrt_fan_in"` divides a numeric `prior_std` by the square root of the factor's columns.
