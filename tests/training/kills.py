@@ -37,7 +37,7 @@ def command(
     return [*launch, *launch_options, *script]
 
 
-def run(line: list[str], timeout: float = 240) -> str:
+def run(line: list[str], timeout: float = 480) -> str:
     """Run to the end; its output is in the error if it fails."""
     found = subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=environment())
     if found.returncode:
@@ -45,7 +45,7 @@ def run(line: list[str], timeout: float = 240) -> str:
     return found.stdout
 
 
-def run_until_killed(line: list[str], step: int, delay: float, timeout: float = 240) -> int | None:
+def run_until_killed(line: list[str], step: int, delay: float, timeout: float = 480) -> int | None:
     """Run until a step is reported, wait a little, and kill every process of the run with SIGKILL.
 
     Args:
