@@ -28,7 +28,6 @@ import itertools
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -164,7 +163,6 @@ class Study:
 
 def run(study: Study, anchor_epochs: float, curve_epochs: float) -> dict:
     """All methods with one seed: scores and directions."""
-    start = time.perf_counter()
     folders = study.anchors("anchor", anchor_epochs)
     configs = {
         ALC: study.anchored(folders),
@@ -190,8 +188,7 @@ def run(study: Study, anchor_epochs: float, curve_epochs: float) -> dict:
     for name in (LIN, ALIGNED, ALC, FLC):
         methods[name]["barrier"] = found[name][1]
     methods[f"{MAP} + T"] = temperature_scaled(study, study.line(folders))
-    seconds = round(time.perf_counter() - start, 1)
-    return {"seconds": seconds, "methods": methods, "differences": differences(predictions, study.labels)}
+    return {"methods": methods, "differences": differences(predictions, study.labels)}
 
 
 def temperature_scaled(study: Study, line: FittedAdapter) -> dict:
