@@ -37,8 +37,8 @@ DESELECTED_FOR: dict[str, dict[str, str]] = {
             "the length, so next to no gradient is right"
         ),
         "test_merge_layers_nan": (
-            "expects the words of PEFT's own check of merged weights; a basis that is not finite is refused before, by "
-            "an error that names the slot"
+            "expects the words of PEFT's own check of merged weights; a basis that is not finite is refused before, "
+            "by an error that names the slot"
         ),
     },
 }
