@@ -289,7 +289,7 @@ def show(name: str, summary: dict) -> None:
     for difference, found in summary["differences"].items():
         bounds = "" if found["interval"] is None else "[{:+.4f}, {:+.4f}]".format(*found["interval"])
         each = " ".join(f"{value:+.4f}" for value in found["seeds"])
-        print(f"{difference:48}{found['mean']:+.4f} {bounds}  ({each})")
+        print(f"{difference:52}{found['mean']:+.4f} {bounds}  ({each})")
 
 
 def main() -> None:
