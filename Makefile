@@ -14,13 +14,13 @@ BIN = $(VENV)/bin
 .PHONY: help install demo test test-oldest test-wheel quality style bench conformance clean
 
 help:
-	@echo "make demo         fine-tune MiniLM with LoRA and HyperLoRA on real text and print how calibrated each is"
+	@echo "make demo         fine-tune MiniLM with three methods on real text and print how calibrated each is"
 	@echo "make test         run the test suite"
 	@echo "make test-oldest  run the suite against the oldest supported transformers, huggingface-hub and peft"
 	@echo "make test-wheel   build the wheel, install it into an empty environment and use it from there"
 	@echo "make quality      check style and types; make style mends what can be mended"
 	@echo "make conformance  run PEFT's own test suites on our methods"
-	@echo "make bench        measure the cost of a training step against plain LoRA"
+	@echo "make bench        measure the cost of a training step against plain LoRA, and of the scores against other libraries"
 
 # Constraints, not requirements: pyproject.toml says what is needed, constraints.txt which versions were tested together.
 define install_into
