@@ -177,7 +177,7 @@ def calibration_split(
     if held_out.all() or not held_out.any():
         # strata too small to be cut one by one
         held_out[:] = False
-        held_out[_fill(order, sizes, fraction)] = True
+        held_out[_fill(order, sizes, fraction) or int(np.argmin(sizes))] = True  # at least one input
     inside = held_out[group_of_row]
     return _select(dataset, np.flatnonzero(~inside)), _select(dataset, np.flatnonzero(inside))
 
