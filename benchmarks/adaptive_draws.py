@@ -65,6 +65,9 @@ def main() -> None:
                 fitted.model, rows, num_samples="auto", tolerance=tolerance, seed=seed, **common
             )
             entry[f"tolerance {tolerance}"] = scores(adaptive, labels)
+            options = {"num_samples": "auto", "tolerance": tolerance, "antithetic": True}
+            paired = predict_dataset(fitted.model, rows, seed=seed, **options, **common)
+            entry[f"tolerance {tolerance}, antithetic"] = scores(paired, labels)
         result[f"seed {seed}"] = entry
         print(json.dumps(entry), flush=True)
     if args.output:

@@ -6,6 +6,8 @@ import torch
 
 #: Draws before the first decision, and between two.
 FIRST, STEP = 4, 4
+#: The same for mirrored pairs, whose means are what is independent.
+FIRST_PAIRED, STEP_PAIRED = 6, 2
 
 #: 97.5 % quantiles of Student's t for 1 ... 30 degrees of freedom.
 _T = (
@@ -62,6 +64,11 @@ def settled(samples: torch.Tensor, tolerance: float, regression: bool = False) -
     lead = of_top - of_second
     decided = (lead.mean(0) > half_width(lead)) | (half_width(lead) <= tolerance)
     return decided & (half_width(of_top) <= tolerance)
+
+
+def pair_means(samples: torch.Tensor) -> torch.Tensor:
+    """Means of draws 2j and 2j + 1, (n, ...) -> (n / 2, ...): what is independent of antithetic draws."""
+    return samples.unflatten(0, (-1, 2)).mean(1)
 
 
 def check_adaptive(tolerance: object, max_samples: object) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..tuners.rows import count_rows, main_input_name, to_device
-from .adaptive import FIRST, STEP, check_adaptive, settled
+from .adaptive import FIRST, FIRST_PAIRED, STEP, STEP_PAIRED, check_adaptive, pair_means, settled
 from .baselines import AdapterDraws, DropoutDraws
 from .draws import check_num_samples, evaluating, repeating
 from .heads import Head, Items, TokenHead, check_label_tokens, choose_head
@@ -63,8 +63,8 @@ def predict(
         tolerance: For `"auto"`, the half-width of the 95 % interval of the probability of the predicted class.
         max_samples: For `"auto"`, the largest number of draws of a row.
         antithetic: Make the draws in mirrored pairs (2j, 2j + 1): the mean of an even number of draws varies less from
-            seed to seed where the model is near to linear in the draws. Not for `"auto"`, whose intervals are those of
-            independent draws.
+            seed to seed where the model is near to linear in the draws. `"auto"` then judges by the means of the pairs
+            and needs fewer draws.
         dropout: Monte Carlo dropout on a stock LoRA with this probability, instead of an adapter of this package.
         adapter_names: Adapters of the model that are the draws (a deep ensemble), instead of one adapter's law.
         task: What the logits are: `"classification"`, `"regression"`, `"token"`, `"next_token"`, or `"auto"`.
@@ -164,16 +164,14 @@ class Predictor:
     ) -> None:
         check_how(how)
         num_samples = source.default_num_samples if num_samples is None else num_samples
-        self.adaptive = num_samples == "auto" and how != "mean"
+        self.adaptive, self.paired = num_samples == "auto" and how != "mean", False
         if num_samples == "auto":
             check_adaptive(tolerance, max_samples)
             if how in ("late", "linear"):
                 raise ValueError("num_samples='auto' draws row by row, which needs how='sample'.")
-            if isinstance(source, LawDraws) and source.draw.antithetic:
-                raise ValueError(
-                    "num_samples='auto' judges by the spread of independent draws, which antithetic ones are not. "
-                    "Give a number of draws, or leave antithetic False."
-                )
+            self.paired = isinstance(source, LawDraws) and source.draw.antithetic
+            if self.paired and max_samples % 2:
+                raise ValueError(f"Antithetic draws come in pairs, so max_samples must be even; got {max_samples}.")
             num_samples = max_samples if source.available is None else min(max_samples, source.available)
         num_samples = check_num_samples(num_samples)
         self.tolerance = tolerance
@@ -264,7 +262,8 @@ class Predictor:
         counts = torch.zeros(items.rows, dtype=torch.int64)
         rounds: list[torch.Tensor] = []
         while made < self.num_samples and len(open_rows):
-            count = min(STEP if made else FIRST, self.num_samples - made)
+            first, step = (FIRST_PAIRED, STEP_PAIRED) if self.paired else (FIRST, STEP)
+            count = min(step if made else first, self.num_samples - made)
             part = items if len(open_rows) == items.rows else items.select(open_rows)
             drawn = self.passes(part, self.first + made, count)
             whole = drawn.new_full((count, items.rows, drawn.shape[-1]), float("nan"))
@@ -273,7 +272,8 @@ class Predictor:
             made += count
             counts[open_rows] = made
             so_far = torch.cat(rounds)[:, open_rows]
-            open_rows = open_rows[~settled(so_far, self.tolerance, self.head.regression)]
+            independent = pair_means(so_far) if self.paired else so_far
+            open_rows = open_rows[~settled(independent, self.tolerance, self.head.regression)]
         return torch.cat(rounds), counts
 
     def _prefix(self, items: Items, num_samples: int) -> Prefix | None:

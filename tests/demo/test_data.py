@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset
 
-from peft_calib.runs import sources as module
 from peft_calib.demo.data import load_text_data
+from peft_calib.runs import sources as module
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
 

@@ -14,6 +14,7 @@ from stochastic_models import bayesian, curve, random_a
 
 import peft_calib
 from peft_calib import BayesianLoraConfig, HyperLoraConfig, draws, export_lora, predict
+from peft_calib.prediction.adaptive import half_width
 from peft_calib.tuners.rows import repeat_rows, select_rows
 
 LAWS = {"bayesian": bayesian, "random_a": random_a, "curve": curve}
@@ -105,10 +106,25 @@ def test_antithetic_draws_have_a_less_variable_mean(bert):
     assert means(True).var(0).sum() < 0.1 * means(False).var(0).sum()
 
 
+def test_adaptive_antithetic_draws_stop_earlier(bert):
+    model, batch = bayesian(bert, init_sd=0.3), bert.batch(12)
+    options = {"num_samples": "auto", "tolerance": 5e-4, "max_samples": 32}
+    plain, paired = (predict(model, batch, antithetic=a, **options) for a in (False, True))
+    assert paired.average_num_samples < plain.average_num_samples and not (paired.draws_per_row % 2).any()
+    fixed = predict(model, batch, num_samples=32, antithetic=True)
+    for row in range(12):
+        count = int(paired.draws_per_row[row])
+        drawn = paired.sample_probabilities[:count, row]
+        torch.testing.assert_close(drawn, fixed.sample_probabilities[:count, row], rtol=0, atol=1e-5)
+        if count < 32:  # stopped by the interval over pairs
+            top = int(paired.predictions[row])
+            assert float(half_width(drawn[:, top].double().unflatten(0, (-1, 2)).mean(1))) <= 5e-4
+
+
 def test_antithetic_draws_are_refused_where_they_mean_nothing(bert):
     model = bayesian(bert)
-    with pytest.raises(ValueError, match="independent draws"):
-        predict(model, bert.batch(), num_samples="auto", antithetic=True)
+    with pytest.raises(ValueError, match="come in pairs"):
+        predict(model, bert.batch(), num_samples="auto", max_samples=15, antithetic=True)
     with pytest.raises(ValueError, match="mirror image"):
         predict(model, bert.batch(), dropout=0.1, antithetic=True)
 
