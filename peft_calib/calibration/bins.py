@@ -82,6 +82,11 @@ class Groups(NamedTuple):
     outcome_sums: np.ndarray
 
 
+# Bins are found by multiplication with a little less than their number, so that a value on an edge, or an ulp from
+# it, always lands below the whole number. Products so near below one are looked up among the edges.
+SHRINK, NEAR = 1e-10, 1e-9
+
+
 def uniform_edges(num_bins: int) -> np.ndarray:
     """`(num_bins + 1,)` float64 edges from 0 to 1."""
     return np.linspace(0.0, 1.0, num_bins + 1)

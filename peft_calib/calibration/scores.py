@@ -19,6 +19,8 @@ from peft_calib.calibration.bins import (
 
 # The smallest probability a logarithm is taken of; scikit-learn's choice for float64.
 SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
+# Probabilities multiplied before a logarithm is taken: the smallest one to this power is still a normal number.
+LOG_GROUP = 16
 
 
 def row_nll(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -2,17 +2,22 @@
 """Everything about the top label in one fused pass: checks, losses and uniform bins, without a copy of the data.
 
 Rows are taken in chunks that stay in a core's own cache, and each number is computed by as few vectorised calls as it
-needs: their count, and the memory they touch, is what the pass costs.
+needs: their count, and the memory they touch, is what the pass costs. Large batches of few classes go to compiled
+loops where numba is installed.
 """
 
 from __future__ import annotations
 
+import importlib
+from functools import cache
+from types import ModuleType
+
 import numpy as np
 import torch
 
-from peft_calib.calibration.bins import BinStatistics, uniform_edges, uniform_index
+from peft_calib.calibration.bins import NEAR, SHRINK, BinStatistics, uniform_edges, uniform_index
 from peft_calib.calibration.inputs import SUM_TOLERANCE
-from peft_calib.calibration.scores import SMALLEST_PROBABILITY
+from peft_calib.calibration.scores import LOG_GROUP, SMALLEST_PROBABILITY
 
 # Rows of a chunk, and its entries when there are many classes.
 CHUNK, CHUNK_ENTRIES = 12_288, 49_152
@@ -20,14 +25,11 @@ CHUNK, CHUNK_ENTRIES = 12_288, 49_152
 FOLD = 1 << 25
 # What a row adds to a packed count: `ROW` for itself, 1 more if it is right.
 ROW = float(1 << 26)
-# Bins are found by multiplication with a little less than their number, so that a value on an edge, or an ulp from
-# it, always lands below the whole number. Products so near below one are looked up among the edges.
-SHRINK, NEAR = 1e-10, 1e-9
 MOST_BINS_BY_PRODUCT = 1 << 14
-# Probabilities multiplied before the logarithm is taken: 2.2e-16 to this power is still a normal number.
-LOG_GROUP = 16
 # Squares of float32 numbers summed in float32 before float64 takes over.
 SEGMENT = 128
+# Fewer rows are not worth a compilation, and the compiled loops over more classes do not dissolve.
+FEWEST_COMPILED_ROWS, MOST_COMPILED_CLASSES = 1 << 16, 32
 
 
 class TopLabelSums:
@@ -73,6 +75,9 @@ class TopLabelSums:
             False if a row is not a distribution within the usual tolerance, holds a number above 1, or has a label
             outside `[0, C)`. Then only part of the rows has been added, and the object is of no further use.
         """
+        loops = _compiled_loops() if _worth_compiling(probabilities, self.num_bins) else None
+        if loops is not None and self._add_compiled(loops, probabilities, labels):
+            return True
         size = max(LOG_GROUP, min(CHUNK, CHUNK_ENTRIES // probabilities.shape[1]))
         for first in range(0, len(labels), FOLD):
             last = min(first + FOLD, len(labels))
@@ -86,6 +91,23 @@ class TopLabelSums:
                     return False
             if not self._unpack(packed.numpy()) and not checked:
                 return False
+        self.num_rows += len(labels)
+        return True
+
+    def _add_compiled(self, loops: ModuleType, probabilities: np.ndarray, labels: np.ndarray) -> bool:
+        """False, and nothing added, if there is anything wrong or a number above 1."""
+        shape = (loops.LANES, 2 * self.num_bins)
+        counts, confidence, totals = np.zeros(shape, np.int64), np.zeros(shape), np.zeros(3)
+        rows = np.ascontiguousarray(probabilities).reshape(-1)
+        classes, edges = (0,) * probabilities.shape[1], uniform_edges(self.num_bins)
+        if not loops.sum_rows(rows, np.ascontiguousarray(labels), classes, edges, counts, confidence, totals):
+            return False
+        self.counts += counts.sum(axis=0)
+        self.confidence += confidence.sum(axis=0).reshape(-1, 2).sum(axis=1)
+        nll, brier, impossible = totals.tolist()
+        self.nll += nll
+        self.brier += brier
+        self.num_impossible += int(impossible)
         self.num_rows += len(labels)
         return True
 
@@ -178,6 +200,19 @@ class _Buffers:
         if self.best is not self.wide_best:
             np.copyto(self.wide_best, self.best)
             np.copyto(self.wide_of_label, self.of_label)
+
+
+def _worth_compiling(probabilities: np.ndarray, num_bins: int) -> bool:
+    rows, classes = probabilities.shape
+    return rows >= FEWEST_COMPILED_ROWS and classes <= MOST_COMPILED_CLASSES and num_bins <= MOST_BINS_BY_PRODUCT
+
+
+@cache
+def _compiled_loops() -> ModuleType | None:
+    try:
+        return importlib.import_module("peft_calib.calibration.top_label_loops")
+    except ImportError:  # numba is not installed, or not made for this numpy
+        return None
 
 
 def _packed(num_bins: int) -> torch.Tensor:
