@@ -6,9 +6,6 @@ import json
 import os
 import platform
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -16,16 +13,16 @@ from typing import Any
 
 import datasets
 import numpy as np
-import transformers
 from peft import LoraConfig, PeftModel
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import AutoModelForSequenceClassification, TrainerCallback
+from rich.progress import Progress
+from transformers import AutoModelForSequenceClassification
 
 from peft_calib import BayesianLoraConfig, HyperLoraConfig, export_lora
 from peft_calib.prediction import Prediction
 from peft_calib.trainer_callbacks import CalibrationCallback, RegularizerScheduleCallback
 
+from ..console import StepProgress, progress_bars, quiet
 from .data import TextData
 from .measure import Logits, MethodResult, draws_report, measure, reliability_grid, result_table
 from .training import FittedAdapter, TrainingSettings, embedded_model, predict_draws, predict_logits, train_adapter
@@ -89,11 +86,11 @@ def run_demo(
     console = console or Console()
     results: list[MethodResult] = []
     report: dict[str, Any] = {"methods": {}}
-    with _quiet(), _progress(console) as progress:
+    with quiet(), progress_bars(console) as progress:
         for name, config_class in METHODS.items():
             config = config_class(task_type="SEQ_CLS", r=rank, lora_alpha=2 * rank, target_modules=target_modules)
             callbacks = [
-                _StepProgress(progress, f"train {name}"),
+                StepProgress(progress, f"train {name}"),
                 CalibrationCallback(),
                 RegularizerScheduleCallback(),
             ]
@@ -217,51 +214,3 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     with os.fdopen(handle, "w", encoding="utf-8") as stream:
         json.dump(content, stream, indent=2)
     os.replace(temporary, path)
-
-
-class _StepProgress(TrainerCallback):
-    """Optimiser steps of one training run as a bar, or, where bars cannot be drawn, as a few lines."""
-
-    def __init__(self, progress: Progress, description: str) -> None:
-        self.progress, self.description = progress, description
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.task = self.progress.add_task(self.description, total=state.max_steps)
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        self.progress.update(self.task, completed=state.global_step)
-        quarter = max(1, state.max_steps // 4)
-        if not self.progress.console.is_terminal and state.global_step % quarter == 0:
-            self.progress.console.print(f"{self.description}: step {state.global_step} of {state.max_steps}")
-
-
-def _progress(console: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Our own bars and table instead of the libraries'; their settings are put back afterwards."""
-    verbosity = transformers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled(), datasets.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.filterwarnings("ignore", message=".*pin_memory.*")
-            yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        if bars[0]:
-            transformers.logging.enable_progress_bar()
-        if bars[1]:
-            datasets.enable_progress_bars()

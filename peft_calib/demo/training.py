@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +28,7 @@ from transformers.trainer_callback import PrinterCallback
 from peft_calib import prepare_for_trainer
 from peft_calib.prediction import Prediction, predict
 
+from ..console import own_random_state
 from .data import TextData
 
 __all__ = ["FittedAdapter", "TrainingSettings", "embedded_model", "predict_draws", "predict_logits", "train_adapter"]
@@ -99,7 +98,7 @@ def train_adapter(
     Returns:
         The trained adapter in eval mode.
     """
-    with _own_random_state():
+    with own_random_state():
         set_seed(settings.seed)
         name = settings.model or embedded_model()
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -236,15 +235,3 @@ def _encoder(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Callable[[D
         return rows.map(encode, batched=True, remove_columns=texts)
 
     return apply
-
-
-@contextmanager
-def _own_random_state() -> Iterator[None]:
-    """Trainer seeds the global generators; hand them back as they were."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the legacy state is what must be restored
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002

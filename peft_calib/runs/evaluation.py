@@ -19,7 +19,7 @@ from peft_calib.calibration.fingerprint import SplitFingerprint
 from peft_calib.companions import write_atomically
 from peft_calib.prediction import Prediction
 
-from .console import quiet
+from ..console import quiet
 from .folder import RunFolder, read_json, without_nan, write_json
 from .loading import FinishedRun, load_task, log_probabilities, read_record
 from .methods import prediction_variants

@@ -9,7 +9,7 @@ from typing import Any
 
 from peft_calib.export import DRAWS_INDEX, export_lora
 
-from .console import quiet
+from ..console import quiet
 from .folder import STAGE, RunFolder
 from .loading import FinishedRun, adapter_names, load_task
 from .methods import ADAPTER

@@ -17,7 +17,7 @@ from peft_calib.calibration import TemperatureScaling
 from peft_calib.prediction import Prediction, predict_dataset
 from peft_calib.splits import SplitRecord, read_split
 
-from .console import own_random_state
+from ..console import own_random_state
 from .folder import RunFolder, read_json
 from .labels import LabelMap
 from .methods import ADAPTER, member_names, prediction_variants

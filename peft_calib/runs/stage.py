@@ -35,7 +35,7 @@ from peft_calib.trainer_callbacks import (
 )
 from peft_calib.tuners.objective import prepare_for_trainer
 
-from .console import StepProgress, own_random_state
+from ..console import StepProgress, own_random_state
 from .folder import STAGE, RunFolder, write_json
 from .methods import Stage
 from .processes import on_cpu, processes

@@ -14,7 +14,7 @@ from peft_calib.export import export_lora
 from peft_calib.splits import RowSet, SplitRecord
 from peft_calib.trainer_callbacks.schedule import count_items
 
-from .console import progress_bars, quiet
+from ..console import progress_bars, quiet
 from .folder import RunFolder, write_json
 from .loading import FinishedRun, log_probabilities
 from .methods import ADAPTER, Stage, plan

@@ -25,10 +25,10 @@ class StepProgress(TrainerCallback):
     Args:
         progress: the bars.
         description: of the stage.
-        metrics: scores to show after an evaluation.
+        metrics: scores to show after an evaluation, the loss where there are none of these; None shows nothing.
     """
 
-    def __init__(self, progress: Progress, description: str, metrics: list[str]) -> None:
+    def __init__(self, progress: Progress, description: str, metrics: list[str] | None = None) -> None:
         self.progress, self.description, self.metrics = progress, description, metrics
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -46,6 +46,8 @@ class StepProgress(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Show how the calibration rows are predicted."""
+        if self.metrics is None:
+            return
         names = {name: f"eval_{name}" for name in self.metrics if f"eval_{name}" in (metrics or {})}
         if not names and metrics and "eval_loss" in metrics:
             names = {"loss": "eval_loss"}
