@@ -11,22 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
-import train_step
 from machine import describe_machine
 from peft import LoraConfig
-from train_step import MODELS, Arm
+from train_step import MODELS, compare_times, peak_memory
 from transformers import logging
 
 from peft_calib import CurveLoraConfig
 
 curve = partial(CurveLoraConfig, num_anchors=3, num_handles=2)
-ARMS = {
+METHODS = {
     "lora": LoraConfig,
     "one point": curve,
     "two points, diversity term": partial(curve, jsd_weight=0.2),
@@ -34,38 +30,6 @@ ARMS = {
     "one point, dense noise": partial(curve, flat_rho=0.25, flat_noise="dense"),
 }
 LIMITS = {"one point": 1.10, "two points, diversity term": 2.1}
-train_step.METHODS.update(ARMS)
-
-
-def compare_times(model: str, rows: int, tokens: int, rounds: int) -> dict[str, dict]:
-    """Medians and quartiles of the ratios to LoRA."""
-    arms = {name: Arm(name, model, rows, tokens) for name in ARMS}
-    for arm in arms.values():
-        arm.step()
-        arm.step()
-    names, seconds = list(ARMS), {name: [] for name in ARMS}
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:  # no arm is always the first
-            seconds[name].append(arms[name].step())
-    entry: dict[str, dict] = {}
-    for name, times in seconds.items():
-        ratios = sorted(a / b for a, b in zip(times, seconds["lora"], strict=True))
-        entry[name] = {
-            "trainable_parameters": arms[name].trainable,
-            "median_seconds": statistics.median(times),
-            "median_ratio": statistics.median(ratios),
-            "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
-        }
-    return entry
-
-
-def peak_memory(name: str, model: str, rows: int, tokens: int) -> int:
-    """Bytes at the peak of a process that takes three steps."""
-    code = f"import curve_train_step, train_step; train_step.print_peak({name!r}, {model!r}, {rows}, {tokens})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-    )
-    return int(done.stdout.split()[-1])
 
 
 def main() -> None:
@@ -80,8 +44,8 @@ def main() -> None:
     logging.disable_progress_bar()
     results = json.loads(args.output.read_text()) if args.output and args.output.exists() else {}
     for model in args.models:
-        entry = compare_times(model, args.rows, args.tokens, args.rounds)
-        peaks = {name: peak_memory(name, model, args.rows, args.tokens) for name in ARMS}
+        entry = compare_times(METHODS, model, args.rows, args.tokens, args.rounds)
+        peaks = {name: peak_memory(name, model, args.rows, args.tokens, "curve_train_step") for name in METHODS}
         for name, peak in peaks.items():
             entry[name] |= {"peak_memory_bytes": peak, "peak_memory_ratio": peak / peaks["lora"]}
             if name in LIMITS:

@@ -17,11 +17,12 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from machine import describe_machine
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, logging
 
 from peft_calib import BayesianLoraConfig, HyperLoraConfig
@@ -57,13 +58,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 class Arm:
     """One method on one model: a step is forward, backward and an AdamW update."""
 
-    def __init__(self, method: str, model: str, rows: int, tokens: int) -> None:
+    def __init__(self, config_class: Callable[..., PeftConfig], model: str, rows: int, tokens: int) -> None:
         torch.manual_seed(0)
         if model == "minilm":
             base = AutoModelForSequenceClassification.from_pretrained(embedded_model(), num_labels=6)
         else:
             base = BertForSequenceClassification(BertConfig(num_labels=6))
-        config = METHODS[method](r=8, target_modules="all-linear", task_type="SEQ_CLS")
+        config = config_class(r=8, target_modules="all-linear", task_type="SEQ_CLS")
         self.model = get_peft_model(base, config).to(DEVICE).train()
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.trainable = sum(
@@ -89,13 +90,14 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def compare_times(model: str, rows: int, tokens: int, rounds: int) -> dict:
-    arms = {method: Arm(method, model, rows, tokens) for method in METHODS}
+def compare_times(methods: dict[str, Callable], model: str, rows: int, tokens: int, rounds: int) -> dict[str, dict]:
+    """Medians and quartiles of the ratios to LoRA, the methods taking steps in turn."""
+    arms = {method: Arm(config_class, model, rows, tokens) for method, config_class in methods.items()}
     for arm in arms.values():
         arm.step()
         arm.step()
-    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
-    names = list(METHODS)
+    seconds: dict[str, list[float]] = {method: [] for method in methods}
+    names = list(methods)
     for turn in range(rounds):
         for method in names[turn % len(names) :] + names[: turn % len(names)]:  # no method is always the first
             seconds[method].append(arms[method].step())
@@ -110,9 +112,10 @@ def compare_times(model: str, rows: int, tokens: int, rounds: int) -> dict:
     return entry
 
 
-def peak_memory(method: str, model: str, rows: int, tokens: int) -> int:
-    """Bytes at the peak of a process that takes three steps with one method."""
-    code = f"import train_step as t; t.print_peak({method!r}, {model!r}, {rows}, {tokens})"
+def peak_memory(method: str, model: str, rows: int, tokens: int, module: str = "train_step") -> int:
+    """Bytes at the peak of a process that takes three steps with one of the `METHODS` of a module."""
+    arguments = f"{model!r}, {rows}, {tokens}"
+    code = f"import train_step, {module} as m; train_step.print_peak(m.METHODS[{method!r}], {arguments})"
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
     )
@@ -128,9 +131,9 @@ def peak_resident_size() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def print_peak(method: str, model: str, rows: int, tokens: int) -> None:
+def print_peak(config_class: Callable[..., PeftConfig], model: str, rows: int, tokens: int) -> None:
     logging.set_verbosity_error()
-    arm = Arm(method, model, rows, tokens)
+    arm = Arm(config_class, model, rows, tokens)
     for _ in range(3):
         arm.step()
     print(torch.cuda.max_memory_allocated() if DEVICE == "cuda" else peak_resident_size())
@@ -148,7 +151,7 @@ def main() -> None:
     logging.disable_progress_bar()
     results = json.loads(args.output.read_text()) if args.output and args.output.exists() else {}
     for model in args.models:
-        entry = compare_times(model, args.rows, args.tokens, args.rounds)
+        entry = compare_times(METHODS, model, args.rows, args.tokens, args.rounds)
         peaks = {method: peak_memory(method, model, args.rows, args.tokens) for method in METHODS}
         for method, peak in peaks.items():
             entry[method] |= {"peak_memory_bytes": peak, "peak_memory_ratio": peak / peaks["lora"]}

@@ -44,7 +44,7 @@ def build(method: str, task: str):
     config = kind(r=2, target_modules=list(family.targets), **own)
     model = perturb(peft_calib.prepare_for_trainer(get_peft_model(base, config)).double()).train()
     law = model.base_model.get_law()
-    law._next_generation = lambda: 1
+    law.generations = lambda: torch.tensor(1)
     if method == "curve-lora":
         t = torch.tensor([0.7], dtype=torch.float64)
         law._points = lambda draw: torch.cat([t, opposite(t, law.shape)])[: draw.num_samples]

@@ -44,16 +44,20 @@ def reference(method):
     return gradients(model)
 
 
+def wrap(model, kind):
+    """The model in DDP, or sharded by FSDP2 block by block."""
+    if kind == "ddp":
+        return torch.nn.parallel.DistributedDataParallel(model)
+    from torch.distributed.fsdp import fully_shard
+
+    for block in model.get_base_model().bert.encoder.layer:
+        fully_shard(block)
+    return fully_shard(model)
+
+
 def worker(rank, kind, method, folder):
     model = build(method)
-    if kind == "ddp":
-        wrapped = torch.nn.parallel.DistributedDataParallel(model)
-    else:
-        from torch.distributed.fsdp import fully_shard
-
-        for block in model.get_base_model().bert.encoder.layer:
-            fully_shard(block)
-        wrapped = fully_shard(model)
+    wrapped = wrap(model, kind)
     rows = slice(2 * rank, 2 * rank + 2)
     wrapped(**{k: v[rows] for k, v in batch().items()}).loss.backward()
     got = gradients(model)
@@ -82,14 +86,7 @@ def curve(t_sampling):
 
 def curve_worker(rank, kind, t_sampling, folder):
     model = curve(t_sampling)
-    if kind == "ddp":
-        wrapped = torch.nn.parallel.DistributedDataParallel(model)
-    else:
-        from torch.distributed.fsdp import fully_shard
-
-        for block in model.get_base_model().bert.encoder.layer:
-            fully_shard(block)
-        wrapped = fully_shard(model)
+    wrapped = wrap(model, kind)
     rows = slice(2 * rank, 2 * rank + 2)
     wrapped(**{k: v[rows] for k, v in batch().items()}).loss.backward()
     torch.save((gradients(model), model.base_model.get_law().last_t), folder / f"{rank}.pt")

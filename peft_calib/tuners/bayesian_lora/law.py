@@ -7,7 +7,8 @@ import warnings
 import torch
 from torch import nn
 
-from ..factors import Draw, Factors, Law, ShapeGroup, SlotTable
+from ..counting import CountingLaw
+from ..factors import Draw, Factors, ShapeGroup, SlotTable
 from ..generation import parameter_stamp
 from ..seeding import keyed_generator
 from . import assembly
@@ -24,7 +25,7 @@ FALLBACK_NUM_TRAIN_EXAMPLES = 1000
 _INIT, _TRAIN, _SAMPLE, _KL = range(4)  # purposes of a draw, first part of its key
 
 
-class BayesianLaw(Law):
+class BayesianLaw(CountingLaw):
     """A posterior over the factors: `W = sigma (G_r^T V G_c + lambda E)` for each A and B, V ~ q.
 
     Bases of equal shape lie in one stack, cores of equal shape in another, whatever slots and sides they belong to.
@@ -38,7 +39,7 @@ class BayesianLaw(Law):
         ValueError: If no slot gets a posterior, or cores cannot be shared at the given sizes.
     """
 
-    stochastic = True
+    mirrors = True
 
     def __init__(
         self,
@@ -53,9 +54,6 @@ class BayesianLaw(Law):
         self._build_posterior(pairs, generator)
         self._build_plain(pairs, generator)
         self.register_buffer("kl_factor", torch.ones(()))
-        self.register_buffer("num_generations", torch.zeros((), dtype=torch.int64))
-        self._count: int | None = 0  # mirror of the buffer: reading that would wait for the device
-        self.register_load_state_dict_post_hook(_forget_count)
         self._whitened: tuple | None = None
         self.num_train_examples = config.num_train_examples
         self._warned = False
@@ -229,24 +227,16 @@ class BayesianLaw(Law):
 
     def _sources(self, draw: Draw) -> list[NormalSource] | list[TracedSource]:
         """One private source a draw; a stack is filled in slot order, so a slot's noise does not depend on K."""
-        if draw.mode == "train" and torch.compiler.is_compiling():
-            self._count = None
-            self.num_generations += 1
-            return [TracedSource(self.config.sample_seed, _TRAIN, self.num_generations.cpu())]
-        if draw.mode == "train":
-            return [NormalSource(keyed_generator(self.config.sample_seed, _TRAIN, self._next_generation()))]
-        return sources_of_draws(draw, _SAMPLE)
+        if draw.mode != "train":
+            return sources_of_draws(draw, _SAMPLE)
+        self.count_generation()
+        if torch.compiler.is_compiling():
+            return [TracedSource(self.config.sample_seed, _TRAIN, self.generations())]
+        return [NormalSource(keyed_generator(self.config.sample_seed, _TRAIN, int(self.generations())))]
 
     def _normal(self, shape: tuple[int, ...], sources: list) -> torch.Tensor:
         noise = torch.stack([source.normal(shape, self.dtype) for source in sources])
         return noise.to(self.sigma.device, non_blocking=True)
-
-    def _next_generation(self) -> int:
-        if self._count is None:
-            self._count = int(self.num_generations)
-        self._count += 1
-        self.num_generations += 1
-        return self._count
 
     # ----------------------------------------------------------------- divergence
 
@@ -320,7 +310,3 @@ class BayesianLaw(Law):
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_whitened": None}
-
-
-def _forget_count(law: BayesianLaw, _) -> None:
-    law._count = None

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..factors import Draw, Factors, Law, ShapeGroup, SlotTable
+from ..counting import CountingLaw
+from ..factors import Draw, Factors, ShapeGroup, SlotTable
 from ..seeding import keyed_generator
 from .anchors import Anchors
 from .config import CurveLoraConfig
@@ -33,7 +34,7 @@ def _(step: torch.Tensor, seed: int, stratified: bool, micro_batches: int) -> to
     return torch.empty(1, dtype=torch.float64)
 
 
-class CurveLaw(Law):
+class CurveLaw(CountingLaw):
     """Control points of all slots, `A(t) = sum_k c_k(t) A_k` and `B(t) = sum_k c_k(t) B_k`.
 
     Control points are stacked by shape group, (points, slots, ...). Free: all are parameters. Anchored: handles are
@@ -45,8 +46,6 @@ class CurveLaw(Law):
         anchors: The adapters of an anchored curve; `None` leaves their buffers to be loaded.
         heads: Tensors of the modules that are part of the curve.
     """
-
-    stochastic = True
 
     def __init__(
         self,
@@ -65,10 +64,7 @@ class CurveLaw(Law):
             self._add_group(group, indices, anchors, generator)
         of_anchors = None if anchors is None else anchors.heads
         self.heads = HeadPoints(config, heads, of_anchors, self.moving) if heads else None
-        self.register_buffer("num_generations", torch.zeros((), dtype=torch.int64))
         self.register_buffer("rho", torch.tensor(float(config.flat_rho)))
-        self._count: int | None = 0  # mirror of the buffer: reading that would wait for the device
-        self.register_load_state_dict_post_hook(_forget_count)
         self.micro_batches = 1
         self._norms = BaseNorms()
         self.last_t: torch.Tensor | None = None
@@ -142,11 +138,11 @@ class CurveLaw(Law):
         t, noise = self._points(draw), None
         coefficients = self.shape.coefficients(t)
         if draw.mode == "train" and self.config.flat_rho > 0:
-            key = torch.stack([torch.tensor(self.config.sample_seed), self._step_tensor()])
+            key = torch.stack([torch.tensor(self.config.sample_seed), self.generations()])
             noise = WeightNoise(self.rho, key, self.config.flat_noise, self._norms)
         if draw.mode == "train":
             self.last_t = t.detach()
-            self._count_generation()
+            self.count_generation()
         groups = {g: tuple(self._along_chain(g, side, coefficients) for side in "AB") for g in self.slots.groups}
         heads = {} if self.heads is None else self.heads.at(coefficients)
         return Factors(groups, perturbation=noise, heads=heads)
@@ -165,7 +161,7 @@ class CurveLaw(Law):
             return sample_points(self.shape, draw.seed, draw.first, draw.num_samples, draw.total)
         config = self.config
         micro = self.micro_batches if config.t_sampling == "stratified" else 1
-        position = _position(self._step_tensor(), config.sample_seed, config.t_sampling == "stratified", micro)
+        position = _position(self.generations(), config.sample_seed, config.t_sampling == "stratified", micro)
         if config.t_sampling == "arc_length":
             t = at_arc_length(position, self._speeds(), self.shape.num_segments)
         else:
@@ -196,9 +192,8 @@ class CurveLaw(Law):
                     getattr(law, f"anchor_{side}_{group.key}").copy_(stack[list(self.shape.anchors)])
         if heads:
             law.heads.put(heads)
-        law.num_generations.copy_(self.num_generations)
+        law.go_on_from(self)
         law.rho.copy_(self.rho)
-        law._count = None
         return law
 
     @torch.no_grad()
@@ -231,20 +226,6 @@ class CurveLaw(Law):
         term, self.last_jsd = diversity_term(logits, self.config.jsd_margin, self.config.jsd_weight)
         return term
 
-    def _step_tensor(self) -> torch.Tensor:
-        if torch.compiler.is_compiling():
-            return self.num_generations.cpu()
-        if self._count is None:
-            self._count = int(self.num_generations)
-        return torch.tensor(self._count)
-
-    def _count_generation(self) -> None:
-        self.num_generations += 1
-        if not torch.compiler.is_compiling():
-            self._count += 1
-        else:
-            self._count = None
-
     def set_progress(self, step: int, total_steps: int, accumulation_steps: int = 1) -> None:
         """Set the size of the perturbation for the coming step, and the number of strata."""
         config = self.config
@@ -268,7 +249,3 @@ class CurveLaw(Law):
                 "eval_t=None: the curve has no point of evaluation. Choose one with peft_calib.curve_at(model, t) "
                 "around the call, with export_lora(model, path, t=...), or set eval_t in the configuration."
             )
-
-
-def _forget_count(law: CurveLaw, _) -> None:
-    law._count = None
