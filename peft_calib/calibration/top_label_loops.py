@@ -28,7 +28,7 @@ LANES = 4
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     # Sums may be taken in any order, but a NaN stays one: the checks rely on its failing every comparison.
-    options = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+    options: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # no folder that the result could be kept in
