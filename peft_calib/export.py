@@ -48,16 +48,16 @@ def export_lora(
         num_samples: Number of draws K (for a curve, of equispaced points). The folder then holds one LoRA a draw
             in `draw-0 ... draw-(K-1)`, the deterministic one in `mean` if there is one, and an index `draws.json`.
         seed: Key of the draws: `draw-k` is draw k of `predict(model, batch, seed=seed)`.
-        antithetic: Whether they are those of `predict(..., antithetic=True)`.
+        antithetic: Whether they are those of `predict(..., antithetic=True)` and of `num_samples="auto"`.
 
     Returns:
         The folder.
 
     Raises:
         TypeError: If the model carries no adapter of this package.
-        ValueError: If there is no such adapter, `t` is given for another law or lies off the curve, it trains
-            biases, it has no single pair of factors and no draws are asked for, `num_samples` is below 1, or `path`
-            already holds something else than an export.
+        ValueError: If there is no such adapter, `t` is given for another law or lies off the curve, its draws have no
+            mirror image but `antithetic` is set, it trains biases, it has no single pair of factors and no draws are
+            asked for, `num_samples` is below 1, or `path` already holds something else than an export.
     """
     tuner = model.base_model if isinstance(model, PeftModel) else model
     if not isinstance(tuner, FactorModel):
@@ -73,6 +73,8 @@ def export_lora(
     wrong = not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1
     if num_samples is not None and wrong:
         raise ValueError(f"num_samples must be an integer of at least 1, or None for the mean; got {num_samples!r}.")
+    if antithetic and not tuner.get_law(adapter_name).mirrors:
+        raise ValueError(f"antithetic=True mirrors draws from a posterior; a {config.peft_type} has no mirror image.")
     if t is not None and num_samples is not None:
         raise ValueError("t= writes one point of the curve, num_samples= several; give one of them.")
     layers = {name: m for name, m in tuner.model.named_modules() if isinstance(m, FactorLinear)}

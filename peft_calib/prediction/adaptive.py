@@ -7,7 +7,7 @@ import torch
 #: Draws before the first decision, and between two.
 FIRST, STEP = 4, 4
 #: The same for mirrored pairs, whose means are what is independent.
-FIRST_PAIRED, STEP_PAIRED = 6, 2
+FIRST_PAIRED, STEP_PAIRED = 4, 2
 
 #: 97.5 % quantiles of Student's t for 1 ... 30 degrees of freedom.
 _T = (

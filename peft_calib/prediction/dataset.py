@@ -38,7 +38,7 @@ def predict_dataset(
     progress: bool = True,
     tolerance: float = 0.02,
     max_samples: int = 16,
-    antithetic: bool = False,
+    antithetic: bool | None = None,
     dropout: float | None = None,
     adapter_names: Sequence[str] | None = None,
     task: str = "auto",

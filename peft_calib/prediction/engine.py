@@ -35,7 +35,7 @@ def predict(
     weights: Sequence[float] | torch.Tensor | None = None,
     tolerance: float = 0.02,
     max_samples: int = 16,
-    antithetic: bool = False,
+    antithetic: bool | None = None,
     dropout: float | None = None,
     adapter_names: Sequence[str] | None = None,
     task: str = "auto",
@@ -64,7 +64,8 @@ def predict(
         max_samples: For `"auto"`, the largest number of draws of a row.
         antithetic: Make the draws in mirrored pairs (2j, 2j + 1): the mean of an even number of draws varies less from
             seed to seed where the model is near to linear in the draws. `"auto"` then judges by the means of the pairs
-            and needs fewer draws.
+            and needs fewer draws; it does so by itself, unless this is `False`, where draws have mirror images and
+            `max_samples` is even.
         dropout: Monte Carlo dropout on a stock LoRA with this probability, instead of an adapter of this package.
         adapter_names: Adapters of the model that are the draws (a deep ensemble), instead of one adapter's law.
         task: What the logits are: `"classification"`, `"regression"`, `"token"`, `"next_token"`, or `"auto"`.
@@ -103,7 +104,7 @@ def choose_source(
     seed: int,
     dropout: float | None = None,
     adapter_names: Sequence[str] | None = None,
-    antithetic: bool = False,
+    antithetic: bool | None = None,
 ) -> DrawSource:
     """Where the draws of a prediction come from; the arguments are those of `predict`."""
     check_how(how)
@@ -169,7 +170,10 @@ class Predictor:
             check_adaptive(tolerance, max_samples)
             if how in ("late", "linear"):
                 raise ValueError("num_samples='auto' draws row by row, which needs how='sample'.")
-            self.paired = isinstance(source, LawDraws) and source.draw.antithetic
+            if isinstance(source, LawDraws):
+                if max_samples % 2 == 0:
+                    source.prefer_pairs()
+                self.paired = source.draw.antithetic
             if self.paired and max_samples % 2:
                 raise ValueError(f"Antithetic draws come in pairs, so max_samples must be even; got {max_samples}.")
             num_samples = max_samples if source.available is None else min(max_samples, source.available)
@@ -225,6 +229,7 @@ class Predictor:
         """Wrap the values (K, N, C) of a batch."""
         facts = facts if self.weights is None else {"weights": self.weights, **facts}
         common = {"how": self.how, "seed": None if self.how == "mean" else self.seed, **facts}
+        common["antithetic"] = isinstance(self.source, LawDraws) and self.source.draw.antithetic
         labels = None if items.labels is None else items.labels.cpu()
         if self.head.regression:
             return RegressionPrediction(sample_values=values, labels=labels, **common)

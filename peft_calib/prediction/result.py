@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ class _Result:
     num_forwards: float
     how: str = "sample"
     seed: int | None = None
+    antithetic: bool = False
     draws_per_row: torch.Tensor | None = None
     positions: torch.Tensor | None = None
     labels: torch.Tensor | None = None
@@ -75,7 +77,7 @@ class _Result:
         return {name: getattr(self, name).contiguous() for name in names if getattr(self, name) is not None}
 
     def save(self, path: str | Path) -> Path:
-        """Write the prediction to a folder, as safetensors and JSON.
+        """Write the prediction to a folder, as safetensors and JSON; nothing half written takes a good one's place.
 
         Args:
             path: The folder; made if missing.
@@ -85,9 +87,13 @@ class _Result:
         """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self._tensors(), folder / _TENSORS)
-        facts = {"kind": type(self).__name__, "num_forwards": self.num_forwards, "how": self.how, "seed": self.seed}
-        (folder / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        names = ("num_forwards", "how", "seed", "antithetic")
+        facts = {"kind": type(self).__name__} | {name: getattr(self, name) for name in names}
+        written = {name: folder / f".{name}.{os.getpid()}" for name in (_TENSORS, _FACTS)}
+        save_file(self._tensors(), written[_TENSORS])
+        written[_FACTS].write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        for name, complete in written.items():
+            os.replace(complete, folder / name)
         return folder
 
     @classmethod
@@ -134,6 +140,7 @@ class _Result:
             "num_forwards": sum(p.num_forwards * n for p, n in zip(parts, rows, strict=True)) / max(sum(rows), 1),
             "how": parts[0].how,
             "seed": parts[0].seed,
+            "antithetic": parts[0].antithetic,
             "weights": parts[0].weights,
             cls.samples_name: torch.cat([_pad_draws(part._samples, K) for part in parts], dim=1),
         }
@@ -158,6 +165,7 @@ class _Result:
             num_forwards=sum(part.num_forwards for part in parts),
             how=first.how,
             seed=first.seed,
+            antithetic=first.antithetic,
             positions=first.positions,
             labels=first.labels,
             weights=None if first.weights is None else torch.cat([part.weights for part in parts]),
@@ -187,6 +195,7 @@ class Prediction(_Result):
         num_forwards: Cost in units of one deterministic forward of the batch.
         how: How it was made.
         seed: Key of the draws.
+        antithetic: Whether they were made in mirrored pairs.
         draws_per_row: int64 (N,), number of draws of each item, where they differ.
         positions: int64 (N, 2), row and token position of each item, where items are tokens.
         labels: Labels of the items, if the batch had them.
@@ -268,6 +277,7 @@ class RegressionPrediction(_Result):
         num_forwards: Cost in units of one deterministic forward of the batch.
         how: How it was made.
         seed: Key of the draws.
+        antithetic: Whether they were made in mirrored pairs.
 
     Example:
         >>> p = RegressionPrediction(sample_values=torch.tensor([[[1.0]], [[3.0]]]), num_forwards=2)

@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..tuners.curve_lora.law import CurveLaw
-from ..tuners.factors import Draw
+from ..tuners.factors import Draw, Law
 from ..tuners.holder import FactorHolder
 from ..tuners.layer import FactorLinear
 
@@ -57,24 +57,36 @@ class LawDraws(DrawSource):
     Args:
         model: A model with an active adapter of this package.
         seed: Key of the draws.
-        antithetic: Whether draws come in mirrored pairs, see `Draw`.
+        antithetic: Whether draws come in mirrored pairs, see `Draw`; `None` leaves it to the prediction.
 
     Raises:
         TypeError: If there is no such adapter.
-        ValueError: If it is disabled, merged or inactive.
+        ValueError: If it is disabled, merged or inactive, or its draws have no mirror image.
     """
 
-    def __init__(self, model: nn.Module, seed: int, antithetic: bool = False) -> None:
+    def __init__(self, model: nn.Module, seed: int, antithetic: bool | None = None) -> None:
         super().__init__(model)
         self.holders = active_holders(model)
-        self.draw = Draw("sample", seed=seed, antithetic=antithetic)
+        self.draw = Draw("sample", seed=seed, antithetic=bool(antithetic))
+        self._mirrors = all(law.mirrors for law in self._laws())
+        self._undecided = antithetic is None
+        if antithetic and not self._mirrors:
+            kinds = sorted({type(law).__name__ for law in self._laws() if not law.mirrors})
+            raise ValueError(f"antithetic=True mirrors draws from a posterior; those of {kinds} have no mirror image.")
+
+    def prefer_pairs(self) -> None:
+        """Make the draws in mirrored pairs, if they have mirror images and nothing else was asked for."""
+        if self._undecided and self._mirrors:
+            self.draw = replace(self.draw, antithetic=True)
 
     @property
     def default_num_samples(self) -> int:  # type: ignore[override]
         """What the active laws suggest."""
+        return max(law.default_num_samples for law in self._laws())
+
+    def _laws(self) -> list[Law]:
         names = {name for layer in self.layers() for name in layer.active_adapters}
-        laws = [law for holder in self.holders for name, law in holder.laws.items() if name in names]
-        return max(law.default_num_samples for law in laws)
+        return [law for holder in self.holders for name, law in holder.laws.items() if name in names]
 
     def spread_over(self, total: int) -> None:
         """Lay the points of a curve evenly."""

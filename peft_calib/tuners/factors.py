@@ -134,7 +134,7 @@ class Draw:
             drawing may stop at any time.
         points: K points, numbers or scalar tensors, for mode `"points"`.
         antithetic: Whether draw 2j + 1 is the mirror image of draw 2j, made of the same normals with the other sign,
-            where a law draws from normals. Draws with even index are those without it.
+            which takes a law that `mirrors`. Draws with even index are those without it.
     """
 
     mode: Literal["mean", "train", "sample", "points"] = "mean"
@@ -209,6 +209,8 @@ class Law(nn.Module, ABC):
     train_samples: int = 1
     #: Number of draws of a prediction that names none.
     default_num_samples: int = 8
+    #: Whether `Draw.antithetic` gives mirrored pairs.
+    mirrors: ClassVar[bool] = False
 
     def __init__(self, slots: SlotTable) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from stochastic_models import bayesian, curve, random_a
 
 import peft_calib
-from peft_calib import BayesianLoraConfig, HyperLoraConfig, draws, export_lora, predict
+from peft_calib import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig, Prediction, draws, export_lora, predict
 from peft_calib.prediction.adaptive import half_width
 from peft_calib.tuners.rows import repeat_rows, select_rows
 
@@ -119,6 +119,27 @@ def test_adaptive_antithetic_draws_stop_earlier(bert):
         if count < 32:  # stopped by the interval over pairs
             top = int(paired.predictions[row])
             assert float(half_width(drawn[:, top].double().unflatten(0, (-1, 2)).mean(1))) <= 5e-4
+
+
+def test_adaptive_draws_are_mirrored_unless_told_otherwise(bert, tmp_path):
+    model, batch = bayesian(bert, init_sd=0.3), bert.batch(3)
+    options = {"num_samples": "auto", "tolerance": 5e-4}
+    default, paired = (predict(model, batch, **options, **asked) for asked in ({}, {"antithetic": True}))
+    assert default.antithetic and torch.equal(default.probabilities, paired.probabilities)
+    assert not predict(model, batch, **options, antithetic=False).antithetic
+    assert not predict(model, batch, **options, max_samples=15).antithetic  # pairs would not come out even
+    assert not predict(model, batch, num_samples=4).antithetic
+    assert Prediction.load(default.save(tmp_path)).antithetic
+
+
+@pytest.mark.parametrize("config", [HyperLoraConfig, CurveLoraConfig])
+def test_laws_without_mirror_images_refuse_to_mirror(bert, config, tmp_path):
+    model = get_peft_model(bert.build(), config(r=2, target_modules=["query"])).eval()
+    with pytest.raises(ValueError, match="no mirror image"):
+        predict(model, bert.batch(), antithetic=True)
+    with pytest.raises(ValueError, match="no mirror image"):
+        export_lora(model, tmp_path / "out", num_samples=2, antithetic=True)
+    assert not predict(model, bert.batch(), num_samples="auto").antithetic
 
 
 def test_antithetic_draws_are_refused_where_they_mean_nothing(bert):
