@@ -8,7 +8,6 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 THREADS = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 OFFLINE = HF_HUB_OFFLINE=1 HF_EVALUATE_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-SOURCES = peft_calib trainer_callbacks metrics tests hub_examples benchmarks setup.py
 BIN = $(VENV)/bin
 
 .PHONY: help install demo test test-oldest test-wheel quality style bench conformance clean
@@ -60,13 +59,13 @@ test-wheel: install
 	mkdir -p .venv-wheel/empty && cd .venv-wheel/empty && $(OFFLINE) ../bin/python -I "$(CURDIR)/tests/wheel_check.py"
 
 quality: $(VENV)/.installed-dev
-	$(BIN)/ruff check $(wildcard $(SOURCES))
-	$(BIN)/ruff format --check $(wildcard $(SOURCES))
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 style: $(VENV)/.installed-dev
-	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
-	$(BIN)/ruff format $(wildcard $(SOURCES))
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 bench: install
 	$(THREADS) $(OFFLINE) $(BIN)/python benchmarks/train_step.py --output benchmarks/results/train_step.json

@@ -4,7 +4,9 @@ import shutil
 
 import pytest
 import train_script
+import transformers
 from kills import command, run, run_until_killed, same_run
+from packaging.version import Version
 from safetensors.torch import load_file
 
 STEPS = 8  # five are an epoch
@@ -71,6 +73,8 @@ def test_the_comparison_can_fail(whole, tmp_path):
 @pytest.mark.parametrize(("method", "processes"), [("bayesian-lora", 1), ("curve-lora", 2)])
 def test_killed_and_resumed(method, processes, tmp_path):
     """SIGKILL between two checkpoints; the full study is benchmarks/kill_resume.py."""
+    if processes > 1 and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("transformers 5.17 cannot load the optimiser's state on the CPUs of several processes")
     reference, folder = tmp_path / "reference", tmp_path / "killed"
     run(command(method, reference, "--steps", "9", processes=processes))
     line = command(method, folder, "--steps", "9", "--resume", processes=processes)
