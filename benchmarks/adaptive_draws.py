@@ -59,15 +59,20 @@ def main() -> None:
     }
     result["mean"] = scores(predict_dataset(fitted.model, rows, "mean", **common), labels)
     for seed in range(args.seeds):
-        entry = {"K = 16": scores(predict_dataset(fitted.model, rows, num_samples=16, seed=seed, **common), labels)}
+        fixed, mirrored = (
+            predict_dataset(fitted.model, rows, num_samples=16, seed=seed, antithetic=a, **common)
+            for a in (False, True)
+        )
+        changed = int((mirrored.predictions != fixed.predictions).sum())
+        entry = {"K = 16": scores(fixed, labels)}
+        entry["K = 16, antithetic"] = scores(mirrored, labels) | {"rows_of_another_class": changed}
         for tolerance in (0.02, 0.05):
-            adaptive = predict_dataset(
-                fitted.model, rows, num_samples="auto", tolerance=tolerance, seed=seed, **common
-            )
-            entry[f"tolerance {tolerance}"] = scores(adaptive, labels)
-            options = {"num_samples": "auto", "tolerance": tolerance, "antithetic": True}
-            paired = predict_dataset(fitted.model, rows, seed=seed, **options, **common)
-            entry[f"tolerance {tolerance}, antithetic"] = scores(paired, labels)
+            options = {"num_samples": "auto", "tolerance": tolerance, "seed": seed, **common}
+            adaptive = predict_dataset(fitted.model, rows, **options)
+            changed = int((adaptive.predictions != fixed.predictions).sum())
+            entry[f"tolerance {tolerance}"] = scores(adaptive, labels) | {"rows_of_another_class": changed}
+            independent = predict_dataset(fitted.model, rows, antithetic=False, **options)
+            entry[f"tolerance {tolerance}, independent draws"] = scores(independent, labels)
         result[f"seed {seed}"] = entry
         print(json.dumps(entry), flush=True)
     if args.output:

@@ -14,14 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import float64, int32, int64, njit
+from numba import float64, int32, int64, njit, uint32
 
 from peft_calib.calibration.bins import NEAR, SHRINK
 from peft_calib.calibration.inputs import SUM_TOLERANCE
 from peft_calib.calibration.scores import LOG_GROUP, SMALLEST_PROBABILITY
 
 # Rows taken at a time, which stay in the fastest cache.
-CHUNK = 2048
+CHUNK = 1024
 # Histograms side by side, so that successive rows of one bin do not wait for each other; a power of two.
 LANES = 4
 
@@ -54,7 +54,8 @@ def sum_rows(p, labels, classes, edges, counts, confidence, totals):  # type: ig
     """
     C = len(classes)
     best, of_label = np.empty(CHUNK), np.ones(CHUNK)
-    top, code = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.int32)
+    # Unsigned: of a signed index numba asks each time whether it counts from the end.
+    top, code = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.uint32)
     for start in range(0, len(labels), CHUNK):
         m = min(CHUNK, len(labels) - start)
         rows, y = p[C * start : C * (start + m)], labels[start : start + m]
@@ -67,7 +68,7 @@ def sum_rows(p, labels, classes, edges, counts, confidence, totals):  # type: ig
         totals[1] += squares - 2.0 * chosen + m
         totals[2] += impossible
         for i in range(m):
-            lane = i & (LANES - 1)
+            lane = uint32(i & (LANES - 1))
             counts[lane, code[i]] += 1
             confidence[lane, code[i]] += best[i]
     return True
@@ -86,7 +87,7 @@ def _find_top(p, classes, best, top):  # type: ignore[no-untyped-def]
             highest = value if value > highest else highest
             total += value
             square += value * value
-            wrong |= int32(not (value >= 0))
+            wrong |= int32(value < 0)  # a NaN or an infinity shows in the total
         wrong |= int32(not (abs(total - 1.0) <= SUM_TOLERANCE)) | int32(not (highest <= 1))
         squares += square
         best[i], top[i] = highest, first
@@ -121,12 +122,12 @@ def _find_bin(best, top, labels, of_label, edges, code):  # type: ignore[no-unty
         impossible += int64(of_label[i] < SMALLEST_PROBABILITY)
     if near:
         for i in range(len(best)):
-            index = code[i] >> 1
+            index = int32(code[i] >> 1)
             while index < num_bins - 1 and best[i] > edges[index + 1]:
                 index += 1
             while index > 0 and best[i] <= edges[index]:
                 index -= 1
-            code[i] = 2 * index + (code[i] & 1)
+            code[i] = 2 * index + int32(code[i] & 1)
     return chosen, impossible
 
 
