@@ -36,9 +36,10 @@ class CalibrationAccumulator:
     are exact while the rows fit in 8 kB, and come from a histogram of some 500 cells afterwards: `order_error` bounds
     what that does to ACE.
 
-    With `ordered=False` only the twelve scores of `panel.UNORDERED_KEYS` are kept, in one kilobyte and some ten times
-    faster. They are then fastest on float32 probabilities in order of rows, which is what a model gives; the squares
-    of float32 numbers are summed 128 at a time in float32, everything else in float64.
+    With `ordered=False` only the twelve scores of `panel.UNORDERED_KEYS` are kept, in one kilobyte and some eight
+    times faster; with numba some seventeen times, for batches of 65,536 rows and more of up to 32 classes. They are
+    fastest on probabilities in order of rows, which is what a model gives. Without numba the squares of float32
+    numbers are summed 128 at a time in float32; everything else is in float64.
 
     In a distributed evaluation each process updates its own accumulator, then `reduce(accelerator)` adds them up.
 

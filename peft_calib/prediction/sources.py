@@ -68,16 +68,19 @@ class LawDraws(DrawSource):
         super().__init__(model)
         self.holders = active_holders(model)
         self.draw = Draw("sample", seed=seed, antithetic=bool(antithetic))
-        self._mirrors = all(law.mirrors for law in self._laws())
         self._undecided = antithetic is None
-        if antithetic and not self._mirrors:
-            kinds = sorted({type(law).__name__ for law in self._laws() if not law.mirrors})
-            raise ValueError(f"antithetic=True mirrors draws from a posterior; those of {kinds} have no mirror image.")
+        if antithetic and (unpaired := self._without_mirror_images()):
+            raise ValueError(
+                f"antithetic=True mirrors draws from a posterior; those of {unpaired} have no mirror image."
+            )
 
     def prefer_pairs(self) -> None:
         """Make the draws in mirrored pairs, if they have mirror images and nothing else was asked for."""
-        if self._undecided and self._mirrors:
+        if self._undecided and not self._without_mirror_images():
             self.draw = replace(self.draw, antithetic=True)
+
+    def _without_mirror_images(self) -> list[str]:
+        return sorted({type(law).__name__ for law in self._laws() if not law.mirrors})
 
     @property
     def default_num_samples(self) -> int:  # type: ignore[override]
