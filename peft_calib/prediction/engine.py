@@ -288,7 +288,8 @@ class Predictor:
             return None
         with self.source.use(self.first, 1), self.head.reading(self.source.root, items):
             inputs = {**items.inputs, **self.source.forward_arguments(self.first, 1, items.rows)}
-            return run_prefix(self.source.model, self.source.root, varying, inputs, items.rows)
+            read = self.head.share_of_positions(items)
+            return run_prefix(self.source.model, self.source.root, varying, inputs, items.rows, read)
 
     def passes(self, items: Items, first: int, num_samples: int, prefix: Prefix | None = None) -> torch.Tensor:
         """Evaluate draws in as few forwards as memory allows.

@@ -76,6 +76,10 @@ class Head(ABC):
         """What must be arranged in the model for the duration of a forward."""
         yield
 
+    def share_of_positions(self, items: Items) -> float:
+        """Part of the positions that the output layer over a vocabulary is applied to."""
+        return 1.0
+
 
 class ClassHead(Head):
     """One distribution over classes for each row: sequence or image classification, or one of several choices."""
@@ -143,13 +147,14 @@ class NextTokenHead(Head):
         self.label_tokens = None if label_tokens is None else torch.tensor(label_tokens)
         self.output_layer = root.get_output_embeddings()
         self.config = root.config
+        self.prefix = "decoder_" if getattr(root.config, "is_encoder_decoder", False) else ""
         self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(root.forward).parameters
 
     def items(self, batch: dict[str, Any], rows: int) -> Items:
         """Find the last token of each prompt."""
         inputs = dict(batch)
         labels = inputs.pop("labels", None)
-        prefix = "decoder_" if getattr(self.config, "is_encoder_decoder", False) else ""
+        prefix = self.prefix
         if prefix and not any(name in inputs for name in ("decoder_input_ids", "decoder_inputs_embeds")):
             main = next(v for v in inputs.values() if isinstance(v, torch.Tensor) and v.dim() >= 2)
             start = self.config.decoder_start_token_id
@@ -179,6 +184,10 @@ class NextTokenHead(Head):
             yield
         finally:
             handle.remove()
+
+    def share_of_positions(self, items: Items) -> float:
+        """One of each row's."""
+        return 1 / _tokens(items.inputs, self.prefix).shape[1]
 
     def read(self, logits: torch.Tensor, items: Items, count: int) -> torch.Tensor:
         """(count * B, 1, V) to (count, B, C)."""

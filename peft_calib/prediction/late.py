@@ -56,7 +56,9 @@ class Prefix:
                     block.__dict__["forward"] = forward
 
 
-def run_prefix(model: nn.Module, root: nn.Module, varying: list[nn.Module], inputs: dict, rows: int) -> Prefix:
+def run_prefix(
+    model: nn.Module, root: nn.Module, varying: list[nn.Module], inputs: dict, rows: int, read: float = 1.0
+) -> Prefix:
     """Run the model on the B rows up to the first module that varies between draws.
 
     Args:
@@ -65,6 +67,7 @@ def run_prefix(model: nn.Module, root: nn.Module, varying: list[nn.Module], inpu
         varying: The modules that differ between draws, at least one.
         inputs: Arguments of the forward.
         rows: Number of rows B.
+        read: Part of the positions that the output layer over a vocabulary is applied to.
 
     Returns:
         The blocks that ran to their end, with their outputs; none if the draws begin at once.
@@ -91,7 +94,7 @@ def run_prefix(model: nn.Module, root: nn.Module, varying: list[nn.Module], inpu
         for handle in handles:
             handle.remove()
     _check(outputs, rows, root)
-    return Prefix(outputs, rows, _share(root, [block for block, _ in outputs]))
+    return Prefix(outputs, rows, _share(root, [block for block, _ in outputs], read))
 
 
 def _stop(*_: Any) -> None:
@@ -141,12 +144,13 @@ def _replay(output: Any, num_samples: int, rows: int, *args: Any, **kwargs: Any)
     return repeat_rows({"output": output}, num_samples, rows)["output"]
 
 
-def _share(root: nn.Module, blocks: list[nn.Module]) -> float:
+def _share(root: nn.Module, blocks: list[nn.Module], read: float) -> float:
     """Part of the weights outside embeddings that lies in the blocks: the work of a forward follows it closely."""
     tables = {id(m.weight) for m in root.modules() if isinstance(m, nn.Embedding)}
     skip = tables | {id(p) for m in root.modules() if isinstance(m, FactorHolder) for p in m.parameters()}
     output_layer = getattr(root, "get_output_embeddings", lambda: None)()
-    skip -= {id(p) for p in output_layer.parameters()} if output_layer is not None else set()
-    total = sum(p.numel() for p in root.parameters() if id(p) not in skip)
+    output = {id(p): p.numel() for p in output_layer.parameters()} if output_layer is not None else {}
+    skip |= output.keys()
+    total = sum(p.numel() for p in root.parameters() if id(p) not in skip) + read * sum(output.values())
     inside = sum(p.numel() for block in blocks for p in block.parameters() if id(p) not in skip)
     return inside / total if total else 0.0

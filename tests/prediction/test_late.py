@@ -7,6 +7,7 @@ from families import DECODER, ENCODER, FAMILIES, Family
 from peft import get_peft_model
 from stochastic_models import bayesian
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from peft_calib import BayesianLoraConfig, predict
 
@@ -130,3 +131,20 @@ def test_one_draw_and_no_prefix(bert):
     assert late.num_forwards == 4
     one = predict(model, bert.batch(), "late", num_samples=1)
     assert one.num_forwards == 1
+
+
+@pytest.mark.parametrize("vocabulary", [64, 2000])
+def test_the_cost_is_that_of_the_multiplications(vocabulary):
+    """Counted by torch; the factors, which `num_forwards` leaves out, are counted along, so it is a little less."""
+    sizes = {"num_hidden_layers": 6, "vocab_size": vocabulary, "hidden_size": 64, "intermediate_size": 128}
+    model = bayesian(FAMILIES["llama"], overrides=sizes, bayesian_layers=[-1], r=1)
+    batch = {"input_ids": torch.randint(2, 64, (4, 24), generator=torch.Generator().manual_seed(0))}
+
+    def multiplications(how, **options):
+        with FlopCounterMode(display=False) as counter:
+            prediction = predict(model, batch, how, **options)
+        return counter.get_total_flops(), prediction.num_forwards
+
+    one, _ = multiplications("mean")
+    late, forwards = multiplications("late", num_samples=8)
+    assert forwards == pytest.approx(late / one, rel=0.05)
