@@ -1,5 +1,6 @@
 """The fused pass against the same sums taken plainly: one search among the edges, one argmax, one logarithm a row."""
 
+import subprocess
 import sys
 import warnings
 
@@ -207,3 +208,22 @@ def test_an_ignored_label_may_be_a_class(ordered):
     kept = calibration_report(p[y != 0], y[y != 0], confidence_level=None)
     assert accumulator.num_rows == (y != 0).sum()
     assert accumulator.compute()["ece"] == pytest.approx(kept["ece"], abs=1e-12)
+
+
+def test_loading_the_loops_leaves_the_host_alone():
+    pytest.importorskip("numba")
+    script = (
+        "import logging, random, warnings\n"
+        "import numpy as np, torch\n"
+        "from peft_calib.calibration import CalibrationAccumulator\n"
+        "def host():\n"
+        "    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()\n"
+        "    return *states, list(warnings.filters), logging.root.level, list(logging.root.handlers), np.geterr()\n"
+        "before = host()\n"
+        "CalibrationAccumulator(ordered=False).update(np.full((70_000, 2), 0.5), np.zeros(70_000, int))\n"
+        "import sys\n"
+        "assert 'numba' in sys.modules\n"
+        "assert host() == before\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
