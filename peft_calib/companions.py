@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
 from torch import nn
+
+from .files import write_atomically
 
 
 def attach_file(model: nn.Module, name: str, text: str, adapter_name: str | None = None) -> None:
@@ -44,18 +45,6 @@ def attached_file(model: nn.Module, name: str, adapter_name: str | None = None) 
 def detach_file(model: nn.Module, name: str, adapter_name: str | None = None) -> None:
     """Stop writing a file beside an adapter; files already written stay."""
     _saver(model, adapter_name).files.pop(name, None)
-
-
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write a text file so that a reader finds the old content or the new, never half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 class _SaveWithFiles:

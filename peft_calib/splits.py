@@ -19,7 +19,8 @@ import numpy as np
 from torch import nn
 
 from .calibration.fingerprint import SplitFingerprint
-from .companions import attach_file, attached_file, write_atomically
+from .companions import attach_file, attached_file
+from .files import write_atomically
 from .row_hashes import hash_rows
 
 #: Name of the record beside an adapter.

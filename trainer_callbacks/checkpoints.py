@@ -14,7 +14,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from peft_calib.companions import write_atomically
+from peft_calib.files import write_atomically
 
 from .adapter_state import barrier, check_readable, write_adapter
 

@@ -14,7 +14,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from peft_calib.calibration import recalibrate
 from peft_calib.calibration.recalibrate import Recalibrator, TemperatureScaling
-from peft_calib.companions import attach_file, detach_file, write_atomically
+from peft_calib.companions import attach_file, detach_file
+from peft_calib.files import write_atomically
 from peft_calib.prediction.draws import check_num_samples
 from peft_calib.splits import RowSet, record_split
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +22,7 @@ from peft_calib.prediction import Prediction
 from peft_calib.trainer_callbacks import CalibrationCallback, RegularizerScheduleCallback
 
 from ..console import StepProgress, progress_bars, quiet
+from ..files import write_atomically
 from .data import TextData
 from .measure import Logits, MethodResult, draws_report, measure, reliability_grid, result_table
 from .training import FittedAdapter, TrainingSettings, embedded_model, predict_draws, predict_logits, train_adapter
@@ -111,7 +111,7 @@ def run_demo(
                 report["draws"] = {**draws_report(predictions), **_spread(fitted), **results[-1].to_dict()}
     report |= {"data": _describe(data), "settings": asdict(settings), "rank": rank, "environment": _environment()}
     reliability_grid(results).savefig(folder / "reliability.png", dpi=120)
-    _write_json(folder / FINISHED, report)
+    write_atomically(folder / FINISHED, json.dumps(report, indent=2))
     console.print(result_table(results, _title(data, settings)))
     console.print(_about_draws(report["draws"]))
     adapters = ", ".join([*map(str.lower, METHODS), "hyperlora-as-lora"])
@@ -207,10 +207,3 @@ def _title(data: TextData, settings: TrainingSettings) -> str:
 
 def _labels(rows: datasets.Dataset) -> np.ndarray:
     return np.asarray(rows["label"][:])
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=2)
-    os.replace(temporary, path)

@@ -213,6 +213,7 @@ def _cache_path(per_library: int, outside: int, cache_dir: str | os.PathLike[str
 
 
 def _write_atomically(path: Path, text: str) -> None:
+    # not that of `files`: this module can be loaded by itself, without the package and torch behind it
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:

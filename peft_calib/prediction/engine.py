@@ -165,16 +165,14 @@ class Predictor:
     ) -> None:
         check_how(how)
         num_samples = source.default_num_samples if num_samples is None else num_samples
-        self.adaptive, self.paired = num_samples == "auto" and how != "mean", False
+        self.adaptive = num_samples == "auto" and how != "mean"
         if num_samples == "auto":
             check_adaptive(tolerance, max_samples)
             if how in ("late", "linear"):
                 raise ValueError("num_samples='auto' draws row by row, which needs how='sample'.")
-            if isinstance(source, LawDraws):
-                if max_samples % 2 == 0:
-                    source.prefer_pairs()
-                self.paired = source.draw.antithetic
-            if self.paired and max_samples % 2:
+            if max_samples % 2 == 0:
+                source.prefer_pairs()
+            if source.antithetic and max_samples % 2:
                 raise ValueError(f"Antithetic draws come in pairs, so max_samples must be even; got {max_samples}.")
             num_samples = max_samples if source.available is None else min(max_samples, source.available)
         num_samples = check_num_samples(num_samples)
@@ -229,7 +227,7 @@ class Predictor:
         """Wrap the values (K, N, C) of a batch."""
         facts = facts if self.weights is None else {"weights": self.weights, **facts}
         common = {"how": self.how, "seed": None if self.how == "mean" else self.seed, **facts}
-        common["antithetic"] = isinstance(self.source, LawDraws) and self.source.draw.antithetic
+        common["antithetic"] = self.source.antithetic
         labels = None if items.labels is None else items.labels.cpu()
         if self.head.regression:
             return RegressionPrediction(sample_values=values, labels=labels, **common)
@@ -267,7 +265,7 @@ class Predictor:
         counts = torch.zeros(items.rows, dtype=torch.int64)
         rounds: list[torch.Tensor] = []
         while made < self.num_samples and len(open_rows):
-            first, step = (FIRST_PAIRED, STEP_PAIRED) if self.paired else (FIRST, STEP)
+            first, step = (FIRST_PAIRED, STEP_PAIRED) if self.source.antithetic else (FIRST, STEP)
             count = min(step if made else first, self.num_samples - made)
             part = items if len(open_rows) == items.rows else items.select(open_rows)
             drawn = self.passes(part, self.first + made, count)
@@ -277,7 +275,7 @@ class Predictor:
             made += count
             counts[open_rows] = made
             so_far = torch.cat(rounds)[:, open_rows]
-            independent = pair_means(so_far) if self.paired else so_far
+            independent = pair_means(so_far) if self.source.antithetic else so_far
             open_rows = open_rows[~settled(independent, self.tolerance, self.head.regression)]
         return torch.cat(rounds), counts
 

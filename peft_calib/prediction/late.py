@@ -57,7 +57,7 @@ class Prefix:
 
 
 def run_prefix(
-    model: nn.Module, root: nn.Module, varying: list[nn.Module], inputs: dict, rows: int, read: float = 1.0
+    model: nn.Module, root: nn.Module, varying: list[nn.Module], inputs: dict, rows: int, read: float
 ) -> Prefix:
     """Run the model on the B rows up to the first module that varies between draws.
 

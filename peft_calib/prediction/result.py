@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,8 @@ from typing import Any, ClassVar, Self
 import datasets
 import torch
 from safetensors.torch import load_file, save_file
+
+from ..files import replacing, write_atomically
 
 _TENSORS, _FACTS = "prediction.safetensors", "prediction.json"
 
@@ -86,14 +87,11 @@ class _Result:
             The folder.
         """
         folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
         names = ("num_forwards", "how", "seed", "antithetic")
         facts = {"kind": type(self).__name__} | {name: getattr(self, name) for name in names}
-        written = {name: folder / f".{name}.{os.getpid()}" for name in (_TENSORS, _FACTS)}
-        save_file(self._tensors(), written[_TENSORS])
-        written[_FACTS].write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        for name, complete in written.items():
-            os.replace(complete, folder / name)
+        with replacing(folder / _TENSORS) as partial:
+            save_file(self._tensors(), partial)
+        write_atomically(folder / _FACTS, json.dumps(facts, indent=2) + "\n")
         return folder
 
     @classmethod

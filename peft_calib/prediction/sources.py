@@ -30,6 +30,8 @@ class DrawSource(ABC):
     available: int | None = None
     #: Number of draws of a prediction that names none.
     default_num_samples: int = 8
+    #: Whether draws come in mirrored pairs.
+    antithetic: bool = False
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -45,6 +47,9 @@ class DrawSource(ABC):
 
     def spread_over(self, total: int) -> None:  # noqa: B027  (most sources draw on without an end in view)
         """Say how many draws the whole prediction has, for a source that spreads them evenly."""
+
+    def prefer_pairs(self) -> None:  # noqa: B027  (most draws have no mirror image)
+        """Make the draws in mirrored pairs, if they have mirror images and nothing else was asked for."""
 
     def forward_arguments(self, first: int, count: int, rows: int) -> dict[str, Any]:
         """Further arguments of a forward on `count * rows` rows."""
@@ -74,22 +79,28 @@ class LawDraws(DrawSource):
                 f"antithetic=True mirrors draws from a posterior; those of {unpaired} have no mirror image."
             )
 
+    @property
+    def antithetic(self) -> bool:  # type: ignore[override]
+        """Whether draws come in mirrored pairs."""
+        return self.draw.antithetic
+
     def prefer_pairs(self) -> None:
         """Make the draws in mirrored pairs, if they have mirror images and nothing else was asked for."""
         if self._undecided and not self._without_mirror_images():
             self.draw = replace(self.draw, antithetic=True)
 
     def _without_mirror_images(self) -> list[str]:
-        return sorted({type(law).__name__ for law in self._laws() if not law.mirrors})
+        return sorted({type(law).__name__ for _, law in self._laws() if not law.mirrors})
 
     @property
     def default_num_samples(self) -> int:  # type: ignore[override]
         """What the active laws suggest."""
-        return max(law.default_num_samples for law in self._laws())
+        return max(law.default_num_samples for _, law in self._laws())
 
-    def _laws(self) -> list[Law]:
+    def _laws(self) -> list[tuple[FactorHolder, Law]]:
+        """The active laws, with their holders."""
         names = {name for layer in self.layers() for name in layer.active_adapters}
-        return [law for holder in self.holders for name, law in holder.laws.items() if name in names]
+        return [(holder, law) for holder in self.holders for name, law in holder.laws.items() if name in names]
 
     def spread_over(self, total: int) -> None:
         """Lay the points of a curve evenly."""
@@ -149,8 +160,7 @@ class CurvePoints(LawDraws):
 
     def __init__(self, model: nn.Module, points: tuple[float | torch.Tensor, ...]) -> None:
         super().__init__(model, seed=0)
-        names = {name for layer in self.layers() for name in layer.active_adapters}
-        laws = [(holder, law) for holder in self.holders for name, law in holder.laws.items() if name in names]
+        laws = self._laws()
         curves = [law for _, law in laws if isinstance(law, CurveLaw)]
         if not curves:
             raise TypeError(

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from peft_calib.calibration import calibration_report
 from peft_calib.calibration.fingerprint import SplitFingerprint
-from peft_calib.companions import write_atomically
+from peft_calib.files import write_atomically
 from peft_calib.prediction import Prediction
 
 from ..console import quiet

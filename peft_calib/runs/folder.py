@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_calib.companions import write_atomically
+from peft_calib.files import write_atomically
 
 __all__ = ["RunFolder"]
 

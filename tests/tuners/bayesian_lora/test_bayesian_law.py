@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from operations import Operations
 
 from peft_calib import BayesianLoraConfig
 from peft_calib.tuners import Draw, Slot, SlotTable
@@ -346,22 +346,12 @@ def test_an_optimiser_step_moves_a_factor_as_it_moves_in_lora(side):
 # ----------------------------------------------------------------- caching and cost
 
 
-class Count(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_operations_do_not_grow_with_depth(variant):
     counts = []
     for layers in (6, 24):
         law = make(table(layers), **VARIANTS[variant])
-        with Count() as count:
+        with Operations() as count:
             factors = law(Draw("train"))
             loss = factors.regularizer + sum(t.square().sum() for pair in factors.groups.values() for t in pair)
             loss.backward()
@@ -373,7 +363,7 @@ def test_bases_are_whitened_once_for_many_draws_and_again_after_a_step():
     law = make(init="random")
 
     def factorisations(draw) -> int:
-        with torch.no_grad(), Count() as count:
+        with torch.no_grad(), Operations() as count:
             law(draw)
         return sum("cholesky_ex" in name for name in count.names)
 

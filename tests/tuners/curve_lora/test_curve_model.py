@@ -8,9 +8,9 @@ import pytest
 import torch
 from curve_models import adapt, anchored, save_loras
 from families import FAMILIES, logits, perturb
+from operations import Operations
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from peft_calib import CurveLoraConfig, HyperLoraConfig, curve_at, export_lora, predict
 from peft_calib.tuners import Draw
@@ -495,23 +495,15 @@ def test_half_precision_base_and_autocast(bert, dtype):
 # ----------------------------------------------------------------- invariants of the house
 
 
-class _CountOps(TorchDispatchMode):
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("fields", [{}, {"num_handles": 0, "t_sampling": "arc_length"}, {"jsd_weight": 1.0}])
 def test_operations_of_the_law_do_not_grow_with_depth(bert, fields):
     counts = []
     for layers in (2, 6, 12):
         config = CurveLoraConfig(target_modules="all-linear", **fields)
         law = law_of(get_peft_model(bert.build(num_hidden_layers=layers), config))
-        with _CountOps() as counter:
+        with Operations() as counter:
             law(Draw("train", law.train_samples)).per_slot(law.slots, law.train_samples)
-        counts.append(counter.count)
+        counts.append(len(counter.names))
     assert counts[0] == counts[1] == counts[2]
 
 
