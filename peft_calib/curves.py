@@ -13,6 +13,7 @@ from torch import nn
 from .prediction import Prediction, curve_at, predict_dataset
 from .prediction.sources import active_holders
 from .tuners.curve_lora.law import CurveLaw
+from .tuners.laws import laws_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -202,10 +203,10 @@ def curve_law(model: nn.Module) -> CurveLaw:
     Raises:
         TypeError: If there is none.
     """
-    for holder in active_holders(model):
-        for law in (holder.laws[name] for name in holder.active if name in holder.laws):
-            if isinstance(law, CurveLaw):
-                return law
+    active_holders(model)  # says what is in the way where nothing is active
+    for law in laws_of(model, active=True):
+        if isinstance(law, CurveLaw):
+            return law
     raise TypeError(f"{type(model).__name__} has no active CurveLoRA.")
 
 

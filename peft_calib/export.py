@@ -15,7 +15,6 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, get_peft_model_sta
 from safetensors.torch import save_file
 from torch import nn
 
-from .tuners.curve_lora.law import CurveLaw
 from .tuners.factors import Draw, Slot
 from .tuners.layer import FactorLinear
 from .tuners.model import FactorModel
@@ -73,8 +72,13 @@ def export_lora(
     wrong = not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1
     if num_samples is not None and wrong:
         raise ValueError(f"num_samples must be an integer of at least 1, or None for the mean; got {num_samples!r}.")
-    if antithetic and not tuner.get_law(adapter_name).mirrors:
-        raise ValueError(f"antithetic=True mirrors draws from a posterior; a {config.peft_type} has no mirror image.")
+    law = tuner.get_law(adapter_name)
+    if antithetic and not law.mirrors:
+        raise ValueError(
+            f"antithetic=True mirrors draws from a posterior; those of {law.method} have no mirror image."
+        )
+    if num_samples is not None and law.num_draws is not None and num_samples > law.num_draws:
+        raise ValueError(f"{num_samples} draws were asked for, but {law.method} has {law.num_draws}.")
     if t is not None and num_samples is not None:
         raise ValueError("t= writes one point of the curve, num_samples= several; give one of them.")
     layers = {name: m for name, m in tuner.model.named_modules() if isinstance(m, FactorLinear)}
@@ -106,7 +110,7 @@ def _single_draw(tuner: FactorModel, adapter_name: str, t: float | None) -> Draw
     if t is None:
         holder.check_exportable(adapter_name)
         return holder.draw or Draw("mean")
-    if not isinstance(tuner.get_law(adapter_name), CurveLaw):
+    if not tuner.get_law(adapter_name).has_points:
         raise ValueError(f"t= chooses a point of a CurveLoRA; {adapter_name!r} is a {type(tuner).__name__} adapter.")
     return Draw("points", points=(t,))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .tuners.bayesian_lora import BayesianLaw
+from .tuners.laws import laws_of
 
 
 def param_groups(
@@ -38,8 +38,7 @@ def param_groups(
     variance_lr = lr if variance_lr is None else variance_lr
     if lr <= 0 or variance_lr <= 0:
         raise ValueError(f"Learning rates must be positive, got lr={lr!r} and variance_lr={variance_lr!r}.")
-    laws = [module for module in model.modules() if isinstance(module, BayesianLaw)]
-    spread = {id(p) for law in laws for p in law.spread_parameters()}
+    spread = {id(p) for law in laws_of(model) for p in law.spread_parameters()}
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("The model has no trainable parameter: load the adapter with is_trainable=True.")

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from peft_calib.tuners.holder import FactorHolder, regularization_loss
+from peft_calib.tuners.holder import holders_of, regularization_loss
+from peft_calib.tuners.laws import laws_of
 
 #: TRL's trainers whose loss compares several forwards of one model.
 COMPARES_FORWARDS = (
@@ -45,7 +46,7 @@ class RegularizedLossMixin:
     ) -> Any:
         """The trainer's loss plus the regulariser, unless that is in it."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)  # type: ignore[misc]
-        if any(isinstance(module, FactorHolder) and module.unclaimed for module in model.modules()):
+        if any(holder.unclaimed for holder in holders_of(model)):
             term = regularization_loss(model)
             if term is not None:
                 loss = loss + term.to(loss.device, torch.promote_types(loss.dtype, torch.float32))
@@ -68,16 +69,10 @@ def refuse_comparing_trainers(args: TrainingArguments, model: torch.nn.Module) -
     name = type(args).__name__
     if not type(args).__module__.startswith("trl.") or not name.startswith(COMPARES_FORWARDS):
         return
-    laws = (law for module in model.modules() if isinstance(module, FactorHolder) for law in module.laws.values())
-    stochastic = sorted({type(law).__name__.removesuffix("Law") + "LoRA" for law in laws if _draws(law)})
+    stochastic = sorted({law.method for law in laws_of(model, active=True) if law.stochastic})
     if stochastic:
         raise ValueError(
             f"{name.removesuffix('Config')}Trainer forms its loss from several forwards, each of which would use "
             f"another draw of {', '.join(stochastic)}; that is not supported. Train LoRA or HyperLoRA with a "
             "fixed A there, and make the result Bayesian afterwards with peft_calib.bayesianize."
         )
-
-
-def _draws(law: torch.nn.Module) -> bool:
-    # HyperLoRA with a random A, or with dropout in its generator, counts its draws too
-    return bool(law.stochastic) or hasattr(law, "num_generations")

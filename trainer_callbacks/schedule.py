@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from peft_calib.tuners.factors import Law
-from peft_calib.tuners.holder import FactorHolder
+from peft_calib.tuners.laws import laws_of
 
 from .loss import refuse_comparing_trainers
 
@@ -35,7 +33,7 @@ class RegularizerScheduleCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Set the schedules to the step a (resumed) run starts from, and count the training items where asked."""
-        waiting = [law for law in _laws(kwargs["model"]) if law.needs_num_train_examples]
+        waiting = [law for law in laws_of(kwargs["model"]) if law.needs_num_train_examples]
         num_items = count_items(getattr(kwargs.get("train_dataloader"), "dataset", None)) if waiting else None
         for law in waiting if num_items else ():
             law.set_num_train_examples(num_items)
@@ -73,12 +71,6 @@ def count_items(dataset: Any) -> int | None:
     return None
 
 
-def _laws(model: nn.Module) -> Iterator[Law]:
-    for module in model.modules():
-        if isinstance(module, FactorHolder):
-            yield from module.laws.values()
-
-
 def _set_progress(args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
-    for law in _laws(model):
+    for law in laws_of(model):
         law.set_progress(state.global_step, state.max_steps, args.gradient_accumulation_steps)

@@ -3,21 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from peft_calib.tuners.bayesian_lora.law import BayesianLaw
-from peft_calib.tuners.bayesian_lora.stacks import BoundedScale
-from peft_calib.tuners.holder import FactorHolder
+from peft_calib.tuners.laws import laws_of
 
 from .reporting import LateLog
 
 
 class PosteriorSpreadCallback(TrainerCallback):
-    """Logs, with every training loss, the ratio of BayesianLoRA's standard deviations to their start values.
+    """Logs, with every training loss, the ratio of a posterior's standard deviations to their start values.
 
     `posterior_sd_ratio` is the median over all entries, `posterior_sd_ratio_p05` and `_p95` are quantiles, and
     `posterior_sd_moved` is the share of entries that differ from their start by more than 1 %. A median that stays at
@@ -56,7 +53,7 @@ def posterior_spread(model: torch.nn.Module) -> dict[str, float]:
     """Ratios of the posterior's standard deviations to their start values.
 
     Args:
-        model: A model with BayesianLoRA adapters.
+        model: A model with adapters whose laws have scales (BayesianLoRA).
 
     Returns:
         The numbers that `PosteriorSpreadCallback` logs; none for a model without such an adapter.
@@ -69,9 +66,9 @@ def posterior_spread(model: torch.nn.Module) -> dict[str, float]:
         >>> posterior_spread(model)["posterior_sd_ratio"]
         1.0
     """
-    scales = [(name, _ratios(module)) for law in _laws(model) for name, module in _scales(law)]
-    cores = [ratios for name, ratios in scales if name.startswith("cores")]
-    noise = [ratios for name, ratios in scales if not name.startswith("cores")]
+    scales = [(name, _whole(ratios)) for law in laws_of(model) for name, ratios in law.scales().items()]
+    cores = [ratios for name, ratios in scales if name != "noise"]
+    noise = [ratios for name, ratios in scales if name == "noise"]
     numbers: dict[str, float] = {}
     if cores:
         ratios = torch.cat(cores)
@@ -87,23 +84,10 @@ def posterior_spread(model: torch.nn.Module) -> dict[str, float]:
     return numbers
 
 
-def _laws(model: torch.nn.Module) -> Iterator[BayesianLaw]:
-    for holder in (module for module in model.modules() if isinstance(module, FactorHolder)):
-        yield from (law for law in holder.laws.values() if isinstance(law, BayesianLaw))
-
-
-def _scales(law: BayesianLaw) -> Iterator[tuple[str, BoundedScale]]:
-    for name, module in law.named_modules():
-        if isinstance(module, BoundedScale):
-            yield name, module
-
-
-def _ratios(scale: BoundedScale) -> torch.Tensor:
-    """Current scales over start values, on the CPU."""
-    now = scale(torch.float32)
-    now = now.full_tensor() if hasattr(now, "full_tensor") else now
-    start = scale.upper * torch.sigmoid(torch.tensor(scale.logit))
-    return (now.cpu() / start).flatten()
+def _whole(ratios: torch.Tensor) -> torch.Tensor:
+    """All entries on the CPU, also where they are sharded."""
+    ratios = ratios.full_tensor() if hasattr(ratios, "full_tensor") else ratios
+    return ratios.float().cpu().flatten()
 
 
 def _thinned(values: torch.Tensor, most: int = 1_000_000) -> torch.Tensor:

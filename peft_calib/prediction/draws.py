@@ -99,6 +99,10 @@ def curve_at(model: nn.Module, t: float | torch.Tensor | Sequence[float | torch.
 def count_draws(source: LawDraws, num_samples: int | None, first: int = 0) -> int:
     """The number of draws asked for, or what the law suggests; a curve's are spread over the whole number."""
     num_samples = check_num_samples(source.default_num_samples if num_samples is None else num_samples)
+    if source.available is not None and first + num_samples > source.available:
+        raise ValueError(
+            f"Draws {first} ... {first + num_samples - 1} were asked for, but there are {source.available}."
+        )
     source.spread_over(first + num_samples)
     return num_samples
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ..tuners.holder import FactorHolder
+from ..tuners.laws import laws_of
 from ..tuners.rows import repeat_rows
 
 
@@ -147,7 +148,7 @@ def _replay(output: Any, num_samples: int, rows: int, *args: Any, **kwargs: Any)
 def _share(root: nn.Module, blocks: list[nn.Module], read: float) -> float:
     """Part of the weights outside embeddings that lies in the blocks: the work of a forward follows it closely."""
     tables = {id(m.weight) for m in root.modules() if isinstance(m, nn.Embedding)}
-    skip = tables | {id(p) for m in root.modules() if isinstance(m, FactorHolder) for p in m.parameters()}
+    skip = tables | {id(p) for law in laws_of(root) for p in law.parameters()}
     output_layer = getattr(root, "get_output_embeddings", lambda: None)()
     output = {id(p): p.numel() for p in output_layer.parameters()} if output_layer is not None else {}
     skip |= output.keys()

@@ -13,9 +13,8 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..tuners.curve_lora.law import CurveLaw
 from ..tuners.factors import Draw, Law
-from ..tuners.holder import FactorHolder
+from ..tuners.holder import FactorHolder, holders_of
 from ..tuners.layer import FactorLinear
 
 
@@ -90,12 +89,18 @@ class LawDraws(DrawSource):
             self.draw = replace(self.draw, antithetic=True)
 
     def _without_mirror_images(self) -> list[str]:
-        return sorted({type(law).__name__ for _, law in self._laws() if not law.mirrors})
+        return sorted({law.method for _, law in self._laws() if not law.mirrors})
+
+    @property
+    def available(self) -> int | None:  # type: ignore[override]
+        """Number of draws that all active laws have; `None` where there is no end."""
+        return min((law.num_draws for _, law in self._laws() if law.num_draws is not None), default=None)
 
     @property
     def default_num_samples(self) -> int:  # type: ignore[override]
-        """What the active laws suggest."""
-        return max(law.default_num_samples for _, law in self._laws())
+        """What the active laws suggest, at most what they have."""
+        suggested = max(law.default_num_samples for _, law in self._laws())
+        return suggested if self.available is None else min(suggested, self.available)
 
     def _laws(self) -> list[tuple[FactorHolder, Law]]:
         """The active laws, with their holders."""
@@ -161,14 +166,14 @@ class CurvePoints(LawDraws):
     def __init__(self, model: nn.Module, points: tuple[float | torch.Tensor, ...]) -> None:
         super().__init__(model, seed=0)
         laws = self._laws()
-        curves = [law for _, law in laws if isinstance(law, CurveLaw)]
+        curves = [law for _, law in laws if law.has_points]
         if not curves:
             raise TypeError(
                 f"{type(model).__name__} has no active CurveLoRA, so there is no curve to choose points of."
             )
         for law in curves:
-            law.shape.check(torch.stack([torch.as_tensor(point, dtype=torch.float64).detach() for point in points]))
-        self.holders = [holder for holder, law in laws if isinstance(law, CurveLaw)]
+            law.check_points(torch.stack([torch.as_tensor(point, dtype=torch.float64).detach() for point in points]))
+        self.holders = [holder for holder, law in laws if law.has_points]
         self.points = points
 
     def use(self, first: int, count: int) -> AbstractContextManager[None]:
@@ -181,7 +186,7 @@ class TheModel(DrawSource):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        if any(isinstance(module, FactorHolder) for module in model.modules()):
+        if holders_of(model):
             active_holders(model)
 
     @contextmanager
@@ -222,7 +227,7 @@ def active_holders(model: nn.Module) -> list[FactorHolder]:
         ValueError: If it is disabled, merged or inactive.
     """
     root_module(model)  # a prompt-learning adapter is refused with its own message
-    holders = [module for module in model.modules() if isinstance(module, FactorHolder)]
+    holders = holders_of(model)
     if not holders:
         raise TypeError(
             f"{type(model).__name__} carries no adapter of peft_calib, so there are no draws to make. For a stock "

@@ -17,15 +17,20 @@ class CountingLaw(Law):
 
     Args:
         slots: The slots it answers for.
+        counts: Whether it draws at all: a method that draws in some of its settings only keeps no count in the others.
     """
 
-    stochastic = True
-
-    def __init__(self, slots: SlotTable) -> None:
+    def __init__(self, slots: SlotTable, counts: bool = True) -> None:
         super().__init__(slots)
-        self.register_buffer("num_generations", torch.zeros((), dtype=torch.int64))
         self._count: int | None = 0
-        self.register_load_state_dict_post_hook(_forget_count)
+        if counts:
+            self.register_buffer("num_generations", torch.zeros((), dtype=torch.int64))
+            self.register_load_state_dict_post_hook(_forget_count)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether training forwards draw, which is what is counted."""
+        return "num_generations" in self._buffers
 
     def generations(self) -> torch.Tensor:
         """Training forwards counted so far: an int64 scalar on the CPU, traced where the step is compiled."""

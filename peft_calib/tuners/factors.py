@@ -199,8 +199,6 @@ class Law(nn.Module, ABC):
         slots: The slots it answers for.
     """
 
-    #: Whether two training forwards may use different factors at equal parameters.
-    stochastic: ClassVar[bool] = False
     #: "forward": generate in the graph of every training forward. "step": see `FactorHolder.flush_grads`.
     regenerate: Literal["forward", "step"] = "forward"
     #: Whether factors are kept between forwards without gradients.
@@ -211,6 +209,8 @@ class Law(nn.Module, ABC):
     default_num_samples: int = 8
     #: Whether `Draw.antithetic` gives mirrored pairs.
     mirrors: ClassVar[bool] = False
+    #: Whether its functions can be named by `Draw.points`.
+    has_points: ClassVar[bool] = False
 
     def __init__(self, slots: SlotTable) -> None:
         super().__init__()
@@ -219,6 +219,33 @@ class Law(nn.Module, ABC):
     @abstractmethod
     def forward(self, draw: Draw) -> Factors:
         """Return the factors of all slots for the draws asked for."""
+
+    # ----------------------------------------------------------------- what others ask instead of looking at its class
+
+    @property
+    def method(self) -> str:
+        """Name of the method in messages; a subclass may simply set it."""
+        return type(self).__name__
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether two training forwards may use different factors at equal parameters."""
+        return False
+
+    @property
+    def num_draws(self) -> int | None:
+        """Number of different draws there are, as in an ensemble of members; `None` where there is no end."""
+        return None
+
+    def spread_parameters(self) -> list[nn.Parameter]:
+        """The parameters that say how far draws lie apart, and nothing else."""
+        return []
+
+    def scales(self) -> dict[str, torch.Tensor]:
+        """Standard deviations over their start values by name, for a log; `"noise"` are those beside the posterior."""
+        return {}
+
+    # ----------------------------------------------------------------- what it may say and be told
 
     def output_term(self, model: nn.Module, outputs: Any, inputs: dict[str, Any]) -> torch.Tensor | None:
         """A term of the training loss that is formed of the outputs, after a forward with `train_samples` draws.
@@ -229,6 +256,13 @@ class Law(nn.Module, ABC):
             inputs: Its arguments by name, repeated likewise.
         """
         return None
+
+    def check_points(self, t: torch.Tensor) -> None:
+        """Raise `ValueError` for a point that names no function, in a law that `has_points`.
+
+        Args:
+            t: Points, float64 (K,).
+        """
 
     def check_exportable(self, draw: Draw | None = None) -> None:
         """Raise `ValueError` if no single pair of factors represents the law (nothing to merge or export).

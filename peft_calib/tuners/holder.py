@@ -69,6 +69,11 @@ class FactorHolder(nn.Module):
         """Names of the active adapters."""
         return self._active
 
+    @property
+    def enabled(self) -> bool:
+        """Whether the adapters are switched on."""
+        return self._enabled
+
     def forward(self, x: Any) -> Any:
         """Identity: a base model that is an `nn.Sequential` calls its children one after the other."""
         return x
@@ -313,6 +318,11 @@ def _nothing_generated() -> dict:
     }
 
 
+def holders_of(model: nn.Module) -> list[FactorHolder]:
+    """The holders anywhere inside a model, one for each tuner type on each base model."""
+    return [module for module in model.modules() if isinstance(module, FactorHolder)]
+
+
 # --------------------------------------------------------------------- hooks on the base model
 
 
@@ -370,8 +380,7 @@ def regularization_loss(model: nn.Module) -> torch.Tensor | None:
         >>> regularization_loss(nn.Linear(2, 2)) is None
         True
     """
-    holders = [module for module in model.modules() if isinstance(module, FactorHolder)]
-    pending = [term for holder in holders for term in holder.take_pending()]
+    pending = [term for holder in holders_of(model) for term in holder.take_pending()]
     return torch.stack(pending).sum() if pending else None
 
 

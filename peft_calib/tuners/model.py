@@ -20,11 +20,8 @@ from transformers.pytorch_utils import Conv1D
 
 from .config import CalibLoraConfig
 from .factors import Law, Slot, SlotTable
-from .holder import FactorHolder, attach_hooks, detach_hooks
+from .holder import FactorHolder, attach_hooks, detach_hooks, holders_of
 from .layer import SUPPORTED_BASE_LAYERS, FactorLinear
-
-#: Attributes of a base model under which the methods keep their laws.
-HOLDER_NAMES = ("calib_hyper", "calib_bayesian", "calib_curve")
 
 
 class FactorModel(BaseTuner):
@@ -152,12 +149,11 @@ class FactorModel(BaseTuner):
     def _find_holder(cls, model: nn.Module) -> FactorHolder:
         """The holder somewhere inside a wrapped model."""
         name = f"{cls.prefix}law"
-        return next(m for m in model.modules() if isinstance(m, FactorHolder) and m.laws_name == name)
+        return next(holder for holder in holders_of(model) if holder.laws_name == name)
 
-    @staticmethod
-    def _check_target_module_exists(peft_config: PeftConfig, key: str) -> bool | re.Match[str] | None:
-        # the laws are modules of the base model too, and must not be adapted themselves
-        if any(part in HOLDER_NAMES for part in key.split(".")):
+    def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool | re.Match[str] | None:
+        # the laws are modules of the base model too, whoever's they are, and must not be adapted themselves
+        if _is_inside_holder(self.model, key):
             return None
         return check_target_module_exists(peft_config, key)
 
@@ -304,6 +300,15 @@ def _check_complete(expected: dict[str, torch.Tensor], given: dict[str, torch.Te
             + "; ".join(problems)
             + ". Use the folder as save_pretrained wrote it, with the base model (and head size) it was trained on."
         )
+
+
+def _is_inside_holder(model: nn.Module, key: str) -> bool:
+    module = model
+    for part in key.split("."):
+        module = module._modules[part]
+        if isinstance(module, FactorHolder):
+            return True
+    return False
 
 
 def _check_supported(base: nn.Module, parent: nn.Module, key: str, kwargs: dict) -> None:

@@ -39,6 +39,7 @@ class BayesianLaw(CountingLaw):
         ValueError: If no slot gets a posterior, or cores cannot be shared at the given sizes.
     """
 
+    method = "BayesianLoRA"
     mirrors = True
 
     def __init__(
@@ -281,6 +282,11 @@ class BayesianLaw(CountingLaw):
         """The parameters that say how wide the posterior is, and nothing else."""
         found = [parameter for stack in self.cores.values() for parameter in stack.spread_parameters()]
         return [*found, *self.noise_scale.parameters()] if hasattr(self, "noise_scale") else found
+
+    def scales(self) -> dict[str, torch.Tensor]:
+        """Standard deviations of each stack of cores over their start, and those of the conditional noise."""
+        found = {name: part.ratio() for name, part in self.named_modules() if isinstance(part, BoundedScale)}
+        return {"noise" if name == "noise_scale" else name: ratio for name, ratio in found.items()}
 
     # ----------------------------------------------------------------- lifecycle
 

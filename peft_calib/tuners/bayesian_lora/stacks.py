@@ -49,6 +49,11 @@ class BoundedScale(nn.Module):
         """The scales, computed in `dtype`."""
         return self.upper * torch.sigmoid(self.logit + _amplified(self.offset.to(dtype), self.gain))
 
+    @torch.no_grad()
+    def ratio(self) -> torch.Tensor:
+        """The scales over their start value, float32."""
+        return self(torch.float32) / float(self.upper * torch.sigmoid(torch.tensor(self.logit)))
+
 
 class BasisStack(nn.Module):
     """Bases Z of equal shape and the diagonals of their kernels.

@@ -47,6 +47,9 @@ class CurveLaw(CountingLaw):
         heads: Tensors of the modules that are part of the curve.
     """
 
+    method = "CurveLoRA"
+    has_points = True
+
     def __init__(
         self,
         config: CurveLoraConfig,
@@ -167,6 +170,10 @@ class CurveLaw(CountingLaw):
         else:
             t = position * self.shape.num_segments
         return t if draw.num_samples == 1 else torch.cat([t, opposite(t, self.shape)])
+
+    def check_points(self, t: torch.Tensor) -> None:
+        """Raise `ValueError` for a point that is not on the curve."""
+        self.shape.check(t)
 
     @torch.no_grad()
     def velocity(self, t: torch.Tensor) -> dict[ShapeGroup, tuple[torch.Tensor, torch.Tensor]]:

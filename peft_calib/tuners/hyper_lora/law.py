@@ -8,13 +8,14 @@ import math
 import torch
 from torch import nn
 
-from ..factors import Draw, Factors, Law, ShapeGroup, SlotTable
+from ..counting import CountingLaw
+from ..factors import Draw, Factors, ShapeGroup, SlotTable
 from ..seeding import keyed_generator
 from .config import HyperLoraConfig
 from .generator import ChunkHead, FactoredHead, FullHead, Head, MLPTrunk, RankHead, TransformerTrunk
 
 
-class HyperLaw(Law):
+class HyperLaw(CountingLaw):
     """Generates the factors of all slots from their embeddings.
 
     `z = trunk(E[slot])`, `B = head_B(z)^T`, and A per `a_mode`; then `replace`, `add`
@@ -26,13 +27,15 @@ class HyperLaw(Law):
         anchors: Factors (A, B) of each slot from a trained LoRA, used instead of a fresh LoRA's.
     """
 
+    method = "HyperLoRA"
+
     def __init__(
         self,
         config: HyperLoraConfig,
         slots: SlotTable,
         anchors: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
     ) -> None:
-        super().__init__(slots)
+        super().__init__(slots, counts=config.a_mode == "random" or config.hyper_dropout > 0)
         # a copy: the law must not change when the caller goes on using the object
         self.config = copy.copy(config)
         self.regenerate = config.regenerate
@@ -47,8 +50,6 @@ class HyperLaw(Law):
             self._build_network()
         self._build_frozen(draws, anchors)
         self.register_buffer("alpha", torch.tensor(float(config.noise_alpha)))
-        if config.a_mode == "random" or config.hyper_dropout > 0:
-            self.register_buffer("num_generations", torch.zeros((), dtype=torch.int64))
 
     # ----------------------------------------------------------------- construction
 
@@ -190,12 +191,10 @@ class HyperLaw(Law):
 
     def _noise(self, draw: Draw) -> torch.Generator | None:
         """Private generator of a training forward, keyed by the seed and a counter that is saved with the adapter."""
-        if not hasattr(self, "num_generations"):
+        if not self.stochastic or draw.mode != "train":
             return None
-        if draw.mode == "train":
-            self.num_generations += 1
-            return keyed_generator(self.config.seed or 0, 1, int(self.num_generations))
-        return None
+        self.count_generation()
+        return keyed_generator(self.config.seed or 0, 1, int(self.generations()))
 
     def _random_a(self, draw: Draw, noise: torch.Generator | None, device: torch.device) -> dict:
         """A of shape (K, n, r, d_in) for each group: fresh in training, one fixed draw in eval, draws when asked."""
