@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import torch
+
+from .row_tables import as_rows
 
 #: Columns that are no input of the model.
 LABELS = frozenset({"label", "labels", "label_ids", "target", "targets", "length"})
@@ -22,13 +26,13 @@ def hash_rows(rows: Any) -> tuple[str, np.ndarray]:
     columns that are neither labels nor row numbers.
 
     Args:
-        rows: A `datasets.Dataset`, or any sequence of rows.
+        rows: A `datasets.Dataset`, any sequence of rows, or a table, see `as_rows`.
 
     Returns:
         The kind of the hashes (`"tokens"`, or the column names) and uint64 hashes (N,), in the order of the rows.
 
     Raises:
-        TypeError: If the rows have no length, or hold a value of an unknown type.
+        TypeError: If these are no rows (see `as_rows`), or they hold a value of an unknown type.
         ValueError: If there is no row, or nothing but labels in it.
 
     Example:
@@ -36,11 +40,7 @@ def hash_rows(rows: Any) -> tuple[str, np.ndarray]:
         >>> bool(hash_rows(padded)[1] == hash_rows([{"input_ids": [5, 6]}])[1])
         True
     """
-    if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
-        raise TypeError(
-            f"Rows must have a length and be picked by number to be told apart; {type(rows).__name__} is a stream. "
-            "Load the data set without streaming."
-        )
+    rows = as_rows(rows)
     if len(rows) == 0:
         raise ValueError("There is no row.")
     # a transform that tokenises on the fly is left out: the stored row says what it is
@@ -93,6 +93,8 @@ def _encoded(value: Any) -> bytes:
         return _framed(b"b", value)
     if value is None:
         return b"n"
+    if isinstance(value, (date, time, timedelta, Decimal)):
+        return _framed(b"t", str(value).encode())
     if isinstance(value, Mapping):
         return _framed(b"d", b"".join(_encoded(str(key)) + _encoded(value[key]) for key in sorted(value, key=str)))
     if isinstance(value, (list, tuple)):
@@ -103,8 +105,8 @@ def _encoded(value: Any) -> bytes:
     if hasattr(value, "tobytes") and hasattr(value, "mode"):  # a picture
         return _framed(b"p", f"{value.mode}{value.size}".encode() + value.tobytes())
     raise TypeError(
-        f"A row holds a {type(value).__name__}, which cannot be hashed. Rows are made of text, numbers, arrays, "
-        "pictures, and lists or mappings of those."
+        f"A row holds a {type(value).__name__}, which cannot be hashed. Rows are made of text, numbers, dates, "
+        "arrays, pictures, and lists or mappings of those."
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from .calibration.fingerprint import SplitFingerprint
 from .companions import attach_file, attached_file
 from .files import write_atomically
 from .row_hashes import hash_rows
+from .row_tables import as_rows, pick_rows
 
 #: Name of the record beside an adapter.
 SPLIT_FILE = "calibration_split.json"
@@ -44,13 +45,13 @@ class RowSet:
 
     @classmethod
     def of(cls, rows: Any) -> RowSet:
-        """The set of a `datasets.Dataset`, or of any sequence of rows.
+        """The set of a `datasets.Dataset`, of a data frame or another table, or of any sequence of rows.
 
         Args:
-            rows: A `datasets.Dataset`, or rows as mappings; labels and row numbers do not count.
+            rows: A `datasets.Dataset`, a table, or rows as mappings; labels and row numbers do not count.
 
         Raises:
-            TypeError: If the rows have no length, or hold values that cannot be hashed.
+            TypeError: If these are no rows (a `DatasetDict`, a stream), or they hold values that cannot be hashed.
             ValueError: If there is no row.
         """
         kind, hashes = hash_rows(rows)
@@ -141,16 +142,17 @@ def calibration_split(
     the seed, so the order of the rows does not matter; each side keeps it.
 
     Args:
-        dataset: A `datasets.Dataset`, or any sequence of rows (mappings).
+        dataset: A `datasets.Dataset`; a pandas or polars data frame or a pyarrow table, whose index does not count; or
+            any sequence of rows (mappings).
         fraction: Share of the rows to hold out, in (0, 1).
         seed: Key of the cut.
         stratify_by: Column whose values keep their shares on both sides, such as the label.
 
     Returns:
-        The training and the calibration rows: datasets for a dataset, lists for another sequence.
+        The training and the calibration rows: datasets for a dataset, frames for a frame, lists for another sequence.
 
     Raises:
-        TypeError: If the rows have no length, or hold values that cannot be hashed.
+        TypeError: If these are no rows (a `DatasetDict`, a stream), or they hold values that cannot be hashed.
         ValueError: If the fraction is out of range, the column is unknown, or one side would be empty.
 
     Example:
@@ -163,8 +165,9 @@ def calibration_split(
     """
     if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1, got {fraction!r}.")
-    _, hashes = hash_rows(dataset)
-    strata = np.zeros(len(hashes), np.int64) if stratify_by is None else _strata(dataset, stratify_by)
+    rows = as_rows(dataset)
+    _, hashes = hash_rows(rows)
+    strata = np.zeros(len(hashes), np.int64) if stratify_by is None else _strata(rows, stratify_by)
     groups, first, group_of_row, sizes = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
     if len(groups) < 2:
         raise ValueError(
@@ -180,7 +183,7 @@ def calibration_split(
         held_out[:] = False
         held_out[_fill(order, sizes, fraction) or int(np.argmin(sizes))] = True  # at least one input
     inside = held_out[group_of_row]
-    return _select(dataset, np.flatnonzero(~inside)), _select(dataset, np.flatnonzero(inside))
+    return pick_rows(dataset, np.flatnonzero(~inside)), pick_rows(dataset, np.flatnonzero(inside))
 
 
 def record_split(
@@ -331,16 +334,8 @@ def _keyed(values: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _strata(dataset: Any, column: str) -> np.ndarray:
-    names = getattr(dataset, "column_names", None) or list(dataset[0])
+    names = getattr(dataset, "column_names", None) or (list(dataset[0]) if isinstance(dataset[0], Mapping) else [])
     if column not in names:
         raise ValueError(f"stratify_by={column!r} is no column of the data; it has {', '.join(map(str, names))}.")
     values = dataset[column] if hasattr(dataset, "column_names") else [row[column] for row in dataset]
     return np.unique(np.asarray([str(value) for value in values]), return_inverse=True)[1]
-
-
-def _select(dataset: Any, rows: np.ndarray) -> Any:
-    if hasattr(dataset, "select"):
-        return dataset.select(rows)
-    if isinstance(dataset, Sequence) or hasattr(dataset, "__getitem__"):
-        return [dataset[int(row)] for row in rows]
-    raise TypeError(f"Rows of a {type(dataset).__name__} cannot be picked; give a datasets.Dataset or a sequence.")

@@ -3,11 +3,14 @@
 import json
 import random
 import shutil
+from datetime import datetime
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -120,11 +123,75 @@ def test_a_dataset_that_tokenises_on_the_fly_is_known_by_what_it_stores():
         ([{"label": 1}], {}, ValueError, "nothing that tells"),
         (iter([{"text": "a"}]), {}, TypeError, "stream"),
         ([{"text": object()}, {"text": object()}], {}, TypeError, "cannot be hashed"),
+        ("train.csv", {}, TypeError, "the text 'train.csv'"),
+        (5, {}, TypeError, "int is no sequence"),
+        ({"text": ["a", "b"], "label": [0, 1]}, {}, TypeError, r"text, label.*from_dict"),
+        (DatasetDict(train=Dataset.from_dict({"text": ["a"]})), {}, TypeError, r"Choose a split: rows\['train'\]"),
+        ({"test": pd.DataFrame({"text": ["a"]})}, {}, TypeError, r"Choose a split: rows\['test'\]"),
+        (IterableDataset.from_generator(lambda: iter([{"text": "a"}])), {}, TypeError, "stream"),
+        (pd.DataFrame([["a", "b"]], columns=["text", "text"]), {}, ValueError, "several columns named text"),
     ],
 )
 def test_bad_input(rows, options, error, message):
     with pytest.raises(error, match=message):
         calibration_split(rows, **options)
+
+
+# --------------------------------------------------------------------- tables
+
+
+def _columns() -> dict[str, list]:
+    days = [datetime(2024, 1, 1 + i % 9) for i in range(40)]
+    return {"text": [f"note {i % 30}" for i in range(40)], "day": days, "label": ["no", "yes", "no", "no"] * 10}
+
+
+def _tables():
+    columns = _columns()
+    frame = pd.DataFrame(columns)
+    yield "plain", frame
+    yield "shuffled", frame.sample(frac=1.0, random_state=3)
+    yield "indexed by words", frame.set_axis([f"row {i}" for i in range(40)])
+    yield "a named index that is no column", frame.rename_axis("uid")
+    yield "categories", frame.astype({"label": "category"})
+    yield "pyarrow", pa.table(columns)
+    yield "a batch of pyarrow", pa.RecordBatch.from_pydict(columns)
+    yield "rows", frame.to_dict("records")
+
+
+@pytest.mark.parametrize(("name", "table"), list(_tables()), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize("stratify_by", [None, "label"])
+def test_tables_are_cut_like_the_data_set_with_their_content(name, table, stratify_by):
+    """Whatever the index: what comes back is of the kind given, its rows as they were."""
+    as_dataset = Dataset.from_dict(_columns())
+    expected = calibration_split(as_dataset, 0.3, stratify_by=stratify_by)
+    found = calibration_split(table, 0.3, stratify_by=stratify_by)
+    for part, reference in zip(found, expected, strict=True):
+        assert type(part) is type(table)
+        assert RowSet.of(part).digest == RowSet.of(reference).digest
+        assert len(part) == len(reference)
+        if isinstance(part, pd.DataFrame):
+            pd.testing.assert_frame_equal(part, table.loc[part.index])
+
+
+def test_polars_frames_are_cut_too():
+    polars = pytest.importorskip("polars", reason="polars is not installed")
+    table = polars.DataFrame(_columns())
+    _, expected = calibration_split(Dataset.from_dict(_columns()), 0.3, stratify_by="label")
+    _, found = calibration_split(table, 0.3, stratify_by="label")
+    assert isinstance(found, polars.DataFrame)
+    assert found["text"].to_list() == expected["text"][:]
+    with pytest.raises(TypeError, match="stream"):
+        calibration_split(table.lazy())
+
+
+def test_columns_and_frames_that_arrow_does_not_hold():
+    texts = pd.Series(["a", "b", "c", "d"], index=[9, 9, 1, 0])
+    train, held_out = calibration_split(texts, 0.25)
+    assert sorted([*train, *held_out]) == ["a", "b", "c", "d"]
+    assert RowSet.of(texts).digest == RowSet.of(["d", "c", "b", "a"]).digest
+    mixed = pd.DataFrame({"value": [1, "x", np.zeros((2, 2))], 5: ["p", "q", "r"]}, index=[2, 1, 0])
+    assert RowSet.of(mixed).kind == "5+value"
+    assert sum(map(len, calibration_split(mixed, 0.34))) == 3
 
 
 # --------------------------------------------------------------------- the record

@@ -1,0 +1,123 @@
+"""Rows as people hold them: data frames and other tables as a data set, and a clear no to what is no set of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+STREAMS = ("IterableDataset", "IterableColumn", "LazyFrame")
+
+
+def as_rows(rows: Any) -> Any:
+    """The same rows, so that `rows[i]` is row i.
+
+    Args:
+        rows: A `datasets.Dataset`, a sequence of rows, a `torch` data set with a length, or a table: a pandas or
+            polars data frame or series, a pyarrow table. The index of a frame is no part of its rows.
+
+    Returns:
+        A `datasets.Dataset` for a table, a list for a series, anything else as it is.
+
+    Raises:
+        TypeError: If these are no rows: several splits at once, a mapping of columns, a text, a stream.
+        ValueError: If two columns of a frame have the same name.
+
+    Example:
+        >>> import pandas as pd
+        >>> as_rows(pd.DataFrame({"text": ["a", "b"]}, index=[7, 3]))[1]
+        {'text': 'b'}
+    """
+    _refuse_other_things(rows)
+    library, kind = _origin(rows)
+    if library == "pandas" and kind == "DataFrame":
+        return _of_frame(rows)
+    if library in ("polars", "pyarrow") and kind in ("DataFrame", "Table", "RecordBatch"):
+        return _of_arrow(rows.to_arrow() if library == "polars" else rows)
+    return _list_of(rows) if _is_series(rows) else rows
+
+
+def pick_rows(rows: Any, numbers: np.ndarray) -> Any:
+    """Some of the rows, in the form they came in: a frame of a frame, a data set of a data set, else a list.
+
+    Args:
+        rows: As for `as_rows`.
+        numbers: Row numbers from 0.
+
+    Example:
+        >>> import pandas as pd
+        >>> list(pick_rows(pd.DataFrame({"text": ["a", "b", "c"]}, index=[7, 3, 0]), np.array([0, 2])).index)
+        [7, 0]
+    """
+    library, _ = _origin(rows)
+    if library == "pandas":
+        return rows.iloc[numbers]
+    if library == "polars":
+        return rows[numbers.tolist()]
+    if library == "pyarrow":
+        return rows.take(numbers)
+    if hasattr(rows, "select"):
+        return rows.select(numbers)
+    return [rows[int(number)] for number in numbers]
+
+
+def _refuse_other_things(rows: Any) -> None:
+    name = type(rows).__name__
+    if isinstance(rows, (str, bytes)):
+        raise TypeError(f"Rows are expected, got the text {rows[:60]!r}. Load the data first: datasets.load_dataset.")
+    if isinstance(rows, Mapping):
+        keys = ", ".join(map(str, list(rows)[:8]))
+        if any(hasattr(part, "column_names") or hasattr(part, "iloc") for part in rows.values()):
+            raise TypeError(f"A {name} holds several splits ({keys}). Choose a split: rows['{next(iter(rows))}'].")
+        raise TypeError(
+            f"A {name} of columns ({keys}) is no sequence of rows. Give datasets.Dataset.from_dict(dict(columns))."
+        )
+    if name in STREAMS or not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+        raise TypeError(
+            f"Rows must have a length and be picked by number to be told apart; {name} is "
+            f"{'a stream' if name in STREAMS or hasattr(rows, '__next__') else 'no sequence'}. Load the data set "
+            "without streaming, collect() a lazy frame, or give list(rows)."
+        )
+
+
+def _origin(rows: Any) -> tuple[str, str]:
+    """Name of the library a table comes from, and of its class, or of the class it derives from there."""
+    for cls in type(rows).__mro__:
+        library = cls.__module__.partition(".")[0]
+        if library in ("pandas", "polars", "pyarrow"):
+            return library, cls.__name__
+    return "", ""
+
+
+def _is_series(rows: Any) -> bool:
+    library, kind = _origin(rows)
+    return bool(library) and (kind in ("Series", "Index", "ChunkedArray") or kind.endswith("Array"))
+
+
+def _list_of(rows: Any) -> list:
+    for name in ("to_pylist", "to_list", "tolist"):
+        if hasattr(rows, name):
+            return getattr(rows, name)()
+    return list(rows)
+
+
+def _of_frame(frame: Any) -> Any:
+    from datasets import Dataset
+
+    names = [str(name) for name in frame.columns]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"The data frame has several columns named {', '.join(twice)}; rename them.")
+    frame = frame.set_axis(names, axis=1)
+    try:
+        return Dataset.from_pandas(frame, preserve_index=False)
+    except (TypeError, ValueError, NotImplementedError):  # pictures, arrays, values of several types in one column
+        return frame.to_dict("records")
+
+
+def _of_arrow(table: Any) -> Any:
+    import pyarrow as pa
+    from datasets import Dataset
+
+    return Dataset(pa.Table.from_batches([table]) if isinstance(table, pa.RecordBatch) else table)
