@@ -1,29 +1,401 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all, and a lock for a folder that one process writes.
+
+New content is written beside its place, under a name of its own, and takes the place in one step. What stood there
+stands until then, and comes back if that step fails. The names tell who wrote them, so that what a killed process
+left behind is cleared by the next write to the same place, and what a living one is writing is left alone.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+import re
+import secrets
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # a system without it: the lock then goes by process numbers alone
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "clear_leftovers",
+    "disk_is_full",
+    "folder_lock",
+    "replace_folder",
+    "replacing",
+    "write_atomically",
+]
+
+_PARTIAL, _REPLACED = "partial", "replaced"
+#: How long the name of a file may be on every usual file system, less what is put around it here.
+_LONGEST_NAME = 150
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+#: Names that this very process is writing, or has moved aside.
+_mine: set[str] = set()
+_guard = threading.Lock()
+
+
+# --------------------------------------------------------------------- files
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A place beside a file for its new content, which takes the file's place when the block ends without error."""
-    path = Path(path)
+    """A place beside a file for its new content, which takes the file's place when the block ends without error.
+
+    A symbolic link is followed, not replaced; the file's permissions stay, and a new file has those of the umask.
+
+    Args:
+        path: The file; its folder is made if missing.
+
+    Yields:
+        The path to write to. It is of this call alone, so threads and processes can write one file at once.
+
+    Example:
+        >>> import tempfile
+        >>> place = Path(tempfile.mkdtemp()) / "numbers.txt"
+        >>> with replacing(place) as partial:
+        ...     _ = partial.write_text("1 2 3")
+        >>> place.read_text()
+        '1 2 3'
+    """
+    path = _real(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    clear_leftovers(path)
+    with _own_name(path, _PARTIAL) as partial:
+        # made here and not by mkstemp, so that the system applies the umask: reading the umask is not safe in threads
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = partial.stat().st_mode
+        with contextlib.suppress(FileNotFoundError):
+            mode = path.stat().st_mode
+        try:
+            yield partial
+            os.chmod(partial, mode & 0o7777)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    _sync_folder(path.parent)
 
 
 def write_atomically(path: str | Path, text: str) -> None:
-    """Write a text file so that a reader finds the old content or the new, never half of it."""
+    """Write a text file so that a reader finds the old content or the new, never half of it.
+
+    Args:
+        path: The file; its folder is made if missing.
+        text: Its content.
+
+    Example:
+        >>> import tempfile
+        >>> place = Path(tempfile.mkdtemp()) / "note.txt"
+        >>> write_atomically(place, "all of it")
+        >>> place.read_text()
+        'all of it'
+    """
     with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+# --------------------------------------------------------------------- folders
+
+
+def replace_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
+    """Write a folder beside its place and put it there whole; the old folder goes last, and comes back on failure.
+
+    Args:
+        path: The folder; a symbolic link is followed. Whether an old one may give way is for the caller to ask before.
+        write: Fills an empty folder, which is not yet at its place.
+
+    Returns:
+        The folder.
+
+    Raises:
+        NotADirectoryError: If the path is a file.
+
+    Example:
+        >>> import tempfile
+        >>> place = Path(tempfile.mkdtemp()) / "results"
+        >>> _ = replace_folder(place, lambda folder: write_atomically(folder / "a.txt", "new"))
+        >>> [file.name for file in place.iterdir()]
+        ['a.txt']
+    """
+    given, path = Path(path), _real(path)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{given} is a file; name a folder.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(path)
+    with _own_name(path, _PARTIAL) as partial:
+        partial.mkdir()
+        try:
+            write(partial)
+            _sync_files(partial)
+            _put(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    _sync_folder(path.parent)
+    return given
+
+
+def _put(partial: Path, path: Path) -> None:
+    """Move a folder to its place; what is there steps aside, and back if the move fails."""
+    with _own_name(path, _REPLACED) as aside:
+        try:
+            os.chmod(partial, path.stat().st_mode & 0o7777)
+            os.rename(path, aside)
+        except FileNotFoundError:
+            os.rename(partial, path)
+            return
+        try:
+            os.rename(partial, path)
+        except BaseException:
+            os.rename(aside, path)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def clear_leftovers(path: str | Path) -> None:
+    """Clear what killed processes left of writing a file or folder; where they took the old one away, put it back.
+
+    What a living process is writing stays, and so does what was written on another machine, of which nothing can be
+    said from here.
+
+    Args:
+        path: The file or folder that was being written.
+    """
+    path = _real(path)
+    pattern = re.compile(re.escape(f".{_stem(path)}.") + rf"([0-9a-f]{{8}})-(\d+)-[0-9a-f]+\.({_PARTIAL}|{_REPLACED})")
+    try:
+        names = [name for name in os.listdir(path.parent) if name.startswith(".")]
+    except OSError:
+        return
+    for name in names:
+        match = pattern.fullmatch(name)
+        if match is None or _lives(match[1], int(match[2]), name):
+            continue
+        left = path.parent / name
+        if match[3] == _REPLACED and not os.path.lexists(path):
+            with contextlib.suppress(OSError):
+                os.rename(left, path)
+        elif left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+# --------------------------------------------------------------------- one writer a folder
+
+
+@contextmanager
+def folder_lock(path: str | Path) -> Iterator[None]:
+    """Keep a folder to this process (and this call) while the block runs.
+
+    The lock is a file beside the folder. The system lets go of it when its process ends, however it ends, so a run
+    that was killed can be resumed at once.
+
+    Args:
+        path: The folder; need not exist yet.
+
+    Raises:
+        BlockingIOError: If another process, or another thread of this one, is writing the folder.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "run"
+        >>> with folder_lock(folder):
+        ...     with folder_lock(folder):
+        ...         pass
+        Traceback (most recent call last):
+        ...
+        BlockingIOError: ...run is being written by process ...
+    """
+    given, path = Path(path), _real(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = path.with_name(f".{_stem(path)}.lock")
+    handle = _take(place, given)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(handle), os.stat(place)):
+                place.unlink()
+        os.close(handle)
+
+
+def _take(place: Path, folder: Path) -> int:
+    """Open and lock the file; a lock of a process that has ended is taken over."""
+    for _ in range(20):
+        handle = os.open(place, os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            taken = _try_lock(handle)
+            if not taken and _held_by_orphans(handle):
+                with contextlib.suppress(FileNotFoundError):
+                    place.unlink()  # and begin another file
+            elif not taken:
+                raise BlockingIOError(_in_use(folder, _holder(handle)))
+            elif os.path.exists(place) and os.path.samestat(os.fstat(handle), os.stat(place)):
+                _sign(handle)
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # the file was removed between opening and locking
+    raise BlockingIOError(_in_use(folder, None))
+
+
+def _try_lock(handle: int) -> bool:
+    if fcntl is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # a file system without locks
+    holder = _holder(handle)
+    return holder is None or _has_ended(holder)
+
+
+def _held_by_orphans(handle: int) -> bool:
+    """Whether a lock's process has ended while children that it forked live on and keep the system's lock."""
+    for _ in range(2):  # twice: one that has just taken the lock of an ended process needs a moment to sign it
+        owner = _holder(handle)
+        if owner is None or not _has_ended(owner):
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _sign(handle: int) -> None:
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "machine": _machine(), "since": time.strftime("%F %T")}
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps(owner).encode(), 0)
+
+
+def _holder(handle: int) -> dict[str, Any] | None:
+    try:
+        owner = json.loads(os.pread(handle, 4096, 0))
+    except ValueError:
+        return None
+    return owner if isinstance(owner, dict) and isinstance(owner.get("pid"), int) else None
+
+
+def _has_ended(owner: dict[str, Any]) -> bool:
+    return not _lives(str(owner.get("machine")), owner["pid"])
+
+
+def _in_use(folder: Path, owner: dict[str, Any] | None) -> str:
+    who = "another process"
+    if owner is not None:
+        who = f"process {owner['pid']} on {owner.get('host')} (since {owner.get('since')})"
+    return f"{folder} is being written by {who}; wait until it has ended, or name another folder"
+
+
+# --------------------------------------------------------------------- a full disk
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says that there was no room to write, in the words of the system, safetensors or torch.
+
+    Args:
+        error: What was raised; what it was raised from counts too.
+
+    Example:
+        >>> disk_is_full(OSError(errno.ENOSPC, "No space left on device")), disk_is_full(OSError("no"))
+        (True, False)
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        text = str(seen)
+        if isinstance(seen, OSError) and seen.errno in _FULL:
+            return True
+        if any(f"(os error {number})" in text for number in _FULL):  # safetensors
+            return True
+        if isinstance(seen, RuntimeError) and ("PytorchStreamWriter" in text or "inline_container" in text):
+            return True  # torch.save, which does not say why
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+# --------------------------------------------------------------------- names
+
+
+@contextmanager
+def _own_name(path: Path, kind: str) -> Iterator[Path]:
+    """A name beside a path that is of this call alone and tells by whom it is used."""
+    name = f".{_stem(path)}.{_machine()}-{os.getpid()}-{secrets.token_hex(6)}.{kind}"
+    with _guard:
+        _mine.add(name)
+    try:
+        yield path.with_name(name)
+    finally:
+        with _guard:
+            _mine.discard(name)
+
+
+def _lives(machine: str, pid: int, name: str | None = None) -> bool:
+    """Whether a process may still be at work; one of another machine always may."""
+    if machine != _machine():
+        return True
+    if pid == os.getpid():  # this one, or an earlier one of the same number
+        return name is None or name in _mine
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@cache
+def _machine() -> str:
+    """The system whose process numbers ours can be compared with: a container has numbers of its own."""
+    parts = [socket.gethostname()]
+    for read in (
+        lambda: Path("/proc/sys/kernel/random/boot_id").read_text(),
+        lambda: os.readlink("/proc/self/ns/pid"),
+    ):
+        with contextlib.suppress(OSError):
+            parts.append(read())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+def _stem(path: Path) -> str:
+    """The name of a file, short enough to have something put around it."""
+    if len(os.fsencode(path.name)) <= _LONGEST_NAME:
+        return path.name
+    return f"{path.name[:40]}-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}"
+
+
+def _real(path: str | Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _sync_files(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have a rename outlast a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,416 @@
+"""The one reader of the JSON files of this package: what a file says is checked before it is believed.
+
+A file is opened as `Fields`, and every field is taken out by a method that names its type and range. Whatever is
+wrong, the error names the file, the field, the value, what was expected, and how to mend it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Fields", "check_fields", "describe", "inside", "read_json"]
+
+_MISSING: Any = object()
+#: What is said where a file cannot be trusted and nothing better is known.
+RESTORE = "Restore the file from a copy, or make it again"
+
+
+def read_json(path: str | Path, mend: str = RESTORE) -> Fields:
+    """Open a JSON file that holds one mapping.
+
+    Args:
+        path: The file.
+        mend: How a user gets a good file, for the messages.
+
+    Returns:
+        Its fields.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no JSON, names a field twice, is nested without end, or holds no mapping.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "settings.json"
+        >>> _ = file.write_text('{"temperature": -1}')
+        >>> read_json(file).number("temperature", above=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: ...settings.json: temperature is -1, but must be a finite number above 0. Restore the file...
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: it is no UTF-8 text ({error}). {mend}.") from error
+    return parse_json(text, str(path), mend)
+
+
+def parse_json(text: str, source: str, mend: str = RESTORE) -> Fields:
+    """The same for a text that is at hand already.
+
+    Args:
+        text: JSON of one mapping.
+        source: Where it comes from, for the messages.
+        mend: How a user gets a good one.
+
+    Raises:
+        ValueError: As `read_json`.
+    """
+    try:
+        content = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{source} is damaged: {reason}. {mend}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{source} is damaged: it holds {describe(content)}, not a mapping. {mend}.")
+    return Fields(content, source, mend)
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The fields of a mapping that came from outside.
+
+    Attributes:
+        content: The mapping as it is.
+        source: Where it comes from: a file, or words for what was passed.
+        mend: How to get a good one.
+        prefix: Path of this mapping within the source.
+    """
+
+    content: Mapping[str, Any]
+    source: str
+    mend: str = RESTORE
+    prefix: str = ""
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.content
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.content)
+
+    def get(self, name: str, default: Any = _MISSING) -> Any:
+        """A field of any type.
+
+        Args:
+            name: The field.
+            default: What stands for a missing one; without it a missing field is an error.
+
+        Raises:
+            ValueError: If it is missing.
+        """
+        if name in self.content:
+            return self.content[name]
+        if default is _MISSING:
+            raise ValueError(f"{self.source}: {self.prefix}{name} is missing. {self.mend}.")
+        return default
+
+    def wrong(self, name: str, expected: str) -> ValueError:
+        """The error that says what a field should have been."""
+        found = describe(self.content.get(name))
+        return ValueError(f"{self.source}: {self.prefix}{name} is {found}, but must be {expected}. {self.mend}.")
+
+    def number(
+        self,
+        name: str,
+        *,
+        above: float | None = None,
+        least: float | None = None,
+        most: float | None = None,
+        default: Any = _MISSING,
+    ) -> Any:
+        """A finite number; true and false are none.
+
+        Args:
+            name: The field.
+            above: It must be larger.
+            least: It must not be smaller.
+            most: It must not be larger.
+            default: What stands for a missing field, or for null if it is None.
+
+        Raises:
+            ValueError: If it is no number or out of range.
+        """
+        value = self.get(name, default)
+        if value is default or (value is None and default is None):
+            return value
+        expected = f"a finite number{_range(above, least, most)}"
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
+            raise self.wrong(name, expected)
+        if not _within(value, above, least, most):
+            raise self.wrong(name, expected)
+        return value
+
+    def integer(self, name: str, *, least: int | None = None, most: int | None = None, default: Any = _MISSING) -> Any:
+        """A whole number; true, false and 3.0 are none.
+
+        Args:
+            name: The field.
+            least: It must not be smaller.
+            most: It must not be larger.
+            default: What stands for a missing field, or for null if it is None.
+
+        Raises:
+            ValueError: If it is no whole number or out of range.
+        """
+        value = self.get(name, default)
+        if value is default or (value is None and default is None):
+            return value
+        if isinstance(value, bool) or not isinstance(value, int) or not _within(value, None, least, most):
+            raise self.wrong(name, f"a whole number{_range(None, least, most)}")
+        return value
+
+    def text(self, name: str, *, among: Collection[str] | None = None, default: Any = _MISSING) -> Any:
+        """A text, perhaps one of a few.
+
+        Args:
+            name: The field.
+            among: The allowed ones.
+            default: What stands for a missing field, or for null if it is None.
+
+        Raises:
+            ValueError: If it is no text, or none of them.
+        """
+        value = self.get(name, default)
+        if value is default or (value is None and default is None):
+            return value
+        if not isinstance(value, str) or (among is not None and value not in among):
+            raise self.wrong(name, "a text" if among is None else f"one of {', '.join(map(repr, among))}")
+        return value
+
+    def flag(self, name: str, default: Any = _MISSING) -> Any:
+        """True or false, and nothing that counts as one of them.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        value = self.get(name, default)
+        if value is not default and not isinstance(value, bool):
+            raise self.wrong(name, "true or false")
+        return value
+
+    def mapping(self, name: str, default: Any = _MISSING) -> Any:
+        """A mapping, to be read in the same way.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        value = self.get(name, default)
+        if value is default or (value is None and default is None):
+            return value
+        if not isinstance(value, Mapping):
+            raise self.wrong(name, "a mapping")
+        return Fields(value, self.source, self.mend, f"{self.prefix}{name}.")
+
+    def listing(self, name: str, kind: type | None = None, default: Any = _MISSING) -> Any:
+        """A list, perhaps of one kind of entries.
+
+        Args:
+            name: The field.
+            kind: Type of every entry.
+            default: What stands for a missing field, or for null if it is None.
+
+        Raises:
+            ValueError: If it is no list, or an entry is of another kind.
+        """
+        value = self.get(name, default)
+        if value is default or (value is None and default is None):
+            return value
+        entries = f" of {_WORDS.get(kind, kind.__name__)}" if kind is not None else ""
+        if not isinstance(value, list) or (kind is not None and not all(_is(entry, kind) for entry in value)):
+            raise self.wrong(name, f"a list{entries}")
+        return value
+
+    def array(self, name: str, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
+        """Finite numbers in (nested) lists, as float64.
+
+        Args:
+            name: The field.
+            shape: The sizes it must have; None where any will do.
+
+        Raises:
+            ValueError: If it holds anything else, or has another shape.
+        """
+        value = self.get(name)
+        sizes = "" if shape is None else " of shape (" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
+        expected = f"finite numbers{sizes}"
+        if not _only_numbers(value):
+            raise self.wrong(name, expected)
+        try:
+            array = np.asarray(value, dtype=np.float64)
+        except (ValueError, OverflowError):
+            raise self.wrong(name, expected) from None
+        fits = shape is None or (
+            array.ndim == len(shape)
+            and all(wanted in (None, size) for wanted, size in zip(shape, array.shape, strict=True))
+        )
+        if not fits or not np.isfinite(array).all():
+            raise self.wrong(name, expected)
+        return array
+
+
+def check_fields(instance: Any, owner: type, source: str) -> None:
+    """Hold the fields that a dataclass declares against their annotations, strictly.
+
+    A whole number will do for a float, a set or tuple for a list; true is no number, and NaN and infinity are none.
+
+    Args:
+        instance: Of the dataclass.
+        owner: The class whose own annotations are checked; those it inherits are not.
+        source: What the fields are of, for the message.
+
+    Raises:
+        ValueError: If a field holds something else; the message names the field and its value.
+
+    Example:
+        >>> @dataclass
+        ... class Settings:
+        ...     rank: int = 1
+        >>> check_fields(Settings(rank="8"), Settings, "Settings")
+        Traceback (most recent call last):
+        ...
+        ValueError: Settings: rank is '8', but must be a whole number.
+    """
+    hints = typing.get_type_hints(owner)
+    for name in owner.__dict__.get("__annotations__", {}):
+        hint, value = hints[name], getattr(instance, name, None)
+        if typing.get_origin(hint) is not typing.ClassVar and not _fits(value, hint):
+            raise ValueError(f"{source}: {name} is {describe(value)}, but must be {_words(hint)}.")
+
+
+def inside(folder: str | Path, name: str, source: str) -> Path:
+    """The path of a file or folder that an index names, which must lie in the index's own folder.
+
+    Args:
+        folder: Of the index.
+        name: As it stands there.
+        source: The index, for the message.
+
+    Raises:
+        ValueError: If the name leads out: by an absolute path, by `..`, or by a symbolic link.
+
+    Example:
+        >>> inside("draws", "../elsewhere", "draws.json")
+        Traceback (most recent call last):
+        ...
+        ValueError: draws.json names '../elsewhere', which does not lie in its own folder draws. ...
+    """
+    refused = ValueError(
+        f"{source} names {describe(name)}, which does not lie in its own folder {folder}. An index names what lies "
+        "beside it; restore it, or write the folder again."
+    )
+    if (
+        not isinstance(name, str)
+        or name in ("", ".", "..")
+        or "\0" in name
+        or "\\" in name
+        or Path(name).is_absolute()
+    ):
+        raise refused
+    top, place = Path(folder).resolve(), (Path(folder) / name).resolve()
+    if place == top or not place.is_relative_to(top):
+        raise refused
+    return Path(folder) / name
+
+
+def describe(value: Any) -> str:
+    """A value as it is shown in a message: short."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({type(value).__name__} of {len(text)} characters)"
+
+
+# --------------------------------------------------------------------- parts
+
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a finite number",
+    str: "a text",
+    bool: "true or false",
+    list: "a list",
+    dict: "a mapping",
+    type(None): "null",
+}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} stands there twice")
+    return content
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
+
+
+def _within(value: float, above: float | None, least: float | None, most: float | None) -> bool:
+    if above is not None and not value > above:
+        return False
+    if least is not None and not value >= least:
+        return False
+    return most is None or value <= most
+
+
+def _range(above: float | None, least: float | None, most: float | None) -> str:
+    parts = [f"above {above:g}"] if above is not None else []
+    parts += [f"of at least {least:g}"] if least is not None else []
+    parts += [f"of at most {most:g}"] if most is not None else []
+    return f" {' and '.join(parts)}" if parts else ""
+
+
+def _only_numbers(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_only_numbers, value))
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if kind is Any:
+        return True
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and _finite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in typing.get_args(hint))
+    if origin is list:
+        (kind,) = typing.get_args(hint)
+        return isinstance(value, (list, set, tuple)) and all(_fits(entry, kind) for entry in value)
+    if origin is dict:
+        keys, values = typing.get_args(hint)
+        return isinstance(value, dict) and all(_fits(k, keys) and _fits(v, values) for k, v in value.items())
+    if hint is list:
+        return isinstance(value, (list, tuple))
+    return _is(value, hint)
+
+
+def _words(hint: Any) -> str:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        parts = [_words(part) for part in typing.get_args(hint)]
+        if "a finite number" in parts and "a whole number" in parts:
+            parts.remove("a whole number")
+        return " or ".join(parts)
+    if origin is list:
+        return f"a list of entries that are each {_words(typing.get_args(hint)[0])}"
+    if origin is dict:
+        return f"a mapping of names, with values that are each {_words(typing.get_args(hint)[1])}"
+    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
