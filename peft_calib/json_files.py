@@ -6,6 +6,7 @@ wrong, the error names the file, the field, the value, what was expected, and ho
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import types
@@ -280,7 +281,7 @@ def check_fields(instance: Any, owner: type, source: str) -> None:
         ValueError: Settings: rank is '8', but must be a whole number.
     """
     hints = typing.get_type_hints(owner)
-    for name in owner.__dict__.get("__annotations__", {}):
+    for name in inspect.get_annotations(owner):
         hint, value = hints[name], getattr(instance, name, None)
         if typing.get_origin(hint) is not typing.ClassVar and not _fits(value, hint):
             raise ValueError(f"{source}: {name} is {describe(value)}, but must be {_words(hint)}.")
