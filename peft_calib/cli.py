@@ -23,6 +23,20 @@ app = typer.Typer(
 )
 
 
+RunDir = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+TestData = Annotated[
+    str | None, typer.Option("--data", help="Rows to test on: a file, a folder or a Hub id. [the run's own test rows]")
+]
+Subset = Annotated[str | None, typer.Option(help="Configuration name of a Hub data set.")]
+Split = Annotated[str | None, typer.Option(help="Split of the data. [test, or else validation]")]
+NumSamples = Annotated[int | None, typer.Option(help="Draws of a stochastic prediction. [as trained]")]
+Metrics = Annotated[list[str] | None, typer.Option("--metric", "--metrics", help="A score to show. May be repeated.")]
+Encoding = Annotated[str | None, typer.Option(help="Of text files that are not UTF-8, such as cp1252 or latin-1.")]
+Delimiter = Annotated[str | None, typer.Option(help="Of CSV files, where the rows do not show it; also tab.")]
+DropMissing = Annotated[bool, typer.Option("--drop-missing", help="Leave out rows without a text or a label.")]
+Seed = Annotated[int, typer.Option(help="Key of the draws and of the intervals.")]
+
+
 @app.command()
 def demo(
     output_dir: Annotated[Path, typer.Option(help="Folder for the report, the picture and the adapters.")] = Path(
@@ -49,6 +63,9 @@ def demo(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per optimiser step.")] = 32,
     max_length: Annotated[int, typer.Option(min=4, help="Tokens a text is cut to.")] = 128,
     max_train_rows: Annotated[int | None, typer.Option(min=1, help="Train on at most this many rows.")] = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    drop_missing: DropMissing = False,
     seed: Annotated[int, typer.Option(help="Of the splits, the head, the adapters and the order of the rows.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run in the folder.")] = False,
 ) -> None:
@@ -75,7 +92,12 @@ def demo(
             outside=outside,
             max_train_rows=max_train_rows,
             seed=seed,
+            encoding=encoding,
+            delimiter=delimiter,
+            drop_missing=drop_missing,
         )
+    if rows.left_out:
+        console.print(f"{rows.left_out} row(s) without a text or a label were left out")
     console.print(
         f"{len(rows.train)} rows to train on, {len(rows.calibration)} to calibrate on, {len(rows.test)} to test on"
         f" ({time.perf_counter() - start:.0f} s)"
@@ -84,17 +106,6 @@ def demo(
     targets = target_modules if target_modules == "all-linear" else target_modules.split(",")
     run_demo(rows, settings, output_dir, rank=rank, target_modules=targets, overwrite=overwrite, console=console)
     console.print(f"Done in {time.perf_counter() - start:.0f} s.")
-
-
-RunDir = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
-TestData = Annotated[
-    str | None, typer.Option("--data", help="Rows to test on: a file, a folder or a Hub id. [the run's own test rows]")
-]
-Subset = Annotated[str | None, typer.Option(help="Configuration name of a Hub data set.")]
-Split = Annotated[str | None, typer.Option(help="Split of the data. [test, or else validation]")]
-NumSamples = Annotated[int | None, typer.Option(help="Draws of a stochastic prediction. [as trained]")]
-Metrics = Annotated[list[str] | None, typer.Option("--metric", "--metrics", help="A score to show. May be repeated.")]
-Seed = Annotated[int, typer.Option(help="Key of the draws and of the intervals.")]
 
 
 @app.command()
@@ -123,6 +134,9 @@ def evaluate(
     data: TestData = None,
     subset: Subset = None,
     split: Split = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    drop_missing: DropMissing = False,
     num_samples: NumSamples = None,
     metric: Metrics = None,
     seed: Seed = 0,
@@ -134,7 +148,7 @@ def evaluate(
     console = _main_console()
     found = evaluate_run(
         run, data=data, subset=subset, split=split, num_samples=num_samples, metrics=metric, seed=seed,
-        progress=console.is_terminal,
+        progress=console.is_terminal, encoding=encoding, delimiter=delimiter, drop_missing=drop_missing,
     )  # fmt: skip
     console.print(evaluation_table(found.content, metric or found.metrics))
     console.print(f"Written to {found.folder}: report.json, report.md, report.html")
@@ -146,6 +160,9 @@ def compare(
     data: TestData = None,
     subset: Subset = None,
     split: Split = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    drop_missing: DropMissing = False,
     num_samples: NumSamples = None,
     metric: Metrics = None,
     before: Annotated[bool, typer.Option("--before", help="Compare without the runs' temperatures.")] = False,
@@ -162,6 +179,7 @@ def compare(
     found = compare_runs(
         runs, data=data, subset=subset, split=split, num_samples=num_samples, metrics=metric,
         after_temperature=not before, every_pair=every_pair, seed=seed, progress=console.is_terminal,
+        encoding=encoding, delimiter=delimiter, drop_missing=drop_missing,
     )  # fmt: skip
     console.print(f"{found.rows} rows that all runs were measured on and none has seen")
     for pair in found.comparisons:

@@ -10,18 +10,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from peft_calib.runs.columns import check_column, check_filled, classes_of
-from peft_calib.runs.sources import read_splits
+from peft_calib.runs.columns import check_column, check_one_label, classes_of, texts_of, without_missing
+from peft_calib.runs.origins import at
+from peft_calib.runs.sources import FileFormat, read_splits, source_name
 
 from .sentences import CLASSES, documentation_sentences
 
 __all__ = ["DOCUMENTATION", "TextData", "load_text_data"]
 
 DOCUMENTATION = "documentation"  # the name of the embedded data set
+#: Labels of a split whose answers are withheld.
+WITHHELD = {-1, "-1", None}
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class TextData:
         train, calibration, test: the three splits; no text occurs in two of those that were cut here.
         label_names: the name of each class index.
         outside: texts from another distribution, without labels, or ``None``.
+        left_out: rows without a text or a label that were left out.
     """
 
     name: str
@@ -41,19 +46,23 @@ class TextData:
     test: Dataset
     label_names: tuple[str, ...]
     outside: Dataset | None = None
+    left_out: int = 0
 
 
 def load_text_data(
-    source: str | Path = DOCUMENTATION,
+    source: Any = DOCUMENTATION,
     *,
     text_column: str | Sequence[str] = "text",
     label_column: str = "label",
     subset: str | None = None,
-    outside: str | Path | None = None,
+    outside: Any = None,
     calibration_fraction: float = 0.2,
     test_fraction: float = 0.2,
     max_train_rows: int | None = None,
     seed: int = 0,
+    encoding: str | None = None,
+    delimiter: str | None = None,
+    drop_missing: bool = False,
 ) -> TextData:
     """Load text classification data and hold out what a calibration study needs.
 
@@ -63,7 +72,8 @@ def load_text_data(
 
     Args:
         source: ``"documentation"`` (embedded, no network), the path of a .csv, .tsv, .json, .jsonl or .parquet file or
-            of a folder of such files, or the id of a Hub data set.
+            of a folder of such files, the id of a Hub data set, or a table in memory (a data frame, a
+            ``datasets.Dataset`` or ``DatasetDict``, a list of rows).
         text_column: the column of the text, or two columns for sentence pairs.
         label_column: the column of the label: strings, integers or a ``ClassLabel``.
         subset: configuration name of a Hub data set, such as ``"sst2"`` of ``"nyu-mll/glue"``.
@@ -72,6 +82,9 @@ def load_text_data(
         test_fraction: share of all rows held out for the test, in (0, 1), where the source has no test split.
         max_train_rows: keep at most this many training rows (a random choice by class), after the cuts.
         seed: seed of the cuts.
+        encoding: of text files that are not UTF-8, such as ``"cp1252"``.
+        delimiter: of CSV files whose delimiter cannot be found from their rows.
+        drop_missing: leave out rows that lack a text or a label, instead of refusing them.
 
     Returns:
         The three splits with class names.
@@ -89,10 +102,14 @@ def load_text_data(
     for name, value in (("calibration_fraction", calibration_fraction), ("test_fraction", test_fraction)):
         if not 0 < value < 1:
             raise ValueError(f"{name} must lie between 0 and 1, got {value}")
-    if str(source) == DOCUMENTATION:
+    if isinstance(source, (str, Path)) and str(source) == DOCUMENTATION:
         return _documentation(seed, max_train_rows)
     columns = [text_column] if isinstance(text_column, str) else list(text_column)
-    splits, label_names = _labelled(read_splits(source, subset), columns, label_column, str(source))
+    form, name = FileFormat(encoding, delimiter), source_name(source)
+    found, left_out = read_splits(source, subset, form), 0
+    if drop_missing:
+        found, left_out = _filled(found, [*columns, label_column])
+    splits, label_names = _labelled(found, columns, label_column, name)
     rng = np.random.default_rng(seed)
     train = splits["train"]
     held_out = [splits[name] for name in ("validation", "test") if name in splits]
@@ -104,8 +121,12 @@ def load_text_data(
         train, calibration = _cut(train, calibration_fraction, rng)
     if max_train_rows is not None and max_train_rows < len(train):
         _, train = _cut(train, max_train_rows / len(train), rng)
-    other = None if outside is None else _texts(_first_split(read_splits(outside)), columns, str(outside))
-    return TextData(str(source), train, calibration, test, label_names, other)
+    other = None
+    if outside is not None:
+        apart = DatasetDict(test=_first_split(read_splits(outside, form=form)))
+        apart = _filled(apart, columns)[0] if drop_missing else apart
+        other = _texts(apart["test"], columns, source_name(outside))
+    return TextData(name, train, calibration, test, label_names, other, left_out)
 
 
 def _documentation(seed: int, max_train_rows: int | None) -> TextData:
@@ -128,15 +149,19 @@ def _first_split(data: DatasetDict) -> Dataset:
     return data["test"] if "test" in data else data[next(iter(data))]
 
 
+def _filled(splits: DatasetDict, columns: list[str]) -> tuple[DatasetDict, int]:
+    """The splits without rows that lack a value; a split whose every label is withheld stays, to be recognised."""
+    parts = {name: without_missing(rows, columns) for name, rows in splits.items()}
+    kept = {name: (rows, count) if len(rows) else (splits[name], 0) for name, (rows, count) in parts.items()}
+    return DatasetDict({name: rows for name, (rows, _) in kept.items()}), sum(count for _, count in kept.values())
+
+
 def _texts(rows: Dataset, columns: list[str], source: str) -> Dataset:
     """The text columns under their canonical names, checked."""
     if not 1 <= len(columns) <= 2:
         raise ValueError(f"text_column names one column, or two for sentence pairs; got {columns}")
-    for column in columns:
-        check_column(rows, column, "text", source)
-    texts = {name: rows[column][:] for name, column in zip(("text", "text_pair"), columns, strict=False)}
-    for values in texts.values():
-        check_filled(values, "text", source)
+    named = zip(("text", "text_pair"), columns, strict=False)
+    texts = {name: texts_of(rows, column, "text", source) for name, column in named}
     return Dataset.from_dict(texts)
 
 
@@ -149,9 +174,12 @@ def _labelled(
     if "train" not in data:
         raise ValueError(f"{source} has no split 'train'; it has {', '.join(data)}")
     values = {split: rows[label_column][:] for split, rows in data.items() if split in ("train", "validation", "test")}
-    hidden = {split for split, labels in values.items() if split != "train" and set(labels) == {-1}}
+    for split, labels in values.items():
+        for row, label in enumerate(labels):
+            check_one_label(label, row, at(source, data[split], row))
+    hidden = {split for split, labels in values.items() if split != "train" and set(labels) <= WITHHELD}
     values = {split: labels for split, labels in values.items() if split not in hidden}
-    names, index = classes_of(values, data["train"].features[label_column], source)
+    names, index = classes_of(values, data["train"].features[label_column], source, rows=data)
     splits = {
         split: _texts(data[split], columns, source).add_column("label", [index[label] for label in labels])
         for split, labels in values.items()

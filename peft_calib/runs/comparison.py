@@ -49,9 +49,12 @@ class RunComparison:
 def compare_runs(
     run_dirs: Sequence[str | Path],
     *,
-    data: str | None = None,
+    data: Any = None,
     subset: str | None = None,
     split: str | None = None,
+    encoding: str | None = None,
+    delimiter: str | None = None,
+    drop_missing: bool = False,
     num_samples: int | None = None,
     metrics: Sequence[str] | None = None,
     after_temperature: bool = True,
@@ -69,6 +72,9 @@ def compare_runs(
         data: rows to test on; each run's own test rows if not given.
         subset: configuration name of a Hub data set.
         split: which split.
+        encoding: of text files that are not UTF-8.
+        delimiter: of CSV files whose delimiter cannot be found from their rows.
+        drop_missing: leave out rows without a text or a label.
         num_samples: draws of the stochastic runs.
         metrics: scores to compare.
         after_temperature: compare probabilities after each run's temperature.
@@ -86,10 +92,9 @@ def compare_runs(
     names = _names(run_dirs)
     scores = list(metrics or COMPARED)
     check_metrics(scores)
-    evaluations = {
-        name: _evaluated(path, data, subset, split, num_samples, seed, progress)
-        for name, path in zip(names, run_dirs, strict=True)
-    }
+    options: dict[str, Any] = {"data": data, "subset": subset, "split": split, "seed": seed, "progress": progress}
+    options |= {"encoding": encoding, "delimiter": delimiter, "drop_missing": drop_missing}
+    evaluations = {name: _evaluated(path, num_samples, options) for name, path in zip(names, run_dirs, strict=True)}
     order = _common_order(evaluations)
     stage = AFTER if after_temperature else BEFORE
     predictions = {
@@ -108,13 +113,10 @@ def write_comparison(comparison: RunComparison, path: str | Path) -> None:
         write_json(Path(path), comparison.to_dict())
 
 
-def _evaluated(
-    path: str | Path, data: str | None, subset: str | None, split: str | None, count: int | None, seed: int, bar: bool
-) -> Evaluation:
+def _evaluated(path: str | Path, count: int | None, options: dict[str, Any]) -> Evaluation:
     """One run's evaluation; deterministic runs take no number of draws."""
-    options: dict[str, Any] = {"data": data, "subset": subset, "split": split, "seed": seed, "progress": bar}
     if count is not None and "sample" in prediction_variants(load_task(RunFolder(Path(path).absolute())).config):
-        options["num_samples"] = count
+        options = {**options, "num_samples": count}
     found = evaluate_run(path, **options)
     if "keys" not in found.arrays:
         raise ValueError(f"{path} has no classes to compare: a causal-lm run has a loss per token, see its evaluation")

@@ -24,8 +24,9 @@ from .folder import RunFolder, read_json, without_nan, write_json
 from .loading import FinishedRun, load_task, log_probabilities, read_record
 from .methods import prediction_variants
 from .processes import processes
-from .rows import TestRows, load_test_rows
+from .rows import TestData, TestRows, load_test_rows
 from .settings import RunConfig, check_metrics
+from .sources import FileFormat
 from .tables import evaluation_markdown
 from .text_scores import text_report
 
@@ -79,13 +80,16 @@ class Evaluation:
 def evaluate_run(
     run_dir: str | Path,
     *,
-    data: str | None = None,
+    data: Any = None,
     subset: str | None = None,
     split: str | None = None,
     num_samples: int | None = None,
     metrics: Sequence[str] | None = None,
     seed: int = 0,
     progress: bool = True,
+    encoding: str | None = None,
+    delimiter: str | None = None,
+    drop_missing: bool = False,
 ) -> Evaluation:
     """Measure a finished run on rows that it was neither trained nor calibrated on.
 
@@ -95,13 +99,16 @@ def evaluate_run(
 
     Args:
         run_dir: folder of the run.
-        data: rows to test on; the run's own test rows if not given.
+        data: rows to test on, a path, a Hub id or a data frame; the run's own test rows if not given.
         subset: configuration name of a Hub data set.
         split: which split.
         num_samples: draws of a stochastic prediction; as many as the run's temperature was fitted with if not given.
         metrics: scores in the table; those of the run's settings if not given.
         seed: key of the draws and of the intervals.
         progress: show a bar.
+        encoding: of text files that are not UTF-8.
+        delimiter: of CSV files whose delimiter cannot be found from their rows.
+        drop_missing: leave out rows without a text or a label.
 
     Returns:
         The evaluation.
@@ -116,8 +123,9 @@ def evaluate_run(
     task = load_task(folder)
     shown = list(metrics or task.config.metrics)
     variants = _variants(task.config, num_samples)
+    where = TestData(data, subset, split, FileFormat(encoding, delimiter), drop_missing)
     with quiet():
-        rows = load_test_rows(task, read_record(folder, task), data, subset, split)
+        rows = load_test_rows(task, read_record(folder, task), where)
         place = folder.path / "evaluation" / _name(rows, variants, seed)
         if (place / REPORT).is_file():
             return Evaluation(place, read_json(place / REPORT))
@@ -214,6 +222,7 @@ def _described(rows: TestRows, seed: int) -> dict[str, Any]:
         "data": rows.name,
         "rows": len(rows.rows),
         "rows_left_out": rows.left_out,
+        "rows_without_value": rows.without_value,
         "rows_digest": SplitFingerprint.of_hashes(rows.keys).digest,
         "seed": seed,
     }

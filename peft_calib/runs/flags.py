@@ -93,4 +93,4 @@ def _help(item: Any) -> str:
         return f"{text} As name=value; may be repeated."
     if isinstance(default, list):
         return f"{text} May be repeated. \\[{', '.join(default)}]"
-    return text if default in (None, "") else f"{text} \\[{default!r}]"
+    return text if default in (None, "", False) else f"{text} \\[{default!r}]"

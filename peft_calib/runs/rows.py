@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,24 +11,53 @@ from datasets import Dataset, DatasetDict
 from peft_calib.row_hashes import hash_rows
 from peft_calib.splits import MAX_OVERLAP, RowSet, SplitRecord, calibration_split, check_unseen
 
+from .columns import without_missing
 from .settings import RunConfig
-from .sources import read_splits
+from .sources import FileFormat, read_splits, source_name
 from .tasks import TASK_CLASSES, Task
 
-__all__ = ["RunRows", "TestRows", "load_run_rows", "load_test_rows", "without_seen_rows"]
+__all__ = ["RunRows", "TestData", "TestRows", "load_run_rows", "load_test_rows", "without_seen_rows"]
 
 
 @dataclass(frozen=True)
 class RunRows:
-    """What a run is trained and calibrated on, in canonical columns."""
+    """What a run is trained and calibrated on, in canonical columns.
+
+    Attributes:
+        train: rows to train on.
+        calibration: rows to calibrate on.
+        without_value: how many rows were left out because they lack a text or a label.
+    """
 
     train: Dataset
     calibration: Dataset
+    without_value: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """How many rows, and which (a digest of their contents)."""
         splits = {"train": self.train, "calibration": self.calibration}
         return {name: {"rows": len(rows), "digest": RowSet.of(rows).digest} for name, rows in splits.items()}
+
+
+@dataclass(frozen=True)
+class TestData:
+    """Where to find rows to test on; the run's own test rows if nothing is said.
+
+    Attributes:
+        source: a path, a Hub id or a data frame.
+        subset: configuration name of a Hub data set.
+        split: which split.
+        form: encoding and delimiter of text files.
+        drop_missing: leave out rows without a text or a label.
+    """
+
+    __test__ = False  # the name begins like a test's
+
+    source: Any = None
+    subset: str | None = None
+    split: str | None = None
+    form: FileFormat = field(default_factory=FileFormat)
+    drop_missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,6 +69,7 @@ class TestRows:
         rows: in canonical columns, without those that the run has seen.
         keys: uint64 hash of each row's inputs.
         left_out: how many rows were left out because the run has seen them.
+        without_value: how many rows were left out because they lack a text or a label.
     """
 
     __test__ = False  # the name begins like a test's
@@ -48,6 +78,7 @@ class TestRows:
     rows: Dataset
     keys: np.ndarray
     left_out: int
+    without_value: int = 0
 
 
 def load_run_rows(config: RunConfig) -> tuple[Task, RunRows]:
@@ -59,48 +90,52 @@ def load_run_rows(config: RunConfig) -> tuple[Task, RunRows]:
         ValueError: if a split or column is missing, a split is empty, or the labels are no classes.
         FileNotFoundError: if there is no such file.
     """
-    rows = _split(read_splits(config.data, config.subset), config.train_split, config.data)
-    task = TASK_CLASSES[config.task].learn(config, rows)
+    splits = read_splits(config.data, config.subset, FileFormat(config.encoding, config.delimiter))
+    kind = TASK_CLASSES[config.task]
+    rows, without_value = _filled(
+        _split(splits, config.train_split, config.data), kind, config, config.data, config.drop_missing
+    )
+    task = kind.learn(config, rows)
     train = task.canonical(rows, config.data, config.train_split)
     if config.test_fraction:
         train, _ = _cut(train, config.test_fraction, config.seed)
     train, calibration = _cut(train, config.calibration_fraction, config.seed)
     if config.max_train_rows is not None and config.max_train_rows < len(train):
         _, train = _cut(train, config.max_train_rows / len(train), config.seed)
-    return task, RunRows(train, calibration)
+    return task, RunRows(train, calibration, without_value)
 
 
-def load_test_rows(
-    task: Task, record: SplitRecord, data: str | None = None, subset: str | None = None, split: str | None = None
-) -> TestRows:
+def load_test_rows(task: Task, record: SplitRecord, where: TestData | None = None) -> TestRows:
     """Rows to report on: those named, or the test rows of the run's own data.
 
-    Without `split`: the rows that the run held out (`test_fraction`), a labelled split `test`, or else `validation`;
+    Without a split: the rows that the run held out (`test_fraction`), a labelled split `test`, or else `validation`;
     a source of one split stands for itself.
 
     Args:
         task: of the run.
         record: what the run was trained and calibrated on.
-        data: another source than the run's own.
-        subset: configuration name of a Hub data set.
-        split: which split.
+        where: which rows.
 
     Raises:
         ValueError: if there are no such rows, they are empty, or more than 5 % of them were trained or calibrated on.
     """
-    config = task.config
-    own = data is None
-    source = config.data if data is None else data
-    splits = read_splits(source, config.subset if own else subset)
-    held_out = own and split is None and config.test_fraction > 0
+    config, where = task.config, where or TestData()
+    own = where.source is None
+    source = config.data if own else source_name(where.source)
+    form = FileFormat(where.form.encoding or config.encoding, where.form.delimiter or config.delimiter)
+    splits = read_splits(
+        config.data if own else where.source, config.subset if own else where.subset, form if own else where.form
+    )
+    held_out = own and where.split is None and config.test_fraction > 0
+    chosen = config.train_split if held_out else where.split or _default_split(splits, config, source, own)
+    drop = where.drop_missing or config.drop_missing
+    rows, without_value = _filled(_split(splits, chosen, source), type(task), config, source, drop)
+    canonical = task.canonical(rows, source, chosen)
     if held_out:
-        rows = task.canonical(_split(splits, config.train_split, source), source, config.train_split)
-        name, rows = f"{source} (held out)", _cut(rows, config.test_fraction, config.seed)[1]
+        name, canonical = f"{source} (held out)", _cut(canonical, config.test_fraction, config.seed)[1]
     else:
-        chosen = split or _default_split(splits, config, source, own)
         name = source if len(splits) == 1 else f"{source} ({chosen})"
-        rows = task.canonical(_split(splits, chosen, source), source, chosen)
-    return without_seen_rows(name, rows, record)
+    return replace(without_seen_rows(name, canonical, record), without_value=without_value)
 
 
 def without_seen_rows(name: str, rows: Dataset, record: SplitRecord) -> TestRows:
@@ -130,6 +165,18 @@ def _split(splits: DatasetDict, name: str, source: str) -> Dataset:
     return splits[name]
 
 
+def _filled(rows: Dataset, kind: type[Task], config: RunConfig, source: str, drop: bool) -> tuple[Dataset, int]:
+    """The rows without those that lack a value, where that was asked for."""
+    if not drop:
+        return rows, 0
+    kept, count = without_missing(rows, kind.columns(config))
+    if not len(kept):
+        raise ValueError(
+            f"{source}: none of its {count} rows has a value in each of {', '.join(kind.columns(config))}"
+        )
+    return kept, count
+
+
 def _default_split(splits: DatasetDict, config: RunConfig, source: str, own: bool) -> str:
     if len(splits) == 1 and not own:
         return next(iter(splits))
@@ -144,7 +191,7 @@ def _default_split(splits: DatasetDict, config: RunConfig, source: str, own: boo
 
 def _hidden(rows: Dataset, column: str) -> bool:
     """Whether every label is withheld, as in GLUE's test splits."""
-    return column in rows.column_names and all(label in (-1, None) for label in rows[column][:])
+    return column in rows.column_names and all(label in (-1, "-1", None) for label in rows[column][:])
 
 
 def _cut(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

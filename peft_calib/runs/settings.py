@@ -51,6 +51,9 @@ class RunConfig:
     method: str = _setting("lora", f"One of {', '.join(METHODS)}.")
     # the data
     subset: str | None = _setting(None, "Configuration name of a Hub data set.")
+    encoding: str | None = _setting(None, "Of text files that are not UTF-8, such as cp1252, latin-1 or utf-16.")
+    delimiter: str | None = _setting(None, "Of CSV files, where the rows do not show it; also tab or semicolon.")
+    drop_missing: bool = _setting(False, "Leave out rows without a text or a label instead of refusing them.")
     train_split: str = _setting("train", "Split of the data to train on.")
     revision: str | None = _setting(None, "Revision of a Hub model.")
     text_column: list[str] = _setting(["text"], "Column of the text; two for sentence pairs.")
@@ -209,13 +212,16 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         return [str(item) for item in items]
     value = _number(value)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if plain is bool and isinstance(value, bool):
+        return value
     if plain is float and number:
         return float(value)
     if plain is int and number and float(value).is_integer():
         return int(value)
     if plain is str and isinstance(value, (str, Path)):
         return str(value)
-    raise TypeError(f"{name} must be {'a whole number' if plain is int else plain.__name__}, got {value!r}")
+    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[plain]
+    raise TypeError(f"{name} must be {expected}, got {value!r}")
 
 
 def _number(value: Any) -> Any:

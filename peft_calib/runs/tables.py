@@ -50,6 +50,8 @@ def _caption(content: Mapping[str, Any]) -> str:
         lines.append("T: temperature, fitted on the calibration rows of the run.")
     if content["rows_left_out"]:
         lines.append(f"{content['rows_left_out']} row(s) that the run was trained or calibrated on were left out.")
+    if content.get("rows_without_value"):
+        lines.append(f"{content['rows_without_value']} row(s) without a text or a label were left out.")
     return " ".join(lines)
 
 

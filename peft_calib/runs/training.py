@@ -73,6 +73,8 @@ def train_run(
             f"{config.method} on {config.data}: {len(rows.train)} rows to train on, {len(rows.calibration)} to "
             f"calibrate on, {len(stages)} stage(s)"
         )
+        if rows.without_value:
+            console.print(f"{rows.without_value} row(s) without a text or a label were left out")
         with progress_bars(console, disable=not state.is_main_process) as progress:
             facts = {stage.name: run_stage(stage, material, folder, progress) for stage in stages}
         run = FinishedRun.assemble(folder, task)

@@ -42,6 +42,11 @@ class Task(ABC):
             ValueError: if a column is missing, or the labels are no classes.
         """
 
+    @classmethod
+    @abstractmethod
+    def columns(cls, config: RunConfig) -> list[str]:
+        """Columns in which a row must hold something."""
+
     @abstractmethod
     def canonical(self, rows: Dataset, source: str, split: str) -> Dataset:
         """The rows under canonical column names, checked.

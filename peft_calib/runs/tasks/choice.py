@@ -20,8 +20,9 @@ from transformers.models.auto.modeling_auto import (
 
 from peft_calib.prediction.heads import check_label_tokens
 
-from ..columns import check_column, check_filled
+from ..columns import check_column, texts_of
 from ..labels import LabelMap
+from ..origins import at
 from ..settings import RunConfig
 from .base import Task, load_model_config
 
@@ -43,14 +44,17 @@ class MultipleChoice(Task):
         letters = tuple(ascii_uppercase[:most])
         return cls(config, LabelMap(letters, tuple((letter, position) for position, letter in enumerate(letters))))
 
+    @classmethod
+    def columns(cls, config: RunConfig) -> list[str]:
+        """The question, the choices and the label."""
+        return [config.question_column, *config.choices_column, config.label_column]
+
     def canonical(self, rows: Dataset, source: str, split: str) -> Dataset:
         """Columns `question`, `choices` and `label`, the index of the right choice."""
         assert self.labels is not None
         config = self.config
-        for column, what in ((config.question_column, "question"), (config.label_column, "label")):
-            check_column(rows, column, what, source)
-        questions = rows[config.question_column][:]
-        check_filled(questions, "question", source)
+        questions = texts_of(rows, config.question_column, "question", source)
+        check_column(rows, config.label_column, "label", source)
         choices = _choices(rows, config, source)
         feature = rows.features[config.label_column]
         marks = _marks(rows, config)
@@ -60,8 +64,8 @@ class MultipleChoice(Task):
             index = _answer(label, texts, None if marks is None else marks[row])
             if index is None or index >= len(self.labels.names):
                 raise ValueError(
-                    f"{source}: row {row} of {split} has the label {label!r}; expected is the position of one of its "
-                    f"{len(texts)} choices (0, 1, ...), its letter (A, B, ...) or its text"
+                    f"{at(source, rows, row)}: row {row} of {split} has the label {label!r}; expected is the position "
+                    f"of one of its {len(texts)} choices (0, 1, ...), its letter (A, B, ...) or its text"
                 )
             labels.append(index)
         most = max(map(len, choices))
@@ -152,8 +156,8 @@ def _choices(rows: Dataset, config: RunConfig, source: str) -> list[list[str]]:
         filled = isinstance(choices, list) and all(isinstance(text, str) and text.strip() for text in choices)
         if not filled or len(choices) < 2:
             raise ValueError(
-                f"{source}: row {row} has the choices {choices!r}; a list of at least two texts is expected "
-                "(or name one column a choice, with --choices-column each)"
+                f"{at(source, rows, row)}: row {row} has the choices {choices!r}; a list of at least two texts is "
+                "expected (or name one column a choice, with --choices-column each)"
             )
     return found
 

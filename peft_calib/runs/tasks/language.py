@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..columns import check_column, check_filled
+from ..columns import texts_of
 from ..settings import RunConfig
 from .base import Task
 from .choice import check_decoder
@@ -31,12 +31,15 @@ class CausalLanguageModelling(Task):
         check_decoder(config)
         return cls(config)
 
+    @classmethod
+    def columns(cls, config: RunConfig) -> list[str]:
+        """The text."""
+        return list(config.text_column)
+
     def canonical(self, rows: Dataset, source: str, split: str) -> Dataset:
         """Column `text`."""
         (column,) = self.config.text_column
-        check_column(rows, column, "text", source)
-        check_filled(rows[column][:], "text", source)
-        return Dataset.from_dict({"text": rows[column][:]})
+        return Dataset.from_dict({"text": texts_of(rows, column, "text", source)})
 
     def load_model(self) -> PreTrainedModel:
         """A causal language model."""

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..columns import check_column, check_filled
+from ..columns import check_column, texts_of
 from ..labels import LabelMap
 from ..settings import RunConfig
 from .base import Task
@@ -33,19 +33,23 @@ class SequenceClassification(Task):
         """The classes of the label column."""
         check_column(rows, config.label_column, "label", config.data)
         feature = rows.features[config.label_column]
-        return cls(config, LabelMap.learn(rows[config.label_column][:], feature, config.data, config.label_names))
+        labels = rows[config.label_column][:]
+        return cls(config, LabelMap.learn(labels, feature, config.data, config.label_names, rows))
+
+    @classmethod
+    def columns(cls, config: RunConfig) -> list[str]:
+        """The texts and the label."""
+        return [*config.text_column, config.label_column]
 
     def canonical(self, rows: Dataset, source: str, split: str) -> Dataset:
         """Columns `text`, `text_pair` for pairs, and `label`."""
         assert self.labels is not None
         columns = dict(zip(TEXTS, self.config.text_column, strict=False))
-        for column in columns.values():
-            check_column(rows, column, "text", source)
-            check_filled(rows[column][:], "text", source)
+        texts = {key: texts_of(rows, column, "text", source) for key, column in columns.items()}
         name = self.config.label_column
         check_column(rows, name, "label", source)
-        labels = self.labels.encode(rows[name][:], rows.features[name], source, split)
-        return Dataset.from_dict({key: rows[column][:] for key, column in columns.items()} | {"label": labels})
+        labels = self.labels.encode(rows[name][:], rows.features[name], source, split, rows)
+        return Dataset.from_dict(texts | {"label": labels})
 
     def load_model(self) -> PreTrainedModel:
         """A sequence classifier with a head for the classes."""

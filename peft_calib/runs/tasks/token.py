@@ -15,6 +15,7 @@ from transformers import (
 
 from ..columns import check_column
 from ..labels import LabelMap
+from ..origins import at, is_missing
 from ..settings import RunConfig
 from .base import Task
 
@@ -30,8 +31,16 @@ class TokenClassification(Task):
     def learn(cls, config: RunConfig, rows: Dataset) -> TokenClassification:
         """The different tags."""
         tags = _lists(rows, config.tags_column, "tags", config.data)
+        for row, marks in enumerate(tags):
+            if any(map(is_missing, marks)):
+                raise ValueError(f"{at(config.data, rows, row)}: row {row} has a word without a tag ({marks!r})")
         flat = [tag for row in tags for tag in row]
         return cls(config, LabelMap.learn(flat, _inner(rows, config.tags_column), config.data, config.label_names))
+
+    @classmethod
+    def columns(cls, config: RunConfig) -> list[str]:
+        """The words and their tags."""
+        return [config.tokens_column, config.tags_column]
 
     def canonical(self, rows: Dataset, source: str, split: str) -> Dataset:
         """Columns `tokens` and `labels` (class indices)."""
@@ -41,12 +50,13 @@ class TokenClassification(Task):
         feature = _inner(rows, self.config.tags_column)
         encoded = []
         for row, (words, marks) in enumerate(zip(tokens, tags, strict=True)):
-            if not words or not all(isinstance(word, str) for word in words):
-                raise ValueError(f"{source}: row {row} has the words {words!r}; a list of texts is expected")
+            where = at(source, rows, row)
+            if not words or not all(isinstance(word, (str, int)) for word in words):
+                raise ValueError(f"{where}: row {row} has the words {words!r}; a list of texts is expected")
             if len(words) != len(marks):
-                raise ValueError(f"{source}: row {row} has {len(words)} words and {len(marks)} tags")
-            encoded.append(self.labels.encode(marks, feature, source, split))
-        return Dataset.from_dict({"tokens": tokens, "labels": encoded})
+                raise ValueError(f"{where}: row {row} has {len(words)} words and {len(marks)} tags")
+            encoded.append(self.labels.encode(marks, feature, f"{where}: row {row}", "the row", unit="word"))
+        return Dataset.from_dict({"tokens": [list(map(str, words)) for words in tokens], "labels": encoded})
 
     def load_model(self) -> PreTrainedModel:
         """A token classifier with a head for the tags."""
@@ -85,7 +95,10 @@ def _lists(rows: Dataset, column: str, what: str, source: str) -> list[list]:
     values = rows[column][:]
     for row, value in enumerate(values):
         if not isinstance(value, list):
-            raise ValueError(f"{source}: row {row} has {value!r} in {column!r}; a list of {what} is expected")
+            raise ValueError(
+                f"{at(source, rows, row)}: row {row} has {value!r} in {column!r}; a list of {what} is expected, which "
+                "JSON lines and Parquet files hold"
+            )
     return values
 
 
