@@ -17,6 +17,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from .adapter_state import WEIGHTS, barrier, check_readable, restore_adapter, write_adapter
 from .choice import CALIBRATION_ERRORS, WHY_NOT, bare_name
+from .stream import NOT_FINITE
 
 PROPER = ("nll", "brier", "sample_nll", "sample_brier")
 FOLDER = "best-calibration"
@@ -173,6 +174,8 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
 
     def _point(self, step: int, metrics: Mapping[str, float], loader: Any) -> Point | None:
         sample, score = ("sample_", self.metric[7:]) if self.metric.startswith("sample_") else ("", self.metric)
+        if f"{self.prefix}_{sample}{NOT_FINITE}" in metrics:
+            return None  # CalibrationCallback has warned
         value = metrics.get(f"{self.prefix}_{sample}{score}")
         accuracy = metrics.get(f"{self.prefix}_{sample}accuracy")
         if value is None and accuracy is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,19 @@ from peft_calib.files import write_atomically
 from peft_calib.prediction.draws import check_num_samples
 
 from .choice import check_metric_for_best_model
-from .forwards import sampled_logits
-from .preprocess import labelled_rows, preprocess_logits_for_calibration
-from .reporting import LateLog, metric_prefix
-from .stream import MAX_KEPT_ROWS, RowStream
-from .watcher import Forward, ForwardWatcher, gather_rows
+from .forwards import kept_logits, sampled_logits
+from .outputs import (
+    answers_before_labels,
+    label_names_of,
+    labels_among,
+    last_positions,
+    logits_among,
+    without_labels,
+)
+from .preprocess import keep_for_calibration, labelled_rows, preprocess_logits_for_calibration
+from .reporting import WAY_OUT, LateLog, Tally, metric_prefix
+from .stream import MAX_KEPT_ROWS, NOT_FINITE, RowStream
+from .watcher import Forward, ForwardWatcher, gather_rows, labels_of_step
 
 DEFAULT_SCORES = (
     "accuracy",
@@ -103,6 +112,10 @@ class CalibrationCallback(TrainerCallback):
         self.sample_report: CalibrationReport | None = None
         self._other_metrics = compute_metrics
         self._watcher, self._log = ForwardWatcher(), LateLog()
+        self._label_names: tuple[str, ...] = ()
+        self._output_names: list[list[str]] = []
+        self._tally, self._missing = Tally(), set[str]()
+        self._loader: weakref.ref | None = None
         self._start()
         self._wired = False
         self._unsaved = False
@@ -111,27 +124,67 @@ class CalibrationCallback(TrainerCallback):
         """Forget the rows of the last evaluation."""
         self._seen, self._gathered, self._drawn = (RowStream(self.num_bins, self.max_rows) for _ in range(3))
 
-    def preprocess_logits_for_metrics(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
-        """`preprocess_logits_for_calibration` with this callback's answer tokens."""
-        return preprocess_logits_for_calibration(logits, labels, self.answer_token_ids)
+    def _begin(self, loader: Any) -> None:
+        """Forget an evaluation that was broken off, when another one begins."""
+        if self._tally.steps and self._loader is not None and self._loader() is not loader:
+            self._start()
+            self._tally, self._missing, self._unsaved = Tally(), set(), False
+        self._loader = None if loader is None else weakref.ref(loader)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_loader": None}
+
+    def preprocess_logits_for_metrics(self, logits: Any, labels: Any) -> torch.Tensor:
+        """`preprocess_logits_for_calibration` with this callback's answer tokens and what it has seen of the model."""
+        labels = labels_among(labels, self._label_names)
+        forward = self._watcher.latest
+        if forward is None:
+            return preprocess_logits_for_calibration(logits, labels, self.answer_token_ids)
+        logits = logits_among(logits, labels, forward.names)
+        return keep_for_calibration(
+            logits,
+            labels,
+            self.answer_token_ids,
+            shifted=answers_before_labels(self._watcher.model),
+            ends=None if labels is not None else self._ends(forward),
+        )
 
     def compute_metrics(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """Scores of the gathered predictions; fits `batch_eval_metrics`, where batches come one at a time.
 
         Args:
-            prediction: logits and labels from the Trainer.
+            prediction: logits and labels from the Trainer: arrays, or with `eval_do_concat_batches=False` lists of
+                them.
             compute_result: False while further batches follow.
 
         Returns:
             Score to number; empty while batches follow.
+
+        Raises:
+            ValueError: for outputs or labels that cannot be told apart, and shapes that do not go together.
         """
         self._wired = True
-        logits, labels = prediction.predictions, prediction.label_ids
-        if isinstance(logits, (tuple, list)):
-            logits = logits[0]
-        self._gathered.add(*labelled_rows(as_numpy(logits), as_numpy(labels), self.answer_token_ids))
+        try:
+            return self._metrics_of(prediction, compute_result)
+        except Exception:
+            self._start()
+            raise
+
+    def _metrics_of(self, prediction: EvalPrediction, compute_result: bool) -> dict[str, float]:
+        for outputs, columns in _batches(prediction.predictions, prediction.label_ids):
+            labels = labels_among(columns, self._label_names)
+            # several outputs, or logits that preprocess_logits_for_metrics has picked already
+            logits = logits_among(outputs, labels, self._output_names)
+            self._gathered.add(*labelled_rows(as_numpy(logits), as_numpy(labels), self.answer_token_ids))
         if not compute_result:
             return {}
+        if self.num_samples is not None and self._watcher.model is None:
+            warnings.warn(
+                f"CalibrationCallback(num_samples={self.num_samples}) draws nothing: it is compute_metrics only. Give "
+                "it to the Trainer in callbacks=[...] too.",
+                UserWarning,
+                stacklevel=2,
+            )
         metrics = self._measure(self._gathered)
         self._start()
         if self._other_metrics is not None:
@@ -145,30 +198,38 @@ class CalibrationCallback(TrainerCallback):
     ) -> None:
         """Starts to watch the model; refuses to choose the best one by a score that cannot tell."""
         check_metric_for_best_model(args)
-        self._watcher.attach(kwargs.get("model"))
+        self._watch(args, kwargs.get("model"))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Watches the model that is trained, also when the callback was added later."""
-        self._watcher.attach(kwargs.get("model"))
+        self._watch(args, kwargs.get("model"))
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Takes the logits and labels of the step that has just been evaluated."""
+        self._watch(args, kwargs.get("model"))
+        self._begin(kwargs.get("eval_dataloader"))
+        self._tally.steps += 1
         forward = self._watcher.take()
         if forward is None:
+            self._tally.skip(f"no forward of the model was seen (its hooks are bypassed). {WAY_OUT}")
             return
+        self._output_names = forward.names
         try:
+            labels = self._labels(forward)
+            if labels is None:
+                self._tally.unlabelled += 1
+                return
+            inputs = without_labels(self._watcher.model, forward.inputs, self._label_names)
             if self.num_samples is not None:
-                self._drawn.add(*self._rows(self._sampled_logits(forward), forward.labels))
+                self._drawn.add(*self._rows(self._sampled_logits(inputs, labels), labels))
             if not self._wired:
-                self._seen.add(
-                    *self._rows(self.preprocess_logits_for_metrics(forward.logits, forward.labels), forward.labels)
-                )
+                self._seen.add(*self._rows(self._logits(forward, inputs, labels), labels))
         except ValueError as error:
-            warnings.warn(f"CalibrationCallback skips a batch of this evaluation: {error}", UserWarning, stacklevel=2)
+            self._tally.skip(str(error))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -184,7 +245,7 @@ class CalibrationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **kwargs: Any
     ) -> None:
         """Adds the numbers to the metrics of `Trainer.predict`."""
-        metrics.update(self._finish(args, state, metric_prefix(metrics) or "test_", metrics))
+        metrics.update(self._finish(args, state, metric_prefix(metrics) or "test_", metrics, may_lack_labels=True))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -194,46 +255,110 @@ class CalibrationCallback(TrainerCallback):
 
     # ----------------------------------------------------------------- rows
 
+    def _watch(self, args: TrainingArguments, model: Any) -> None:
+        self._watcher.attach(model)
+        if model is not None:
+            self._label_names = label_names_of(model, args.label_names)
+
+    def _labels(self, forward: Forward) -> Any:
+        labels = labels_of_step(forward.inputs, self._label_names)
+        if labels is not None and labels.is_floating_point():
+            raise ValueError(
+                "the labels are real numbers (a regression, or several labels a row), and calibration needs one class "
+                "a row; take the callback out of callbacks=[...]"
+            )
+        return labels
+
     def _rows(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[Any, Any]:
         """Labelled rows of a step, of all processes."""
         labels = labels if labels.dim() == 2 else labels.reshape(-1)
         return labelled_rows(as_numpy(gather_rows(logits)), as_numpy(gather_rows(labels)), self.answer_token_ids)
 
-    def _sampled_logits(self, forward: Forward) -> torch.Tensor:
+    def _logits(self, forward: Forward, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
+        model, outputs = self._watcher.model, forward.outputs
+        if isinstance(outputs, dict) and "log_probs" in outputs and "logits" not in outputs:
+            # TRL fuses the head with the loss where it needs no logits; calibration does
+            with self._watcher.paused(), torch.no_grad():
+                outputs = model(**inputs)
+        return kept_logits(model, outputs, labels, self.answer_token_ids)
+
+    def _sampled_logits(self, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
         assert self.num_samples is not None
+        model, answers = self._watcher.model, self.answer_token_ids
         with self._watcher.paused():
             return sampled_logits(
-                self._watcher.model,
-                forward.inputs,
-                lambda logits: self.preprocess_logits_for_metrics(logits, forward.labels),
+                model,
+                inputs,
+                lambda outputs: kept_logits(model, outputs, labels, answers),
                 self.num_samples,
                 self.seed,
             )
 
+    def _ends(self, forward: Forward) -> torch.Tensor | None:
+        """Where the rows of an unlabelled batch end, by the logits as they were before processes padded them."""
+        try:
+            logits = logits_among(forward.outputs, None, forward.names)
+        except ValueError:
+            return None
+        return last_positions(self._watcher.model, forward.inputs, logits.shape[1]) if logits.dim() == 3 else None
+
     # ----------------------------------------------------------------- numbers
 
     def _finish(
-        self, args: TrainingArguments, state: TrainerState, prefix: str, logs: dict[str, Any]
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        prefix: str,
+        logs: dict[str, Any],
+        may_lack_labels: bool = False,
     ) -> dict[str, float]:
         added: dict[str, float] = {}
         if not self._unsaved and len(self._seen):
             metrics = self._measure(self._seen)
             added = {prefix + key: value for key, value in metrics.items() if prefix + key not in logs}
+        self._tell(prefix.rstrip("_"), may_lack_labels)
         self._start()
         if self._unsaved and args.process_index == 0:
             self._save(args, state, prefix.rstrip("_"))
         self._unsaved = False
         return added
 
+    def _tell(self, split: str, may_lack_labels: bool) -> None:
+        """Warn of what is missing from an evaluation that is over."""
+        tally, measured = self._tally, self._unsaved
+        if not measured and self._wired and not tally.skipped and tally.unlabelled < tally.steps:
+            self._wired = False  # so that the next evaluation is watched
+            tally.skip(
+                "the Trainer did not call compute_metrics; it keeps no predictions with prediction_loss_only=True",
+                tally.steps - tally.unlabelled,
+            )
+        if tally.unlabelled and not may_lack_labels:
+            tally.skip(f"the rows have no labels ({', '.join(self._label_names) or 'label_names is empty'})", 0)
+            tally.skipped += tally.unlabelled
+        problems = [tally.problem("draws" if measured and self._wired else "numbers"), *self._missing]
+        for problem in filter(None, problems):
+            warnings.warn(f"CalibrationCallback, {split}: {problem}.", UserWarning, stacklevel=3)
+        self._tally, self._missing = Tally(), set()
+
     def _measure(self, stream: RowStream) -> dict[str, float]:
-        self.report = stream.report(self.confidence_level)
         self._unsaved = True
-        metrics = self._numbers(self.report)
-        self.sample_report = self._drawn.report(self.confidence_level) if len(self._drawn) else None
-        if self.sample_report is not None:
-            metrics |= {f"sample_{key}": value for key, value in self._numbers(self.sample_report).items()}
+        self.report, metrics = self._measured(stream, "")
+        self.sample_report = None
+        if len(self._drawn):
+            self.sample_report, sampled = self._measured(self._drawn, "sample_")
+            metrics |= sampled
         # A score that is not defined (AUROC without an error, say) is left out: loggers and JSON do not take NaN well.
         return {key: value for key, value in metrics.items() if math.isfinite(value)}
+
+    def _measured(self, stream: RowStream, name: str) -> tuple[CalibrationReport | None, dict[str, float]]:
+        if not stream.num_not_finite:
+            report = stream.report(self.confidence_level)
+            return report, {name + key: value for key, value in self._numbers(report).items()}
+        self._missing.add(
+            f"the {'logits of the draws' if name else 'logits'} of {stream.num_not_finite} of {len(stream)} rows are "
+            f"NaN or infinite, so there are no {name or 'calibration '}numbers; the training has probably diverged"
+        )
+        return None, {f"{name}{NOT_FINITE}": float(stream.num_not_finite)}
 
     def _numbers(self, report: CalibrationReport) -> dict[str, float]:
         numbers = {key: report[key] for key in self.scores if key in report}
@@ -259,3 +384,11 @@ class CalibrationCallback(TrainerCallback):
                 figure = reliability_figure(report.bins, confidence_level=self.confidence_level or 0.95, title=title)
                 figure.savefig(folder / f"reliability_{name}_step_{state.global_step}.png", dpi=120)
                 self._log.add_figure(args, state, f"reliability/{name}", figure)
+
+
+def _batches(predictions: Any, labels: Any) -> Iterator[tuple[Any, Any]]:
+    """Predictions and labels of all rows, or batch by batch where the Trainer has not put them together."""
+    if isinstance(labels, list) and isinstance(predictions, list) and len(labels) == len(predictions):
+        yield from zip(predictions, labels, strict=True)
+    else:
+        yield predictions, labels

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,24 @@ import torch
 
 from peft_calib.calibration.inputs import as_numpy
 from peft_calib.prediction.draws import draws, evaluating
+from peft_calib.row_tables import as_rows
 from peft_calib.tuners.rows import to_device
 
-from .preprocess import labelled_rows, preprocess_logits_for_calibration
-
-#: Arguments of a forward that only its loss needs.
-FOR_THE_LOSS = ("labels", "num_items_in_batch")
+from .outputs import (
+    answers_before_labels,
+    label_names_of,
+    labels_among,
+    logits_among,
+    output_names,
+    without_labels,
+)
+from .preprocess import keep_for_calibration, labelled_rows
 
 
 def sampled_logits(
     model: torch.nn.Module,
     inputs: Mapping[str, Any],
-    preprocess: Callable[[torch.Tensor], torch.Tensor],
+    preprocess: Callable[[Any], torch.Tensor],
     num_samples: int,
     seed: int,
 ) -> torch.Tensor:
@@ -32,22 +38,36 @@ def sampled_logits(
 
     Args:
         model: a model with an active adapter of this package.
-        inputs: a batch.
-        preprocess: picks what is kept of the logits.
+        inputs: a batch, without what only the loss needs (`without_labels`).
+        preprocess: picks what is kept of the model's outputs.
         num_samples: number of draws K.
         seed: key of the draws.
 
     Returns:
         Float32, of the shape that `preprocess` gives.
     """
-    inputs = {name: value for name, value in inputs.items() if name not in FOR_THE_LOSS}
     total: torch.Tensor | float = 0.0
     with torch.no_grad():
         for k in range(num_samples):
             with draws(model, num_samples=1, seed=seed, first=k):
-                logits = model(**inputs)["logits"]
-            total = total + preprocess(logits).double().softmax(-1)
+                outputs = model(**inputs)
+            total = total + preprocess(outputs).double().softmax(-1)
     return (total / num_samples).clamp_min(torch.finfo(torch.float32).tiny).log().float()
+
+
+def kept_logits(
+    model: torch.nn.Module, outputs: Any, labels: torch.Tensor, answer_token_ids: Sequence[int] | None
+) -> torch.Tensor:
+    """What calibration needs of a model's outputs for labelled rows.
+
+    Args:
+        model: The model that answered.
+        outputs: A mapping, a tuple or a tensor.
+        labels: The classes.
+        answer_token_ids: The token of each class, for a language model.
+    """
+    logits = logits_among(outputs, labels, output_names(outputs, model))
+    return keep_for_calibration(logits, labels, answer_token_ids, shifted=answers_before_labels(model))
 
 
 def logits_of_rows(
@@ -59,36 +79,61 @@ def logits_of_rows(
     num_samples: int | None = None,
     seed: int = 0,
     answer_token_ids: list[int] | None = None,
+    label_names: Sequence[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits and classes of all labelled rows, in order, in evaluation mode.
 
     Every process does all rows, so that sharded models take part in step. The global random state stays as it is,
     which a data loader would not leave alone.
 
+    Args:
+        model: the model.
+        rows: the rows, with labels.
+        collate: makes a batch of rows.
+        batch_size: rows of a batch.
+        num_samples: draws whose mean probabilities are taken; None takes the mean adapter.
+        seed: of the draws.
+        answer_token_ids: the token of each class, for a language model.
+        label_names: of the label columns; the model's own if omitted.
+
     Returns:
         `(N, C)` float32 logits, of the mean adapter or of K draws, and `(N,)` classes.
 
     Raises:
-        ValueError: if the rows have no labels.
+        ValueError: if the rows have no labels, or the model's outputs have no logits.
     """
     device = next(model.parameters()).device
+    rows, names = as_rows(rows), label_names_of(model, label_names)
     found: list[tuple[np.ndarray, np.ndarray]] = []
     with evaluating(model), torch.no_grad():
         for start in range(0, len(rows), batch_size):
             batch = collate([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
             batch = {name: to_device(value, device) for name, value in batch.items()}
-            labels = batch.get("labels")
-            if not isinstance(labels, torch.Tensor):
-                raise ValueError(f"The rows to calibrate on have no labels; a batch has {', '.join(batch)}.")
+            labels = labels_of_batch(batch, names)
+            inputs = without_labels(model, batch, names)
 
-            def keep(logits: torch.Tensor, labels: torch.Tensor = labels) -> torch.Tensor:
-                return preprocess_logits_for_calibration(logits, labels, answer_token_ids)
+            def keep(outputs: Any, labels: torch.Tensor = labels) -> torch.Tensor:
+                return kept_logits(model, outputs, labels, answer_token_ids)
 
             if num_samples is None:
-                inputs = {name: value for name, value in batch.items() if name not in FOR_THE_LOSS}
-                logits = keep(model(**inputs)["logits"])
+                logits = keep(model(**inputs))
             else:
-                logits = sampled_logits(model, batch, keep, num_samples, seed)
+                logits = sampled_logits(model, inputs, keep, num_samples, seed)
             labels = labels if labels.dim() == 2 else labels.reshape(-1)
             found.append(labelled_rows(as_numpy(logits), as_numpy(labels), answer_token_ids))
     return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))  # type: ignore[return-value]
+
+
+def labels_of_batch(batch: Mapping[str, Any], names: Sequence[str]) -> torch.Tensor:
+    """The classes of a batch.
+
+    Raises:
+        ValueError: if it has none, or numbers instead of classes.
+    """
+    found = {name: batch[name] for name in dict.fromkeys((*names, "labels")) if batch.get(name) is not None}
+    labels = labels_among(tuple(found.values()), list(found)) if found else None
+    if not isinstance(labels, torch.Tensor):
+        raise ValueError(f"The rows to calibrate on have no labels; a batch has {', '.join(batch)}.")
+    if labels.is_floating_point():
+        raise ValueError(f"The rows to calibrate on have labels of type {labels.dtype}; classes are integers.")
+    return labels

@@ -5,10 +5,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerState, TrainingArguments
+
+WAY_OUT = (
+    "Give the callback to the Trainer as compute_metrics=callback.compute_metrics, preprocess_logits_for_metrics="
+    "callback.preprocess_logits_for_metrics too, or take it out of callbacks=[...]"
+)
 
 
 class LateLog:
@@ -59,6 +65,43 @@ class LateLog:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_writer": None}
+
+
+@dataclass
+class Tally:
+    """What was left out of an evaluation, and why.
+
+    Attributes:
+        steps: Batches of this evaluation.
+        skipped: Batches of which nothing was measured though they should have been.
+        unlabelled: Batches without labels.
+        reason: Why the first was skipped.
+    """
+
+    steps: int = 0
+    skipped: int = 0
+    unlabelled: int = 0
+    reason: str = ""
+
+    def skip(self, reason: str, batches: int = 1) -> None:
+        """Note batches that are left out."""
+        self.skipped += batches
+        self.reason = self.reason or reason
+
+    def problem(self, what: str) -> str | None:
+        """The warning in words, if there is anything to warn of.
+
+        Args:
+            what: What is missing.
+        """
+        if not self.skipped:
+            return None
+        left_out = (
+            f"no {what}"
+            if self.skipped == self.steps
+            else f"{self.skipped} of {self.steps} batches are left out of the {what}"
+        )
+        return f"{left_out}: {self.reason.rstrip('.')}"
 
 
 def metric_prefix(metrics: Mapping[str, Any]) -> str | None:

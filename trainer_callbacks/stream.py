@@ -9,6 +9,8 @@ from peft_calib.calibration import CalibrationAccumulator, CalibrationReport, ca
 
 # Rows for which intervals take about two seconds on one core.
 MAX_KEPT_ROWS = 20_000
+#: In the metrics of an evaluation, the number of rows whose logits are NaN or infinite, if there are any.
+NOT_FINITE = "rows_not_finite"
 # Rows handed to the accumulator at a time.
 CHUNK = 8192
 
@@ -26,16 +28,22 @@ class RowStream:
         self._kept: list[tuple[np.ndarray, np.ndarray]] = []
         self._num_kept = 0
         self._sums: CalibrationAccumulator | None = None
+        #: Rows that hold NaN or infinity; they are counted and left out.
+        self.num_not_finite = 0
 
     def __len__(self) -> int:
-        return self._num_kept if self._sums is None else self._sums.num_rows
+        return self.num_not_finite + (self._num_kept if self._sums is None else self._sums.num_rows)
 
     def add(self, logits: np.ndarray, labels: np.ndarray) -> None:
         """Adds `(N, C)` logits and `(N,)` labels.
 
         Raises:
-            ValueError: for logits that are not finite, or labels out of range.
+            ValueError: for labels out of range.
         """
+        finite = np.isfinite(logits).all(axis=1)
+        if not finite.all():
+            self.num_not_finite += int((~finite).sum())
+            logits, labels = logits[finite], labels[finite]
         if self._sums is None and self._num_kept + len(labels) <= self.max_rows:
             # copies: the loop reuses its memory
             self._kept.append((logits.astype(np.float32), labels.copy()))

@@ -3,25 +3,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from accelerate.state import GradientState, PartialState
 from accelerate.utils import gather, pad_across_processes
+from transformers import Trainer
+
+from peft_calib.tuners.objective import named_inputs
+
+from .outputs import base_model_of, labels_among, output_names
+from .reporting import WAY_OUT
 
 
 class Forward(NamedTuple):
-    """Inputs, logits and labels of one forward in evaluation."""
+    """One forward in evaluation: its inputs by name, and the tensors that came out, by name or in order."""
 
     inputs: dict[str, Any]
-    logits: Any
-    labels: torch.Tensor
+    outputs: Any
+    names: list[list[str]]
 
 
 class ForwardWatcher:
-    """Remembers the latest forward of a model in evaluation mode that had integer labels."""
+    """Remembers the latest forward of a model in evaluation mode."""
 
     def __init__(self) -> None:
         self.model: Any = None
@@ -39,12 +46,10 @@ class ForwardWatcher:
         self._handle = model.register_forward_hook(self._hook, with_kwargs=True)
 
     def _hook(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if module.training or self._paused:
+        if module.training or self._paused or torch.is_grad_enabled():
             return
-        labels = kwargs.get("labels")
-        logits = output.get("logits") if isinstance(output, Mapping) else None
-        if isinstance(labels, torch.Tensor) and not labels.is_floating_point() and logits is not None:
-            self._latest = Forward(kwargs, logits, labels)
+        inputs = named_inputs(base_model_of(module), args, kwargs) if args else kwargs
+        self._latest = Forward(dict(inputs), _tensors_in(output), output_names(output, module))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -55,6 +60,11 @@ class ForwardWatcher:
         finally:
             self._paused = False
 
+    @property
+    def latest(self) -> Forward | None:
+        """The latest forward."""
+        return self._latest
+
     def take(self) -> Forward | None:
         """The latest forward, once."""
         latest, self._latest = self._latest, None
@@ -63,6 +73,66 @@ class ForwardWatcher:
     def __getstate__(self) -> dict[str, Any]:
         """Hooks and batches do not travel with a copy or a pickle of the callback."""
         return {**self.__dict__, "model": None, "_handle": None, "_latest": None}
+
+
+class UnknownLabels(ValueError):
+    """The labels of a batch cannot be seen from a callback."""
+
+
+def labels_of_step(inputs: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The classes of the batch that is being evaluated, on this process.
+
+    They are among the forward's inputs where the model forms the loss. A `compute_loss` of the user's own, a
+    `compute_loss_func` and the label smoother take them out before the forward.
+
+    Args:
+        inputs: Of the forward.
+        names: Of the label columns.
+
+    Returns:
+        The labels; None if the batch has none.
+
+    Raises:
+        UnknownLabels: If the loop that calls cannot be looked into.
+        ValueError: If there are several label columns, and nothing tells which to measure.
+    """
+    for batch in (inputs, _batch_of_loop()):
+        found = [batch[name] for name in names if batch.get(name) is not None]
+        if found:
+            return labels_among(found[0] if len(found) == 1 else tuple(found), [n for n in names if n in batch])
+    return None
+
+
+def _batch_of_loop() -> Mapping[str, Any]:
+    """The batch, with its labels, that the evaluation loop which calls is at.
+
+    A callback is shown neither batches nor labels, and the events of an evaluation begin after its first batch, so
+    there is nothing to hook into or to wrap. What remains is the frame of the loop itself: the Trainer's
+    `evaluation_loop` keeps the batch as it was before `compute_loss` saw a copy of it.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        found = frame.f_locals
+        if frame.f_code.co_name == "evaluation_loop" and isinstance(found.get("self"), Trainer):
+            batch = found.get("inputs")
+            if isinstance(batch, Mapping):
+                return _with_labels_of_step(found["self"], batch, found.get("labels"))
+        frame = frame.f_back
+    raise UnknownLabels(
+        "the loss is formed outside the model, and this Trainer's own evaluation loop does not show the labels. "
+        + WAY_OUT
+    )
+
+
+def _with_labels_of_step(trainer: Trainer, batch: Mapping[str, Any], labels: Any) -> Mapping[str, Any]:
+    """The batch, with the labels that `prediction_step` answered if it took them out of the batch."""
+    names = trainer.label_names
+    if any(batch.get(name) is not None for name in names) or labels is None or not names:
+        return batch
+    if PartialState().num_processes > 1:  # gathered already, other than the logits
+        raise UnknownLabels(f"prediction_step takes the labels out of the batch. {WAY_OUT}")
+    columns = labels if isinstance(labels, (tuple, list)) else (labels,)
+    return {**batch, **dict(zip(names, columns, strict=False))}
 
 
 def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
@@ -79,3 +149,12 @@ def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
     rows = gather(pad_across_processes(tensor.contiguous(), dim=1, pad_index=-100) if tensor.dim() > 1 else tensor)
     state = GradientState()
     return rows[: state.remainder] if state.end_of_dataloader and state.remainder > 0 else rows
+
+
+def _tensors_in(output: Any) -> Any:
+    """The tensors among the outputs; caches and lists of hidden states are not held on to."""
+    if isinstance(output, Mapping):
+        return {name: value for name, value in output.items() if isinstance(value, torch.Tensor)}
+    if isinstance(output, (tuple, list)):
+        return tuple(value for value in output if isinstance(value, torch.Tensor))
+    return output if isinstance(output, torch.Tensor) else ()
