@@ -92,6 +92,24 @@ def callbacks(rank, folder):
     metrics = trainer.evaluate()
     trainer.save_model(folder / "final")
     (folder / f"metrics-{rank}.json").write_text(json.dumps(metrics))
+    outside = PopsLabels(
+        model,
+        arguments,
+        eval_dataset=token_rows(37, 2),
+        data_collator=PadTokens(),
+        callbacks=[CalibrationCallback(diagram=False, num_samples=2, seed=3)],
+    )
+    (folder / f"outside-{rank}.json").write_text(json.dumps(outside.evaluate()))
+
+
+class PopsLabels(Trainer):
+    """Forms the loss itself, so that the forward sees no labels."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = torch.nn.functional.cross_entropy(outputs.logits, labels)
+        return (loss, outputs) if return_outputs else loss
 
 
 def both(rank, folder):
@@ -115,13 +133,14 @@ def test_sharded_adapters_are_written_whole_and_put_back(folder, method):
     assert torch.equal(loaded(**batch).logits, adapter(method).eval()(**batch).logits)
 
 
-def test_callbacks_see_every_row_once(folder):
+@pytest.mark.parametrize("name", ["metrics", "outside"])
+def test_callbacks_see_every_row_once(folder, name):
     set_seed(0)
     model = PeftModel.from_pretrained(token_model(), folder / "final").eval()
     rows = token_rows(37, 2)
     batch = PadTokens()([rows[i] for i in range(37)])
     labels = batch.pop("labels")
-    metrics = [json.loads((folder / f"metrics-{rank}.json").read_text()) for rank in (0, 1)]
+    metrics = [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
     for prefix, how in (("eval_", "mean"), ("eval_sample_", "sample")):
         probabilities = predict(model, batch, how, 2, seed=3).probabilities
         expected = calibration_report(probabilities, labels, confidence_level=None)
