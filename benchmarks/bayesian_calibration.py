@@ -25,7 +25,7 @@ from peft import LoraConfig
 from transformers import logging
 
 from peft_calib import BayesianLoraConfig
-from peft_calib.calibration import TemperatureScaling, calibration_report, compare
+from peft_calib.calibration import TemperatureScaling, calibration_report, compare, log_probabilities
 from peft_calib.demo.data import DOCUMENTATION, TextData, load_text_data
 from peft_calib.demo.training import (
     FittedAdapter,
@@ -54,7 +54,7 @@ def logits_of_draws(
         for rows in (data.calibration, data.test)
     ]
     facts = {"mutual_information": float(found[1].mutual_information.mean()), "num_forwards": found[1].num_forwards}
-    return [p.probabilities.double().clamp_min(1e-12).log().numpy() for p in found], facts
+    return [log_probabilities(p.probabilities.double().numpy()) for p in found], facts
 
 
 def spread(fitted: FittedAdapter) -> dict:

@@ -45,7 +45,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, logg
 
 import peft_calib
 from peft_calib import CurveLoraConfig, Prediction
-from peft_calib.calibration import TemperatureScaling, calibration_report
+from peft_calib.calibration import TemperatureScaling, calibration_report, log_probabilities
 from peft_calib.demo.data import DOCUMENTATION, TextData, load_text_data
 from peft_calib.demo.training import (
     FittedAdapter,
@@ -206,7 +206,7 @@ def of_rows(prediction: Prediction, labels: torch.Tensor) -> dict[str, np.ndarra
     """Log-likelihood, correctness and mutual information of each row."""
     chosen = prediction.probabilities.double().gather(1, labels.unsqueeze(1)).squeeze(1)
     return {
-        "log_likelihood": chosen.clamp_min(1e-12).log().numpy(),
+        "log_likelihood": log_probabilities(chosen).numpy(),
         "accuracy": (prediction.predictions == labels).double().numpy(),
         "mutual_information": prediction.mutual_information.double().numpy(),
     }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from .calibration.answers import log_probabilities
 from .prediction import Prediction, curve_at, predict_dataset
 from .prediction.sources import active_holders
 from .tuners.curve_lora.law import CurveLaw
@@ -221,4 +222,4 @@ def _log_likelihoods(prediction: Prediction) -> torch.Tensor:
         raise ValueError("The data has no labels: add a column `labels` (or `label`).")
     p = prediction.sample_probabilities.double()
     index = prediction.labels.long().expand(len(p), -1).unsqueeze(-1)
-    return p.gather(-1, index).squeeze(-1).clamp_min(torch.finfo(torch.float32).tiny).log()
+    return log_probabilities(p.gather(-1, index).squeeze(-1))

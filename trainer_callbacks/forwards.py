@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from peft_calib.calibration.answers import log_probabilities
 from peft_calib.calibration.inputs import as_numpy
 from peft_calib.prediction.draws import draws, evaluating
 from peft_calib.row_tables import as_rows
@@ -52,7 +53,7 @@ def sampled_logits(
             with draws(model, num_samples=1, seed=seed, first=k):
                 outputs = model(**inputs)
             total = total + preprocess(outputs).double().softmax(-1)
-    return (total / num_samples).clamp_min(torch.finfo(torch.float32).tiny).log().float()
+    return log_probabilities(total / num_samples).float()
 
 
 def kept_logits(

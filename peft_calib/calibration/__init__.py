@@ -4,6 +4,7 @@
 Needs numpy and torch only; pictures need matplotlib. Nothing here knows about adapters.
 """
 
+from peft_calib.calibration.answers import log_probabilities
 from peft_calib.calibration.comparison import Comparison, compare, compare_many
 from peft_calib.calibration.conventions import CONVENTIONS
 from peft_calib.calibration.plots import (
@@ -18,6 +19,7 @@ from peft_calib.calibration.recalibrate import (
     HistogramCalibration,
     IsotonicCalibration,
     MatrixScaling,
+    TemperatureFit,
     TemperatureScaling,
     VectorScaling,
 )
@@ -35,6 +37,7 @@ __all__ = [
     "HistogramCalibration",
     "IsotonicCalibration",
     "MatrixScaling",
+    "TemperatureFit",
     "TemperatureScaling",
     "VectorScaling",
     "before_after_diagram",
@@ -44,6 +47,7 @@ __all__ = [
     "compare_many",
     "confidence_histogram",
     "draw_uncertainty",
+    "log_probabilities",
     "reliability_diagram",
     "risk_coverage_diagram",
 ]

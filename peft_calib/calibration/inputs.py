@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from peft_calib.calibration.answers import log_probabilities, refuse_class_ids, unwrapped
+
 INPUT_KINDS = ("probabilities", "logits")
 SUM_TOLERANCE = 1e-3
 
@@ -44,7 +46,8 @@ def as_rows(
 
     Args:
         predictions: `(N, C)`, `(N,)` for the probability (or logit) of class 1, or `(..., C)` with labels `(...)` as
-            in token classification. Lists, numpy and torch (any device, half precision included) are taken.
+            in token classification. Lists, numpy and torch (any device, half precision included) are taken, and a
+            model's whole answer: a `ModelOutput`, a mapping with `logits`, a tuple.
         labels: integer class ids, one a row.
         input: `"probabilities"` or `"logits"`. It is checked, never guessed.
         mask: boolean, of the labels' shape; rows where it is False are dropped.
@@ -54,58 +57,137 @@ def as_rows(
         The checked rows.
 
     Raises:
-        ValueError: for wrong shapes, NaN or infinity, numbers that are not probabilities, labels out of range, nothing
-            left to measure.
+        ValueError: for wrong shapes, NaN or infinity, numbers that are not probabilities, class ids in place of
+            probabilities, labels out of range, nothing left to measure.
         TypeError: for labels that are not integers, or predictions that are not numbers.
 
     Example:
         >>> as_rows([[0.9, 0.1], [0.4, 0.6]], [0, 1]).probabilities.shape
         (2, 2)
     """
-    if input not in INPUT_KINDS:
-        raise ValueError(f"`input` must be one of {INPUT_KINDS}, got {input!r}.")
+    taken = _take(predictions, labels, input, mask, ignore_index)
+    if input == "logits":
+        probabilities = softmax(_checked_logits(taken.values, taken.binary, may_mask=False))
+    else:
+        probabilities = _checked_probabilities(taken.values, taken.binary, SUM_TOLERANCE + taken.resolution)
+    _check_label_range(taken.labels, probabilities.shape[1])
+    return Rows(probabilities, taken.labels, taken.binary, taken.dtype)
+
+
+class LogitRows(NamedTuple):
+    """Checked rows of logits, what recalibration is fitted on.
+
+    Attributes:
+        logits: `(N, C)` float64; -inf where a class is masked, at least one finite number a row.
+        labels: `(N,)` int64 in `[0, C)`.
+        sequences: `(N,)` int64 place on the first axis of what was given: rows of one sequence are not independent.
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray
+    sequences: np.ndarray
+
+
+def as_logit_rows(
+    answer: Any, labels: Any, *, input: str = "logits", mask: Any = None, ignore_index: int | None = -100
+) -> LogitRows:
+    """Checks a model's answer and its labels as `as_rows` does, and returns flat float64 logits.
+
+    Args:
+        answer: as the predictions of `as_rows`; a logit of -inf masks its class.
+        labels: as there.
+        input: `"logits"` or `"probabilities"`, whose logarithm is taken by `log_probabilities`.
+        mask: as there.
+        ignore_index: as there.
+
+    Returns:
+        The checked rows.
+
+    Raises:
+        ValueError: as `as_rows`.
+        TypeError: as `as_rows`.
+
+    Example:
+        >>> as_logit_rows(np.zeros((2, 3, 4)), [[0, -100, -100], [1, 2, 3]]).sequences
+        array([0, 1, 1, 1])
+    """
+    taken = _take(answer, labels, input, mask, ignore_index)
+    if input == "logits":
+        logits = _checked_logits(taken.values, taken.binary, may_mask=True)
+    else:
+        tolerance = SUM_TOLERANCE + taken.resolution
+        logits = log_probabilities(_checked_probabilities(taken.values, taken.binary, tolerance))
+    _check_label_range(taken.labels, logits.shape[1])
+    return LogitRows(logits, taken.labels, taken.places // taken.row_length)
+
+
+def as_logits(answer: Any, *, input: str = "logits") -> np.ndarray:
+    """Checks a model's answer without labels and returns its logits in float64, in the shape they came in.
+
+    Args:
+        answer: `(..., C)`, or `(N,)` for the logit (or probability) of class 1, in any wrapping that `as_rows` takes.
+        input: `"logits"` or `"probabilities"`.
+
+    Returns:
+        `(..., C)` float64.
+
+    Raises:
+        ValueError: for a single column, no row, NaN, infinity, class ids, or numbers that are not what `input` says.
+        TypeError: if they are not numbers.
+    """
+    _check_kind(input)
+    answer = unwrapped(answer)
+    given = as_numpy(answer, "logits")
+    refuse_class_ids(given, "logits")
+    values, resolution = _as_float64(given, answer, "logits")
+    if values.ndim == 0 or values.shape[-1:] == (1,):
+        raise ValueError(f"logits must have shape (..., C) with C >= 2, or (N,), got {values.shape}.")
+    if values.size == 0:
+        raise ValueError("logits has no row.")
+    binary = values.ndim == 1
+    flat = values if binary else values.reshape(-1, values.shape[-1])
+    if input == "logits":
+        logits = _checked_logits(flat, binary, may_mask=True)
+    else:
+        logits = log_probabilities(_checked_probabilities(flat, binary, SUM_TOLERANCE + resolution))
+    return logits if binary else logits.reshape(values.shape)
+
+
+class _Taken(NamedTuple):
+    """Rows that are paired with labels, of the right type, and not yet known to be probabilities or logits."""
+
+    values: np.ndarray
+    labels: np.ndarray
+    binary: bool
+    dtype: np.dtype
+    resolution: float
+    places: np.ndarray
+    row_length: int
+
+
+def _take(predictions: Any, labels: Any, input: str, mask: Any, ignore_index: int | None) -> _Taken:
+    _check_kind(input)
+    predictions = unwrapped(predictions)
     given = as_numpy(predictions)
+    refuse_class_ids(given)
     values, resolution = _as_float64(given, predictions)
     target = _as_labels(labels)
+    row_length = max(1, int(np.prod(target.shape[1:])))
+    shape = target.shape
     values, target, binary = _flatten(values, target)
-    keep = _kept(target, mask, np.shape(labels), ignore_index)
+    keep = _kept(target, mask, shape, ignore_index)
+    places = np.arange(len(target)) if keep is None else np.flatnonzero(keep)
     if keep is not None:
         values, target = values[keep], target[keep]
     if len(target) == 0:
-        raise ValueError("There is no row to measure: the input is empty, or every row is masked or ignored.")
-    if input == "logits":
-        probabilities = _from_logits(values, binary)
-    else:
-        probabilities = _checked_probabilities(values, binary, SUM_TOLERANCE + resolution)
-    _check_label_range(target, probabilities.shape[1])
+        raise ValueError("There is no row to measure: the input has no row, or every row is masked or ignored.")
     dtype = given.dtype if given.dtype.kind == "f" else np.dtype(np.float64)
-    return Rows(probabilities, target, binary, dtype)
+    return _Taken(values, target, binary, dtype, resolution, places, row_length)
 
 
-def as_logits(logits: Any, name: str = "logits") -> np.ndarray:
-    """Checks a `(N, C)` array of finite logits and returns it as float64.
-
-    Args:
-        logits: `(N, C)` with C >= 2, lists, numpy or torch.
-        name: what to call the argument in an error.
-
-    Returns:
-        `(N, C)` float64.
-
-    Raises:
-        ValueError: for another shape, no row, or a NaN or infinity.
-    """
-    values, _ = _as_float64(as_numpy(logits, name), logits, name)
-    if values.ndim != 2 or values.shape[1] < 2:
-        raise ValueError(f"{name} must have shape (N, C) with C >= 2, got {values.shape}.")
-    if len(values) == 0:
-        raise ValueError(f"{name} has no row.")
-    if not np.isfinite(values).all():
-        row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
-        raise ValueError(
-            f"{name} holds NaN or infinity, first in row {row}: {values[row][:8]}. Drop or mend such rows."
-        )
-    return values
+def _check_kind(input: str) -> None:
+    if input not in INPUT_KINDS:
+        raise ValueError(f"`input` must be one of {INPUT_KINDS}, got {input!r}.")
 
 
 def check_num_bins(num_bins: int) -> int:
@@ -178,15 +260,13 @@ def _flatten(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
     if values.ndim != labels.ndim + 1 or (values.ndim > 2 and values.shape[:-1] != labels.shape):
         raise ValueError(
             f"predictions of shape {values.shape} do not go with labels of shape {labels.shape}: expected (N, C) with "
-            "(N,), "
-            "(N,) with (N,) for binary, or (..., C) with (...)."
+            "(N,), (N,) with (N,) for binary, or (..., C) with (...)."
         )
     _check_same_length(values.shape[0], labels.shape[0])
     if values.shape[-1] < 2 and values.size:
         raise ValueError(
             f"predictions have {values.shape[-1]} column(s); give at least two classes, or a 1-D array for the "
-            "probability "
-            "of class 1."
+            "probability of class 1."
         )
     return values.reshape(-1, values.shape[-1]), labels.reshape(-1), False
 
@@ -223,8 +303,7 @@ def _checked_probabilities(values: np.ndarray, binary: bool, tolerance: float) -
     if lowest < 0.0 or highest > 1.0 + tolerance:
         raise ValueError(
             f"probabilities must lie in [0, 1], got values from {lowest:.6g} to {highest:.6g}. If these are logits, "
-            "pass "
-            'input="logits".'
+            'pass input="logits".'
         )
     if binary:
         clipped = np.minimum(values, 1.0)
@@ -240,17 +319,25 @@ def _checked_probabilities(values: np.ndarray, binary: bool, tolerance: float) -
     return np.minimum(values, 1.0) if highest > 1.0 else values
 
 
-def _from_logits(values: np.ndarray, binary: bool) -> np.ndarray:
+def _checked_logits(values: np.ndarray, binary: bool, *, may_mask: bool) -> np.ndarray:
+    """`(N, C)` logits that are finite and no probabilities by mistake; -inf, if allowed, masks classes of a row."""
     logits = np.stack([np.zeros_like(values), values], axis=1) if binary else values
-    logits = as_logits(logits)
-    if not binary and values.min() >= 0.0 and np.abs(values @ np.ones(values.shape[1]) - 1.0).max() < 1e-6:
+    lowest, highest = logits.min(), logits.max()
+    if not (np.isfinite(lowest) and np.isfinite(highest)):  # a NaN anywhere makes both ends NaN
+        largest = logits.max(axis=1)
+        wrong = ~np.isfinite(largest if may_mask else largest + logits.min(axis=1))
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise ValueError(
+                f"logits hold NaN or infinity, first in row {row}: {logits[row][:8]}. Drop or mend such rows."
+            )
+    if not binary and lowest >= 0.0 and np.abs(values @ np.ones(values.shape[1]) - 1.0).max() < 1e-6:
         raise ValueError(
             'input="logits", but every row is non-negative and sums to 1, as probabilities do. If they are, pass '
             'input="probabilities": a second softmax makes any model look under-confident. If they really are logits, '
-            "add "
-            "any constant to a row: softmax does not see it."
+            "add any constant to a row: softmax does not see it."
         )
-    return softmax(logits)
+    return logits
 
 
 def _check_label_range(labels: np.ndarray, num_classes: int) -> None:

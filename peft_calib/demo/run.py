@@ -18,6 +18,7 @@ from rich.progress import Progress
 from transformers import AutoModelForSequenceClassification
 
 from peft_calib import BayesianLoraConfig, HyperLoraConfig, export_lora
+from peft_calib.calibration import log_probabilities
 from peft_calib.prediction import Prediction
 from peft_calib.trainer_callbacks import CalibrationCallback, RegularizerScheduleCallback
 
@@ -155,7 +156,7 @@ def _splits(data: TextData) -> list[datasets.Dataset]:
 
 def _as_logits(predictions: list[Prediction]) -> Logits:
     """Logarithms of the mean probabilities, so that a temperature can be fitted for the draws, too."""
-    return Logits(*(p.probabilities.double().clamp_min(1e-12).log().numpy() for p in predictions))
+    return Logits(*(log_probabilities(p.probabilities.double().numpy()) for p in predictions))
 
 
 def _spread(fitted: FittedAdapter) -> dict[str, Any]:

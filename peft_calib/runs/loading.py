@@ -13,6 +13,7 @@ from peft import PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedTokenizerBase
 
+from peft_calib import calibration
 from peft_calib.calibration import TemperatureScaling
 from peft_calib.prediction import Prediction, predict_dataset
 from peft_calib.splits import SplitRecord, read_split
@@ -158,5 +159,4 @@ def mixes_adapters(model: PeftModel) -> bool:
 
 def log_probabilities(prediction: Prediction) -> np.ndarray:
     """Logarithms of the mean probabilities, float64 (N, C): logits of the same distribution, always finite."""
-    probabilities = prediction.probabilities.double().numpy()
-    return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+    return calibration.log_probabilities(prediction.probabilities.double().numpy())

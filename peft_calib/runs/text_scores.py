@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
+from peft_calib.calibration import log_probabilities
 from peft_calib.prediction.draws import evaluating
 from peft_calib.prediction.engine import choose_source
 
@@ -114,7 +115,7 @@ def _distributions(
                 p = logits.float().softmax(-1) / count
                 mean = p if mean is None else mean + p
         assert mean is not None
-        yield mean.clamp_min(torch.finfo(torch.float32).tiny).log(), targets, targets != -100
+        yield log_probabilities(mean), targets, targets != -100
 
 
 def _scores(sums: np.ndarray) -> dict[str, float]:

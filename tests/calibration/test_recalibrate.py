@@ -92,14 +92,11 @@ def test_temperature_closed_form():
     assert fit_temperature(logits, labels) == pytest.approx(4.0 / np.log(0.8 / 0.2), rel=1e-8)
 
 
-def test_separable_data_give_a_bounded_answer_and_a_warning():
+def test_separable_and_hopeless_data_stay_within_the_bounds():
     logits = np.array([[5.0, 0.0], [0.0, 50.0], [1000.0, 0.0]])
-    with pytest.warns(UserWarning, match="T is held at 0.01"):
-        assert fit_temperature(logits, np.array([0, 1, 0])) == BOUNDS[0]
-    with pytest.warns(UserWarning, match="T is held at 1000"):
-        assert fit_temperature(logits, np.array([1, 0, 1])) == BOUNDS[1]
-    with pytest.warns(UserWarning, match="no temperature changes anything"):
-        assert fit_temperature(np.ones((4, 3)), np.array([0, 1, 2, 0])) == 1.0
+    assert fit_temperature(logits, np.array([0, 1, 0])) == BOUNDS[0]
+    assert fit_temperature(logits, np.array([1, 0, 1])) == BOUNDS[1]
+    assert fit_temperature(np.ones((4, 3)), np.array([0, 1, 2, 0])) == 1.0
 
 
 @pytest.mark.parametrize("shift", [1e6, -1e6])

@@ -9,16 +9,24 @@ from peft_calib.calibration.recalibrate.per_class import (
     IsotonicCalibration,
     OneVersusRest,
 )
-from peft_calib.calibration.recalibrate.temperature import TemperatureScaling
+from peft_calib.calibration.recalibrate.temperature import (
+    FEWEST_ROWS,
+    TemperatureFit,
+    TemperatureScaling,
+    check_enough_rows,
+)
 
 __all__ = [
     "BetaCalibration",
+    "FEWEST_ROWS",
     "HistogramCalibration",
     "IsotonicCalibration",
     "LogitScaling",
     "MatrixScaling",
     "OneVersusRest",
     "Recalibrator",
+    "TemperatureFit",
     "TemperatureScaling",
     "VectorScaling",
+    "check_enough_rows",
 ]

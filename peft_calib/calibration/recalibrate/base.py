@@ -11,8 +11,9 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 
+from peft_calib.calibration.answers import unwrapped, without_masks
 from peft_calib.calibration.fingerprint import SplitFingerprint, row_hashes
-from peft_calib.calibration.inputs import as_logits, as_rows, softmax
+from peft_calib.calibration.inputs import LogitRows, as_logit_rows, as_logits, softmax
 from peft_calib.calibration.report import CalibrationReport, calibration_report
 
 # Share of evaluated rows that may also have been fitted on: chance duplicates, not a re-used split.
@@ -24,6 +25,11 @@ Self = TypeVar("Self", bound="Recalibrator")
 
 class Recalibrator(ABC):
     """A map from a model's logits to better calibrated probabilities, fitted on held-out rows.
+
+    It takes what a model answers: `(N, C)`, `(N, T, C)` with labels `(N, T)`, `(N,)` for the logit of class 1; numpy,
+    torch in any precision or lists; a `ModelOutput`, a mapping with `logits`, a tuple. Rows labelled -100 are left
+    out. With `input="probabilities"` the logarithm is taken, exact zeros counting as 1.2e-38. A logit of -inf masks
+    its class: it stays at probability 0.
 
     Subclasses name their fitted parameters in `parameter_names` and implement `_fit` and `_transform`.
     """
@@ -40,70 +46,95 @@ class Recalibrator(ABC):
     @abstractmethod
     def _transform(self, logits: np.ndarray) -> np.ndarray: ...
 
-    def fit(self: Self, logits: Any, labels: Any) -> Self:
+    def _fit_rows(self, rows: LogitRows) -> None:
+        """Fits to rows that may have masked classes; a method that can do better than a very small logit overrides."""
+        self._fit(without_masks(rows.logits), rows.labels)
+
+    def fit(
+        self: Self,
+        logits: Any,
+        labels: Any,
+        *,
+        input: str = "logits",
+        mask: Any = None,
+        ignore_index: int | None = -100,
+    ) -> Self:
         """Fits the method on a calibration split.
 
         Args:
-            logits: `(N, C)` finite logits (for probabilities, pass their logarithm).
-            labels: `(N,)` integer class ids.
+            logits: A model's answer on it.
+            labels: Integer class ids, `(N,)` or `(N, T)`.
+            input: `"logits"`, or `"probabilities"` where there are no logits, as for the mean of several draws.
+            mask: Boolean, of the labels' shape; False leaves the row out.
+            ignore_index: Label of rows to leave out, or None.
 
         Returns:
             The object itself.
 
         Raises:
-            ValueError: for logits that are not finite, labels out of range, or too few rows.
+            ValueError: For NaN or +inf, class ids in place of logits, labels out of range, or too few rows.
         """
-        values, target = self._checked(logits, labels)
-        self.num_classes = values.shape[1]
-        self._fit(values, target)
-        self.fitted_on = SplitFingerprint.of(values, target)
+        rows = as_logit_rows(logits, labels, input=input, mask=mask, ignore_index=ignore_index)
+        self._fit_rows(rows)
+        self.num_classes = rows.logits.shape[1]
+        self.fitted_on = SplitFingerprint.of(rows.logits, rows.labels)
         return self
 
-    def transform(self, logits: Any) -> Any:
+    def transform(self, logits: Any, *, input: str = "logits") -> Any:
         """Recalibrated probabilities.
 
         Args:
-            logits: `(N, C)` logits of any rows.
+            logits: A model's answer on any rows.
+            input: `"logits"` or `"probabilities"`.
 
         Returns:
-            `(N, C)` float64 probabilities: a torch tensor on the logits' device if they were one, numpy otherwise.
+            `(..., C)` float64 probabilities, `(N, 2)` for `(N,)`: a torch tensor on the logits' device if they were
+            one, numpy otherwise.
 
         Raises:
-            ValueError: if the method is not fitted, or was fitted for another number of classes.
+            ValueError: If the method is not fitted, or was fitted for another number of classes.
         """
-        values = self._checked_logits(logits)
-        probabilities = self._transform(values)
-        if isinstance(logits, torch.Tensor):
-            return torch.as_tensor(probabilities, device=logits.device)
-        return probabilities
+        values, shape = self._checked_logits(logits, input)
+        return _as_given(self._probabilities(values).reshape(shape), logits)
 
-    def evaluate(self, logits: Any, labels: Any, **options: Any) -> CalibrationReport:
+    def evaluate(
+        self,
+        logits: Any,
+        labels: Any,
+        *,
+        input: str = "logits",
+        mask: Any = None,
+        ignore_index: int | None = -100,
+        **options: Any,
+    ) -> CalibrationReport:
         """Report on the recalibrated probabilities of rows the method was not fitted on.
 
         Args:
-            logits: `(N, C)` logits.
-            labels: `(N,)` labels.
-            options: passed on to `calibration_report`.
+            logits: A model's answer on them.
+            labels: Their labels.
+            input: `"logits"` or `"probabilities"`.
+            mask: Boolean, of the labels' shape; False leaves the row out.
+            ignore_index: Label of rows to leave out, or None.
+            options: Passed on to `calibration_report`.
 
         Returns:
             The report.
 
         Raises:
-            ValueError: if more than 5 % of the rows were fitted on: such a report would flatter.
+            ValueError: If more than 5 % of the rows were fitted on: such a report would flatter.
         """
-        values = self._checked_logits(logits)
-        _, target = self._checked(values, labels)
+        self._check_fitted()
+        rows = as_logit_rows(logits, labels, input=input, mask=mask, ignore_index=ignore_index)
+        self._check_num_classes(rows.logits.shape[1])
         assert self.fitted_on is not None
-        overlap = self.fitted_on.overlap(row_hashes(values, target))
+        overlap = self.fitted_on.overlap(row_hashes(rows.logits, rows.labels))
         if overlap > MAX_OVERLAP:
             raise ValueError(
                 f"{overlap:.0%} of these rows are among the {self.fitted_on.num_rows} that {type(self).__name__} was "
-                "fitted "
-                f"on (split {self.fitted_on.digest[:12]}). Recalibration must be reported on rows it has not seen: "
-                "hold out "
-                "a calibration split of the training data to fit on."
+                f"fitted on (split {self.fitted_on.digest[:12]}). Recalibration must be reported on rows it has not "
+                "seen: hold out a calibration split of the training data to fit on."
             )
-        return calibration_report(self._transform(values), target, **options)
+        return calibration_report(self._probabilities(rows.logits), rows.labels, **options)
 
     def state(self) -> dict[str, Any]:
         """The fitted method as JSON-ready values."""
@@ -158,21 +189,25 @@ class Recalibrator(ABC):
     def _from_plain(value: Any) -> Any:
         return np.asarray(value, dtype=np.float64) if isinstance(value, list) else value
 
-    @staticmethod
-    def _checked(logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-        values = as_logits(logits)
-        # The rows' own check covers labels; uniform probabilities stand in for the predictions.
-        uniform = np.broadcast_to(1.0 / values.shape[1], values.shape)
-        return values, as_rows(uniform, labels, ignore_index=None).labels
-
-    def _checked_logits(self, logits: Any) -> np.ndarray:
+    def _checked_logits(self, logits: Any, input: str) -> tuple[np.ndarray, tuple[int, ...]]:
+        """`(N, C)` logits, and the shape to give the result back in."""
         self._check_fitted()
-        values = as_logits(logits)
-        if values.shape[1] != self.num_classes:
-            raise ValueError(
-                f"{type(self).__name__} was fitted for {self.num_classes} classes, got {values.shape[1]}."
-            )
-        return values
+        values = as_logits(logits, input=input)
+        shape = values.shape
+        self._check_num_classes(shape[-1])
+        return values.reshape(-1, shape[-1]), shape
+
+    def _check_num_classes(self, num_classes: int) -> None:
+        if num_classes != self.num_classes:
+            raise ValueError(f"{type(self).__name__} was fitted for {self.num_classes} classes, got {num_classes}.")
+
+    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """`(N, C)` recalibrated; a class that is masked keeps probability 0 whatever the map makes of it."""
+        masked = np.isneginf(logits)
+        if not masked.any():
+            return self._transform(logits)
+        probabilities = np.where(masked, 0.0, self._transform(without_masks(logits)))
+        return probabilities / probabilities.sum(axis=1, keepdims=True)
 
     def _check_fitted(self) -> None:
         if self.fitted_on is None:
@@ -190,10 +225,18 @@ class LogitScaling(Recalibrator):
     def _transform(self, logits: np.ndarray) -> np.ndarray:
         return softmax(self._transform_logits(logits))
 
-    def transform_logits(self, logits: Any) -> Any:
-        """Recalibrated logits, in the kind of array that came in."""
-        scaled = self._transform_logits(self._checked_logits(logits))
-        return torch.as_tensor(scaled, device=logits.device) if isinstance(logits, torch.Tensor) else scaled
+    def transform_logits(self, logits: Any, *, input: str = "logits") -> Any:
+        """Recalibrated logits, in the kind of array that came in; -inf stays -inf."""
+        values, shape = self._checked_logits(logits, input)
+        masked = np.isneginf(values)
+        scaled = self._transform_logits(without_masks(values))
+        return _as_given(np.where(masked, -np.inf, scaled).reshape(shape), logits)
+
+
+def _as_given(values: np.ndarray, answer: Any) -> Any:
+    """A torch tensor where the logits came in one, on its device."""
+    given = unwrapped(answer)
+    return torch.as_tensor(values, device=given.device) if isinstance(given, torch.Tensor) else values
 
 
 def _plain(value: Any) -> Any:

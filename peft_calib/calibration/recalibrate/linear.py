@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import torch
 
@@ -37,9 +35,7 @@ class _AffineScaling(LogitScaling):
         """
         scale = float(logits.std()) or 1.0
         z, y = torch.from_numpy(logits / scale), torch.from_numpy(labels)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            start = torch.eye(z.shape[1], dtype=torch.float64) * scale / fit_temperature(logits, labels)
+        start = torch.eye(z.shape[1], dtype=torch.float64) * scale / fit_temperature(logits, labels)
         weight, bias = (
             (start * mask).requires_grad_(),
             torch.zeros(z.shape[1], dtype=torch.float64, requires_grad=True),

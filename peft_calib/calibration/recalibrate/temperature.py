@@ -1,45 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Temperature scaling, solved where it is convex."""
+"""Temperature scaling, solved where it is convex, and left off where the rows do not support it."""
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from torch import nn
 
+from peft_calib.calibration.inputs import LogitRows
 from peft_calib.calibration.recalibrate.base import LogitScaling
 from peft_calib.calibration.recalibrate.head import final_linear
+from peft_calib.calibration.recalibrate.temperature_fit import (
+    BOUNDS,
+    FEWEST_ROWS,
+    TemperatureFit,
+    check_enough_rows,
+    temperature_fit,
+)
 
-# Temperatures outside this range mean that the data do not determine one.
-BOUNDS = (1e-2, 1e3)
+__all__ = ["BOUNDS", "FEWEST_ROWS", "TemperatureFit", "TemperatureScaling", "check_enough_rows", "fit_temperature"]
 
 
 class TemperatureScaling(LogitScaling):
-    """`softmax(z / T)` with the `T` of least negative log-likelihood (Guo et al., 2017).
+    """`softmax(z / T)` with the `T` of least negative log-likelihood (Guo et al., 2017), where the rows support it.
 
-    In the inverse temperature `b = 1 / T` the problem is convex in one variable, with derivative `mean(E_p[z] - z_y)`,
-    so a bracketed Newton iteration that falls back on bisection finds the minimum: it cannot diverge, and `T` cannot
-    be negative.
+    A temperature is a number like any other: it has an interval, `fit_result` says which. Where that interval holds 1,
+    or no row sets it a lower end, `T = 1` is used, which changes nothing, and `fit_result.reason` says why. Fewer than
+    20 rows are refused.
 
     Attributes:
-        temperature: `T`, after `fit`; above 1 the model was over-confident.
+        temperature: `T`, after `fit`; above 1 the model was over-confident, 1 where it is left off.
+        fit_result: fitted value, interval, whether it is applied and why; None for a file of an earlier version.
 
     Example:
-        >>> logits = np.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
-        >>> scaling = TemperatureScaling().fit(logits, [0, 0, 1, 1])
+        >>> logits = np.tile([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [0.0, 4.0]], (10, 1))
+        >>> scaling = TemperatureScaling().fit(logits, [0, 0, 1, 1] * 10)
         >>> round(scaling.temperature, 3)  # accuracy 0.75 = sigmoid(4 / T)
         3.641
+        >>> print(scaling.fit_result.reason)
+        T = 3.641, fitted on 40 rows, is applied: its 95% interval [2.102, 10.3] leaves out 1.
     """
 
     parameter_names = ("temperature",)
     temperature: float
+    fit_result: TemperatureFit | None = None
+
+    def _fit_rows(self, rows: LogitRows) -> None:
+        check_enough_rows(len(rows.labels))
+        self.fit_result = temperature_fit(rows)
+        self.temperature = self.fit_result.temperature
 
     def _fit(self, logits: np.ndarray, labels: np.ndarray) -> None:
-        self.temperature = fit_temperature(logits, labels)
+        self._fit_rows(LogitRows(logits, labels, np.arange(len(labels))))
 
     def _transform_logits(self, logits: np.ndarray) -> np.ndarray:
         return logits / self.temperature
+
+    def state(self) -> dict[str, Any]:
+        """The fitted method as JSON-ready values, its interval and the choice among them."""
+        fit = None if self.fit_result is None else self.fit_result.to_dict()
+        return {**super().state(), "fit": fit}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> TemperatureScaling:
+        """The inverse of `state`; a state without `fit`, of an earlier version, has a temperature and no interval.
+
+        Raises:
+            ValueError: If it is not such a state, or the fit in it is not the temperature's.
+        """
+        method = super().from_state(dict(state))
+        recorded = state.get("fit")
+        if recorded is not None:
+            method.fit_result = TemperatureFit.from_dict(recorded, method.temperature)
+        return method
 
     def fold_into_head(self, model: nn.Module) -> nn.Linear:
         """Divides the last linear layer of a sequence-classification model by `T`, in place, exactly.
@@ -65,57 +100,13 @@ class TemperatureScaling(LogitScaling):
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature of least NLL, within [0.01, 1000].
+    """The temperature of least NLL, within [0.01, 1000], whether or not the rows support it.
 
     Args:
-        logits: `(N, C)` float64, finite.
+        logits: `(N, C)` float64, no NaN.
         labels: `(N,)` int64.
 
     Returns:
-        The temperature. At a bound (separable or hopeless data), or 1 for logits without information, with a warning.
+        The temperature. At a bound for separable or hopeless data, and 1 for logits without information.
     """
-    columns = np.ascontiguousarray((logits - logits.max(axis=1, keepdims=True)).T)
-    spread = float(-columns.min())
-    if spread == 0.0:
-        _warn("every row's logits are all equal, so no temperature changes anything; T = 1 is kept")
-        return 1.0
-    of_label = float(columns[labels, np.arange(len(labels))].mean())
-    low, high = 1.0 / BOUNDS[1], 1.0 / BOUNDS[0]
-    if of_label == 0.0 or _slope(columns, of_label, high)[0] <= 0.0:
-        _warn(
-            "every label has (nearly) the largest logit, so the likelihood grows without end as T falls; T is held at "
-            "0.01"
-        )
-        return BOUNDS[0]
-    if _slope(columns, of_label, low)[0] > 0.0:
-        _warn("the labels do not follow the logits, so the best T is unbounded; T is held at 1000")
-        return BOUNDS[1]
-    return 1.0 / _bracketed_newton(columns, of_label, low, high)
-
-
-def _bracketed_newton(columns: np.ndarray, of_label: float, low: float, high: float) -> float:
-    beta = min(max(1.0, low), high)
-    for _ in range(100):
-        slope, curvature = _slope(columns, of_label, beta)
-        low, high = (beta, high) if slope < 0.0 else (low, beta)
-        step = beta - slope / curvature if curvature > 0.0 else -1.0
-        # Bisection is geometric: inverse temperatures are a scale.
-        following = step if low < step < high else float(np.sqrt(low * high))
-        if abs(following - beta) <= 1e-9 * beta:
-            return following
-        beta = following
-    return beta
-
-
-def _slope(columns: np.ndarray, of_label: float, beta: float) -> tuple[float, float]:
-    """First and second derivative of the mean NLL in the inverse temperature."""
-    weights = np.exp(columns * beta)
-    norm = weights.sum(axis=0)
-    first = np.einsum("kn,kn->n", weights, columns) / norm
-    weights *= columns
-    second = np.einsum("kn,kn->n", weights, columns) / norm
-    return float(first.mean()) - of_label, float((second - first**2).mean())
-
-
-def _warn(reason: str) -> None:
-    warnings.warn(f"Temperature scaling: {reason}.", UserWarning, stacklevel=5)
+    return temperature_fit(LogitRows(logits, labels, np.arange(len(labels)))).fitted

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model answers, in whatever wrapping: the one door through which predictions enter the toolkit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+# The smallest normal float32. Draws are averaged in float32, whose smaller numbers are rounded, or zero: below this a
+# probability says nothing but "very little". Its logarithm, -87.3, is the lowest logit such a probability can get.
+SMALLEST_MEAN_PROBABILITY = float(np.finfo(np.float32).tiny)
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
+
+
+def log_probabilities(probabilities: Array) -> Array:
+    """Logarithms of probabilities, to be used as logits: exact zeros and anything below 1.2e-38 count as 1.2e-38.
+
+    A softmax of the result gives the probabilities back, so a temperature can be fitted to the mean of several draws,
+    which has no logits of its own. Everyone who takes such a logarithm takes it here: with different floors two tools
+    would fit different temperatures to the same saturated draws.
+
+    Args:
+        probabilities: Of any shape; numpy or torch, on any device.
+
+    Returns:
+        Logarithms of the same kind and dtype; float16, which cannot hold the floor, becomes float32.
+
+    Example:
+        >>> log_probabilities(np.array([1.0, 0.0])).round(2)
+        array([  0.  , -87.34])
+    """
+    if isinstance(probabilities, torch.Tensor):
+        wide = probabilities.float() if probabilities.dtype == torch.float16 else probabilities
+        return wide.clamp_min(SMALLEST_MEAN_PROBABILITY).log()
+    values = np.asarray(probabilities)
+    values = values.astype(np.float32) if values.dtype == np.float16 else values
+    return np.log(np.maximum(values, values.dtype.type(SMALLEST_MEAN_PROBABILITY)))
+
+
+def unwrapped(answer: Any) -> Any:
+    """The predictions in a model's answer: its `logits` by name, or the first array of rows in a tuple.
+
+    Args:
+        answer: A `ModelOutput` or any mapping or object with `logits`; a tuple such as `(loss, logits, hidden)` or
+            `(logits, hidden)`, as `return_dict=False` and `Trainer.predict` give it; or the array itself.
+
+    Returns:
+        The array; anything else as it came.
+
+    Raises:
+        ValueError: For a mapping without `logits`.
+
+    Example:
+        >>> unwrapped((torch.tensor(0.7), torch.zeros(2, 3), (torch.zeros(2, 4, 8),))).shape
+        torch.Size([2, 3])
+    """
+    if isinstance(answer, Mapping):
+        if "logits" not in answer:
+            raise ValueError(
+                f"The model's answer has {sorted(map(str, answer))} but no logits; pass the array of logits itself."
+            )
+        return answer["logits"]
+    if isinstance(answer, (np.ndarray, torch.Tensor)):
+        return answer
+    named = getattr(answer, "logits", None)
+    if named is not None:
+        return named
+    if isinstance(answer, tuple):
+        # A tuple may also be rows. Rows have one axis; the loss, which may come first, has none.
+        arrays = [part for part in answer if isinstance(part, (np.ndarray, torch.Tensor)) and part.ndim >= 2]
+        others = [part for part in answer if not isinstance(part, (np.ndarray, torch.Tensor)) or part.ndim == 1]
+        if arrays and not any(isinstance(part, (np.ndarray, torch.Tensor)) for part in others):
+            return arrays[0]
+    return answer
+
+
+def without_masks(logits: np.ndarray) -> np.ndarray:
+    """`(N, C)` logits in which -inf has become the logit of the smallest probability, below the largest of its row."""
+    masked = np.isneginf(logits)
+    if not masked.any():
+        return logits
+    return np.where(masked, logits.max(axis=1, keepdims=True) + np.log(SMALLEST_MEAN_PROBABILITY), logits)
+
+
+def refuse_class_ids(values: np.ndarray, name: str = "predictions") -> None:
+    """Refuses predictions that are class ids or class names where probabilities are needed.
+
+    `np.argmax(logits, axis=-1)` and the pipelines' top labels end up here. As numbers, the 0s and 1s of two classes
+    would pass for probabilities of class 1, and the calibration error would be the error rate.
+
+    Args:
+        values: The predictions, before any cast.
+        name: What to call them in the message.
+
+    Raises:
+        ValueError: For integers in one axis or one column, and integer rows that are one-hot.
+        TypeError: For text.
+
+    Example:
+        >>> refuse_class_ids(np.array([0.0, 1.0, 1.0]))  # certain probabilities
+    """
+    is_text = values.dtype.kind in "US" or (values.dtype == object and any(isinstance(v, str) for v in values.flat))
+    is_whole = values.dtype.kind in "iu" and values.size > 0
+    one_axis = values.ndim <= 1 or values.shape[-1] == 1
+    one_hot = not one_axis and is_whole and _is_one_hot(values)
+    if not (is_text or (is_whole and (one_axis or one_hot))):
+        return
+    what = "class names or text" if is_text else ("one-hot class ids" if one_hot else "class ids")
+    shown = np.array2string(values.reshape(-1)[:4], separator=", ")
+    error = TypeError if is_text else ValueError
+    raise error(
+        f"{name} must be numbers for every class, but they are {what} ({shown} ... of type {values.dtype}). "
+        "Calibration needs the probabilities (or logits) of every class: pass the model's outputs before argmax, an "
+        "(N, C) array of floating point numbers; a pipeline gives all of them with top_k=None. Probabilities that "
+        "happen to be certain are floats, 0.0 and 1.0."
+    )
+
+
+def _is_one_hot(values: np.ndarray) -> bool:
+    return bool(values.min() >= 0 and values.max() <= 1 and (values.sum(axis=-1) == 1).all())

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The temperature of least NLL, how sure the rows are of it, and whether they support one at all.
+
+In the inverse temperature `b = 1 / T` the mean NLL `L(b) = mean(log sum_k exp(b z_k) - b z_y)` is convex in one
+variable, with derivative `mean(E_b[z] - z_y)` and curvature `mean(Var_b[z])`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from peft_calib.calibration.answers import without_masks
+from peft_calib.calibration.bands import student_quantile
+from peft_calib.calibration.inputs import LogitRows
+
+# Temperatures outside this range mean that the data do not determine one.
+BOUNDS = (1e-2, 1e3)
+# Fewer labelled rows are refused. One number is fitted, whatever the number of classes, so the bound does not grow
+# with them. From 20 rows on the interval covers what it promises (`benchmarks/temperature_interval.py`), but even
+# there it finds a T of 2 in one of four sets of two classes; below, it nearly always holds 1.
+FEWEST_ROWS = 20
+LEVEL = 0.95
+# Entries of a block whose exponentials are at hand at a time.
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class TemperatureFit:
+    """What a calibration split says about a temperature.
+
+    Attributes:
+        fitted: `T` of least NLL, within `BOUNDS`.
+        low, high: its 95 % interval; an end at a bound means that the rows set none on that side.
+        num_rows: labelled rows it was fitted on.
+        applied: whether it is used; if not, `T = 1` is, which changes nothing.
+        at_bound: `"low"` or `"high"` where the fit ran into `BOUNDS`, else None.
+        reason: one sentence with all this, for a person.
+    """
+
+    fitted: float
+    low: float
+    high: float
+    num_rows: int
+    applied: bool
+    at_bound: str | None
+    reason: str
+
+    @property
+    def temperature(self) -> float:
+        """The temperature to use: the fitted one, or 1 where it is left off."""
+        return self.fitted if self.applied else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: Any, temperature: float) -> TemperatureFit:
+        """The inverse of `to_dict`, held against the temperature that it belongs to.
+
+        Raises:
+            ValueError: If a field is missing, of a wrong type or out of range, or the fit is another temperature's.
+        """
+        kinds = {"fitted": float, "low": float, "high": float, "num_rows": int, "applied": bool, "reason": str}
+        if not isinstance(state, dict) or set(state) != {*kinds, "at_bound"}:
+            raise ValueError(
+                f"The fit of a saved temperature must hold {sorted([*kinds, 'at_bound'])}, got {state!r}."
+            )
+        for name, kind in kinds.items():
+            if type(state[name]) is not kind and not (kind is float and type(state[name]) is int):
+                raise ValueError(
+                    f"`fit.{name}` of a saved temperature must be of type {kind.__name__}, got {state[name]!r}."
+                )
+        fit = cls(**state)
+        if (
+            fit.at_bound not in (None, "low", "high")
+            or not BOUNDS[0] <= fit.low <= fit.fitted <= fit.high <= BOUNDS[1]
+        ):
+            raise ValueError(f"The fit of a saved temperature is no interval around it within {BOUNDS}: {state!r}.")
+        if fit.temperature != temperature:
+            raise ValueError(
+                f"The saved temperature is {temperature!r}, but its fit says {fit.temperature!r}: one was changed."
+            )
+        return fit
+
+
+def check_enough_rows(num_rows: int) -> None:
+    """Raises ValueError for fewer rows than a temperature is fitted on.
+
+    Example:
+        >>> check_enough_rows(20)
+    """
+    if num_rows < FEWEST_ROWS:
+        raise ValueError(
+            f"A temperature needs at least {FEWEST_ROWS} labelled held-out rows, for any number of classes, and there "
+            f"are {num_rows}: on fewer its interval nearly always holds 1, and what is fitted is noise. Hold out more "
+            "rows, or use the model as it is."
+        )
+
+
+def temperature_fit(rows: LogitRows) -> TemperatureFit:
+    """Fits a temperature, its interval, and decides whether the rows support it.
+
+    The interval holds every `b` with `2 N (L(b) - L(b_min)) <= t^2 max(1, K / H)`: likelihood ratio, with Student's
+    quantile for few rows, widened where the derivatives of the rows' losses scatter more (`K`) than the model says
+    (`H`), as they do when no temperature is quite right (Kent, 1982). Those of one sequence's tokens are added up
+    before their scatter `K` is taken.
+
+    The temperature is left off where the interval holds 1, and where every row is right, so that the likelihood grows
+    without end as `T` falls: such rows say that the model is too careful, not by how much.
+
+    Args:
+        rows: Checked rows; -inf masks a class.
+
+    Returns:
+        The fit.
+    """
+    likelihood = Likelihood(rows)
+    num_rows = len(rows.labels)
+    if likelihood.is_flat:
+        why = "every row's logits are all equal, so no temperature changes anything; T = 1 is kept"
+        return TemperatureFit(1.0, *BOUNDS, num_rows, False, None, _sentence(why))
+    best, at_bound = _best_inverse(likelihood)
+    low, high = _interval(likelihood, best)
+    fitted, ends = _inverted(best), (_inverted(high), _inverted(low))
+    return judged(fitted, ends, num_rows, at_bound)
+
+
+def judged(fitted: float, ends: tuple[float, float], num_rows: int, at_bound: str | None = None) -> TemperatureFit:
+    """The rule: a temperature is applied where its interval leaves out 1 and the rows set it both ends.
+
+    Args:
+        fitted: Temperature of least NLL.
+        ends: Its interval.
+        num_rows: Labelled rows it was fitted on.
+        at_bound: `"low"` or `"high"` where it ran into `BOUNDS`.
+
+    Returns:
+        The fit, with a sentence that says what was decided and why.
+
+    Example:
+        >>> judged(0.61, (0.31, 1.4), 80).reason
+        'T = 0.61, fitted on 80 rows, is left off: its 95% interval [0.31, 1.4] holds 1.'
+    """
+    interval = f"its {LEVEL:.0%} interval [{ends[0]:.4g}, {ends[1]:.4g}]"
+    if ends[0] <= 1.0 <= ends[1]:
+        applied, judgement = False, f"{interval} holds 1"
+    elif at_bound == "low":
+        applied, judgement = False, f"no row sets a lower end to {interval}"
+    else:
+        applied, judgement = True, f"{interval} leaves out 1"
+    verb = "applied" if applied else "left off"
+    why = f"T = {fitted:.4g}, fitted on {num_rows:,} rows, is {verb}: {judgement}"
+    if at_bound == "low":
+        why += f"; every label has (nearly) the largest logit, so the fit stopped at its lower bound {BOUNDS[0]:g}"
+    elif at_bound == "high":
+        why += f"; the labels do not follow the logits, so the fit stopped at its upper bound {BOUNDS[1]:g}"
+    return TemperatureFit(fitted, *ends, num_rows, applied, at_bound, _sentence(why))
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+class Likelihood:
+    """The mean NLL as a function of the inverse temperature.
+
+    Args:
+        rows: Checked rows; -inf masks a class.
+    """
+
+    def __init__(self, rows: LogitRows) -> None:
+        logits, labels = rows.logits, rows.labels
+        top = logits.max(axis=1, keepdims=True)
+        of_label = (logits[np.arange(len(labels)), labels] - top[:, 0])[:, None]
+        if np.isneginf(of_label).any():
+            # A label that is said to be impossible costs what a probability of 0 costs, not infinity.
+            logits = np.where(np.isneginf(of_label), without_masks(logits), logits)
+            of_label = (logits[np.arange(len(labels)), labels] - top[:, 0])[:, None]
+        self.num_rows, self.of_label = len(labels), of_label[:, 0]
+        self.sequences = rows.sequences
+        size = max(1, BLOCK // logits.shape[1])
+        starts = range(0, len(labels), size)
+        # Classes first: sums over classes then run over rows, which are many.
+        self.blocks = [np.ascontiguousarray((logits[i : i + size] - top[i : i + size]).T) for i in starts]
+        self.is_flat = all((block[np.isfinite(block)] == 0.0).all() for block in self.blocks)
+
+    def value(self, inverse: float) -> float:
+        """Mean NLL."""
+        total = sum(float(np.log(np.exp(block * inverse).sum(axis=0)).sum()) for block in self.blocks)
+        return total / self.num_rows - inverse * float(self.of_label.mean())
+
+    def moments(self, inverse: float) -> tuple[np.ndarray, np.ndarray]:
+        """`(N,)` mean and variance of each row's logits (its largest being 0) under its own distribution."""
+        means, variances = [], []
+        for block in self.blocks:
+            weights = np.exp(block * inverse)
+            norm = weights.sum(axis=0)
+            values = np.maximum(block, np.finfo(np.float64).min)  # a mask weighs 0, and 0 times infinity is no number
+            means.append(np.einsum("kn,kn->n", weights, values) / norm)
+            weights *= values
+            variances.append(np.einsum("kn,kn->n", weights, values) / norm - means[-1] ** 2)
+        return np.concatenate(means), np.maximum(np.concatenate(variances), 0.0)
+
+    def slope(self, inverse: float) -> tuple[float, float]:
+        """First and second derivative of the mean NLL."""
+        mean, variance = self.moments(inverse)
+        return float((mean - self.of_label).mean()), float(variance.mean())
+
+
+def _best_inverse(likelihood: Likelihood) -> tuple[float, str | None]:
+    low, high = 1.0 / BOUNDS[1], 1.0 / BOUNDS[0]
+    if float(likelihood.of_label.mean()) == 0.0 or likelihood.slope(high)[0] <= 0.0:
+        return high, "low"
+    if likelihood.slope(low)[0] > 0.0:
+        return low, "high"
+    return _bracketed_newton(likelihood, low, high), None
+
+
+def _bracketed_newton(likelihood: Likelihood, low: float, high: float) -> float:
+    """Newton's iteration that falls back on bisection: it cannot diverge, and the answer cannot be negative."""
+    beta = min(max(1.0, low), high)
+    for _ in range(100):
+        slope, curvature = likelihood.slope(beta)
+        low, high = (beta, high) if slope < 0.0 else (low, beta)
+        step = beta - slope / curvature if curvature > 0.0 else -1.0
+        # Bisection is geometric: inverse temperatures are a scale.
+        following = step if low < step < high else float(np.sqrt(low * high))
+        if abs(following - beta) <= 1e-9 * beta:
+            return following
+        beta = following
+    return beta
+
+
+def _interval(likelihood: Likelihood, best: float) -> tuple[float, float]:
+    mean, variance = likelihood.moments(best)
+    # Rows of one sequence are added up first: they lean the same way.
+    _, member = np.unique(likelihood.sequences, return_inverse=True)
+    scores = np.bincount(member.reshape(-1), weights=mean - likelihood.of_label)
+    size = max(len(scores), 2)
+    scatter, expected = float(scores @ scores) * size / (size - 1), float(variance.sum())
+    widened = max(1.0, scatter / expected) if expected > 0.0 else 1.0
+    allowed = student_quantile(0.5 + 0.5 * LEVEL, size - 1) ** 2 * widened / (2.0 * likelihood.num_rows)
+    least = likelihood.value(best)
+
+    def excess(log_inverse: float) -> float:
+        return likelihood.value(float(np.exp(log_inverse))) - least - allowed
+
+    ends = np.log([1.0 / BOUNDS[1], 1.0 / BOUNDS[0]])
+    return tuple(float(np.exp(_crossing(excess, float(np.log(best)), float(end)))) for end in ends)  # type: ignore[return-value]
+
+
+def _crossing(excess: Callable[[float], float], inside: float, outside: float) -> float:
+    """Where a convex function leaves 0 on the way from `inside` to `outside`; `outside` if it does not.
+
+    False position with the Illinois rule: halving the value of an end that stays keeps it from sticking.
+    """
+    inner, outer = excess(inside), excess(outside)
+    if inside == outside or outer <= 0.0:
+        return outside
+    for _ in range(60):
+        middle = outside - outer * (outside - inside) / (outer - inner)
+        value = excess(middle)
+        if value > 0.0:
+            outside, outer, inner = middle, value, 0.5 * inner
+        else:
+            inside, inner, outer = middle, value, 0.5 * outer
+        if abs(outside - inside) < 1e-6 or abs(value) < 1e-12:
+            break
+    return middle
+
+
+def _inverted(inverse: float) -> float:
+    """A temperature inside its bounds, which 1 / 1e-3 may miss by a rounding."""
+    return float(np.clip(1.0 / inverse, *BOUNDS))
