@@ -28,7 +28,7 @@ class TemperatureScaling(LogitScaling):
 
     A temperature is a number like any other: it has an interval, `fit_result` says which. Where that interval holds 1,
     or no row sets it a lower end, `T = 1` is used, which changes nothing, and `fit_result.reason` says why. Fewer than
-    20 rows are refused.
+    10 rows are refused.
 
     Attributes:
         temperature: `T`, after `fit`; above 1 the model was over-confident, 1 where it is left off.
