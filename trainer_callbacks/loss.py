@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from peft_calib.tuners.holder import holders_of, regularization_loss
 from peft_calib.tuners.laws import laws_of
+from peft_calib.tuners.objective import is_in
 
 #: TRL's trainers whose loss compares several forwards of one model.
 COMPARES_FORWARDS = (
@@ -31,9 +32,14 @@ COMPARES_FORWARDS = (
 class RegularizedLossMixin:
     """Adds the regulariser to the loss of a Trainer that forms it without the model's own, by one forward a batch.
 
-    For TRL's `RewardTrainer`, and for the stock Trainer with label smoothing or `compute_loss_func`. Where the model's
-    own loss is used, it contains the regulariser already and nothing is added. The sum needs a loss that is a mean
-    over the micro-batch, which the Trainer then divides by the accumulation steps.
+    For TRL's `RewardTrainer`, for the stock Trainer with label smoothing or `compute_loss_func`, and for a subclass
+    with a `compute_loss` of its own (class weights, a focal loss), which it goes before. Where the loss has the
+    regulariser already, because it is made of the model's own loss, nothing is added.
+
+    It enters once for each optimiser step, however the step is cut: where the Trainer divides the loss by the
+    accumulation steps, it divides the regulariser too; where the loss is divided by `num_items_in_batch` already, the
+    regulariser is divided by the steps here. Which of the two holds is told by the Trainer's own rule, and by its
+    attribute `loss_is_scaled_for_ga` where a loss is an exception.
 
     Example:
         >>> from transformers import Trainer
@@ -46,11 +52,27 @@ class RegularizedLossMixin:
     ) -> Any:
         """The trainer's loss plus the regulariser, unless that is in it."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)  # type: ignore[misc]
-        if any(holder.unclaimed for holder in holders_of(model)):
-            term = regularization_loss(model)
-            if term is not None:
-                loss = loss + term.to(loss.device, torch.promote_types(loss.dtype, torch.float32))
+        holders = holders_of(model) if torch.is_grad_enabled() else []
+        missing = [term for holder in holders for term in holder.pending if not is_in(loss, term)]
+        if missing:
+            regularization_loss(model)  # claimed
+            term = torch.stack([each.float() if each.dtype != torch.float64 else each for each in missing]).sum()
+            share = 1 / self._accumulation_steps() if self._divides_itself(kwargs.get("num_items_in_batch")) else 1.0
+            loss = loss + share * term.to(loss.device, torch.promote_types(loss.dtype, torch.float32))
         return (loss, outputs) if return_outputs else loss
+
+    def _divides_itself(self, num_items_in_batch: Any) -> bool:
+        """Whether the Trainer leaves the loss as it is, because all that a step accumulates divides it already."""
+        told = getattr(self, "loss_is_scaled_for_ga", None)
+        if told is not None:
+            return bool(told)
+        counted = getattr(self, "model_accepts_loss_kwargs", False) and num_items_in_batch is not None
+        return bool(counted or getattr(self, "compute_loss_func", None) is not None)
+
+    def _accumulation_steps(self) -> int:
+        # fewer than configured in the last step of an epoch
+        steps = getattr(self, "current_gradient_accumulation_steps", None)
+        return int(steps or self.args.gradient_accumulation_steps)  # type: ignore[attr-defined]
 
 
 def refuse_comparing_trainers(args: TrainingArguments, model: torch.nn.Module) -> None:

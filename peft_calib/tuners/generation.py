@@ -10,6 +10,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .factors import Draw, Factors, Law, Perturbation
+from .objective import Receipt, settle_receipts
 
 _optimizer_steps = 0
 
@@ -18,15 +19,25 @@ def _count_optimizer_step(*_) -> None:
     # fused optimisers do not bump Tensor._version, so this is the only sign that parameters have changed
     global _optimizer_steps
     _optimizer_steps += 1
+    settle_receipts()
 
 
 register_optimizer_step_post_hook(_count_optimizer_step)
 
 
 class _Use:
-    """Whether gradients have come back to a generation; lives as long as its graph."""
+    """Whether gradients have come back to a generation, and what to do then; lives as long as its graph."""
 
     consumed = False
+    #: Of the regularisers of the forward; due when the generation is consumed.
+    receipt: Receipt | None = None
+
+    def consume(self, _: torch.Tensor) -> None:
+        """Tensor hook of the generation's last root."""
+        self.consumed = True
+        receipt, self.receipt = self.receipt, None
+        if receipt is not None:
+            receipt.due()
 
 
 @dataclass
@@ -172,8 +183,7 @@ def generate(law: Law, draw: Draw, wants_graph: bool) -> Generation:
             generation.leaves = [t for pair in factors.groups.values() for t in pair if t.requires_grad]
             generation.has_graph = False
         elif roots:
-            use = generation.use
-            roots[-1].register_hook(lambda _: setattr(use, "consumed", True))
+            roots[-1].register_hook(generation.use.consume)
         generation.pairs = factors.per_slot(law.slots, draw.num_samples)
         generation.perturbation, generation.heads = factors.perturbation, factors.heads
     generation.stamp = stamp_of(law, draw)

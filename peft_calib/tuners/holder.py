@@ -10,7 +10,6 @@ LoRA. The tuner layers pass on to it what PEFT and transformers tell them (activ
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -20,15 +19,16 @@ from torch import nn
 
 from .factors import Draw, Law, Perturbation
 from .generation import Generation, Traced, ask, generate, inside_checkpoint, stamp_of
-from .objective import add_to_outputs, micro_batch_share, named_inputs, reaches_loss, task_loss
-from .rows import count_rows, first_rows, main_input_name, repeat_training_rows
-
-DROPPED = (
-    "The regulariser of the last training forward reached no loss: the model was called without labels, so the loss "
-    "is formed elsewhere (label smoothing, compute_loss_func, TRL's RewardTrainer, a loop of your own). Put "
-    "peft_calib.trainer_callbacks.RegularizedLossMixin before the trainer's class, or add "
-    "peft_calib.regularization_loss(model) to your loss after each forward."
+from .objective import (
+    Receipt,
+    add_to_outputs,
+    has_labels,
+    micro_batch_share,
+    named_inputs,
+    reaches_loss,
+    task_loss,
 )
+from .rows import count_rows, first_rows, main_input_name, repeat_training_rows
 
 
 class FactorHolder(nn.Module):
@@ -52,6 +52,7 @@ class FactorHolder(nn.Module):
         self._generations: dict[str, Generation]
         self._fresh: set[str]
         self._pending: list[torch.Tensor]
+        self._receipt: Receipt | None
         self.unclaimed: bool
         self._uses: dict[str, list[weakref.ref]]
         self._traced: dict[str, Traced]
@@ -98,9 +99,11 @@ class FactorHolder(nn.Module):
         if torch.compiler.is_compiling():
             self._trace()
             return
-        if self.unclaimed and any(bool(term.detach() != 0) for term in self._pending):
-            warnings.warn(DROPPED, UserWarning, stacklevel=2)
-        self._in_forward, self.unclaimed = True, False
+        if torch.is_grad_enabled() or not self.training:  # not one in between, for metrics
+            if self.unclaimed and self._receipt is not None and self._pending:
+                self._receipt.settle()
+            self.unclaimed = False
+        self._in_forward = True
         self._fresh.clear()
         if self._enabled:
             for adapter in self._active:
@@ -127,8 +130,17 @@ class FactorHolder(nn.Module):
         terms += [self._generations[a].term() for a in self._active if a in self._fresh]
         self._in_forward = False
         self._fresh.clear()
-        self._pending = [term for term in terms if term is not None]
-        return self._pending
+        found = [term for term in terms if term is not None]
+        if torch.is_grad_enabled() or not self.training:
+            self._pending = found
+        return found
+
+    def expect(self, receipt: Receipt) -> None:
+        """Have it noticed if the regularisers of the forward that has just ended reach no loss."""
+        self._receipt = receipt
+        for adapter in self._active:
+            if adapter in self._generations:
+                self._generations[adapter].use.receipt = receipt
 
     def read(self, adapter: str, index: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The factors of one slot: what a layer calls in its forward.
@@ -297,7 +309,14 @@ class FactorHolder(nn.Module):
     def take_pending(self) -> list[torch.Tensor]:
         """The regularisers of the last forward, once."""
         pending, self._pending = self._pending, []
+        if self._receipt is not None:
+            self._receipt.claim()
         return pending
+
+    @property
+    def pending(self) -> list[torch.Tensor]:
+        """The regularisers of the last training forward, wherever they are by now."""
+        return list(self._pending)
 
     def __getstate__(self) -> dict:
         # generations hang on an autograd graph, which can neither be copied nor pickled
@@ -311,6 +330,7 @@ def _nothing_generated() -> dict:
         "_fresh": set(),
         "_in_forward": False,
         "_pending": [],
+        "_receipt": None,
         "unclaimed": False,
         "_uses": {},
         "_traced": {},
@@ -354,13 +374,16 @@ def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: object) -> 
     if output is None or (not terms and num_samples == 1):
         return None
     inputs = inputs or named_inputs(model, args, kwargs)
-    has_labels = inputs.get("labels") is not None
     if terms:
+        labelled = has_labels(model, inputs)
         total = torch.stack([term.float() if term.dtype != torch.float64 else term for term in terms]).sum()
+        receipt = None if torch.compiler.is_compiling() else Receipt(terms)
         for holder in holders:
-            holder.last_task_loss, holder.last_regularizer = task_loss(output, has_labels), total.detach()
-            holder.unclaimed = not reaches_loss(output, has_labels)
-        output = add_to_outputs(output, total, micro_batch_share(model, inputs), has_labels)
+            holder.last_task_loss, holder.last_regularizer = task_loss(output, labelled), total.detach()
+            holder.unclaimed = not reaches_loss(output, labelled)
+            if receipt is not None:
+                holder.expect(receipt)
+        output = add_to_outputs(output, total, micro_batch_share(model, inputs), labelled)
     return output if num_samples == 1 else first_rows(output, num_samples, count_rows(inputs, main_input_name(model)))
 
 

@@ -10,12 +10,111 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+import warnings
+from collections import deque
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+from transformers.utils import find_labels
+
+DROPPED = (
+    "The regulariser of the last training forward reached no loss: the loss is formed outside the model, from its "
+    "logits (a compute_loss of your own, class weights, label smoothing, compute_loss_func, TRL's RewardTrainer, a "
+    "loop of your own). Put peft_calib.trainer_callbacks.RegularizedLossMixin before the trainer's class, or add "
+    "peft_calib.regularization_loss(model) to your loss after each forward."
+)
+#: Names of label inputs beside those that transformers' models have.
+LABELS = frozenset({"labels", "label", "label_ids", "target", "targets"})
+
+
+class Receipt:
+    """Whether the regularisers of one forward had a gradient by the time an optimiser used that of its factors.
+
+    Outputs with a loss do not mean that a trainer uses that loss. The gradient tells: whoever trains on the loss in
+    the outputs sends one to the regularisers in it; where the factors have theirs and the regularisers have none, the
+    loss was formed from the logits.
+
+    Args:
+        terms: The regularisers.
+    """
+
+    def __init__(self, terms: list[torch.Tensor]) -> None:
+        self.reached = False
+        self._values = [term.detach() for term in terms if term.requires_grad]
+        for term in terms:
+            if term.requires_grad:
+                term.register_hook(self.claim)
+
+    def claim(self, _: torch.Tensor | None = None) -> None:
+        """Note that the regularisers are in a loss."""
+        self.reached = True
+
+    def due(self) -> None:
+        """Note that the factors have their gradient: the next step of an optimiser settles the matter."""
+        if not self.reached:
+            _due.append(self)
+
+    def settle(self) -> None:
+        """Warn if the regularisers had no gradient."""
+        if not self.reached and any(bool(value != 0) for value in self._values):
+            warnings.warn(DROPPED, UserWarning, stacklevel=2)
+        self.reached = True
+
+
+_due: list[Receipt] = []
+
+
+def settle_receipts() -> None:
+    """Warn of regularisers without a gradient; called after each step of an optimiser."""
+    while _due:
+        _due.pop().settle()
+
+
+def is_in(loss: torch.Tensor, term: torch.Tensor, most: int = 2000) -> bool:
+    """Whether a regulariser is in a loss: whether the loss' graph has it near its root.
+
+    A sum is a few operations deep; the search is by breadth and ends after `most` operations, so that it stays short
+    where the loss is formed from the logits and the graph is that of the whole model.
+
+    Args:
+        loss: A loss.
+        term: A regulariser with a graph.
+        most: Operations to look at.
+
+    Example:
+        >>> term = torch.ones((), requires_grad=True) * 2
+        >>> is_in(3 + term / 4, term), is_in(torch.ones((), requires_grad=True) * 2, term)
+        (True, False)
+    """
+    waiting, seen = deque([loss.grad_fn]), {loss.grad_fn}
+    while waiting and len(seen) <= most:
+        node = waiting.popleft()
+        if node is None:
+            continue
+        if node is term.grad_fn or getattr(node, "variable", None) is term:
+            return True
+        following = [each for each, _ in node.next_functions if each is not None and each not in seen]
+        seen.update(following)
+        waiting.extend(following)
+    return False
+
+
+def has_labels(model: nn.Module, inputs: dict[str, Any]) -> bool:
+    """Whether a model was called with labels, so that a tuple it answers begins with the loss.
+
+    Args:
+        model: The base model.
+        inputs: Arguments of its forward by name.
+    """
+    return any(inputs.get(name) is not None for name in LABELS | _label_names(type(model)))
+
+
+@lru_cache(maxsize=256)
+def _label_names(model_class: type[nn.Module]) -> frozenset[str]:
+    return frozenset(find_labels(model_class))
 
 
 def add_to_outputs(outputs: Any, regularizer: torch.Tensor, share: torch.Tensor | float, has_labels: bool) -> Any:
@@ -42,7 +141,7 @@ def add_to_outputs(outputs: Any, regularizer: torch.Tensor, share: torch.Tensor 
         if _is_loss(outputs.get("loss")):
             outputs["loss"] = _add(outputs["loss"], regularizer, share)
         return outputs
-    if has_labels and isinstance(outputs, (tuple, list)) and outputs and _is_loss(outputs[0]):
+    if has_labels and isinstance(outputs, (tuple, list)) and outputs and _is_first_loss(outputs[0]):
         return type(outputs)((_add(outputs[0], regularizer, share), *outputs[1:]))
     return outputs
 
@@ -56,7 +155,7 @@ def reaches_loss(outputs: Any, has_labels: bool) -> bool:
 def task_loss(outputs: Any, has_labels: bool) -> torch.Tensor | None:
     """The loss inside a model's outputs before anything is added, detached; `None` where there is none."""
     loss = outputs.get("loss") if isinstance(outputs, dict) else None
-    if loss is None and has_labels and isinstance(outputs, (tuple, list)) and outputs:
+    if loss is None and has_labels and isinstance(outputs, (tuple, list)) and outputs and _is_first_loss(outputs[0]):
         loss = outputs[0]
     return loss.detach() if _is_loss(loss) else None
 
@@ -164,6 +263,11 @@ def _add(loss: torch.Tensor, regularizer: torch.Tensor, share: torch.Tensor | fl
 
 def _is_loss(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.numel() == 1 and value.is_floating_point()
+
+
+def _is_first_loss(value: Any) -> bool:
+    # the logits of one row and one class have one entry too, but two dimensions
+    return _is_loss(value) and value.dim() <= 1
 
 
 def _called_name(call: ast.Call) -> str | None:

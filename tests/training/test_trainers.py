@@ -94,6 +94,114 @@ def smoothed_step(trainer_class, kl_weight, folder, accumulation=1, smoothing=0.
     return sgd_step(lambda both: trainer_class(model, args, train_dataset=data, optimizers=both), model)
 
 
+def mean_loss(outputs, labels, num_items_in_batch=None):
+    """By the contract of `compute_loss_func`: divided by all items of the optimiser step."""
+    logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+    total = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+
+class PopsLabels(tf.Trainer):
+    """Class weights, as recipes have them."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = torch.nn.functional.cross_entropy(outputs.logits, labels, weight=torch.ones(3).double())
+        return (loss, outputs) if return_outputs else loss
+
+
+class KeepsLabels(tf.Trainer):
+    """The older form of the recipe: the model forms a loss too, which nobody uses."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        outputs = model(**inputs)
+        loss = torch.nn.functional.cross_entropy(outputs.logits, inputs["labels"])
+        return (loss, outputs) if return_outputs else loss
+
+
+class BuildsOnTheLoss(tf.Trainer):
+    """A loss made of the model's own, which has the regulariser in it."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        outputs = model(**inputs)
+        loss = outputs.loss + 0.1 * outputs.logits.square().mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+class OneMoreForward(tf.Trainer):
+    """A forward for metrics between the one that is trained on and the step, as TRL has it."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        labels = inputs.pop("labels")
+        loss = torch.nn.functional.cross_entropy(model(**inputs).logits, labels)
+        with torch.no_grad():
+            outputs = model(**inputs)
+        return (loss, outputs) if return_outputs else loss
+
+
+OUTSIDE = {
+    "popped labels": (PopsLabels, {}),
+    "kept labels": (KeepsLabels, {}),
+    "compute_loss_func": (tf.Trainer, {"compute_loss_func": mean_loss}),
+    "one more forward": (OneMoreForward, {}),
+}
+
+
+def step_by(trainer_class, kl_weight, folder, accumulation=1, return_dict=True, **given):
+    model = classifier(kl_weight)
+    model.get_base_model().config.return_dict = return_dict
+    peft_calib.prepare_for_trainer(model)
+    args = settings(
+        tf.TrainingArguments,
+        folder,
+        per_device_train_batch_size=8 // accumulation,
+        gradient_accumulation_steps=accumulation,
+    )
+    data = gradient_rows("classification")
+    return sgd_step(lambda both: trainer_class(model, args, train_dataset=data, optimizers=both, **given), model)
+
+
+def kl_part(trainer_class, folder, **given):
+    with_kl, without = (step_by(trainer_class, weight, folder, **given) for weight in (1.0, 0.0))
+    return {name: with_kl[name] - without[name] for name in with_kl}
+
+
+def assert_once(found):
+    for name, gradient in kl_gradient(classifier()).items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("how", OUTSIDE)
+def test_mixin_adds_the_regulariser_once_wherever_the_loss_is_formed(tmp_path, how, accumulation):
+    kind, given = OUTSIDE[how]
+    mixed = type("Mixed", (RegularizedLossMixin, kind), {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        assert_once(kl_part(mixed, tmp_path, accumulation=accumulation, **given))
+
+
+@pytest.mark.parametrize("how", OUTSIDE)
+def test_a_regulariser_outside_the_loss_is_announced_in_the_first_step(tmp_path, how):
+    kind, given = OUTSIDE[how]
+    with pytest.warns(UserWarning, match=r"reached no loss.*RegularizedLossMixin"):
+        step_by(kind, 1.0, tmp_path, **given)
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "return_dict"), [(tf.Trainer, True), (tf.Trainer, False), (BuildsOnTheLoss, True)]
+)  # fmt: skip
+def test_a_loss_that_has_the_regulariser_is_left_alone(tmp_path, kind, return_dict, mixed):
+    kind = type("Mixed", (RegularizedLossMixin, kind), {}) if mixed else kind
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        assert_once(kl_part(kind, tmp_path, accumulation=2, return_dict=return_dict))
+
+
 @pytest.mark.parametrize(("smoothing", "accumulation"), [(0.1, 1), (0.1, 2), (0.0, 2)])
 def test_mixin_adds_the_regulariser_once(tmp_path, smoothing, accumulation):
     expected = kl_gradient(classifier())

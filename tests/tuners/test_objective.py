@@ -43,6 +43,8 @@ def test_losses_in_dicts_outputs_and_tuples():
     assert add_to_outputs((one, "logits"), half, 1.0, True) == (torch.tensor(1.5), "logits")
     assert add_to_outputs((one, "logits"), half, 1.0, False) == (one, "logits")  # no labels: no loss
     assert add_to_outputs((torch.ones(2, 3), one), half, 1.0, True)[0].shape == (2, 3)
+    one_logit = torch.ones(1, 1)
+    assert add_to_outputs((one_logit, one), half, 1.0, True)[0] is one_logit
     assert add_to_outputs({"loss": None}, half, 1.0, True) == {"loss": None}
     assert add_to_outputs(one, half, 1.0, True) is one
 
