@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +12,11 @@ import torch.distributed as dist
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from peft_calib.files import replace_folder
+from peft_calib.identity import Identity, active_adapter, folder_digest, is_own, read_config
+from peft_calib.tuners.config import CalibLoraConfig
+from peft_calib.tuners.sealing import record_of
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -33,17 +36,18 @@ def adapter_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
 def write_adapter(model: PeftModel, folder: Path) -> None:
     """Write the active adapter to a folder of its own, whole or not at all; every process has to call it."""
     tensors = adapter_tensors(model)
-    if _is_main():
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-        config = model.peft_config[_adapter(model)]
+
+    def write(place: Path) -> None:
+        save_file(tensors, place / WEIGHTS, metadata={"format": "pt"})
+        config = model.peft_config[active_adapter(model)]
         trains, config.inference_mode = config.inference_mode, True
-        config.save_pretrained(str(partial))
+        if isinstance(config, CalibLoraConfig):  # a sharded model has no record before its tensors are whole
+            config.identity = record_of(Identity.of(config, tensors))
+        config.save_pretrained(str(place))
         config.inference_mode = trains
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+
+    if _is_main():
+        replace_folder(folder, write)
     barrier()
 
 
@@ -60,7 +64,7 @@ def restore_adapter(model: PeftModel, folder: Path) -> None:
             f"{sorted(set(saved) ^ set(live))[:4]}."
         )
     if not any(isinstance(tensor, DTensor) for tensor in live.values()):
-        set_peft_model_state_dict(model, saved, adapter_name=_adapter(model))
+        set_peft_model_state_dict(model, saved, adapter_name=active_adapter(model))
         return
     with torch.no_grad():
         for name, tensor in live.items():
@@ -71,7 +75,7 @@ def restore_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hex SHA-256 of named tensors."""
+    """Hex SHA-256 of named tensors: what earlier versions knew an adapter by. See `peft_calib.identity`."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -81,9 +85,25 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def digest_of_folder(folder: str | Path) -> str | None:
-    """`digest_of` a saved adapter; None where there is no adapter file."""
-    path = Path(folder) / WEIGHTS
-    return digest_of(load_file(path)) if path.is_file() else None
+    """The digest of a saved adapter, tensors and configuration; None where there is no adapter file."""
+    return folder_digest(folder) if (Path(folder) / WEIGHTS).is_file() else None
+
+
+def belongs_to_folder(digest: str | None, folder: str | Path) -> bool:
+    """Whether a digest that was stored with something is that of the adapter in a folder.
+
+    Digests of earlier versions, of the tensors alone, still do.
+
+    Args:
+        digest: As it was stored.
+        folder: Of the saved adapter.
+    """
+    if digest is None or digest.startswith("sha256:"):
+        return digest == folder_digest(folder)
+    tensors, config = load_file(Path(folder) / WEIGHTS), read_config(folder)
+    # embeddings that PEFT wrote along were in neither
+    own = {name: tensor for name, tensor in tensors.items() if is_own(name, config)}
+    return digest in (digest_of(tensors), digest_of(own))
 
 
 def barrier() -> None:
@@ -97,11 +117,7 @@ def _is_main() -> bool:
 
 
 def _adapter(model: PeftModel) -> str:
-    active = getattr(model, "active_adapters", None)
-    names = active() if callable(active) else active
-    if not names or not hasattr(model, "peft_config"):
-        raise TypeError(f"{type(model).__name__} carries no active PEFT adapter.")
-    return names[0]
+    return activeactive_adapter(model)
 
 
 def check_readable(model: torch.nn.Module) -> None:
@@ -119,7 +135,7 @@ def check_readable(model: torch.nn.Module) -> None:
 
 def _live(model: PeftModel) -> dict[str, torch.Tensor]:
     check_readable(model)
-    return get_peft_model_state_dict(model, adapter_name=_adapter(model), save_embedding_layers=False)
+    return get_peft_model_state_dict(model, adapter_name=active_adapter(model), save_embedding_layers=False)
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,14 +12,15 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, default_data_collator
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from peft_calib.calibration import recalibrate
-from peft_calib.calibration.recalibrate import Recalibrator, TemperatureScaling
+from peft_calib.calibration.recalibrate import Recalibrator, TemperatureScaling, load_state
 from peft_calib.companions import attach_file, detach_file
 from peft_calib.files import write_atomically
+from peft_calib.identity import adapter_digest
+from peft_calib.json_files import read_json
 from peft_calib.prediction.draws import check_num_samples
 from peft_calib.splits import RowSet, record_split
 
-from .adapter_state import adapter_tensors, check_readable, digest_of, digest_of_folder
+from .adapter_state import belongs_to_folder, check_readable, digest_of_folder
 from .forwards import logits_of_rows
 
 #: Name of the file beside an adapter.
@@ -107,7 +108,7 @@ class RecalibrationCallback(TrainerCallback):
             answer_token_ids=self.answer_token_ids,
         )
         self.method.fit(logits, labels)
-        weights = digest_of(adapter_tensors(model))
+        weights = adapter_digest(model)
         how = {"how": "mean" if self.num_samples is None else "sample", "num_samples": self.num_samples}
         text = json.dumps({**self.method.state(), "adapter": weights, **how, "seed": self.seed}, indent=1) + "\n"
         attach_file(model, RECALIBRATION_FILE, text)
@@ -135,17 +136,15 @@ def load_recalibration(folder: str | Path) -> Recalibrator:
             f"{folder} has no {RECALIBRATION_FILE}. Train with a RecalibrationCallback, or fit a TemperatureScaling "
             "on a calibration split."
         )
-    state = json.loads(path.read_text(encoding="utf-8"))
-    here = digest_of_folder(folder)
-    if here is not None and here != state.pop("adapter", None):
+    state = read_json(path, "Fit it again on a calibration split")
+    weights = state.text("adapter", default=None)
+    if digest_of_folder(folder) is not None and not belongs_to_folder(weights, folder):
         raise ValueError(
-            f"{path} was fitted for other weights than the adapter beside it, which has been trained on or replaced "
-            "since. Fit it again; with a BestCalibrationCallback, list the RecalibrationCallback after it."
+            f"{path} was fitted for other weights, or another configuration, than the adapter beside it, which has "
+            "been trained on, edited or replaced since. Fit it again; with a BestCalibrationCallback, list the "
+            "RecalibrationCallback after it."
         )
-    method = getattr(recalibrate, str(state.get("method")), None)
-    if not (isinstance(method, type) and issubclass(method, Recalibrator)):
-        raise ValueError(f"{path} holds no recalibration: its method is {state.get('method')!r}.")
-    return method.from_state(state)
+    return load_state(state)
 
 
 def _with_columns_of(rows: Any, others: Any) -> Any:

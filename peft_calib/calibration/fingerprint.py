@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from peft_calib.json_files import Fields
 
 # Up to this many rows are remembered one by one; of more, those with the smallest hashes (a bottom-k sketch).
 SKETCH_SIZE = 4096
@@ -54,8 +57,23 @@ class SplitFingerprint:
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> SplitFingerprint:
-        hashes: Sequence[str] = state["hashes"]
-        return cls(str(state["digest"]), int(state["num_rows"]), tuple(int(h, 16) for h in hashes))
+        """The inverse of `to_dict`."""
+        return cls.from_fields(Fields(state, "A saved fingerprint of a split"))
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> SplitFingerprint:
+        """The same for the fields of a file.
+
+        Raises:
+            ValueError: if they describe no set of rows; the message names field and value.
+        """
+        digest, num_rows = fields.text("digest"), fields.integer("num_rows", least=1)
+        hashes: Sequence[str] = fields.listing("hashes", str)
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise fields.wrong("digest", "64 hexadecimal digits")
+        if len(hashes) != min(num_rows, SKETCH_SIZE) or not all(re.fullmatch(r"[0-9a-f]{16}", h) for h in hashes):
+            raise fields.wrong("hashes", f"{min(num_rows, SKETCH_SIZE)} row hashes of 16 hexadecimal digits")
+        return cls(digest, num_rows, tuple(int(h, 16) for h in hashes))
 
 
 def row_hashes(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:

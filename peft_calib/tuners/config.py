@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+import tempfile
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 from peft import PeftConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from safetensors import SafetensorError, safe_open
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+
+from ..files import write_atomically
+from ..identity import ADAPTER_MENDS, open_weights
+from ..json_files import check_fields, read_json
+from .sealing import check_fields_recorded, check_folder, embeddings_beside, stamp
+
+#: Fields of the three methods that steer where an adapter goes; the slot table says where that is.
+_PLACEMENT = frozenset("target_modules layers_to_transform layers_pattern fan_in_fan_out".split())
 
 
 @dataclass
@@ -32,6 +42,10 @@ class CalibLoraConfig(PeftConfig):
         fan_in_fan_out: Whether the base weight is stored (in, out), as in `Conv1D`; corrected with a warning.
         init_weights: `False` draws moderate non-zero factors instead of starting at the base model's function.
         slot_table: Written when the adapter is saved, compared when it is loaded. Not for users.
+        identity: Likewise: what the adapter is, field by field and tensor by tensor. Not for users.
+
+    Attributes:
+        training_fields: Fields that change nothing in what a trained adapter computes.
     """
 
     r: int = field(default=8, metadata={"help": "Rank of the low-rank update."})
@@ -49,18 +63,32 @@ class CalibLoraConfig(PeftConfig):
     fan_in_fan_out: bool = field(default=False, metadata={"help": "Base weight is stored (in, out)."})
     init_weights: bool = field(default=True, metadata={"help": "Start at the base model's function."})
     slot_table: list | None = field(default=None, metadata={"help": "Written with the adapter; not for users."})
+    identity: dict | None = field(
+        default=None, repr=False, metadata={"help": "Written with the adapter; not for users."}
+    )
+
+    training_fields: ClassVar[frozenset[str]] = _PLACEMENT
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, rank in {"r": self.r, **(self.rank_pattern or {})}.items():
+            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+                raise ValueError(f"The rank of {name!r} must be a positive integer, got {rank!r}.")
+        for owner in reversed(type(self).__mro__):
+            if issubclass(owner, CalibLoraConfig):
+                check_fields(self, owner, type(self).__name__)
         # only the table of a saved adapter must fit; one written when a model is saved must not bind the object
         self._slots_to_match = self.slot_table
+        #: Whether the tensors that are loaded next have still to be held against `identity`.
+        self.unverified = self.identity is not None
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)
-        for name, rank in {"r": self.r, **self.rank_pattern}.items():
-            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-                raise ValueError(f"The rank of {name!r} must be a positive integer, got {rank!r}.")
+        for name, alpha in {"lora_alpha": self.lora_alpha, **self.alpha_pattern}.items():
+            where = name if name == "lora_alpha" else f"alpha_pattern[{name!r}]"
+            if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
+                raise ValueError(f"{where} must be a finite number above 0, got {alpha!r}.")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout is a probability in [0, 1), got {self.lora_dropout!r}.")
         if self.layers_pattern and self.layers_to_transform is None:
@@ -78,21 +106,84 @@ class CalibLoraConfig(PeftConfig):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
 
+    def check_sizes_below(self, most: dict[str, int]) -> None:
+        """Raise `ValueError` for the first field whose value is beyond all use, before anything is built of it."""
+        for name, bound in most.items():
+            if getattr(self, name) is not None and getattr(self, name) > bound:
+                raise ValueError(f"{name} must be at most {bound}, got {getattr(self, name)!r}.")
+
+    def sizes_in(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:
+        """The values that size fields may have, given the tensors of a law; a method names its own.
+
+        Args:
+            shapes: Of the law's tensors, by name.
+        """
+        return {}
+
+    def check_identity(self) -> None:
+        """Refuse fields that are not those the adapter was saved with; a method calls it when it has been made."""
+        check_fields_recorded(self)
+
     def scaling(self, r: int, lora_alpha: float) -> float:
         """The factor s of `s * B A` for a slot of rank `r`."""
         return lora_alpha / math.sqrt(r) if self.use_rslora else lora_alpha / r
 
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write the configuration, whole or not at all, and mark the weights beside it as its own."""
+        place = Path(save_directory)
+        if place.is_file():
+            raise NotADirectoryError(f"{place} is a file; name a folder.")
+        place.mkdir(parents=True, exist_ok=True)
+        beside = embeddings_beside(self, place)
+        before = self.identity
+        if beside is not None:
+            self.identity = {**(before or {}), "embeddings": beside}
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                super().save_pretrained(scratch, **kwargs)
+                text = (Path(scratch) / CONFIG_NAME).read_text(encoding="utf-8")
+        finally:
+            self.identity = before
+        write_atomically(place / CONFIG_NAME, text)
+        if beside is not None:
+            stamp(self, place)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, subfolder: str | None = None, **kwargs):
-        """Load the configuration, after checking that a local folder holds readable safetensors weights.
+        """Load the configuration, after holding it against the weights in a local folder.
 
-        PEFT reads the configuration first, so a damaged folder is refused before the base model is touched.
+        PEFT reads the configuration first, so a folder that is damaged, or is not what was saved, is refused before
+        the base model is touched.
 
         Raises:
-            ValueError: If the folder holds pickled weights only, or its safetensors file is truncated or damaged.
+            ValueError: If the folder holds pickled weights only, its safetensors file is truncated or damaged, or the
+                configuration or a tensor is not the one that was saved.
         """
-        check_adapter_file(Path(pretrained_model_name_or_path) / (subfolder or ""))
-        return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        folder = Path(pretrained_model_name_or_path) / (subfolder or "")
+        check_adapter_file(folder)
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        if isinstance(config, CalibLoraConfig) and (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+            check_folder(config, folder)
+            config.unverified = False
+        return config
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        """The fields of a file, named where it is damaged.
+
+        Raises:
+            ValueError: If it is no JSON mapping.
+        """
+        content = dict(read_json(path_json_file, ADAPTER_MENDS).content)
+        content.pop("runtime_config", None)
+        if content.get("slot_table") is not None and "lora_alpha" not in content:
+            warnings.warn(
+                f"{path_json_file} lacks lora_alpha, which scales the adapter; the default is taken, which may not be "
+                "what it was trained with. Restore the file as save_pretrained wrote it.",
+                UserWarning,
+                stacklevel=3,
+            )
+        return content
 
 
 def check_adapter_file(folder: str | Path) -> None:
@@ -105,18 +196,12 @@ def check_adapter_file(folder: str | Path) -> None:
         ValueError: If there are only pickled weights, or the safetensors file is truncated or damaged.
     """
     folder = Path(folder)
-    weights = folder / SAFETENSORS_WEIGHTS_NAME
-    if not weights.exists():
+    if not (folder / SAFETENSORS_WEIGHTS_NAME).exists():
         if (folder / WEIGHTS_NAME).exists():
             raise ValueError(
                 f"{folder} holds pickled weights ({WEIGHTS_NAME}) only. peft_calib loads safetensors, never pickle: "
                 "save the adapter again with save_pretrained(..., safe_serialization=True)."
             )
         return
-    try:
-        with safe_open(weights, framework="pt") as file:
-            file.keys()
-    except SafetensorError as error:
-        raise ValueError(
-            f"{weights} is truncated or damaged and cannot be read ({error}). Copy or download the adapter again."
-        ) from error
+    with open_weights(folder) as file:
+        file.keys()

@@ -7,6 +7,7 @@ slots at once, so the number of operations they add to a forward does not grow w
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -90,20 +91,23 @@ class SlotTable:
         return self.slots[index]
 
     def to_json(self) -> list[list]:
-        """Rows `[name, in_features, out_features, r]`, as stored in `adapter_config.json`."""
-        return [[slot.name, *slot.group] for slot in self.slots]
+        """Rows `[name, in_features, out_features, r, scaling]`, as stored in `adapter_config.json`."""
+        return [[slot.name, *slot.group, slot.scaling] for slot in self.slots]
 
     def check(self, saved: list[list]) -> None:
         """Compare with the table an adapter was saved with.
 
         Args:
-            saved: Rows as written by `to_json`.
+            saved: Rows as written by `to_json`, or by earlier versions, which left the scaling out.
 
         Raises:
-            ValueError: If a slot is missing, extra, moved or of another shape; the first difference is named.
+            ValueError: If the rows are no slots, or a slot is missing, extra, moved, of another shape or scaled
+                otherwise; the first difference is named.
         """
+        saved = _checked_rows(saved)
         rows = self.to_json()
-        saved = [list(row) for row in saved]
+        if all(len(row) == 4 for row in saved):
+            rows = [row[:4] for row in rows]
         if rows == saved:
             return
         position = next(
@@ -114,9 +118,24 @@ class SlotTable:
         raise ValueError(
             f"The adapter does not fit this base model: its slot table has {len(saved)} slots, the model offers "
             f"{len(rows)}, and slot {position} is {there} in the adapter but {here} in the model (name, in_features, "
-            "out_features, r). Load the adapter into the architecture it was trained on, with its own target_modules, "
-            "r and rank_pattern; for another model start from a new config."
+            "out_features, r, scaling). Load the adapter into the architecture it was trained on, with its own "
+            "target_modules, r, rank_pattern, lora_alpha, alpha_pattern and use_rslora; for another model start from "
+            "a new config."
         )
+
+
+def _checked_rows(table: list) -> list[list]:
+    """The rows of a saved slot table, each held to be one."""
+    for position, row in enumerate(table):
+        whole = isinstance(row, (list, tuple)) and len(row) in (4, 5) and isinstance(row[0], str)
+        whole = whole and all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in row[1:4])
+        whole = whole and all(isinstance(s, (int, float)) and 0 < s < math.inf for s in row[4:])
+        if not whole:
+            raise ValueError(
+                f"adapter_config.json: row {position} of slot_table is {row!r:.80}, but must be a name, two sizes, a "
+                "rank and a scaling above 0. Restore the file as save_pretrained wrote it."
+            )
+    return [list(row) for row in table]
 
 
 @dataclass(frozen=True)

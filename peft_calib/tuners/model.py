@@ -16,12 +16,16 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, resol
 from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
+from ..identity import Identity
 from .config import CalibLoraConfig
 from .factors import Law, Slot, SlotTable
 from .holder import FactorHolder, attach_hooks, detach_hooks, holders_of
 from .layer import SUPPORTED_BASE_LAYERS, FactorLinear
+from .sealing import check_tensors_recorded, record_of
+from .state import check_complete, embedding_names, modules_trained_whole, saved_name, withdraw
 
 
 class FactorModel(BaseTuner):
@@ -260,7 +264,29 @@ class FactorModel(BaseTuner):
         # the config object may have served another model since: what is saved is this model's table
         config.slot_table = cls._find_holder(model).laws[adapter_name].slots.to_json()
         marker = cls._law_marker(adapter_name)
-        return {**selected, **{key: value for key, value in state_dict.items() if marker in key}}
+        law = {key: value for key, value in state_dict.items() if marker in key and cls._is_saved(config, key)}
+        saved = {**selected, **law}
+        config.identity = cls._record(model, config, adapter_name, state_dict, saved)
+        return saved
+
+    @classmethod
+    def _is_saved(cls, config: PeftConfig, key: str) -> bool:
+        """Whether a tensor of the law goes into the adapter's file."""
+        return True
+
+    @classmethod
+    def _record(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict, saved: dict
+    ) -> dict[str, Any] | None:
+        """What the adapter is, from all tensors that PEFT is about to write; none of a sharded one, or of no weights.
+
+        Hashing a sharded tensor takes every process, and a state dict may be asked for by one.
+        """
+        tensors = {**saved, **modules_trained_whole(model, adapter_name, state_dict)}
+        if any(isinstance(value, DTensor) or value.is_meta for value in tensors.values()):
+            return None
+        named = {cls._remove_adapter_name_from_key(key, adapter_name): value for key, value in tensors.items()}
+        return record_of(Identity.of(config, named))
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -278,28 +304,20 @@ class FactorModel(BaseTuner):
         root = next((name for name, _ in model.named_modules() if name.endswith(cls.holder_name)), cls.holder_name)
         root = root.removesuffix(cls.holder_name)
         remapped = {root + own + k.partition(saved)[2] if saved in k else k: v for k, v in state_dict.items()}
-        _check_complete(model.state_dict(), remapped, own)
+        try:
+            whole = model.state_dict()
+            own_keys = {key for key in whole if own in key}
+            own_keys |= modules_trained_whole(model, adapter_name, whole, keep_names=True).keys()
+            own_keys |= super()._get_adapter_state_dict(model, config, adapter_name, whole, []).keys()
+            check_complete(whole, remapped, own, own_keys | embedding_names(model, config))
+            if config.unverified and config.inference_mode:
+                names = {key: cls._remove_adapter_name_from_key(saved_name(key), adapter_name) for key in remapped}
+                check_tensors_recorded(config, {names[key]: value for key, value in remapped.items()})
+            config.unverified = False
+        except ValueError:
+            withdraw(model, adapter_name)
+            raise
         return remapped
-
-
-def _check_complete(expected: dict[str, torch.Tensor], given: dict[str, torch.Tensor], marker: str) -> None:
-    """Compare an adapter's tensors with what the model needs; names every missing, extra or mis-shaped one."""
-    prefix = "base_model.model."
-    expected = {key.removeprefix(prefix): value for key, value in expected.items()}
-    given = {key.removeprefix(prefix): value for key, value in given.items()}
-    problems = [f"missing tensor {key}" for key in expected if marker in key and key not in given]
-    problems += [f"unexpected tensor {key}" for key in given if key not in expected]
-    problems += [
-        f"tensor {key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}"
-        for key, value in given.items()
-        if key in expected and value.shape != expected[key].shape
-    ]
-    if problems:
-        raise ValueError(
-            "The adapter's weights do not fit its configuration and this base model: "
-            + "; ".join(problems)
-            + ". Use the folder as save_pretrained wrote it, with the base model (and head size) it was trained on."
-        )
 
 
 def _is_inside_holder(model: nn.Module, key: str) -> bool:

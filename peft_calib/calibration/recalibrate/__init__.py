@@ -15,6 +15,7 @@ from peft_calib.calibration.recalibrate.temperature import (
     TemperatureScaling,
     check_enough_rows,
 )
+from peft_calib.json_files import Fields
 
 __all__ = [
     "BetaCalibration",
@@ -29,4 +30,30 @@ __all__ = [
     "TemperatureScaling",
     "VectorScaling",
     "check_enough_rows",
+    "load_state",
 ]
+
+_METHODS = (
+    BetaCalibration,
+    HistogramCalibration,
+    IsotonicCalibration,
+    MatrixScaling,
+    TemperatureScaling,
+    VectorScaling,
+)
+
+
+def load_state(fields: Fields) -> Recalibrator:
+    """The fitted method that a file holds, whichever it is.
+
+    Args:
+        fields: Of the file.
+
+    Returns:
+        The method.
+
+    Raises:
+        ValueError: If it holds none of this package, or values that cannot be.
+    """
+    methods = {method.__name__: method for method in _METHODS}
+    return methods[fields.text("method", among=list(methods))].from_state(fields)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -15,10 +16,13 @@ from peft_calib.calibration.answers import unwrapped, without_masks
 from peft_calib.calibration.fingerprint import SplitFingerprint, row_hashes
 from peft_calib.calibration.inputs import LogitRows, as_logit_rows, as_logits, softmax
 from peft_calib.calibration.report import CalibrationReport, calibration_report
+from peft_calib.files import write_atomically
+from peft_calib.json_files import Fields, describe, read_json
 
 # Share of evaluated rows that may also have been fitted on: chance duplicates, not a re-used split.
 MAX_OVERLAP = 0.05
 FORMAT_VERSION = 1
+MEND = "Fit it again on a calibration split"
 
 Self = TypeVar("Self", bound="Recalibrator")
 
@@ -150,44 +154,58 @@ class Recalibrator(ABC):
         }
 
     def save(self, path: str | Path) -> None:
-        """Writes the fitted method to a JSON file."""
-        Path(path).write_text(json.dumps(self.state()) + "\n", encoding="utf-8")
+        """Writes the fitted method to a JSON file, whole or not at all."""
+        write_atomically(path, json.dumps(self.state()) + "\n")
 
     @classmethod
     def load(cls: type[Self], path: str | Path) -> Self:
         """Reads a method saved by `save`.
 
         Raises:
-            ValueError: if the file holds another method, or is not such a file.
+            ValueError: if the file holds another method, is not such a file, or holds values that cannot be; the
+                message names file, field and value.
         """
-        return cls.from_state(json.loads(Path(path).read_text(encoding="utf-8")))
+        return cls.from_state(read_json(path, MEND))
 
     @classmethod
-    def from_state(cls: type[Self], state: dict[str, Any]) -> Self:
-        """The inverse of `state`."""
-        if state.get("method") != cls.__name__:
+    def from_state(cls: type[Self], state: Mapping[str, Any] | Fields) -> Self:
+        """The inverse of `state`.
+
+        Args:
+            state: what `state` gave, or the fields of a file.
+
+        Raises:
+            ValueError: if it is of another method, or a value cannot be; the message names field and value.
+        """
+        fields = state if isinstance(state, Fields) else Fields(state, f"A saved {cls.__name__}", MEND)
+        if fields.text("method") != cls.__name__:
             raise ValueError(
-                f"This is a saved {state.get('method')!r}; load it with that class, not with {cls.__name__}."
+                f"{fields.source} holds a saved {fields.text('method')!r}; load it with that class, not with "
+                f"{cls.__name__}."
             )
-        if state.get("format_version") != FORMAT_VERSION:
+        if fields.get("format_version") != FORMAT_VERSION:
             raise ValueError(
-                f"Saved with format version {state.get('format_version')!r}; this release reads {FORMAT_VERSION}."
+                f"{fields.source} was saved with format version {describe(fields.get('format_version'))}; this release "
+                f"reads {FORMAT_VERSION}."
             )
-        missing = set(cls.parameter_names) ^ set(state["parameters"])
+        parameters = fields.mapping("parameters")
+        missing = set(cls.parameter_names) ^ set(parameters)
         if missing:
             raise ValueError(
-                f"The parameters of a saved {cls.__name__} should be {cls.parameter_names}; wrong: {missing}."
+                f"{fields.source}: the parameters of a saved {cls.__name__} should be {cls.parameter_names}; wrong: "
+                f"{missing}. {MEND}."
             )
         method = cls()
-        method.num_classes = state["num_classes"]
-        method.fitted_on = SplitFingerprint.from_dict(state["fitted_on"])
-        for name, value in state["parameters"].items():
-            setattr(method, name, method._from_plain(value))
+        method.num_classes = fields.integer("num_classes", least=1)
+        method.fitted_on = SplitFingerprint.from_fields(fields.mapping("fitted_on"))
+        for name in cls.parameter_names:
+            setattr(method, name, method._read_parameter(parameters, name))
         return method
 
-    @staticmethod
-    def _from_plain(value: Any) -> Any:
-        return np.asarray(value, dtype=np.float64) if isinstance(value, list) else value
+    def _read_parameter(self, parameters: Fields, name: str) -> Any:
+        """A parameter out of a file; a method says which values can be, given `num_classes`."""
+        value = parameters.get(name)
+        return parameters.array(name) if isinstance(value, list) else parameters.number(name)
 
     def _checked_logits(self, logits: Any, input: str) -> tuple[np.ndarray, tuple[int, ...]]:
         """`(N, C)` logits, and the shape to give the result back in."""

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from peft_calib.calibration.recalibrate.base import LogitScaling
 from peft_calib.calibration.recalibrate.temperature import fit_temperature
+from peft_calib.json_files import Fields
 
 
 class _AffineScaling(LogitScaling):
@@ -24,6 +27,11 @@ class _AffineScaling(LogitScaling):
                 f"`regularization` must be positive, got {regularization!r}: without it separable data diverge."
             )
         self.regularization = float(regularization)
+
+    def _read_parameter(self, parameters: Fields, name: str) -> Any:
+        if name == "regularization":
+            return parameters.number(name, above=0)
+        return parameters.array(name, (self.num_classes,) if name == "bias" else (self.num_classes, self.num_classes))
 
     def _transform_logits(self, logits: np.ndarray) -> np.ndarray:
         return logits @ self.weight.T + self.bias
@@ -68,6 +76,12 @@ class VectorScaling(_AffineScaling):
     Raises:
         ValueError: if it is not positive.
     """
+
+    def _read_parameter(self, parameters: Fields, name: str) -> Any:
+        value = super()._read_parameter(parameters, name)
+        if name == "weight" and np.count_nonzero(value - np.diag(np.diagonal(value))):
+            raise parameters.wrong(name, "zero outside its diagonal")
+        return value
 
     def _fit(self, logits: np.ndarray, labels: np.ndarray) -> None:
         self._fit_affine(logits, labels, torch.eye(logits.shape[1], dtype=torch.float64))

@@ -11,6 +11,7 @@ import numpy as np
 from peft_calib.calibration.bins import group_by_value
 from peft_calib.calibration.inputs import check_num_bins, softmax
 from peft_calib.calibration.recalibrate.base import Recalibrator
+from peft_calib.json_files import Fields
 
 # The least probability a map may give, so that a class never seen in some range keeps a finite likelihood.
 FLOOR = 1e-6
@@ -48,13 +49,45 @@ class OneVersusRest(Recalibrator):
     def _mapped(self, column: int, values: np.ndarray) -> np.ndarray:
         return self._apply_map([np.asarray(part, dtype=np.float64) for part in self.maps[column]], values)
 
-    @staticmethod
-    def _from_plain(value: Any) -> Any:
-        return value
+    def _read_parameter(self, parameters: Fields, name: str) -> Any:
+        if name == "num_bins":
+            return parameters.integer(name, least=1)
+        maps = parameters.listing(name, list)
+        wanted = 1 if self.num_classes == 2 else self.num_classes
+        if len(maps) != wanted:
+            raise parameters.wrong(name, f"{wanted} map(s), for {self.num_classes} classes")
+        for index, fitted in enumerate(maps):
+            parts = [
+                Fields({f"{name}[{index}][{i}]": part}, parameters.source, parameters.mend).array(
+                    f"{name}[{index}][{i}]", (None,)
+                )
+                for i, part in enumerate(fitted)
+            ]
+            if not self._is_map(parts):
+                raise Fields({f"{name}[{index}]": fitted}, parameters.source, parameters.mend).wrong(
+                    f"{name}[{index}]", self.map_words
+                )
+        return maps
+
+    #: What `_is_map` asks for, in words.
+    map_words: ClassVar[str]
+
+    @abstractmethod
+    def _is_map(self, fitted: list[np.ndarray]) -> bool:
+        """Whether finite numbers read from a file can be a fitted map."""
 
 
 class IsotonicCalibration(OneVersusRest):
     """The non-decreasing step function of least squares (Zadrozny & Elkan, 2002), interpolated between its steps."""
+
+    map_words = "two lists of one length: increasing steps, and heights in [0, 1] that do not decrease"
+
+    def _is_map(self, fitted: list[np.ndarray]) -> bool:
+        if len(fitted) != 2 or len(fitted[0]) != len(fitted[1]) or not len(fitted[0]):
+            return False
+        steps, heights = fitted
+        ordered = bool((np.diff(steps) >= 0).all() and (np.diff(heights) >= 0).all())
+        return ordered and heights[0] >= 0 and heights[-1] <= 1
 
     def _fit_map(self, values: np.ndarray, outcomes: np.ndarray) -> list[list[float]]:
         groups = group_by_value(values, outcomes)
@@ -82,6 +115,13 @@ class HistogramCalibration(OneVersusRest):
     """
 
     parameter_names = ("maps", "num_bins")
+    map_words = "increasing edges, and one more height than edges, each in [0, 1]"
+
+    def _is_map(self, fitted: list[np.ndarray]) -> bool:
+        if len(fitted) != 2 or len(fitted[1]) != len(fitted[0]) + 1:
+            return False
+        edges, heights = fitted
+        return bool((np.diff(edges) > 0).all() and (heights >= 0).all() and (heights <= 1).all())
 
     def __init__(self, num_bins: int = 15) -> None:
         super().__init__()
@@ -108,6 +148,11 @@ class BetaCalibration(OneVersusRest):
 
     Contains the identity (a = b = 1, c = 0) and, with a = b, Platt scaling of the log-odds.
     """
+
+    map_words = "one list of a, b and c, with a and b not below 0"
+
+    def _is_map(self, fitted: list[np.ndarray]) -> bool:
+        return len(fitted) == 1 and len(fitted[0]) == 3 and bool((fitted[0][:2] >= 0).all())
 
     def _fit_map(self, values: np.ndarray, outcomes: np.ndarray) -> list[list[float]]:
         features = _log_features(values)

@@ -19,8 +19,12 @@ from peft_calib.calibration.recalibrate.temperature_fit import (
     check_enough_rows,
     temperature_fit,
 )
+from peft_calib.json_files import Fields
 
 __all__ = ["BOUNDS", "FEWEST_ROWS", "TemperatureFit", "TemperatureScaling", "check_enough_rows", "fit_temperature"]
+
+#: What a stored temperature may be at all; far beyond what is ever fitted.
+POSSIBLE = (1e-6, 1e6)
 
 
 class TemperatureScaling(LogitScaling):
@@ -55,6 +59,11 @@ class TemperatureScaling(LogitScaling):
     def _fit(self, logits: np.ndarray, labels: np.ndarray) -> None:
         self._fit_rows(LogitRows(logits, labels, np.arange(len(labels))))
 
+    def _read_parameter(self, parameters: Fields, name: str) -> Any:
+        if name == "temperature":
+            return parameters.number(name, least=POSSIBLE[0], most=POSSIBLE[1])
+        return super()._read_parameter(parameters, name)
+
     def _transform_logits(self, logits: np.ndarray) -> np.ndarray:
         return logits / self.temperature
 
@@ -64,14 +73,14 @@ class TemperatureScaling(LogitScaling):
         return {**super().state(), "fit": fit}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> TemperatureScaling:
+    def from_state(cls, state: Mapping[str, Any] | Fields) -> TemperatureScaling:
         """The inverse of `state`; a state without `fit`, of an earlier version, has a temperature and no interval.
 
         Raises:
             ValueError: If it is not such a state, or the fit in it is not the temperature's.
         """
-        method = super().from_state(dict(state))
-        recorded = state.get("fit")
+        method = super().from_state(state)
+        recorded = state.get("fit", None)
         if recorded is not None:
             method.fit_result = TemperatureFit.from_dict(recorded, method.temperature)
         return method

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ...registry import ensure_peft_type
 from ..config import CalibLoraConfig
@@ -18,6 +18,11 @@ _CHOICES = {
     "prior_std_scaling": ("sqrt_fan_in", "none"),
     "prior_mean": ("learned", "initial", "zero"),
 }
+_MOST = {"inducing_rows": 2**16, "inducing_cols": 2**16, "flow_depth": 1024, "flow_hidden": 2**17}
+#: Used while training only, or kept with the weights.
+_TRAINING = frozenset(
+    "init init_from kl_weight kl_warmup kl_conditional_weight num_train_examples sample_seed".split()
+)
 _POSITIVE = ("init_sd", "max_sd", "init_lambda", "max_lambda", "init_d", "variance_lr_multiplier")
 
 
@@ -115,6 +120,16 @@ class BayesianLoraConfig(CalibLoraConfig):
         self.peft_type = ensure_peft_type("BAYESIANLORA")
         self._check_values()
         self._check_combinations()
+        self.check_identity()
+
+    training_fields: ClassVar[frozenset[str]] = CalibLoraConfig.training_fields | _TRAINING
+
+    def sizes_in(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:
+        """Those of the cores; depth and width of the flow."""
+        sizes = {size for shape in shapes.values() for size in shape}
+        flow = {name.partition(".flow.")[2].split(".")[1] for name in shapes if ".flow.layers." in name}
+        found = dict.fromkeys(("inducing_rows", "inducing_cols"), sizes)
+        return found if self.flow == "none" else {**found, "flow_depth": {len(flow)}, "flow_hidden": sizes}
 
     def _check_values(self) -> None:
         self.check_choices(_CHOICES)
@@ -126,6 +141,7 @@ class BayesianLoraConfig(CalibLoraConfig):
             optional = value is None and not name.startswith("flow")
             if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        self.check_sizes_below(_MOST)
         if self.prior_std != "auto" and (not _is_number(self.prior_std) or self.prior_std <= 0):
             raise ValueError(f"prior_std must be 'auto' or a positive number, got {self.prior_std!r}.")
         for name in ("jitter", "kl_weight", "kl_conditional_weight"):

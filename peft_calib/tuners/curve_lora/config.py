@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ...registry import ensure_peft_type
 from ..config import CalibLoraConfig
@@ -18,6 +18,12 @@ _CHOICES = {
     "flat_noise": ("dense", "local"),
     "gauge_align": ("none", "procrustes"),
 }
+_MOST = {"num_anchors": 2**12, "num_handles": 2**12, "eval_points": 2**20, "flat_rho_cycles": 2**30}
+#: Used while training only, or kept with the weights.
+_TRAINING = frozenset(
+    "anchor_adapters handle_init t_sampling jsd_weight jsd_margin jsd_label_tokens flat_rho flat_rho_schedule "
+    "flat_rho_cycles flat_noise gauge_align save_anchors sample_seed".split()
+)
 
 
 @dataclass
@@ -110,7 +116,9 @@ class CurveLoraConfig(CalibLoraConfig):
             )
         if self.jsd_label_tokens is not None and len(set(self.jsd_label_tokens)) < 2:
             raise ValueError(f"jsd_label_tokens needs two different token ids, got {self.jsd_label_tokens!r}.")
+        self.check_sizes_below(_MOST)
         self._check_mode()
+        self.check_identity()
 
     def _check_mode(self) -> None:
         adapters = self.anchor_adapters
@@ -131,6 +139,17 @@ class CurveLoraConfig(CalibLoraConfig):
                 f"LoRA adapters; got {given!r}."
             )
         self.anchor_adapters = [str(folder) for folder in adapters]
+
+    training_fields: ClassVar[frozenset[str]] = CalibLoraConfig.training_fields | _TRAINING
+
+    def sizes_in(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:
+        """The number of anchors that makes as many control points as there are."""
+        moving = next((shape[0] for name, shape in shapes.items() if name.startswith("control_A.")), 0)
+        fixed = next((shape[0] for name, shape in shapes.items() if name.startswith("anchor_A_")), 0)
+        if self.curve_mode == "anchored" and not fixed:
+            fixed = self.num_anchors  # in folders of their own
+        segments, rest = divmod(moving + fixed - 1, self.shape.degree)
+        return {"num_anchors": {segments + 1} if not rest else set()}
 
     @property
     def shape(self) -> CurveShape:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from torch import nn
 
 from ..factors import SlotTable
@@ -97,11 +98,8 @@ class CurveLoraModel(FactorModel):
         holder.add(adapter_name, law, device, trainable or adapter_name in self.active_adapters)
 
     @classmethod
-    def _get_adapter_state_dict(
-        cls, model: nn.Module, config: CurveLoraConfig, adapter_name: str, *args: Any, **kwargs: Any
-    ) -> dict[str, torch.Tensor]:
-        state = super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
-        return {key: value for key, value in state.items() if not (_left_out(config) and _is_anchor(key))}
+    def _is_saved(cls, config: PeftConfig, key: str) -> bool:
+        return not (_left_out(config) and _is_anchor(key))
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

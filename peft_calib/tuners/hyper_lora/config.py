@@ -20,6 +20,13 @@ _CHOICES = {
     "regenerate": ("forward", "step"),
     "gen_dtype": ("float32", "float64"),
 }
+_MOST = {"hyper_depth": 1024, "hyper_nhead": 4096, "head_rank": 2**20, "chunk_size": 2**24}
+_MOST |= {"hyper_hidden": 2**17, "hyper_ffn": 2**20, "embed_dim": 2**17}
+#: Used while training only, or kept with the weights.
+_TRAINING = frozenset(
+    "hyper_dropout noise_alpha noise_anneal noise_anneal_steps authors_horizon anchor_adapter regenerate cache_eval "
+    "save_frozen_a".split()
+)
 _POSITIVE = ("hyper_hidden", "hyper_depth", "hyper_nhead", "hyper_ffn", "embed_dim", "head_rank", "chunk_size")
 
 
@@ -101,6 +108,22 @@ class HyperLoraConfig(CalibLoraConfig):
         self.peft_type = ensure_peft_type("HYPERLORA")
         self._check_values()
         self._check_combinations()
+        self.check_identity()
+
+    @property
+    def training_fields(self) -> frozenset[str]:  # type: ignore[override]
+        """The seed counts where A is drawn from it when the adapter is loaded or asked."""
+        drawn = self.a_mode == "random" or not self.keeps_frozen_a
+        return CalibLoraConfig.training_fields | _TRAINING | (frozenset() if drawn else {"seed"})
+
+    def sizes_in(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:
+        """Depth counted by names; widths among the sizes that occur."""
+        layers = {name.split(".")[2] for name in shapes if name.startswith("trunk.layers.")}
+        of_head = {"factored": ["head_rank"], "chunk": ["chunk_size"]}.get(self.head, [])
+        widths = ["hyper_hidden", "embed_dim", *of_head]
+        widths += ["hyper_ffn"] if self.hyper_arch == "transformer" else []
+        sizes = {size for shape in shapes.values() for size in shape}
+        return {"hyper_depth": {len(layers)}, **dict.fromkeys(widths, sizes)}
 
     def _check_values(self) -> None:
         self.check_choices(_CHOICES)
@@ -108,6 +131,7 @@ class HyperLoraConfig(CalibLoraConfig):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        self.check_sizes_below(_MOST)
         if not 0 <= self.hyper_dropout < 1:
             raise ValueError(f"hyper_dropout is a probability in [0, 1), got {self.hyper_dropout!r}.")
         if not 0 <= self.noise_alpha <= 1:

@@ -22,7 +22,7 @@ from peft_calib import HyperLoraConfig
         ({"noise_mode_a": "mul"}, "noise_mode_a must be one of"),
         ({"regenerate": "epoch"}, "regenerate must be one of"),
         ({"gen_dtype": "float16"}, "gen_dtype must be one of"),
-        ({"hyper_hidden": [64]}, "hyper_hidden must be a positive integer"),
+        ({"hyper_hidden": [64]}, r"hyper_hidden is \[64\], but must be a whole number"),
         ({"hyper_depth": 0}, "hyper_depth must be a positive integer"),
         ({"hyper_dropout": -0.1}, "hyper_dropout is a probability"),
         ({"noise_alpha": 1.5}, "noise_alpha is a weight"),

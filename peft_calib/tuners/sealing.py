@@ -1,0 +1,205 @@
+"""What is recorded with a saved adapter, and held against it before anything is built of it.
+
+The record (`identity` in adapter_config.json) lists the configuration fields that enter the function and a hash of
+each tensor; the digest of both stands in the metadata of the weights file, too. Folders without a record, saved by
+earlier versions, load as they did.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+
+from ..identity import (
+    ADAPTER_MENDS,
+    METADATA_KEY,
+    ON_PURPOSE,
+    Identity,
+    difference,
+    function_fields,
+    is_own,
+    open_weights,
+    stamp_weights,
+    tensor_hash,
+)
+from ..json_files import Fields
+
+if TYPE_CHECKING:
+    from .config import CalibLoraConfig
+
+_PREFIX = "base_model.model."
+#: How numbers of an adapter may be stored; whole numbers are counters only.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COUNTER = "num_generations"
+
+
+def record_of(identity: Identity, embeddings: dict[str, str] | None = None) -> dict[str, Any]:
+    """What is written into the configuration.
+
+    Args:
+        identity: Of the adapter.
+        embeddings: Hashes of further tensors in its file; `None` where the file is written later.
+    """
+    record = {"digest": identity.digest, "fields": identity.fields, "tensors": identity.tensors}
+    return record if embeddings is None else {**record, "embeddings": embeddings}
+
+
+def recorded(config: CalibLoraConfig) -> Identity | None:
+    """The identity that a configuration was saved with.
+
+    Raises:
+        ValueError: If the record itself was damaged.
+    """
+    if config.identity is None:
+        return None
+    record = Fields({"identity": config.identity}, CONFIG_NAME, ADAPTER_MENDS).mapping("identity")
+    fields, tensors = record.mapping("fields"), record.mapping("tensors")
+    hashes = {name: tensors.text(name) for name in tensors}
+    identity = Identity(dict(fields.content), hashes)
+    if record.text("digest") != identity.digest:
+        raise record.wrong("digest", f"that of the fields and tensors recorded beside it, {identity.digest}")
+    return identity
+
+
+def check_fields_recorded(config: CalibLoraConfig) -> None:
+    """Refuse a configuration whose fields are not those it was saved with.
+
+    Raises:
+        ValueError: If a field that enters the function has changed; it is named.
+    """
+    saved = recorded(config)
+    if saved is not None:
+        _refuse(difference(saved, Identity(function_fields(config), saved.tensors)))
+
+
+def check_tensors_recorded(config: CalibLoraConfig, tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse tensors that are not those a configuration was saved with.
+
+    Args:
+        config: As it was read.
+        tensors: Under the names of their file.
+
+    Raises:
+        ValueError: If a tensor is missing, new or has changed; it is named.
+    """
+    saved = recorded(config)
+    if saved is not None:
+        found = Identity.of(config, tensors)
+        _refuse(difference(saved, Identity(saved.fields, found.tensors)))
+
+
+def check_folder(config: CalibLoraConfig, folder: Path) -> None:
+    """Hold a configuration against the weights beside it, before anything is built.
+
+    Args:
+        config: As it was read from the folder.
+        folder: Of the adapter.
+
+    Raises:
+        ValueError: If sizes, tensors or fields are not those of the adapter that was saved; what differs is named.
+    """
+    with open_weights(folder) as file:
+        names = list(file.keys())
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        _check_sizes(config, shapes)
+        hashes, embeddings = {}, {}
+        for name in sorted(names):
+            tensor = file.get_tensor(name)
+            expected = torch.int64 if name.endswith(_COUNTER) else torch.float32
+            check_values(name, tensor, SAFETENSORS_WEIGHTS_NAME, expected if "_law." in name else tensor.dtype)
+            of = hashes if is_own(name, config) else embeddings
+            of[name.removeprefix(_PREFIX)] = tensor_hash(tensor)
+        metadata = file.metadata() or {}
+    found, saved = Identity(function_fields(config), hashes), recorded(config)
+    if saved is not None:
+        _refuse(difference(saved, found))
+        _check_embeddings(config, embeddings)
+    if metadata.get(METADATA_KEY) not in (None, found.digest):
+        _refuse(
+            f"{CONFIG_NAME} and {SAFETENSORS_WEIGHTS_NAME} do not belong together, or one was changed: the weights "
+            f"file was written with the digest {metadata[METADATA_KEY]}, what lies here has {found.digest}"
+        )
+    if saved is None and embeddings:
+        warnings.warn(
+            f"{folder} holds {sorted(embeddings)} beside the adapter, as PEFT writes it when a vocabulary was "
+            "resized; loading puts it in place of the base model's.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _check_embeddings(config: CalibLoraConfig, found: dict[str, str]) -> None:
+    saved = config.identity.get("embeddings") if config.identity else None
+    if saved is None:  # written by transformers, which saves the configuration before the weights
+        return
+    for name in sorted({*saved, *found}):
+        if name not in saved:
+            _refuse(f"{SAFETENSORS_WEIGHTS_NAME}: unexpected tensor {name}, which belongs to the base model")
+        if found.get(name) != saved[name]:
+            _refuse(f"{SAFETENSORS_WEIGHTS_NAME}: the tensor {name} is missing, or not the one that was saved")
+
+
+def _check_sizes(config: CalibLoraConfig, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuse sizes in a configuration that its tensors do not have."""
+    own = {name.partition("_law.")[2]: shape for name, shape in shapes.items() if "_law." in name}
+    for field, allowed in config.sizes_in(own).items():
+        value = getattr(config, field)
+        if value is not None and value not in allowed:
+            sizes = " or ".join(map(str, sorted(allowed)[:6])) or "nothing of the kind"
+            raise ValueError(
+                f"{CONFIG_NAME}: {field} is {value!r}, but the tensors in {SAFETENSORS_WEIGHTS_NAME} are made for "
+                f"{sizes}. {ADAPTER_MENDS}."
+            )
+
+
+def check_values(name: str, tensor: torch.Tensor, source: str, expected: torch.dtype) -> None:
+    """Refuse a tensor that holds no usable numbers.
+
+    Args:
+        name: Of the tensor.
+        tensor: Its values.
+        source: Where it comes from.
+        expected: What the model keeps there; floating-point numbers of 16 to 64 bits stand for each other.
+
+    Raises:
+        ValueError: For integers, booleans, complex and 8-bit numbers in their place, and for NaN and infinity.
+    """
+    allowed = _FLOATS if expected in _FLOATS else (expected,)
+    if tensor.dtype not in allowed:
+        names = ", ".join(str(dtype) for dtype in allowed)
+        raise ValueError(f"{source}: the tensor {name} holds {tensor.dtype}, but must hold {names}. {ADAPTER_MENDS}.")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"{source}: the tensor {name} holds NaN or infinity. {ADAPTER_MENDS}.")
+
+
+def embeddings_beside(config: CalibLoraConfig, folder: Path) -> dict[str, str] | None:
+    """Hashes of the tensors in a file that are not the adapter's own; `None` if the file is that of another save."""
+    saved = recorded(config)
+    if saved is None or not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+        return None
+    with open_weights(folder) as file:
+        names: Iterable[str] = list(file.keys())
+        own = {name.removeprefix(_PREFIX): name for name in names if is_own(name, config)}
+        if own.keys() != saved.tensors.keys():
+            return None
+        if any(tensor_hash(file.get_tensor(name)) != saved.tensors[key] for key, name in own.items()):
+            return None
+        others = [name for name in names if name not in own.values()]
+        return {name.removeprefix(_PREFIX): tensor_hash(file.get_tensor(name)) for name in sorted(others)}
+
+
+def stamp(config: CalibLoraConfig, folder: Path) -> None:
+    """Write the digest of a configuration's record into the weights beside it."""
+    saved = recorded(config)
+    if saved is not None:
+        stamp_weights(folder / SAFETENSORS_WEIGHTS_NAME, saved.digest)
+
+
+def _refuse(difference: str | None) -> None:
+    if difference is not None:
+        raise ValueError(f"{difference}. {ADAPTER_MENDS}. {ON_PURPOSE}.")
