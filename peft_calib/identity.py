@@ -188,8 +188,7 @@ def is_own(name: str, config: PeftConfig) -> bool:
 def function_fields(config: PeftConfig) -> dict[str, Any]:
     """The fields of a configuration that enter the function and are not at their default, in one spelling."""
     passed_over = BOOKKEEPING | getattr(config, "training_fields", frozenset())
-    defaults = {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
-    kept = {}
+    defaults, kept = field_defaults(config), {}
     for name, value in config.to_dict().items():
         plain = _plain(value)
         empty = plain is None or plain is False or plain in ([], {})
@@ -197,6 +196,11 @@ def function_fields(config: PeftConfig) -> dict[str, Any]:
             continue
         kept[name] = plain
     return kept
+
+
+def field_defaults(config: PeftConfig) -> dict[str, Any]:
+    """What the fields of a configuration are where nothing is said."""
+    return {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
 
 
 def _plain(value: Any) -> Any:
@@ -285,11 +289,18 @@ def _chunks(file: Any) -> Iterator[bytes]:
         yield chunk
 
 
-def difference(recorded: Identity, found: Identity) -> str | None:
-    """The first difference between two identities in words that name the file and the field or tensor."""
+def difference(recorded: Identity, found: Identity, defaults: Mapping[str, Any] | None = None) -> str | None:
+    """The first difference between two identities in words that name the file and the field or tensor.
+
+    Args:
+        recorded: What was saved.
+        found: What is there.
+        defaults: Of the configuration's fields, for those that are not listed.
+    """
+    unlisted = defaults or {}
     for name in sorted({*recorded.fields, *found.fields}):
         if recorded.fields.get(name) != found.fields.get(name):
-            values = [describe(x.fields.get(name, "(its default)")) for x in (found, recorded)]
+            values = [describe(x.fields.get(name, unlisted.get(name))) for x in (found, recorded)]
             return f"{CONFIG_NAME}: {name} is {values[0]}, but the adapter was saved with {values[1]}"
     for name in sorted({*recorded.tensors, *found.tensors}):
         if name not in found.tensors:

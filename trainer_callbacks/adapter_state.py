@@ -116,10 +116,6 @@ def _is_main() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-def _adapter(model: PeftModel) -> str:
-    return activeactive_adapter(model)
-
-
 def check_readable(model: torch.nn.Module) -> None:
     """Refuse, before training, a model whose adapter a callback could not read at its end.
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from peft.utils.other import get_pattern_key
 
 from ..files import write_atomically
 from ..identity import ADAPTER_MENDS, open_weights
@@ -123,6 +124,18 @@ class CalibLoraConfig(PeftConfig):
     def check_identity(self) -> None:
         """Refuse fields that are not those the adapter was saved with; a method calls it when it has been made."""
         check_fields_recorded(self)
+
+    def scaling_of(self, module: str) -> float:
+        """The factor s of a slot, by the name of its module."""
+        return self.scaling(self.rank_of(module), self.alpha_of(module))
+
+    def rank_of(self, module: str) -> int:
+        """The rank of a slot, by the name of its module."""
+        return self.rank_pattern.get(get_pattern_key(self.rank_pattern.keys(), module), self.r)
+
+    def alpha_of(self, module: str) -> float:
+        """`lora_alpha` of a slot, by the name of its module."""
+        return self.alpha_pattern.get(get_pattern_key(self.alpha_pattern.keys(), module), self.lora_alpha)
 
     def scaling(self, r: int, lora_alpha: float) -> float:
         """The factor s of `s * B A` for a slot of rank `r`."""

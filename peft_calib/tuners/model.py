@@ -13,7 +13,7 @@ from accelerate import init_empty_weights
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, resolve_quantization_backend
-from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
+from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -118,9 +118,7 @@ class FactorModel(BaseTuner):
         layer = (
             target if self._is_own(target, holder) else self._wrap(peft_config, target, parent, current_key, holder)
         )
-        r = peft_config.rank_pattern.get(get_pattern_key(peft_config.rank_pattern.keys(), current_key), peft_config.r)
-        alpha_key = get_pattern_key(peft_config.alpha_pattern.keys(), current_key)
-        alpha = peft_config.alpha_pattern.get(alpha_key, peft_config.lora_alpha)
+        r, alpha = peft_config.rank_of(current_key), peft_config.alpha_of(current_key)
         name = current_key.replace("_orig_mod.", "")
         slot = Slot(name, layer.in_features, layer.out_features, r, peft_config.scaling(r, alpha))
         layer.update_layer(adapter_name, slot, len(self._slots), alpha, peft_config.lora_dropout)

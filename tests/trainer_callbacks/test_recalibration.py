@@ -80,7 +80,7 @@ def test_weights_that_changed_since_are_noticed(tiny_classifier, tmp_path, split
         load_recalibration(tmp_path / "final")
     (tmp_path / "final" / RECALIBRATION_FILE).write_text(json.dumps({"method": "Path"}))
     (tmp_path / "final" / "adapter_model.safetensors").unlink()
-    with pytest.raises(ValueError, match="no recalibration"):
+    with pytest.raises(ValueError, match="method is 'Path', but must be one of"):
         load_recalibration(tmp_path / "final")
     # a new training does not carry the old temperature on
     trainer(run.model, tmp_path, [RecalibrationCallback(calibration)], train=train, max_steps=1, save_strategy="steps",

@@ -185,8 +185,8 @@ class Recalibrator(ABC):
             )
         if fields.get("format_version") != FORMAT_VERSION:
             raise ValueError(
-                f"{fields.source} was saved with format version {describe(fields.get('format_version'))}; this release "
-                f"reads {FORMAT_VERSION}."
+                f"{fields.source} was saved with format version {describe(fields.get('format_version'))}; this "
+                f"release reads {FORMAT_VERSION}."
             )
         parameters = fields.mapping("parameters")
         missing = set(cls.parameter_names) ^ set(parameters)
