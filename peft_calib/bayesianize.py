@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from .items import count_batch, count_items
 from .tuners.bayesian_lora import BayesianLaw, BayesianLoraConfig
 
 _FROM_LORA = ("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform")
@@ -38,8 +39,9 @@ def bayesianize(
         num_epochs: Passes over the batches.
         learning_rate: Of AdamW on the stored offsets of the variances.
         adapter_name: Which adapter; the new one has the same name.
-        fields: Fields of `BayesianLoraConfig`. `num_train_examples` may be left out where `batches.dataset` has a
-            length; sizes, scaling and targets are the LoRA's.
+        fields: Fields of `BayesianLoraConfig`. `num_train_examples` may be left out where `batches` is a list, or has
+            a `dataset` with a length: the items are counted (rows, or target tokens). Sizes, scaling and targets are
+            the LoRA's.
 
     Returns:
         The Bayesian model in evaluation mode, all of its adapter trainable.
@@ -52,7 +54,7 @@ def bayesianize(
     if num_epochs < 1 or (isinstance(batches, Sized) and len(batches) == 0):
         raise ValueError("There are no batches (or num_epochs is below 1), so no variance could be fitted.")
     if "num_train_examples" not in fields:
-        fields["num_train_examples"] = _num_examples(batches)
+        fields["num_train_examples"] = _num_examples(batches, model)
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch, selected_adapters=[adapter_name])
         folder = Path(scratch) if adapter_name == "default" else Path(scratch) / adapter_name
@@ -79,14 +81,19 @@ def _lora_config(model: PeftModel, adapter_name: str) -> LoraConfig:
     return config
 
 
-def _num_examples(batches: Iterable[dict[str, Any]]) -> int:
-    try:
-        return len(batches.dataset)  # type: ignore[attr-defined]
-    except (AttributeError, TypeError) as error:
+def _num_examples(batches: Iterable[dict[str, Any]], model: PeftModel) -> int:
+    """Rows, or target tokens of a language model: what the loss of all batches averages over."""
+    if isinstance(batches, Sequence):
+        counts = [count_batch(batch, model) for batch in batches]
+        found = None if None in counts else sum(counts)  # type: ignore[arg-type]
+    else:
+        found = count_items(getattr(batches, "dataset", None), getattr(batches, "collate_fn", None), model)
+    if not found:
         raise ValueError(
             "The number of training items is unknown: pass num_train_examples (rows, or target tokens for language "
-            "modelling), or a DataLoader over a data set with a length."
-        ) from error
+            "modelling), or a list of batches with labels, or a DataLoader over a data set with a length."
+        )
+    return found
 
 
 def _fit_spread(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
 
-import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from peft_calib.items import count_items
 from peft_calib.tuners.laws import laws_of
 
 from .loss import refuse_comparing_trainers
+
+UNCOUNTED = (
+    "RegularizerScheduleCallback cannot count the training items: the data set is a stream, or its batches have no "
+    "labels. Tell the number in the adapter's configuration, num_train_examples: the rows of one epoch, or its target "
+    "tokens for language modelling (for an endless stream, items of a step x max_steps)."
+)
 
 
 class RegularizerScheduleCallback(TrainerCallback):
@@ -34,41 +40,20 @@ class RegularizerScheduleCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Set the schedules to the step a (resumed) run starts from, and count the training items where asked."""
         waiting = [law for law in laws_of(kwargs["model"]) if law.needs_num_train_examples]
-        num_items = count_items(getattr(kwargs.get("train_dataloader"), "dataset", None)) if waiting else None
-        for law in waiting if num_items else ():
-            law.set_num_train_examples(num_items)
+        loader = kwargs.get("train_dataloader")
+        if waiting and loader is not None:
+            num_items = count_items(
+                getattr(loader, "dataset", None), getattr(loader, "collate_fn", None), kwargs["model"]
+            )
+            if num_items is None:
+                warnings.warn(UNCOUNTED, UserWarning, stacklevel=2)
+            for law in waiting if num_items else ():
+                law.set_num_train_examples(num_items)
         _set_progress(args, state, kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Move the schedules on after each optimiser step."""
         _set_progress(args, state, kwargs["model"])
-
-
-def count_items(dataset: Any) -> int | None:
-    """Number of items a training loss averages over in one epoch.
-
-    Args:
-        dataset: Rows as mappings, with a length.
-
-    Returns:
-        Rows where a row has one label; target tokens (labels other than -100, or all tokens but the first where labels
-        are made later from `input_ids`) where it has several; `None` where that cannot be told.
-
-    Example:
-        >>> count_items([{"labels": 1}, {"labels": 0}]), count_items([{"labels": [-100, 4, 5]}])
-        (2, 2)
-    """
-    if dataset is None or not hasattr(dataset, "__len__") or not len(dataset) or not hasattr(dataset[0], "get"):
-        return None
-    first = dataset[0]
-    name = next((name for name in ("labels", "label") if first.get(name) is not None), None)
-    if name is not None:
-        if torch.as_tensor(first[name]).dim() == 0:
-            return len(dataset)
-        return sum(int((torch.as_tensor(row[name]) != -100).sum()) for row in dataset)
-    if first.get("input_ids") is not None:
-        return sum(len(row["input_ids"]) - 1 for row in dataset)
-    return None
 
 
 def _set_progress(args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from peft_calib.calibration import TemperatureScaling
 from peft_calib.export import export_lora
+from peft_calib.items import count_items
 from peft_calib.splits import RowSet, SplitRecord
-from peft_calib.trainer_callbacks.schedule import count_items
 
 from ..console import progress_bars, quiet
 from .folder import RunFolder, write_json

@@ -8,7 +8,6 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from peft_calib import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig
 from peft_calib.trainer_callbacks import RegularizerScheduleCallback
-from peft_calib.trainer_callbacks.schedule import count_items
 
 
 class Record(TrainerCallback):
@@ -76,19 +75,3 @@ def test_curve_noise_runs_through_its_cycles_and_knows_the_micro_batches(tiny_cl
     Trainer(model, args, train_dataset=sentences(), callbacks=[RegularizerScheduleCallback(), record]).train()
     # rho (1 - cos(2 pi f step / steps)): a cycle is four steps
     assert record.seen == [(0.0, 2), (0.2, 2), (0.4, 2), (0.2, 2)] * 2
-
-
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        ([{"label": 0}] * 3, 3),
-        ([{"labels": 0.5}] * 3, 3),
-        ([{"labels": [-100, 3, 4]}, {"labels": [-100, -100, 4]}], 3),
-        ([{"input_ids": [1, 2, 3]}, {"input_ids": [1, 2]}], 3),
-        ([], None),
-        (None, None),
-        ([("a", 1)], None),
-    ],
-)
-def test_items_are_counted_as_the_loss_counts_them(rows, expected):
-    assert count_items(rows) == expected

@@ -1,0 +1,144 @@
+"""N, the number of items a training loss averages over in one epoch: counted on batches, as the loss counts them."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.utils import find_labels
+
+from .tuners.objective import shifts_labels
+
+IGNORE_INDEX = -100
+#: Of more rows than these, evenly spaced ones are counted.
+MOST_ROWS = 20_000
+BATCH = 64
+ONE_LABEL = ("labels", "label", "label_ids")
+
+
+def count_items(
+    dataset: Any,
+    collate: Callable[[list], Mapping[str, Any]] | None = None,
+    model: nn.Module | None = None,
+    *,
+    most_rows: int = MOST_ROWS,
+) -> int | None:
+    """Number of items a training loss averages over in one epoch.
+
+    Rows where a row has one label. Where it has several, or gets its labels from the collator (language models,
+    padding, packing, prompts masked with -100), the rows are put into batches as in training, and what is counted is
+    what the loss counts: labels other than -100, without the first position where the model shifts them. Of more than
+    `most_rows` rows evenly spaced ones are counted and the sum is scaled up.
+
+    The global random states stay as they are; a collator that masks at random counts alike in every run.
+
+    Args:
+        dataset: Rows with a length.
+        collate: Makes a batch of rows, a copy of it is used. Without it the columns of the rows are counted.
+        model: The model that is trained, which tells how labels are called and whether they are shifted.
+        most_rows: Rows to look at.
+
+    Returns:
+        The number, at least 1; `None` where it cannot be told: a stream, or batches without labels.
+
+    Example:
+        >>> count_items([{"labels": 1}, {"labels": 0}]), count_items([{"labels": [-100, 4, 5]}])
+        (2, 2)
+        >>> count_items([{"input_ids": [1, 2, 3, 0], "attention_mask": [1, 1, 1, 0]}])
+        2
+    """
+    if dataset is None or not all(hasattr(dataset, name) for name in ("__len__", "__getitem__")) or not len(dataset):
+        return None
+    with _global_randomness_untouched():
+        first = dataset[0]
+        if isinstance(first, Mapping) and {"chosen_ids", "rejected_ids"} <= set(first):
+            return len(dataset)  # a pair is an item of TRL's RewardTrainer
+        name = next((name for name in ONE_LABEL if isinstance(first, Mapping) and first.get(name) is not None), None)
+        if name is not None and torch.as_tensor(first[name]).dim() == 0:
+            return _labelled_rows(dataset, name)
+        numbers = _spaced(len(dataset), most_rows)
+        if collate is None:
+            counts = _counts_of_rows(dataset, numbers)
+        else:
+            counts = _counts_of_batches(dataset, numbers, copy.deepcopy(collate), model)
+        found = list(counts)
+    if None in found:
+        return None
+    return max(1, round(sum(found) * len(dataset) / len(numbers)))
+
+
+def count_batch(batch: Mapping[str, Any], model: nn.Module | None = None) -> int | None:
+    """Number of items of one batch, by the Trainer's rule for `num_items_in_batch`.
+
+    Args:
+        batch: With labels.
+        model: The model that is trained.
+
+    Returns:
+        The number; `None` without labels. Several label columns of one class a row (the ends of an answer) count rows.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    shifted, labels = batch.get("shift_labels"), batch.get("labels")
+    if shifted is not None:
+        labels = shifted
+    elif labels is not None and labels.dim() > 1 and base is not None and shifts_labels(base):
+        labels = labels[..., 1:]
+    if labels is None and base is not None:
+        labels = next((batch[name] for name in find_labels(type(base)) if batch.get(name) is not None), None)
+    return None if labels is None else int((labels != IGNORE_INDEX).sum())
+
+
+def _labelled_rows(dataset: Any, name: str) -> int:
+    if not hasattr(dataset, "with_format") or name not in (getattr(dataset, "column_names", None) or ()):
+        return len(dataset)  # reading every row of another data set may mean decoding every picture
+    column = dataset.select_columns([name]).with_format("numpy")
+    return max(1, sum(int((batch[name] != IGNORE_INDEX).sum()) for batch in column.iter(10_000)))
+
+
+def _spaced(rows: int, most: int) -> Sequence[int]:
+    return range(rows) if rows <= most else np.linspace(0, rows - 1, most).round().astype(int).tolist()
+
+
+def _counts_of_rows(dataset: Any, numbers: Sequence[int]) -> Iterator[int | None]:
+    for number in numbers:
+        row = dataset[int(number)]
+        if not isinstance(row, Mapping):
+            yield None
+        elif row.get("labels") is not None:
+            yield int((torch.as_tensor(row["labels"]) != IGNORE_INDEX).sum())
+        elif row.get("input_ids") is not None:
+            mask = row.get("attention_mask")
+            yield max(0, (len(row["input_ids"]) if mask is None else int(torch.as_tensor(mask).sum())) - 1)
+        else:
+            yield None
+
+
+def _counts_of_batches(
+    dataset: Any, numbers: Sequence[int], collate: Callable[[list], Mapping[str, Any]], model: nn.Module | None
+) -> Iterator[int | None]:
+    for start in range(0, len(numbers), BATCH):
+        batch = collate([dataset[int(number)] for number in numbers[start : start + BATCH]])
+        count = count_batch(batch, model) if isinstance(batch, Mapping) else None
+        yield count
+        if count is None:
+            return
+
+
+@contextmanager
+def _global_randomness_untouched() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (what collators draw from)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)  # noqa: NPY002
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
