@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from ..tuners.asked import forward_replaced, only_here
 from ..tuners.seeding import keyed_generator
-from .sources import DrawSource, check_in_place, tuner_layers
+from .sources import DrawSource, ask_everywhere, check_in_place, tuner_layers
 
 _DROPOUT = 7  # purpose of the masks, first part of their key
 
@@ -51,20 +53,18 @@ class DropoutDraws(DrawSource):
         self.dropout, self.seed = dropout, seed
 
     @contextmanager
-    def use(self, first: int, count: int) -> Iterator[None]:
+    def use(self, first: int, count: int, repeat: bool = False) -> Iterator[None]:
         """Mask the inputs of the adapted layers."""
-        handles = []
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(ask_everywhere(self.model, {}, count if repeat else 1))
+            here = stack.enter_context(only_here())
             for index, layer in enumerate(self.layers):
                 mask = self._mask(layer.in_features, index, first, count)
                 for name in layer.active_adapters:
                     if name in layer.lora_A:
-                        hook = partial(_apply_mask, mask=mask)
-                        handles.append(layer.lora_dropout[name].register_forward_hook(hook))
+                        hook = here(partial(_apply_mask, mask=mask))
+                        stack.callback(layer.lora_dropout[name].register_forward_hook(hook).remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _mask(self, features: int, index: int, first: int, count: int) -> torch.Tensor:
         """(count, features), 0 or 1 / (1 - p)."""
@@ -83,10 +83,15 @@ def _apply_mask(module: nn.Module, args: tuple, output: torch.Tensor, mask: torc
     return (by_draw * mask.view(len(mask), *[1] * (by_draw.dim() - 2), -1)).flatten(0, 1)
 
 
+def _with_names(names: list[str], forward: Callable[..., Any], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    rows = [name for name in names for _ in range(len(x) // len(names))]
+    return forward(x, *args, **{**kwargs, "adapter_names": rows})
+
+
 class AdapterDraws(DrawSource):
     """Several adapters of one model as draws: exported draws, or the members of a deep ensemble.
 
-    They run as one mixed batch of stock PEFT (`adapter_names`).
+    They run as one mixed batch of stock PEFT (the layers' argument `adapter_names`).
 
     Args:
         model: A `PeftModel` that holds the adapters.
@@ -112,13 +117,15 @@ class AdapterDraws(DrawSource):
         check_in_place(tuner_layers(model, set(self.names)))
 
     @contextmanager
-    def use(self, first: int, count: int) -> Iterator[None]:
-        """Nothing to do: the names go with the forward."""
-        yield
+    def use(self, first: int, count: int, repeat: bool = False) -> Iterator[None]:
+        """Tell the layers the adapter of each row, draw-major, as `PeftModel` does with `adapter_names=`.
 
-    def forward_arguments(self, first: int, count: int, rows: int) -> dict[str, Any]:
-        """The adapter of each row, draw-major."""
-        return {"adapter_names": [name for name in self.names[first : first + count] for _ in range(rows)]}
+        It does so by hooks that every thread would run into, which is why it is not asked.
+        """
+        names = partial(_with_names, self.names[first : first + count])
+        layers = [m for m in self.root.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+        with ask_everywhere(self.model, {}, count if repeat else 1), forward_replaced(dict.fromkeys(layers, names)):
+            yield
 
     def varying_modules(self, num_samples: int) -> list[nn.Module]:
         """The layers of the adapters, and the modules they trained whole."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from ..tuners.objective import named_inputs
+from ..tuners import modes
+from ..tuners.asked import asked_of
 from ..tuners.rows import count_rows, main_input_name, repeat_rows
-from .sources import CurvePoints, LawDraws
+from .sources import CurvePoints, LawDraws, shared_root
 
 
 @contextmanager
@@ -53,7 +56,7 @@ def draws(
     """
     source = LawDraws(model, seed, antithetic)
     num_samples = count_draws(source, num_samples, first)
-    with evaluating(model), source.use(first, num_samples), repeating(source.root, num_samples):
+    with evaluating(model, brief=False), source.use(first, num_samples, repeat=True), repeating(model, source):
         yield model
 
 
@@ -92,7 +95,7 @@ def curve_at(model: nn.Module, t: float | torch.Tensor | Sequence[float | torch.
     if not points:
         raise ValueError("curve_at needs at least one point.")
     source = CurvePoints(model, points)
-    with source.use(0, len(points)), repeating(source.root, len(points)):
+    with source.use(0, len(points), repeat=True), repeating(model, source):
         yield model
 
 
@@ -115,31 +118,44 @@ def check_num_samples(num_samples: object) -> int:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every module's own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+def evaluating(model: nn.Module, brief: bool = True) -> Iterator[None]:
+    """Evaluation mode inside; every module's own mode afterwards, when no other thread needs it any more.
+
+    Args:
+        model: What is called.
+        brief: Whether the context is left without waiting for another thread, so that training forwards wait for it.
+    """
+    with modes.evaluating(model, shared_root(model), brief):
         yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager
-def repeating(root: nn.Module, num_samples: int) -> Iterator[None]:
-    """Repeat the rows of whatever `root` is called with, draw-major."""
-    hook = partial(_repeat_inputs, num_samples=num_samples)
-    # first, so that hooks which look at the batch see all rows
-    handle = root.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
-    try:
+def repeating(model: nn.Module, source: LawDraws) -> Iterator[None]:
+    """Repeat the rows of a wrapper that takes one mapping of features (`SentenceTransformer`) where they enter it.
+
+    What stands around the base model (pooling over an attention mask) then sees the rows of all draws too. Base
+    models repeat what they are given by themselves.
+    """
+    asked = asked_of(source.root)
+    if asked is None or asked.num_samples == 1 or not _takes_features(model, source.root):
         yield
-    finally:
-        handle.remove()
+        return
+
+    def repeat(_: nn.Module, args: tuple) -> tuple | None:
+        if asked_of(source.root) is not asked or len(args) != 1 or not isinstance(args[0], Mapping):
+            return None  # another call chain, or questions further in
+        asked.repeated = True
+        return (repeat_rows(args[0], asked.num_samples, count_rows(args[0], main_input_name(source.root))),)
+
+    def end(*_: Any) -> None:
+        if asked_of(source.root) is asked:
+            asked.repeated = False
+
+    with ExitStack() as stack:
+        stack.callback(model.register_forward_pre_hook(repeat).remove)
+        stack.callback(model.register_forward_hook(end, always_call=True).remove)
+        yield
 
 
-def _repeat_inputs(root: nn.Module, args: tuple, kwargs: dict, num_samples: int) -> tuple[tuple, dict] | None:
-    if num_samples == 1:
-        return None
-    inputs = named_inputs(root, args, kwargs)
-    return (), repeat_rows(inputs, num_samples, count_rows(inputs, main_input_name(root)))
+def _takes_features(model: nn.Module, root: nn.Module) -> bool:
+    return model is not root and not isinstance(model, (PeftModel, BaseTuner))

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..tuners.rows import count_rows, main_input_name, to_device
+from ..tuners.rows import count_rows, main_input_name, repeat_rows, to_device
 from .adaptive import FIRST, FIRST_PAIRED, STEP, STEP_PAIRED, check_adaptive, pair_means, settled
 from .baselines import AdapterDraws, DropoutDraws
-from .draws import check_num_samples, evaluating, repeating
+from .draws import check_num_samples, evaluating
 from .heads import Head, Items, TokenHead, check_label_tokens, choose_head
 from .late import Prefix, run_prefix
 from .linear import linear_logits
@@ -285,9 +285,8 @@ class Predictor:
         if not varying:
             return None
         with self.source.use(self.first, 1), self.head.reading(self.source.root, items):
-            inputs = {**items.inputs, **self.source.forward_arguments(self.first, 1, items.rows)}
             read = self.head.share_of_positions(items)
-            return run_prefix(self.source.model, self.source.root, varying, inputs, items.rows, read)
+            return run_prefix(self.source.model, self.source.root, varying, items.inputs, items.rows, read)
 
     def passes(self, items: Items, first: int, num_samples: int, prefix: Prefix | None = None) -> torch.Tensor:
         """Evaluate draws in as few forwards as memory allows.
@@ -320,10 +319,11 @@ class Predictor:
 
     def _pass(self, items: Items, first: int, count: int, prefix: Prefix | None) -> torch.Tensor:
         source, root = self.source, self.source.root
-        inputs = {**items.inputs, **source.forward_arguments(first, count, items.rows)}
+        inputs = items.inputs
+        if not source.repeats:
+            inputs = repeat_rows(inputs, count, items.rows)
         with ExitStack() as stack:
-            stack.enter_context(source.use(first, count))
-            stack.enter_context(repeating(root, count))
+            stack.enter_context(source.use(first, count, repeat=True))
             stack.enter_context(self.head.reading(root, items))
             if prefix is not None:
                 stack.enter_context(prefix.replayed(count))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import nn
 from ..tuners.rows import count_rows, main_input_name, repeat_rows, to_device
 from .draws import count_draws, evaluating
 from .sources import LawDraws
+
+_RANDOM_STATE = threading.RLock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +112,9 @@ def sample_generate(
     inputs = repeat_rows(inputs, num_samples, rows)
     wanted = {"return_dict_in_generate": True, "output_logits": True}
     device = next(source.root.parameters()).device
-    with torch.no_grad(), evaluating(model), source.use(0, num_samples), _own_random_state(seed, device):
+    sampled = generate_kwargs.get("do_sample", source.root.generation_config.do_sample)
+    own_state = _own_random_state(seed, device) if sampled else nullcontext()
+    with torch.no_grad(), evaluating(model), source.use(0, num_samples), own_state:
         output = generate(**inputs, **{**generate_kwargs, **wanted})
     logits = torch.stack(output.logits, dim=1).float()
     tokens = output.sequences[:, -logits.shape[1] :]
@@ -202,7 +207,7 @@ def _until_end(tokens: torch.Tensor, config: Any, generate_kwargs: dict[str, Any
 
 @contextmanager
 def _own_random_state(seed: int, device: torch.device) -> Iterator[None]:
-    """`generate` chooses tokens with the global generator: seed it inside, and put it back."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    """`generate` chooses tokens with the global generator: seed it inside, and put it back, one thread at a time."""
+    with _RANDOM_STATE, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

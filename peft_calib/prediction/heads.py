@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..tuners.asked import only_here
 from ..tuners.rows import select_rows
 
 TASKS = ("auto", "classification", "regression", "token", "next_token")
@@ -179,11 +180,12 @@ class NextTokenHead(Head):
             where = last.to(hidden.device).repeat(len(hidden) // len(last))
             return (hidden[torch.arange(len(hidden), device=hidden.device), where].unsqueeze(1), *args[1:])
 
-        handle = self.output_layer.register_forward_pre_hook(keep_last)
-        try:
-            yield
-        finally:
-            handle.remove()
+        with only_here() as here:
+            handle = self.output_layer.register_forward_pre_hook(here(keep_last))
+            try:
+                yield
+            finally:
+                handle.remove()
 
     def share_of_positions(self, items: Items) -> float:
         """One of each row's."""

@@ -10,7 +10,7 @@ does when the batch is repeated from the start, so nothing about the architectur
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..tuners.asked import forward_replaced, only_here
 from ..tuners.holder import FactorHolder
 from ..tuners.laws import laws_of
 from ..tuners.rows import repeat_rows
@@ -44,17 +45,9 @@ class Prefix:
     @contextmanager
     def replayed(self, num_samples: int) -> Iterator[None]:
         """Let the blocks answer with their kept outputs, repeated K-fold."""
-        own = [block.__dict__.get("forward") for block, _ in self.outputs]
-        for block, output in self.outputs:
-            block.__dict__["forward"] = partial(_replay, output, num_samples, self.rows)
-        try:
+        replays = {block: partial(_replay, output, num_samples, self.rows) for block, output in self.outputs}
+        with forward_replaced(replays):
             yield
-        finally:
-            for (block, _), forward in zip(self.outputs, own, strict=True):
-                if forward is None:
-                    del block.__dict__["forward"]
-                else:
-                    block.__dict__["forward"] = forward
 
 
 def run_prefix(
@@ -80,20 +73,19 @@ def run_prefix(
     inside = {id(block): _contains(block, varying) for block in blocks}
     in_blocks = {id(m) for block in blocks if inside[id(block)] for m in block.modules()}
     outputs: list[tuple[nn.Module, Any]] = []
-    handles = [block.register_forward_pre_hook(_stop) for block in blocks if inside[id(block)]]
-    handles += [module.register_forward_pre_hook(_stop) for module in varying if id(module) not in in_blocks]
-    handles += [
-        block.register_forward_hook(lambda block, _, output: outputs.append((block, output)))
-        for block in blocks
-        if not inside[id(block)]
-    ]
-    try:
-        model(**inputs)
-    except _FirstDrawReachedError:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+
+    def keep(block: nn.Module, _: Any, output: Any) -> None:
+        outputs.append((block, output))
+
+    stops = [block for block in blocks if inside[id(block)]] + [m for m in varying if id(m) not in in_blocks]
+    with only_here() as here, ExitStack() as stack:
+        for module in stops:
+            stack.callback(module.register_forward_pre_hook(here(_stop)).remove)
+        for block in blocks:
+            if not inside[id(block)]:
+                stack.callback(block.register_forward_hook(here(keep)).remove)
+        with suppress(_FirstDrawReachedError):
+            model(**inputs)
     _check(outputs, rows, root)
     return Prefix(outputs, rows, _share(root, [block for block, _ in outputs], read))
 
@@ -141,7 +133,7 @@ def _flatten(value: Any) -> list[torch.Tensor]:
     return [t for part in value for t in _flatten(part)] if isinstance(value, (list, tuple)) else []
 
 
-def _replay(output: Any, num_samples: int, rows: int, *args: Any, **kwargs: Any) -> Any:
+def _replay(output: Any, num_samples: int, rows: int, *_: Any, **__: Any) -> Any:
     return repeat_rows({"output": output}, num_samples, rows)["output"]
 
 

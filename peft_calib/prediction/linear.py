@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..tuners.asked import only_here
 from ..tuners.factors import Draw
 from ..tuners.layer import FactorLinear
 from .heads import Head, Items
@@ -86,8 +87,9 @@ def _forward_at_mean(source: LawDraws, head: Head, items: Items) -> tuple[list[_
         stack.enter_context(torch.enable_grad())
         stack.enter_context(source.answering(Draw("mean")))
         stack.enter_context(head.reading(source.root, items))
+        here = stack.enter_context(only_here())
         for layer in source.layers():
-            stack.callback(layer.register_forward_hook(attach).remove)
+            stack.callback(layer.register_forward_hook(here(attach)).remove)
         output = source.model(**items.inputs)
         logits = output["logits"] if isinstance(output, dict) else output[0]
         return uses, head.read(logits, items, 1)[0]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..tuners.asked import asking
 from ..tuners.factors import Draw, Law
 from ..tuners.holder import FactorHolder, holders_of
 from ..tuners.layer import FactorLinear
@@ -35,10 +36,18 @@ class DrawSource(ABC):
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.root = root_module(model)
+        #: Whether base models repeat the rows they are given while `use(..., repeat=True)` lasts, or the caller does.
+        self.repeats = bool(holders_of(model))
 
     @abstractmethod
-    def use(self, first: int, count: int) -> AbstractContextManager[None]:
-        """Context in which draws `first ... first + count - 1` are in place."""
+    def use(self, first: int, count: int, repeat: bool = False) -> AbstractContextManager[None]:
+        """Context in which draws `first ... first + count - 1` are in place, in this call chain only.
+
+        Args:
+            first: Index of the first draw.
+            count: Number of draws.
+            repeat: Whether the base model repeats the rows it is given; else they are given `count`-fold.
+        """
 
     @abstractmethod
     def varying_modules(self, num_samples: int) -> list[nn.Module]:
@@ -49,10 +58,6 @@ class DrawSource(ABC):
 
     def prefer_pairs(self) -> None:  # noqa: B027  (most draws have no mirror image)
         """Make the draws in mirrored pairs, if they have mirror images and nothing else was asked for."""
-
-    def forward_arguments(self, first: int, count: int, rows: int) -> dict[str, Any]:
-        """Further arguments of a forward on `count * rows` rows."""
-        return {}
 
 
 class LawDraws(DrawSource):
@@ -111,21 +116,13 @@ class LawDraws(DrawSource):
         """Lay the points of a curve evenly."""
         self.draw = replace(self.draw, total=total)
 
-    def use(self, first: int, count: int) -> AbstractContextManager[None]:
+    def use(self, first: int, count: int, repeat: bool = False) -> AbstractContextManager[None]:
         """Make the laws answer with these draws."""
-        return self.answering(replace(self.draw, first=first, num_samples=count))
+        return self.answering(replace(self.draw, first=first, num_samples=count), count if repeat else 1)
 
-    @contextmanager
-    def answering(self, draw: Draw) -> Iterator[None]:
-        """Make the laws answer with `draw`."""
-        before = [holder.draw for holder in self.holders]
-        for holder in self.holders:
-            holder.draw = draw
-        try:
-            yield
-        finally:
-            for holder, earlier in zip(self.holders, before, strict=True):
-                holder.draw = earlier
+    def answering(self, draw: Draw | None, repeat: int = 1) -> AbstractContextManager[None]:
+        """Make the laws answer with `draw`, and the others with their mean; rows are repeated `repeat` times."""
+        return ask_everywhere(self.model, {id(holder): draw for holder in self.holders}, repeat)
 
     def varying_modules(self, num_samples: int) -> list[nn.Module]:
         """Layers whose factors are not the same in all draws."""
@@ -176,9 +173,9 @@ class CurvePoints(LawDraws):
         self.holders = [holder for holder, law in laws if law.has_points]
         self.points = points
 
-    def use(self, first: int, count: int) -> AbstractContextManager[None]:
+    def use(self, first: int, count: int, repeat: bool = False) -> AbstractContextManager[None]:
         """Put points `first ... first + count - 1` in place."""
-        return self.answering(Draw("points", count, points=self.points[first : first + count]))
+        return self.answering(Draw("points", count, points=self.points[first : first + count]), count if repeat else 1)
 
 
 class TheModel(DrawSource):
@@ -189,14 +186,45 @@ class TheModel(DrawSource):
         if holders_of(model):
             active_holders(model)
 
-    @contextmanager
-    def use(self, first: int, count: int) -> Iterator[None]:
-        """Nothing to do."""
-        yield
+    def use(self, first: int, count: int, repeat: bool = False) -> AbstractContextManager[None]:
+        """Put draws out of force that are in place around the prediction; a point of a curve stays chosen.
+
+        Raises:
+            ValueError: If several points are in place, none of which is the model's answer.
+        """
+        chosen: dict[int, Draw | None] = {}
+        for holder in holders_of(self.model):
+            draw = holder.draw
+            if draw is not None and draw.mode == "points":
+                if draw.num_samples > 1:
+                    raise ValueError(
+                        f"how='mean' asks for one function, but curve_at has put {draw.num_samples} points in place. "
+                        "Predict outside of it, with one point, or with how='sample'."
+                    )
+                chosen[id(holder)] = draw
+        return ask_everywhere(self.model, chosen, count if repeat else 1)
 
     def varying_modules(self, num_samples: int) -> list[nn.Module]:
         """None."""
         return []
+
+
+@contextmanager
+def ask_everywhere(model: nn.Module, draws: Mapping[int, Draw | None], repeat: int) -> Iterator[None]:
+    """Ask for draws on every base model inside a model that carries an adapter of this package.
+
+    Args:
+        model: What is called.
+        draws: What to ask of each holder, by its id; the others answer with their mean.
+        repeat: How often each base model repeats the rows it is given.
+    """
+    with ExitStack() as stack:
+        for module in list(model.modules()):
+            own = [child for child in module._modules.values() if isinstance(child, FactorHolder)]
+            if own:
+                asked = {id(holder): draws.get(id(holder)) for holder in own}
+                stack.enter_context(asking(module, asked, repeat))
+        yield
 
 
 def root_module(model: nn.Module) -> nn.Module:
@@ -217,6 +245,13 @@ def root_module(model: nn.Module) -> nn.Module:
             "factors. Use an adapter of peft_calib, or a stock LoRA."
         )
     return peft_model.get_base_model()
+
+
+def shared_root(model: nn.Module) -> nn.Module:
+    """The module that two wrappers of one model share: its base model, where it can be told."""
+    owners = (m for m in model.modules() if any(isinstance(child, FactorHolder) for child in m._modules.values()))
+    peft_model = next((module for module in model.modules() if isinstance(module, PeftModel)), None)
+    return next(owners, model if peft_model is None else peft_model.get_base_model())
 
 
 def active_holders(model: nn.Module) -> list[FactorHolder]:

@@ -64,6 +64,11 @@ class Generation:
     read_directly: bool = False
     bridges: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
 
+    @property
+    def draw(self) -> Draw:
+        """What was asked for."""
+        return self.stamp[0]
+
     def pair(self, index: int, in_backward: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """A and B of one slot, as the calling layer may use them."""
         if not self.has_graph or not torch.is_grad_enabled():
@@ -207,13 +212,65 @@ def as_leaf(tensor: torch.Tensor) -> torch.Tensor:
 
 def stamp_of(law: Law, draw: Draw) -> tuple:
     """A value that changes when another generation is due."""
-    tensors = [*law.parameters(), *law.buffers(), *(t for t in draw.points or () if isinstance(t, torch.Tensor))]
+    tensors = [*_tensors(law), *(t for t in draw.points or () if isinstance(t, torch.Tensor))]
     return (draw, *parameter_stamp(tensors), _autocast_dtype(law))
 
 
 def parameter_stamp(tensors: Iterable[torch.Tensor]) -> tuple:
-    """A value that changes when a tensor does, through an optimiser or in place (but not through `.data`)."""
-    return _optimizer_steps, tuple((id(t), t._version) for t in tensors)
+    """A value that changes when a tensor does, through an optimiser, in place, or by `.data = new`.
+
+    It costs no look at the numbers, so it misses `p.data.add_(...)` and writes through a NumPy view: see `Contents`.
+    """
+    return _optimizer_steps, tuple((id(t), t._version, _address(t)) for t in tensors)
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.data_ptr() if _is_plain(tensor) else 0
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has memory of its own to look at: no shard, no wrapper of a transform, nothing fake."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.is_meta
+    return plain and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+class Contents:
+    """A copy of a law's tensors, kept while what was made of them is cached, to notice writes that left no trace.
+
+    The comparison reads the law's tensors once more, which is less than generating does. It is made where a cached
+    generation would be used again, so in evaluation only. On an accelerator it takes one answer from the device for
+    each forward; a training step never asks.
+
+    Args:
+        law: The law.
+    """
+
+    def __init__(self, law: Law) -> None:
+        with torch.no_grad():
+            self.tensors = [(t, t.detach().clone()) for t in _tensors(law) if _is_plain(t)]
+
+    def hold(self, law: Law) -> bool:
+        """Whether the law's tensors are what they were."""
+        now = [t for t in _tensors(law) if _is_plain(t)]
+        if len(now) != len(self.tensors) or any(a is not b for a, (b, _) in zip(now, self.tensors, strict=True)):
+            return False
+        if any(t.shape != copy.shape or t.dtype != copy.dtype or t.device != copy.device for t, copy in self.tensors):
+            return False
+        with torch.no_grad():
+            if _device(law).type == "cpu":
+                return all(torch.equal(t, copy) for t, copy in self.tensors)
+            if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+                return True  # a graph that is captured can ask the device nothing
+            return not self.tensors or not bool(torch.stack([(t != copy).any() for t, copy in self.tensors]).any())
+
+
+def is_transformed(law: Law) -> bool:
+    """Whether a law's tensors are stand-ins inside a transform of functorch, of which nothing can be kept."""
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in _tensors(law))
+
+
+def _tensors(law: Law) -> list[torch.Tensor]:
+    return [*law.parameters(), *law.buffers()]
 
 
 def _device(law: Law) -> torch.device:

@@ -1,8 +1,10 @@
 """Where laws live: one module inside the base model, asked once per forward, read by every layer.
 
 Mental model: before each forward of the base model a hook asks the law of each active adapter for all its factors (a
-*generation*); the layers only pick theirs by index. A generation is kept until the next one, because activation
-checkpointing reads it again in backward. Without gradients it is cached until a parameter changes.
+*generation*); the layers only pick theirs by index. What a forward reads belongs to that forward (`forward.Part`), not
+to the holder, so that threads do not disturb each other. The last generation that gradients may come back to is kept,
+because activation checkpointing reads it again in backward. Without gradients a generation is cached until a parameter
+changes.
 
 The holder is deliberately no `BaseTunerLayer`: PEFT would then report it as an adapted layer and try to convert it to
 LoRA. The tuner layers pass on to it what PEFT and transformers tell them (activate, freeze, move, delete).
@@ -17,18 +19,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from .asked import asked_for
 from .factors import Draw, Law, Perturbation
-from .generation import Generation, Traced, ask, generate, inside_checkpoint, stamp_of
-from .objective import (
-    Receipt,
-    add_to_outputs,
-    has_labels,
-    micro_batch_share,
-    named_inputs,
-    reaches_loss,
-    task_loss,
-)
-from .rows import count_rows, first_rows, main_input_name, repeat_training_rows
+from .forward import Here, Part, running_part
+from .generation import Contents, Generation, Traced, ask, generate, inside_checkpoint, is_transformed, stamp_of
+from .modes import modes_of
+from .objective import Receipt
 
 
 class FactorHolder(nn.Module):
@@ -42,22 +38,16 @@ class FactorHolder(nn.Module):
         super().__init__()
         self.laws_name = f"{prefix}law"
         self.add_module(self.laws_name, nn.ModuleDict())
-        self.draw: Draw | None = None
         #: Adapters in the base weights: their layers read nothing.
         self.merged: set[str] = set()
-        self.last_task_loss: torch.Tensor | None = None
-        self.last_regularizer: torch.Tensor | None = None
         self._active: tuple[str, ...] = ()
         self._enabled = True
-        self._generations: dict[str, Generation]
-        self._fresh: set[str]
-        self._pending: list[torch.Tensor]
-        self._receipt: Receipt | None
-        self.unclaimed: bool
+        self._here: Here
+        self._latest: dict[str, Generation]
+        self._cached: dict[str, tuple[Generation, Contents]]
         self._uses: dict[str, list[weakref.ref]]
-        self._traced: dict[str, Traced]
-        self._comparing: list[Law]
-        self._in_forward: bool
+        self._tracing: Part | None
+        self._root: weakref.ref[nn.Module] | None
         self.__dict__.update(_nothing_generated())
 
     @property
@@ -82,38 +72,68 @@ class FactorHolder(nn.Module):
     # ----------------------------------------------------------------- generating
 
     @property
-    def num_samples(self) -> int:
-        """Functions that the current forward evaluates on each row: several only where a law trains on several."""
-        return max([1, *[law.train_samples for law in self._comparing]])
+    def root(self) -> nn.Module | None:
+        """The base model, once a forward of it has begun."""
+        return None if self._root is None else self._root()
 
-    def _laws_to_compare(self) -> list[Law]:
-        if self.draw is not None or not self._enabled or not torch.is_grad_enabled():
+    def belong_to(self, root: nn.Module) -> None:
+        """Say which module is the base model."""
+        if self.root is not root:
+            self._root = weakref.ref(root)
+
+    @property
+    def draw(self) -> Draw | None:
+        """What this call chain asks for in place of the model's own answer; see `asked`."""
+        return asked_for(self)
+
+    @property
+    def unclaimed(self) -> bool:
+        """Whether the regulariser of this thread's last training forward is in no loss yet."""
+        return self._here.unclaimed
+
+    @property
+    def last_task_loss(self) -> torch.Tensor | None:
+        """The loss of this thread's last training forward before the regulariser was added, detached."""
+        return self._here.last_task_loss
+
+    @property
+    def last_regularizer(self) -> torch.Tensor | None:
+        """The regulariser of this thread's last training forward, detached."""
+        return self._here.last_regularizer
+
+    def _laws_to_compare(self, draw: Draw | None) -> list[Law]:
+        if draw is not None or not self._enabled or not torch.is_grad_enabled():
             return []
         laws = [self.laws[adapter] for adapter in self._active if adapter in self.laws]
         laws = [law for law in laws if law.training and law.train_samples > 1]
         return [law for law in laws if any(p.requires_grad for p in law.parameters())]
 
-    def begin_forward(self) -> None:
-        """Bring the factors of the active adapters up to date; called before each forward of the base model."""
-        self._comparing = self._laws_to_compare()
-        if torch.compiler.is_compiling():
-            self._trace()
-            return
-        if torch.is_grad_enabled() or not self.training:  # not one in between, for metrics
-            if self.unclaimed and self._receipt is not None and self._pending:
-                self._receipt.settle()
-            self.unclaimed = False
-        self._in_forward = True
-        self._fresh.clear()
-        if self._enabled:
-            for adapter in self._active:
-                if adapter in self.laws and adapter not in self.merged:
-                    self._refresh(adapter)
+    def begin_forward(self, draw: Draw | None) -> Part:
+        """Make what a forward of the base model reads of the active adapters; called before each.
 
-    def end_forward(self, model: nn.Module, outputs: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
+        Args:
+            draw: What the call chain asks for.
+        """
+        part = Part(draw, self._laws_to_compare(draw))
+        if torch.compiler.is_compiling():
+            self._trace(part)
+            self._tracing = part
+            return part
+        here = self._here
+        if torch.is_grad_enabled() or not self.training:  # not one in between, for metrics
+            if here.unclaimed and here.receipt is not None and here.pending:
+                here.receipt.settle()
+            here.unclaimed = False
+        for adapter in self._active if self._enabled else ():
+            if adapter in self.laws and adapter not in self.merged:
+                part.factors[adapter] = self._refresh(adapter, part)
+        return part
+
+    def end_forward(self, part: Part, model: nn.Module, outputs: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
         """Called after each forward of the base model, also when it raised.
 
         Args:
+            part: What `begin_forward` made.
             model: The base model.
             outputs: What it answered; `None` if it raised.
             inputs: What it was called with, by name.
@@ -121,26 +141,27 @@ class FactorHolder(nn.Module):
         Returns:
             The regularisers of the adapters that took part, none outside training.
         """
-        comparing, self._comparing = self._comparing, []
-        terms = [law.output_term(model, outputs, inputs) for law in comparing if outputs is not None]
+        terms = [law.output_term(model, outputs, inputs) for law in part.comparing if outputs is not None]
         if torch.compiler.is_compiling():
-            terms += [traced.regularizer for traced in self._traced.values()]
-            self._traced = {}
+            self._tracing = None
+            terms += [traced.regularizer for traced in part.traced.values()]
             return [term for term in terms if term is not None]
-        terms += [self._generations[a].term() for a in self._active if a in self._fresh]
-        self._in_forward = False
-        self._fresh.clear()
+        terms += [generation.term() for generation in part.factors.values()]
         found = [term for term in terms if term is not None]
         if torch.is_grad_enabled() or not self.training:
-            self._pending = found
+            self._here.pending = found
         return found
 
-    def expect(self, receipt: Receipt) -> None:
+    def note_loss(self, task: torch.Tensor | None, regularizer: torch.Tensor, unclaimed: bool) -> None:
+        """Keep what a training forward added to its loss, and whether it reached one."""
+        here = self._here
+        here.last_task_loss, here.last_regularizer, here.unclaimed = task, regularizer, unclaimed
+
+    def expect(self, part: Part, receipt: Receipt) -> None:
         """Have it noticed if the regularisers of the forward that has just ended reach no loss."""
-        self._receipt = receipt
-        for adapter in self._active:
-            if adapter in self._generations:
-                self._generations[adapter].use.receipt = receipt
+        self._here.receipt = receipt
+        for generation in part.factors.values():
+            generation.use.receipt = receipt
 
     def read(self, adapter: str, index: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The factors of one slot: what a layer calls in its forward.
@@ -154,82 +175,105 @@ class FactorHolder(nn.Module):
             A of shape (r, d_in) and B of shape (d_out, r), with a leading K when draws are asked for.
         """
         if torch.compiler.is_compiling():
-            return self._traced[adapter].pairs[index]
+            return self._tracing.traced[adapter].pairs[index]
         in_backward = torch._C._current_graph_task_id() != -1
-        if in_backward and self.laws[adapter].stochastic:
-            self._check_single_forward(adapter)
-        if adapter not in self._fresh and not (in_backward and adapter in self._generations):
-            self._refresh(adapter)  # a submodule of the base model was called directly
-        generation = self._generations[adapter]
+        generation = self._readable(adapter, in_backward, index)
         if generation.has_graph and not torch.is_grad_enabled() and not in_backward and inside_checkpoint():
             generation.begin_reentrant()
         A, B = generation.pair(index, in_backward)
         return (A, B) if A.device == device else (A.to(device), B.to(device))
 
+    def _readable(self, adapter: str, in_backward: bool, index: int | None = None) -> Generation:
+        if in_backward and self.laws[adapter].stochastic:
+            self._check_single_forward(adapter)
+        part = running_part(self)
+        if part is not None and adapter in part.factors:
+            return part.factors[adapter]
+        latest = self._here.latest.get(adapter) or self._latest.get(adapter)
+        if in_backward and latest is not None:
+            if latest.draw.mode == "train" and (root := self.root) is not None:
+                modes_of(root).check_recomputation()
+            return latest
+        # A part of the base model was called directly; its layers are read in their order, so going back is a new call
+        position = self._here.position
+        same_call = index is None or index > position.get(adapter, -1)
+        position[adapter] = position.get(adapter, -1) if index is None else index
+        return self._refresh(adapter, trusted=same_call)
+
     def perturbation(self, adapter: str) -> Perturbation | None:
         """What the layers add beside the update just read, if anything."""
         if torch.compiler.is_compiling():
-            return self._traced[adapter].perturbation
-        return self._generations[adapter].perturbation
+            return self._tracing.traced[adapter].perturbation
+        return self._readable(adapter, torch._C._current_graph_task_id() != -1).perturbation
 
     def heads(self, adapter: str) -> dict[str, dict[str, torch.Tensor]]:
         """The tensors of modules trained whole that the law answers for, by module and tensor name."""
         if torch.compiler.is_compiling():
-            return self._traced[adapter].heads
-        if adapter not in self._fresh:
-            self._refresh(adapter)
-        return self._generations[adapter].heads
+            return self._tracing.traced[adapter].heads
+        part = running_part(self)
+        known = part is not None and adapter in part.factors
+        return part.factors[adapter].heads if known else self._refresh(adapter).heads
 
     def check_exportable(self, adapter: str) -> None:
         """Raise `ValueError` if the adapter has no single pair of factors now."""
-        self.laws[adapter].check_exportable(self.draw)
+        draw = self.draw
+        if draw is not None and draw.num_samples > 1:
+            raise ValueError(
+                f"{draw.num_samples} functions are in place (inside draws, or curve_at with several points), so there "
+                "is no single pair of factors to merge, convert or export. Do it outside, or with one function."
+            )
+        self.laws[adapter].check_exportable(draw)
 
     def generation(self, adapter: str) -> Generation:
         """The adapter's current factors, brought up to date."""
-        self._refresh(adapter)
-        return self._generations[adapter]
+        return self._refresh(adapter)
 
-    def _refresh(self, adapter: str) -> None:
-        law = self.laws[adapter]
-        points = self.draw.points or () if self.draw is not None else ()
+    def _refresh(self, adapter: str, part: Part | None = None, trusted: bool = False) -> Generation:
+        """The factors for a forward, or for a direct call of a part of the model, made anew where they have to be.
+
+        Args:
+            adapter: Adapter name.
+            part: What the forward has; `None` outside of one.
+            trusted: Whether the cache was found good within the same call.
+        """
+        law, asked = self.laws[adapter], self.draw if part is None else part.draw
+        points = asked.points or () if asked is not None else ()
         differentiable = (*law.parameters(), *(t for t in points if isinstance(t, torch.Tensor)))
         wants_graph = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
-        draw = self.draw or self._own_draw(law, law.training and wants_graph)
-        stamp, old = stamp_of(law, draw), self._generations.get(adapter)
-        if old is None or not self._still_good(law, old, stamp, wants_graph):
-            self._generations[adapter] = generation = generate(law, draw, wants_graph)
+        draw = asked or self._own_draw(law, law.training and wants_graph, part)
+        generation = self._found(adapter, law, stamp_of(law, draw), wants_graph, part is not None, trusted)
+        if generation is None:
+            generation = generate(law, draw, wants_graph)
             if generation.has_graph and law.stochastic:
                 alive = [use for use in self._uses.get(adapter, []) if use() is not None]
                 self._uses[adapter] = [*alive, weakref.ref(generation.use)]
-        if self._in_forward:
-            self._fresh.add(adapter)
+            if not wants_graph and not is_transformed(law):
+                self._cached[adapter] = generation, Contents(law)
+        if torch.is_grad_enabled():
+            self._here.latest[adapter] = self._latest[adapter] = generation
+        return generation
 
-    def _own_draw(self, law: Law, trains: bool) -> Draw:
+    def _own_draw(self, law: Law, trains: bool, part: Part | None) -> Draw:
         # a part of the base model that is called directly has only the rows it was given
-        samples = law.train_samples if trains and law in self._comparing else 1
+        samples = law.train_samples if trains and part is not None and law in part.comparing else 1
         return Draw("train", samples) if trains else Draw("mean")
 
-    def _trace(self) -> None:
-        """Generate inside the graph that torch.compile is building: no stamps, caches or tensor hooks there."""
-        self._traced = {}
-        for adapter in self._active if self._enabled else ():
-            if adapter in self.laws:
-                law = self.laws[adapter]
-                draw = self.draw or self._own_draw(law, law.training)
-                factors = ask(law, draw)
-                pairs = factors.per_slot(law.slots, draw.num_samples)
-                self._traced[adapter] = Traced(pairs, factors.regularizer, factors.perturbation, factors.heads)
-
-    def _check_single_forward(self, adapter: str) -> None:
-        open_uses = [use() for use in self._uses.get(adapter, [])]
-        if sum(use is not None and not use.consumed for use in open_uses) > 1:
-            raise RuntimeError(
-                "Gradient checkpointing recomputes a block in backward, but since its forward the adapter has drawn "
-                "other factors for another forward, so the gradient would be wrong. Call backward (or drop the loss) "
-                "after each forward, or switch gradient checkpointing off."
-            )
-
-    def _still_good(self, law: Law, old: Generation, stamp: tuple, wants_graph: bool) -> bool:
+    def _found(
+        self, adapter: str, law: Law, stamp: tuple, wants_graph: bool, in_forward: bool, trusted: bool
+    ) -> Generation | None:
+        """A generation made before that is still good."""
+        if not wants_graph:
+            generation, contents = self._cached.get(adapter, (None, None))
+            if generation is None:
+                return None
+            if not trusted and not contents.hold(law):
+                self._cached.pop(adapter, None)
+                law.invalidate()
+                return None
+            return generation if generation.stamp == stamp and (law.cache or not in_forward) else None
+        old = self._here.latest.get(adapter)
+        if old is None:
+            return None
         if old.leaves:
             if old.gradients_wait and old.stamp[1] != stamp[1]:
                 raise RuntimeError(
@@ -237,10 +281,29 @@ class FactorHolder(nn.Module):
                     'generator learned nothing. With regenerate="step" call model.flush_grads() after the last '
                     'backward and before clipping or stepping, or use regenerate="forward".'
                 )
-            return wants_graph and old.stamp == stamp
-        if wants_graph:  # a new graph for each forward of the base model; shared by direct calls of its parts
-            return old.has_graph and old.stamp == stamp and not old.use.consumed and not self._in_forward
-        return not old.has_graph and old.stamp == stamp and (law.cache or not self._in_forward)
+            return old if old.stamp == stamp else None
+        # a new graph for each forward of the base model; shared by direct calls of its parts
+        shared = old.has_graph and old.stamp == stamp and not old.use.consumed and not in_forward
+        return old if shared else None
+
+    def _trace(self, part: Part) -> None:
+        """Generate inside the graph that torch.compile is building: no stamps, caches or tensor hooks there."""
+        for adapter in self._active if self._enabled else ():
+            if adapter in self.laws:
+                law = self.laws[adapter]
+                draw = part.draw or self._own_draw(law, law.training, part)
+                factors = ask(law, draw)
+                pairs = factors.per_slot(law.slots, draw.num_samples)
+                part.traced[adapter] = Traced(pairs, factors.regularizer, factors.perturbation, factors.heads)
+
+    def _check_single_forward(self, adapter: str) -> None:
+        open_uses = [use() for use in self._uses.get(adapter, [])]
+        if sum(use is not None and not use.consumed for use in open_uses) > 1:
+            raise RuntimeError(
+                "Gradient checkpointing recomputes a block in backward, but since its forward the adapter has drawn "
+                "other factors for another forward (of this thread or another), so the gradient would be wrong. Call "
+                "backward (or drop the loss) after each forward, or switch gradient checkpointing off."
+            )
 
     def flush_grads(self, adapter: str) -> None:
         """Carry gradients waiting at the generated factors back to the law's parameters (`regenerate="step"`).
@@ -248,16 +311,20 @@ class FactorHolder(nn.Module):
         Args:
             adapter: Adapter name.
         """
-        generation = self._generations.get(adapter)
+        generation = self._here.latest.get(adapter)
         if generation is not None and generation.leaves:
             generation.flush()
-            del self._generations[adapter]
+            self._forget(adapter)
 
     def invalidate(self) -> None:
-        """Forget cached factors; needed only after an edit through `.data`, which leaves no trace."""
-        self._generations.clear()
-        for law in self.laws.values():
+        """Forget cached factors. Writes to parameters are noticed without it, in evaluation even those by `.data`."""
+        for adapter, law in self.laws.items():
+            self._forget(adapter)
             law.invalidate()
+
+    def _forget(self, adapter: str) -> None:
+        for kept in (self._cached, self._latest, self._here.latest):
+            kept.pop(adapter, None)
 
     # ----------------------------------------------------------------- lifecycle, as told by the layers
 
@@ -280,7 +347,7 @@ class FactorHolder(nn.Module):
         if device is None or any(t.is_meta for t in tensors) or all(t.device == device for t in tensors):
             return
         self.laws[adapter].to(device)
-        self._generations.pop(adapter, None)
+        self._forget(adapter)
 
     def set_adapter(self, adapters: Iterable[str], inference_mode: bool) -> None:
         """Make `adapters` the active ones; only their laws are trainable, and none in inference mode."""
@@ -288,7 +355,7 @@ class FactorHolder(nn.Module):
         for name, law in self.laws.items():
             law.requires_grad_(name in self._active and not inference_mode)
             if name not in self._active:
-                self._generations.pop(name, None)
+                self._forget(name)
                 law.invalidate()
 
     def enable(self, enabled: bool) -> None:
@@ -302,89 +369,46 @@ class FactorHolder(nn.Module):
         """Delete a law and everything kept for it."""
         if adapter in self.laws:
             del self.laws[adapter]
-        self._generations.pop(adapter, None)
+        self._forget(adapter)
         self._uses.pop(adapter, None)
-        self._pending = []
+        self._here.pending = []
 
     def take_pending(self) -> list[torch.Tensor]:
         """The regularisers of the last forward, once."""
-        pending, self._pending = self._pending, []
-        if self._receipt is not None:
-            self._receipt.claim()
+        here = self._here
+        pending, here.pending = here.pending, []
+        if here.receipt is not None:
+            here.receipt.claim()
         return pending
 
     @property
     def pending(self) -> list[torch.Tensor]:
-        """The regularisers of the last training forward, wherever they are by now."""
-        return list(self._pending)
+        """The regularisers of this thread's last training forward, wherever they are by now."""
+        return list(self._here.pending)
+
+    def train(self, mode: bool = True) -> FactorHolder:
+        """Switch the laws' mode, and say so to whoever evaluates draws in another thread."""
+        if (root := self.root) is not None:
+            modes_of(root).note_switch(mode)
+        return super().train(mode)
 
     def __getstate__(self) -> dict:
         # generations hang on an autograd graph, which can neither be copied nor pickled
-        return {**self.__dict__, **_nothing_generated()}
+        return {name: value for name, value in self.__dict__.items() if name not in _nothing_generated()}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self.__dict__.update(_nothing_generated())
 
 
 def _nothing_generated() -> dict:
     """The part of a holder's state that belongs to single forwards, as it is before the first."""
-    return {
-        "_generations": {},
-        "_fresh": set(),
-        "_in_forward": False,
-        "_pending": [],
-        "_receipt": None,
-        "unclaimed": False,
-        "_uses": {},
-        "_traced": {},
-        "_comparing": [],
-    }
+    return {"_here": Here(), "_latest": {}, "_cached": {}, "_uses": {}, "_tracing": None, "_root": None}
 
 
 def holders_of(model: nn.Module) -> list[FactorHolder]:
     """The holders anywhere inside a model, one for each tuner type on each base model."""
     return [module for module in model.modules() if isinstance(module, FactorHolder)]
-
-
-# --------------------------------------------------------------------- hooks on the base model
-
-
-def _holders(model: nn.Module) -> list[FactorHolder]:
-    return [child for child in model._modules.values() if isinstance(child, FactorHolder)]
-
-
-def begin_forward(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    """Forward pre-hook of the base model; module-level so that the model stays picklable."""
-    if getattr(model, "_is_replica", False):
-        raise RuntimeError(
-            "torch.nn.DataParallel copies layers without the law they share, so the adapter would not train. Start "
-            "one process a GPU with `accelerate launch`, or show the process a single GPU (CUDA_VISIBLE_DEVICES=0)."
-        )
-    for holder in _holders(model):
-        holder.begin_forward()
-    num_samples = max([1, *[holder.num_samples for holder in _holders(model)]])
-    if num_samples == 1:
-        return None
-    return (), repeat_training_rows(named_inputs(model, args, kwargs), num_samples, main_input_name(model))
-
-
-def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
-    """Forward hook of the base model, called also when the forward raised; adds regularisers to the loss."""
-    holders = _holders(model)
-    num_samples = max([1, *[holder.num_samples for holder in holders]])
-    inputs = named_inputs(model, args, kwargs) if num_samples > 1 else {}
-    terms = [term for holder in holders for term in holder.end_forward(model, output, inputs)]
-    if output is None or (not terms and num_samples == 1):
-        return None
-    inputs = inputs or named_inputs(model, args, kwargs)
-    if terms:
-        labelled = has_labels(model, inputs)
-        total = torch.stack([term.float() if term.dtype != torch.float64 else term for term in terms]).sum()
-        receipt = None if torch.compiler.is_compiling() else Receipt(terms)
-        for holder in holders:
-            holder.last_task_loss, holder.last_regularizer = task_loss(output, labelled), total.detach()
-            holder.unclaimed = not reaches_loss(output, labelled)
-            if receipt is not None:
-                holder.expect(receipt)
-        output = add_to_outputs(output, total, micro_batch_share(model, inputs), labelled)
-    return output if num_samples == 1 else first_rows(output, num_samples, count_rows(inputs, main_input_name(model)))
 
 
 def regularization_loss(model: nn.Module) -> torch.Tensor | None:
@@ -405,22 +429,3 @@ def regularization_loss(model: nn.Module) -> torch.Tensor | None:
     """
     pending = [term for holder in holders_of(model) for term in holder.take_pending()]
     return torch.stack(pending).sum() if pending else None
-
-
-def attach_hooks(model: nn.Module) -> None:
-    """Register the hooks once, whatever the number of adapters and tuner types on the model."""
-    if begin_forward not in model._forward_pre_hooks.values():
-        model.register_forward_pre_hook(begin_forward, with_kwargs=True)
-        model.register_forward_hook(end_forward, always_call=True, with_kwargs=True)
-
-
-def detach_hooks(model: nn.Module) -> None:
-    """Remove the hooks when no law is left on the model."""
-    if any(len(holder.laws) for holder in _holders(model)):
-        return
-    for hooks, function in ((model._forward_pre_hooks, begin_forward), (model._forward_hooks, end_forward)):
-        for key in [key for key, hook in hooks.items() if hook is function]:
-            del hooks[key]
-            model._forward_pre_hooks_with_kwargs.pop(key, None)
-            model._forward_hooks_always_called.pop(key, None)
-            model._forward_hooks_with_kwargs.pop(key, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
@@ -20,9 +21,11 @@ from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from ..identity import Identity
+from .asked import forward_replaced
 from .config import CalibLoraConfig
 from .factors import Law, Slot, SlotTable
-from .holder import FactorHolder, attach_hooks, detach_hooks, holders_of
+from .holder import FactorHolder, holders_of
+from .hooks import attach_hooks, detach_hooks
 from .layer import SUPPORTED_BASE_LAYERS, FactorLinear
 from .sealing import check_tensors_recorded, record_of
 from .state import check_complete, embedding_names, modules_trained_whole, saved_name, withdraw
@@ -233,18 +236,14 @@ class FactorModel(BaseTuner):
         beams = beams if isinstance(beams, int) and beams > 1 else 1
         encoder = self.model.get_encoder() if beams > 1 and _is_encoder_decoder(self.model) else None
         in_encoder = set(encoder.modules()) if encoder is not None else set()
-        handles = []
+        named = {}
         for module in self.model.modules():
             if isinstance(module, (FactorLinear, AuxiliaryTrainingWrapper)):
                 # beam search repeats the decoder's rows, but not the encoder's
                 names = [name for name in adapter_names for _ in range(1 if module in in_encoder else beams)]
-                hook = partial(_pass_adapter_names, adapter_names=names)
-                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-        try:
+                named[module] = partial(_with_adapter_names, names)
+        with forward_replaced(named):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     # ----------------------------------------------------------------- state dict
 
@@ -349,5 +348,5 @@ def _is_encoder_decoder(model: nn.Module) -> bool:
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
-def _pass_adapter_names(module: nn.Module, args: tuple, kwargs: dict, adapter_names: list[str]) -> tuple[tuple, dict]:
-    return args, {**kwargs, "adapter_names": adapter_names}
+def _with_adapter_names(adapter_names: list[str], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return forward(*args, **{**kwargs, "adapter_names": adapter_names})

@@ -130,10 +130,10 @@ class BayesianLaw(CountingLaw):
         if torch.is_grad_enabled():
             self._whitened = None
             return self._whiten()
-        stamp = (self.dtype, parameter_stamp(self.bases.parameters()))
-        if self._whitened is None or self._whitened[0] != stamp:
-            self._whitened = (stamp, self._whiten())
-        return self._whitened[1]
+        stamp, kept = (self.dtype, parameter_stamp(self.bases.parameters())), self._whitened
+        if kept is None or kept[0] != stamp:
+            self._whitened = kept = (stamp, self._whiten())
+        return kept[1]
 
     def _whiten(self) -> dict[BasisPlace, Whitened]:
         return self.layout.split_bases({key: stack(self.dtype) for key, stack in self.bases.items()})

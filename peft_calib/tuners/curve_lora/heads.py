@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,6 +73,9 @@ class HeadPoints(nn.Module):
                 getattr(self, f"anchor_{_key(module, name)}").copy_(heads[module][name][list(self.fixed)])
 
 
+_TEMPLATES = threading.RLock()
+
+
 class CurvedModule(nn.Module):
     """A module whose tensors come from the holder: what stands in PEFT's `modules_to_save` of a curved head.
 
@@ -90,8 +94,14 @@ class CurvedModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Apply the module with the tensors of the current points; the rows of K points come point-major."""
+        if torch.compiler.is_compiling():
+            return self._apply(self._template[0], args, kwargs)
+        with _TEMPLATES:  # a functional call puts its tensors into the one template for its duration
+            return self._apply(self._template[0], args, kwargs)
+
+    def _apply(self, template: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
         tensors = self._tensors()
-        template = self._template[0].train(self.training)
+        template.train(self.training)
         count = len(next(iter(tensors.values())))
         if count == 1:
             return functional_call(template, {name: tensor[0] for name, tensor in tensors.items()}, args, kwargs)

@@ -18,6 +18,7 @@ from torch import nn
 
 from peft_calib import BayesianLoraConfig, HyperLoraConfig, export_lora
 from peft_calib.tuners import Draw, FactorLinear
+from peft_calib.tuners.asked import asking
 from peft_calib.tuners.holder import FactorHolder
 
 BERT = FAMILIES["bert"]
@@ -53,11 +54,8 @@ def spread_to_zero(model: PeftModel) -> None:
 def sampled(model: PeftModel, batch: dict, **draw) -> torch.Tensor:
     """Logits of K draws in one forward, (K, rows, ...)."""
     holder, K = holder_of(model), draw.get("num_samples", 1)
-    holder.draw = Draw("sample", **draw)
-    try:
+    with asking(model.get_base_model(), {id(holder): Draw("sample", **draw)}):
         return logits(model, {k: v.repeat(K, *[1] * (v.dim() - 1)) for k, v in batch.items()}).unflatten(0, (K, -1))
-    finally:
-        holder.draw = None
 
 
 @pytest.fixture

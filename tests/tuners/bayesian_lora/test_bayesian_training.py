@@ -12,6 +12,7 @@ from torch import nn
 import peft_calib
 from peft_calib import BayesianLoraConfig
 from peft_calib.tuners import Draw
+from peft_calib.tuners.asked import asking
 from peft_calib.tuners.bayesian_lora.stacks import BoundedScale
 
 BERT = FAMILIES["bert"]
@@ -92,13 +93,12 @@ def test_trained_posterior_is_the_exact_one_where_the_family_contains_it(posteri
     holder, batch = model.base_model.get_holder(model.get_base_model()), (x.repeat(DRAWS, 1), y.repeat(DRAWS))
     for step in range(STEPS):  # the evidence lower bound from many draws a step
         optimizer.zero_grad()
-        holder.draw = Draw("sample", DRAWS, seed=step)
-        (model(*batch)["loss"] + law.kl() / ROWS).backward()
+        with asking(model.get_base_model(), {id(holder): Draw("sample", DRAWS, seed=step)}):
+            (model(*batch)["loss"] + law.kl() / ROWS).backward()
         fix_core_of_b(stack)
         optimizer.step()
         fix_core_of_b(stack)
         schedule.step()
-    holder.draw = None
     precision = torch.eye(WIDTH, dtype=torch.float64) + scale**2 * features.T @ features / NOISE**2
     exact = scale**2 * torch.einsum("ni,ij,nj->n", features, precision.inverse(), features)
     exact_mean = scale**2 * features @ precision.inverse() @ (features.T @ y) / NOISE**2

@@ -1,0 +1,164 @@
+"""How holders take part in the forwards of their base model: two hooks, and an entrance for who goes round them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+from .asked import asked_of, asked_while_tracing
+from .forward import Forward, is_running, pop, push
+from .holder import FactorHolder
+from .modes import modes_of
+from .objective import (
+    Receipt,
+    add_to_outputs,
+    has_labels,
+    micro_batch_share,
+    named_inputs,
+    reaches_loss,
+    task_loss,
+)
+from .rows import count_rows, first_rows, main_input_name, repeat_rows, repeat_training_rows
+
+
+def _holders(model: nn.Module) -> list[FactorHolder]:
+    return [child for child in model._modules.values() if isinstance(child, FactorHolder)]
+
+
+def begin_forward(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """Forward pre-hook of the base model; module-level so that the model stays picklable."""
+    if getattr(model, "_is_replica", False):
+        raise RuntimeError(
+            "torch.nn.DataParallel copies layers without the law they share, so the adapter would not train. Start "
+            "one process a GPU with `accelerate launch`, or show the process a single GPU (CUDA_VISIBLE_DEVICES=0)."
+        )
+    if torch.compiler.is_compiling():
+        asked = asked_while_tracing(model)
+        parts = [holder.begin_forward(asked.draws[id(holder)] if asked else None) for holder in _holders(model)]
+        compared = max([1, *[part.num_samples for part in parts]])
+    else:
+        asked = asked_of(model)
+        compared = _begin(model, asked).num_samples
+    if asked is not None and asked.num_samples > 1 and not asked.repeated:
+        inputs = named_inputs(model, args, kwargs)
+        return (), repeat_rows(inputs, asked.num_samples, count_rows(inputs, main_input_name(model)))
+    if compared == 1:
+        return None
+    return (), repeat_training_rows(named_inputs(model, args, kwargs), compared, main_input_name(model))
+
+
+def _begin(model: nn.Module, asked: Any) -> Forward:
+    modes = modes_of(model)
+    forward = Forward(model, asked, modes.begin_forward(model))
+    try:
+        for holder in _holders(model):
+            holder.belong_to(model)
+            forward.parts[holder] = holder.begin_forward(None if asked is None else asked.draws.get(id(holder)))
+    except BaseException:
+        modes.end_forward(model, forward.trains)
+        raise
+    push(forward)
+    return forward
+
+
+def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
+    """Forward hook of the base model, called also when the forward raised; adds regularisers to the loss."""
+    if torch.compiler.is_compiling():
+        parts = {holder: holder._tracing for holder in _holders(model)}
+    else:
+        forward = pop(model)
+        if forward is None:  # it was refused before it began
+            return None
+        parts = forward.parts
+        modes_of(model).end_forward(model, forward.trains)
+    num_samples = max([1, *[part.num_samples for part in parts.values()]])
+    inputs = named_inputs(model, args, kwargs) if num_samples > 1 else {}
+    terms = [term for holder, part in parts.items() for term in holder.end_forward(part, model, output, inputs)]
+    if output is None or (not terms and num_samples == 1):
+        return None
+    inputs = inputs or named_inputs(model, args, kwargs)
+    if terms:
+        labelled = has_labels(model, inputs)
+        total = torch.stack([term.float() if term.dtype != torch.float64 else term for term in terms]).sum()
+        if not torch.compiler.is_compiling():
+            receipt = Receipt(terms)
+            for holder, part in parts.items():
+                holder.note_loss(task_loss(output, labelled), total.detach(), not reaches_loss(output, labelled))
+                holder.expect(part, receipt)
+        output = add_to_outputs(output, total, micro_batch_share(model, inputs), labelled)
+    return output if num_samples == 1 else first_rows(output, num_samples, count_rows(inputs, main_input_name(model)))
+
+
+# --------------------------------------------------------------------- callers of model.forward
+
+
+def _entrance(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A model's forward that also does what its hooks do, where it is called without them.
+
+    `model.forward(...)` instead of `model(...)` (as sentence-transformers calls it) runs no hook: no regulariser, no
+    draws.
+
+    Args:
+        forward: The function of the model's class.
+
+    Returns:
+        The function to be bound to one model in its place.
+    """
+
+    @functools.wraps(forward)
+    def enter(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        holders = _holders(self)
+        compiling = torch.compiler.is_compiling()
+        begun = any(holder._tracing is not None for holder in holders) if compiling else is_running(self)
+        if not holders or (compiling and begun):
+            return forward(self, *args, **kwargs)
+        if begun:
+            try:
+                return forward(self, *args, **kwargs)
+            except Exception:
+                raise  # torch calls the hook behind the forward
+            except BaseException:  # which it does not for an interrupt
+                end_forward(self, args, kwargs, None)
+                raise
+        changed = begin_forward(self, args, kwargs)
+        args, kwargs = changed or (args, kwargs)
+        output = None
+        try:
+            output = forward(self, *args, **kwargs)
+        finally:
+            changed = end_forward(self, args, kwargs, output)
+        return output if changed is None else changed
+
+    enter.is_entrance = True
+    return enter
+
+
+def attach_hooks(model: nn.Module) -> None:
+    """Register the hooks once, whatever the number of adapters and tuner types on the model."""
+    for holder in _holders(model):
+        holder.belong_to(model)
+    if begin_forward not in model._forward_pre_hooks.values():
+        # first, so that hooks which look at the batch see the rows of all draws
+        model.register_forward_pre_hook(begin_forward, with_kwargs=True, prepend=True)
+        model.register_forward_hook(end_forward, always_call=True, with_kwargs=True)
+    if "forward" not in model.__dict__:  # a forward put there by others (Accelerate) is theirs
+        model.forward = MethodType(_entrance(type(model).forward), model)
+
+
+def detach_hooks(model: nn.Module) -> None:
+    """Remove the hooks when no law is left on the model."""
+    if any(len(holder.laws) for holder in _holders(model)):
+        return
+    for hooks, function in ((model._forward_pre_hooks, begin_forward), (model._forward_hooks, end_forward)):
+        for key in [key for key, hook in hooks.items() if hook is function]:
+            del hooks[key]
+            model._forward_pre_hooks_with_kwargs.pop(key, None)
+            model._forward_hooks_always_called.pop(key, None)
+            model._forward_hooks_with_kwargs.pop(key, None)
+    if getattr(model.__dict__.get("forward"), "is_entrance", False):
+        del model.forward
