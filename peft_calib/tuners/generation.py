@@ -225,7 +225,7 @@ def parameter_stamp(tensors: Iterable[torch.Tensor]) -> tuple:
 
 
 def _address(tensor: torch.Tensor) -> int:
-    return tensor.data_ptr() if _is_plain(tensor) else 0
+    return tensor.data_ptr() if not torch.compiler.is_compiling() and _is_plain(tensor) else 0
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
