@@ -55,7 +55,7 @@ def count_items(
     """
     if dataset is None or not all(hasattr(dataset, name) for name in ("__len__", "__getitem__")) or not len(dataset):
         return None
-    with _global_randomness_untouched():
+    with untouched_randomness():
         first = dataset[0]
         if isinstance(first, Mapping) and {"chosen_ids", "rejected_ids"} <= set(first):
             return len(dataset)  # a pair is an item of TRL's RewardTrainer
@@ -131,7 +131,8 @@ def _counts_of_batches(
 
 
 @contextmanager
-def _global_randomness_untouched() -> Iterator[None]:
+def untouched_randomness() -> Iterator[None]:
+    """Random numbers that are the same in every run inside, and global random states that stay as they were."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (what collators draw from)
     try:
         with torch.random.fork_rng(devices=[]):

@@ -23,7 +23,7 @@ from .outputs import (
     output_names,
     without_labels,
 )
-from .preprocess import keep_for_calibration, labelled_rows
+from .preprocess import IGNORE_INDEX, keep_for_calibration, labelled_rows
 
 
 def sampled_logits(
@@ -98,7 +98,8 @@ def logits_of_rows(
         label_names: of the label columns; the model's own if omitted.
 
     Returns:
-        `(N, C)` float32 logits, of the mean adapter or of K draws, and `(N,)` classes.
+        `(N, C)` float32 logits, of the mean adapter or of K draws, and `(N,)` classes; for token classification
+        `(N, T, C)` and `(N, T)` with -100 where there is no label.
 
     Raises:
         ValueError: if the rows have no labels, or the model's outputs have no logits.
@@ -121,8 +122,33 @@ def logits_of_rows(
             else:
                 logits = sampled_logits(model, inputs, keep, num_samples, seed)
             labels = labels if labels.dim() == 2 else labels.reshape(-1)
-            found.append(labelled_rows(as_numpy(logits), as_numpy(labels), answer_token_ids))
-    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))  # type: ignore[return-value]
+            if logits.dim() == 3 and labels.dim() == 2:
+                found.append(_aligned(as_numpy(logits), as_numpy(labels)))
+            else:
+                found.append(labelled_rows(as_numpy(logits), as_numpy(labels), answer_token_ids))
+    return _together(found)
+
+
+def _aligned(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels of token classification over the positions that both have."""
+    labelled_rows(logits, labels)  # refuses shapes that do not go together
+    length = min(logits.shape[1], labels.shape[1])
+    return logits[:, :length], labels[:, :length]
+
+
+def _together(batches: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """All batches in one; shorter rows of tokens are filled up with positions that have no label."""
+    if batches[0][0].ndim == 3:
+        longest = max(labels.shape[1] for _, labels in batches)
+        batches = [
+            (
+                np.pad(logits, ((0, 0), (0, longest - logits.shape[1]), (0, 0))),
+                np.pad(labels, ((0, 0), (0, longest - labels.shape[1])), constant_values=IGNORE_INDEX),
+            )
+            for logits, labels in batches
+        ]
+    logits, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    return logits, labels
 
 
 def labels_of_batch(batch: Mapping[str, Any], names: Sequence[str]) -> torch.Tensor:

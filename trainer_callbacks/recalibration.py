@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,17 +12,25 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, default_data_collator
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
 from peft_calib.calibration.recalibrate import Recalibrator, TemperatureScaling, load_state
+from peft_calib.calibration.recalibrate.temperature import check_enough_rows
 from peft_calib.companions import attach_file, detach_file
 from peft_calib.files import write_atomically
 from peft_calib.identity import adapter_digest
+from peft_calib.items import untouched_randomness
 from peft_calib.json_files import read_json
 from peft_calib.prediction.draws import check_num_samples
+from peft_calib.row_tables import as_rows
 from peft_calib.splits import RowSet, record_split
+from peft_calib.tuners.laws import laws_of
 
 from .adapter_state import belongs_to_folder, check_readable, digest_of_folder
-from .forwards import logits_of_rows
+from .forwards import labels_of_batch, logits_of_rows
+from .outputs import label_names_of
+
+logger = logging.get_logger(__name__)
 
 #: Name of the file beside an adapter.
 RECALIBRATION_FILE = "recalibration.json"
@@ -35,8 +44,13 @@ class RecalibrationCallback(TrainerCallback):
     `recalibration.json`); read the latter with `load_recalibration`. Put it after a `BestCalibrationCallback`, whose
     choice it calibrates.
 
+    A temperature that the rows do not support is left off, and the file says so: `fit` holds its interval and the
+    reason. What cannot be fitted when training is over (too few rows, logits that are NaN) is a warning: the trained
+    adapter is worth more than its temperature.
+
     Args:
-        calibration_dataset: held-out rows with labels, prepared like the training rows, see `calibration_split`.
+        calibration_dataset: held-out rows with labels, prepared like the training rows, see `calibration_split`; a
+            data frame of such columns will do.
         method: what to fit; a new `TemperatureScaling` if omitted.
         num_samples: fit on the mean probabilities of this many draws of the adapter, for those who predict that way;
             None takes the deterministic adapter.
@@ -63,7 +77,7 @@ class RecalibrationCallback(TrainerCallback):
         batch_size: int | None = None,
         answer_token_ids: list[int] | None = None,
     ) -> None:
-        self.calibration_dataset = calibration_dataset
+        self.calibration_dataset = as_rows(calibration_dataset)
         self.method = TemperatureScaling() if method is None else method
         self.num_samples = None if num_samples is None else check_num_samples(num_samples)
         self.seed, self.data_collator, self.batch_size = seed, data_collator, batch_size
@@ -76,11 +90,19 @@ class RecalibrationCallback(TrainerCallback):
         """Refuse rows that are trained on too, and record both sets.
 
         Raises:
-            ValueError: if the calibration split overlaps with the training rows.
+            ValueError: if the calibration split overlaps with the training rows, or has no labels.
+            TypeError: if draws are asked for, and the model has no adapter of this package to draw from.
         """
         check_readable(model)
         detach_file(model, RECALIBRATION_FILE)  # of an earlier training
-        rows = getattr(kwargs.get("train_dataloader"), "dataset", None)
+        if self.num_samples is not None and next(laws_of(model, active=True), None) is None:
+            raise TypeError(
+                f"RecalibrationCallback(num_samples={self.num_samples}) draws from an adapter of this package, and "
+                f"{type(model).__name__} has none. Leave num_samples out."
+            )
+        loader = kwargs.get("train_dataloader")
+        self._check_labels(model, loader, args)
+        rows = getattr(loader, "dataset", None)
         try:
             trained_on = RowSet.of(rows)
         except TypeError as error:
@@ -96,18 +118,26 @@ class RecalibrationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """Fit, attach to the model, and add to the last checkpoint if that holds the same adapter."""
-        loader = kwargs.get("train_dataloader")
-        collate = self.data_collator or getattr(loader, "collate_fn", None) or default_data_collator
-        logits, labels = logits_of_rows(
-            model,
-            _with_columns_of(self.calibration_dataset, getattr(loader, "dataset", None)),
-            collate,
-            batch_size=self.batch_size or args.per_device_eval_batch_size,
-            num_samples=self.num_samples,
-            seed=self.seed,
-            answer_token_ids=self.answer_token_ids,
-        )
-        self.method.fit(logits, labels)
+        try:
+            logits, labels = logits_of_rows(
+                model,
+                *self._rows_and_collator(kwargs.get("train_dataloader")),
+                batch_size=self.batch_size or args.per_device_eval_batch_size,
+                num_samples=self.num_samples,
+                seed=self.seed,
+                answer_token_ids=self.answer_token_ids,
+                label_names=args.label_names,
+            )
+            self.method.fit(logits, labels)
+        except Exception as error:  # whatever it is: the training that it would end with is finished
+            warnings.warn(
+                f"RecalibrationCallback fitted nothing, and {RECALIBRATION_FILE} is not written: "
+                f"{str(error) or type(error).__name__}",
+                UserWarning,
+                stacklevel=2,
+            )
+            return
+        self._report()
         weights = adapter_digest(model)
         how = {"how": "mean" if self.num_samples is None else "sample", "num_samples": self.num_samples}
         text = json.dumps({**self.method.state(), "adapter": weights, **how, "seed": self.seed}, indent=1) + "\n"
@@ -115,6 +145,32 @@ class RecalibrationCallback(TrainerCallback):
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if args.process_index == 0 and digest_of_folder(folder) == weights:
             write_atomically(folder / RECALIBRATION_FILE, text)
+
+    def _report(self) -> None:
+        """Say what was decided about a temperature: in a warning where it is left off, or ran into its bounds."""
+        fit = getattr(self.method, "fit_result", None)
+        if fit is None:
+            return
+        if not fit.applied or fit.at_bound is not None:
+            warnings.warn(f"RecalibrationCallback: {fit.reason}", UserWarning, stacklevel=3)
+        else:
+            logger.info(f"RecalibrationCallback: {fit.reason}")
+
+    def _rows_and_collator(self, loader: Any) -> tuple[Any, Callable[[list], Mapping[str, Any]]]:
+        collate = self.data_collator or getattr(loader, "collate_fn", None) or default_data_collator
+        return _with_columns_of(self.calibration_dataset, getattr(loader, "dataset", None)), collate
+
+    def _check_labels(self, model: Any, loader: Any, args: TrainingArguments) -> None:
+        """Refuse, before anything is trained, rows that a batch has no classes of."""
+        rows, collate = self._rows_and_collator(loader)
+        with untouched_randomness():
+            batch = copy.deepcopy(collate)([rows[i] for i in range(min(2, len(rows)))])
+        labels = labels_of_batch(batch, label_names_of(model, args.label_names))
+        if labels.dim() < 2 and isinstance(self.method, TemperatureScaling):
+            try:
+                check_enough_rows(len(rows))
+            except ValueError as error:
+                warnings.warn(f"RecalibrationCallback will fit nothing: {error}", UserWarning, stacklevel=3)
 
 
 def load_recalibration(folder: str | Path) -> Recalibrator:

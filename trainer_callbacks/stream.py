@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from peft_calib.calibration import CalibrationAccumulator, CalibrationReport, calibration_report
+from peft_calib.calibration.answers import without_masks
 
 # Rows for which intervals take about two seconds on one core.
 MAX_KEPT_ROWS = 20_000
@@ -35,15 +36,16 @@ class RowStream:
         return self.num_not_finite + (self._num_kept if self._sums is None else self._sums.num_rows)
 
     def add(self, logits: np.ndarray, labels: np.ndarray) -> None:
-        """Adds `(N, C)` logits and `(N,)` labels.
+        """Adds `(N, C)` logits, where -inf masks a class, and `(N,)` labels.
 
         Raises:
             ValueError: for labels out of range.
         """
-        finite = np.isfinite(logits).all(axis=1)
+        finite = np.isfinite(logits.max(axis=1)) if len(logits) else np.zeros(0, bool)  # NaN is the maximum of its row
         if not finite.all():
             self.num_not_finite += int((~finite).sum())
             logits, labels = logits[finite], labels[finite]
+        logits = without_masks(logits)
         if self._sums is None and self._num_kept + len(labels) <= self.max_rows:
             # copies: the loop reuses its memory
             self._kept.append((logits.astype(np.float32), labels.copy()))

@@ -268,3 +268,13 @@ def test_class_ids_are_no_logits():
                 method().fit(ids, labels)
             with pytest.raises(ValueError, match="probabilities"):
                 method().fit(*_data(12, 60, classes=2)).transform(ids)
+
+
+def test_a_fit_at_a_bound_can_be_saved_and_read(tmp_path):
+    """The end of the interval is the bound too, to the last bit."""
+    logits, labels = np.tile([[3.0, 0.0], [0.0, 3.0]], (8, 1)), np.tile([1, 0], 8)
+    for wrong_way in (labels, 1 - labels):
+        scaling = TemperatureScaling().fit(logits, wrong_way)
+        assert scaling.fit_result.at_bound is not None
+        scaling.save(tmp_path / "temperature.json")
+        assert TemperatureScaling.load(tmp_path / "temperature.json").fit_result == scaling.fit_result

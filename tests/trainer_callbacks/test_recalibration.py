@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from datasets import IterableDataset
-from small_trainer import adapted, rows, trainer
-from transformers import TrainerCallback
+import transformers as tf
+from datasets import Dataset, IterableDataset, Value
+from peft import LoraConfig, get_peft_model
+from small_trainer import adapted, arguments, rows, trainer
+from tokenizers import Tokenizer, models
+from transformers import Trainer, TrainerCallback
 
-from peft_calib import BayesianLoraConfig, calibration_split, predict_dataset
+from peft_calib import BayesianLoraConfig, HyperLoraConfig, calibration_split, predict_dataset, prepare_for_trainer
 from peft_calib.calibration import TemperatureScaling
 from peft_calib.calibration.recalibrate import VectorScaling
 from peft_calib.splits import SPLIT_FILE, check_unseen, read_split
@@ -141,3 +144,125 @@ def test_the_global_random_state_stays(tiny_classifier, tmp_path, split):
     assert model.training
     with pytest.raises(ValueError, match="no labels"):
         logits_of_rows(model, split[1].remove_columns("labels"), collate, batch_size=8)
+
+
+# --------------------------------------------------------------------- whatever a model answers
+
+
+def fitted(model, folder, callback, train, **options):
+    run = trainer(model, folder, [callback], train=train, **options)
+    run.train()
+    run.save_model(folder / "final")
+    return run, load_recalibration(folder / "final")
+
+
+def test_tuples_and_frames_give_the_same_temperature(tiny_classifier, tmp_path, split):
+    train, calibration = split
+    _, expected = fitted(adapted(tiny_classifier), tmp_path / "a", RecalibrationCallback(calibration), train)
+    model = adapted(tiny_classifier)
+    model.get_base_model().config.return_dict = False
+    callback = RecalibrationCallback(calibration.to_pandas().sample(frac=1.0, random_state=0))
+    _, found = fitted(model, tmp_path / "b", callback, train)
+    assert found.fit_result.fitted == pytest.approx(expected.fit_result.fitted, rel=1e-4)
+
+
+def test_words_of_one_sentence_count_together(tiny_classifier, tmp_path):
+    """The temperature is that of the padded answer, whose interval knows which words belong together."""
+    draw, lengths = np.random.default_rng(0), [6, 3, 8, 5] * 12
+    ids = [draw.integers(3, 64, length).tolist() for length in lengths]
+    data = Dataset.from_dict({"input_ids": ids, "labels": [[-100, *[i % 3 for i in row[1:]]] for row in ids]})
+    words = tf.DataCollatorForTokenClassification(tokenizer())
+    base = tf.BertForTokenClassification(tiny_classifier().config)
+    config = HyperLoraConfig(r=4, target_modules=["query", "value"], task_type="TOKEN_CLS")
+    model = prepare_for_trainer(get_peft_model(base, config))
+    callback = RecalibrationCallback(data.select(range(24)), batch_size=5)
+    run = Trainer(
+        model, arguments(tmp_path), train_dataset=data.select(range(24, 48)), data_collator=words, callbacks=[callback]
+    )
+    run.train()
+    batch = words([data[i] for i in range(24)])
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        expected = TemperatureScaling().fit(model.eval()(**batch).logits, labels)
+    for name in ("fitted", "low", "high", "num_rows"):
+        assert getattr(callback.method.fit_result, name) == pytest.approx(getattr(expected.fit_result, name), rel=1e-3)
+
+
+def test_a_language_model_that_answers_with_a_token(tiny_decoder, tmp_path):
+    draw, answers = np.random.default_rng(0), [7, 9]
+    ids = [[*draw.integers(12, 60, 5).tolist(), answers[i % 2]] for i in range(40)]
+    data = Dataset.from_dict({"input_ids": ids, "labels": [[-100] * 5 + row[-1:] for row in ids]})
+    config = HyperLoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_decoder(), config)
+    callback = RecalibrationCallback(data.select(range(20)), answer_token_ids=answers)
+    Trainer(model, arguments(tmp_path), train_dataset=data.select(range(20, 40)), callbacks=[callback]).train()
+    with torch.no_grad():
+        logits = model.eval()(input_ids=torch.tensor(ids[:20])).logits[:, 4][:, answers]
+    expected = TemperatureScaling().fit(logits, [i % 2 for i in range(20)])
+    assert callback.method.fit_result.fitted == pytest.approx(expected.fit_result.fitted, rel=1e-3)
+
+
+def tokenizer():
+    words = {"<pad>": 0, "<unk>": 1, **{f"w{i}": i for i in range(2, 64)}}
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")), pad_token="<pad>"
+    )
+
+
+# --------------------------------------------------------------------- a temperature that is none
+
+
+def test_too_few_rows_are_told_of_before_and_the_training_ends_well(tiny_classifier, tmp_path, split):
+    train, calibration = split
+    run = trainer(
+        adapted(tiny_classifier), tmp_path, [RecalibrationCallback(calibration.select(range(6)))], train=train
+    )
+    with pytest.warns(UserWarning, match=r"will fit nothing.*at least 10") as caught:
+        run.train()
+    assert any("fitted nothing" in str(each.message) for each in caught)
+    run.save_model(tmp_path / "final")
+    assert not (tmp_path / "final" / RECALIBRATION_FILE).exists()
+    assert len(read_split(tmp_path / "final").calibrated_on["tokens"]) == 6
+
+
+def test_a_temperature_that_is_left_off_says_why(tiny_classifier, tmp_path):
+    train, calibration = calibration_split(rows(80, 1, flipped=0.5), 0.2)
+    callback = RecalibrationCallback(calibration)
+    with pytest.warns(UserWarning, match="is left off: its 95% interval"):
+        _, found = fitted(adapted(tiny_classifier), tmp_path, callback, train, learning_rate=1e-5, max_steps=1)
+    saved = json.loads((tmp_path / "final" / RECALIBRATION_FILE).read_text())
+    assert found.temperature == 1.0
+    assert saved["fit"]["applied"] is False
+    assert saved["fit"]["low"] <= 1 <= saved["fit"]["high"]
+
+
+def test_logits_that_are_not_finite_are_a_warning(tiny_classifier, tmp_path, split):
+    train, calibration = split
+
+    class Breaks(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            with torch.no_grad():
+                model.get_base_model().bert.pooler.dense.bias[0] = float("nan")
+
+    run = trainer(adapted(tiny_classifier), tmp_path, [Breaks(), RecalibrationCallback(calibration)], train=train)
+    with pytest.warns(UserWarning, match=r"fitted nothing.*NaN"):
+        run.train()
+
+
+def test_what_cannot_end_well_is_refused_before_training(tiny_classifier, tmp_path, split):
+    train, calibration = split
+
+    class Never(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            raise AssertionError("training began")
+
+    def train_with(callback, config=None):
+        trainer(adapted(tiny_classifier, config), tmp_path, [callback, Never()], train=train).train()
+
+    with pytest.raises(ValueError, match="no labels"):
+        train_with(RecalibrationCallback(calibration.remove_columns("labels")))
+    with pytest.raises(ValueError, match="classes are integers"):
+        train_with(RecalibrationCallback(calibration.cast_column("labels", Value("float32"))))
+    plain = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
+    with pytest.raises(TypeError, match="Leave num_samples out"):
+        train_with(RecalibrationCallback(calibration, num_samples=2), plain)

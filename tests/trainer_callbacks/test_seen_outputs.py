@@ -319,6 +319,14 @@ def test_logits_that_are_not_finite_end_no_training(tmp_path, wiring):
     assert BestCalibrationCallback()._point(1, metrics, None) is None
 
 
+def test_masked_classes_are_no_broken_logits():
+    logits, labels = np.array([[1.0, -np.inf, 0.5], [0.0, 2.0, -np.inf]] * 8, np.float32), np.array([0, 1] * 8)
+    callback = CalibrationCallback(diagram=False, confidence_level=None)
+    metrics = callback.compute_metrics(tf.EvalPrediction(logits, labels))
+    loss = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels))
+    assert metrics["nll"] == pytest.approx(float(loss), abs=1e-6)
+
+
 def test_outputs_that_cannot_be_told_apart_are_an_error():
     embedding, logits, labels = torch.zeros(4, 8), torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])
     with pytest.raises(ValueError, match=r"Several outputs could be .*callback\.preprocess_logits_for_metrics"):

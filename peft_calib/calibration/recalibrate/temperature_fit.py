@@ -127,7 +127,9 @@ def temperature_fit(rows: LogitRows) -> TemperatureFit:
         return TemperatureFit(1.0, *BOUNDS, num_rows, False, None, _sentence(why))
     best, at_bound = _best_inverse(likelihood)
     low, high = _interval(likelihood, best)
-    fitted, ends = _inverted(best), (_inverted(high), _inverted(low))
+    fitted = _inverted(best)
+    # at a bound the end and the fit are one number, which logarithms miss by a rounding
+    ends = (min(fitted, _inverted(high)), max(fitted, _inverted(low)))
     return judged(fitted, ends, num_rows, at_bound)
 
 
