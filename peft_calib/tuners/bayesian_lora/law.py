@@ -11,6 +11,7 @@ from ..counting import CountingLaw
 from ..factors import Draw, Factors, ShapeGroup, SlotTable
 from ..generation import parameter_stamp
 from ..seeding import keyed_generator
+from ..transfer import to_device
 from . import assembly
 from .config import BayesianLoraConfig
 from .initial import FactorStart, core_shape, core_step, start_factors, start_plain
@@ -237,7 +238,7 @@ class BayesianLaw(CountingLaw):
 
     def _normal(self, shape: tuple[int, ...], sources: list) -> torch.Tensor:
         noise = torch.stack([source.normal(shape, self.dtype) for source in sources])
-        return noise.to(self.sigma.device, non_blocking=True)
+        return to_device(noise, self.sigma.device)
 
     # ----------------------------------------------------------------- divergence
 

@@ -71,17 +71,38 @@ def whiten(Z: torch.Tensor, variance: torch.Tensor, jitter: float) -> Whitened:
     """
     gram = Z @ Z.mT
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    scale = (diagonal + variance).detach().mean(-1, keepdim=True)
-    for attempt in range(ESCALATIONS + 1):
-        added = (variance + jitter * 10**attempt * scale).expand_as(diagonal)
+    scale = jitter * (diagonal + variance).detach().mean(-1, keepdim=True)
+    if _may_look(Z):
+        added = (variance + scale).expand_as(diagonal)
         L, info = torch.linalg.cholesky_ex(gram + torch.diag_embed(added))
-        if torch.compiler.is_compiling():
-            # a compiled graph cannot branch on values: no second try, and a loss that is NaN where one was needed
-            L = L.masked_fill((info > 0)[..., None, None], torch.nan)
-            return Whitened(torch.linalg.solve_triangular(L, Z, upper=False), L, added.sqrt())
         if not info.any():
             return Whitened(torch.linalg.solve_triangular(L, Z, upper=False), L, added.sqrt())
-    raise CholeskyError(int(info.nonzero()[0, 0]), jitter * 10**ESCALATIONS)
+    # each basis gets the first power that serves it, chosen on the device
+    failed = _failed(gram, variance, scale)
+    if _may_look(Z) and failed.all(0).any():
+        raise CholeskyError(int(failed.all(0).nonzero()[0, 0]), jitter * 10**ESCALATIONS)
+    power = failed[:-1].cumprod(0).sum(0).unsqueeze(-1)
+    added = (variance + scale * 10.0**power).expand_as(diagonal)
+    L, _ = torch.linalg.cholesky_ex(gram + torch.diag_embed(added))
+    L = L.masked_fill(failed.all(0)[..., None, None], torch.nan)
+    return Whitened(torch.linalg.solve_triangular(L, Z, upper=False), L, added.sqrt())
+
+
+def _may_look(Z: torch.Tensor) -> bool:
+    """Whether the code may branch on values here.
+
+    Not in a graph, which has one path; and not in a training forward on an accelerator, where the host would wait for
+    all the work it has sent there, once a stack and step. A kernel without a factor is NaN then, and so is the loss.
+    """
+    return not torch.compiler.is_compiling() and (Z.device.type == "cpu" or not torch.is_grad_enabled())
+
+
+@torch.no_grad()
+def _failed(gram: torch.Tensor, variance: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Which bases have no Cholesky factor at each power of ten of the jitter, bool (ESCALATIONS + 1, count)."""
+    powers = 10.0 ** torch.arange(ESCALATIONS + 1, device=gram.device, dtype=gram.dtype)
+    added = variance + scale * powers.view(-1, 1, 1)
+    return torch.linalg.cholesky_ex(gram + torch.diag_embed(added.expand(-1, *gram.shape[:-1]))).info > 0
 
 
 def combine(rows: torch.Tensor, core: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

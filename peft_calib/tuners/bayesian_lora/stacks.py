@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from ..transfer import to_device
 from .config import BayesianLoraConfig
 from .flow import MaskedAffineFlow
 from .posterior import (
@@ -238,7 +239,7 @@ class CoreStack(nn.Module):
 
     def _fixed_noise(self, dtype: torch.dtype) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed)
-        half = torch.randn(MEAN_PAIRS, *self.shape, generator=generator).to(self.mean.device, dtype)
+        half = to_device(torch.randn(MEAN_PAIRS, *self.shape, generator=generator), self.mean.device, dtype)
         return torch.cat([half, -half])
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ..holder import FactorHolder
+from ..transfer import to_device
 from .config import CurveLoraConfig
 
 #: Tensors of modules, by module and tensor name.
@@ -59,7 +60,7 @@ class HeadPoints(nn.Module):
                 parts.append((self.points[_key(module, name)], self.moving))
             if self.anchored:
                 parts.append((getattr(self, f"anchor_{_key(module, name)}"), self.fixed))
-            terms = [torch.tensordot(coefficients[:, list(i)].to(p.device, p.dtype), p, 1) for p, i in parts]
+            terms = [torch.tensordot(to_device(coefficients[:, list(i)], p.device, p.dtype), p, 1) for p, i in parts]
             heads.setdefault(module, {})[name] = sum(terms[1:], terms[0])
         return heads
 

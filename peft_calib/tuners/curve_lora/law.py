@@ -10,6 +10,7 @@ from torch import nn
 from ..counting import CountingLaw
 from ..factors import Draw, Factors, ShapeGroup, SlotTable
 from ..seeding import keyed_generator
+from ..transfer import to_device
 from .anchors import Anchors
 from .config import CurveLoraConfig
 from .heads import HeadPoints, Heads
@@ -127,7 +128,7 @@ class CurveLaw(CountingLaw):
         total = None
         for points, places in parts:
             weights = coefficients if len(places) == self._num_points else coefficients[:, list(places)]
-            term = torch.tensordot(weights.to(points.device, points.dtype), points, 1)
+            term = torch.tensordot(to_device(weights, points.device, points.dtype), points, 1)
             total = term if total is None else total + term
         return total
 

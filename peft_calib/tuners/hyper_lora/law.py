@@ -11,6 +11,7 @@ from torch import nn
 from ..counting import CountingLaw
 from ..factors import Draw, Factors, ShapeGroup, SlotTable
 from ..seeding import keyed_generator
+from ..transfer import to_device
 from .config import HyperLoraConfig
 from .generator import ChunkHead, FactoredHead, FullHead, Head, MLPTrunk, RankHead, TransformerTrunk
 
@@ -209,7 +210,7 @@ class HyperLaw(CountingLaw):
             for group, indices in self.slots.groups.items():
                 shape = (len(indices), group.r, group.in_features)
                 stacks[group].append(_uniform(shape, self._bound(group), generator))
-        return {group: torch.stack(draws).to(device) for group, draws in stacks.items()}
+        return {group: to_device(torch.stack(draws), device) for group, draws in stacks.items()}
 
     # ----------------------------------------------------------------- lifecycle
 

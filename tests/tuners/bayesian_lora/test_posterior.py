@@ -69,6 +69,23 @@ def test_jitter_escalates_where_the_factorisation_fails():
     assert (white.D.square() <= 1e-8 * 10**P.ESCALATIONS * scale[..., 0] * 1.001).all()
 
 
+def test_without_a_look_at_the_values_each_basis_finds_its_own_jitter(monkeypatch):
+    """What a training forward does on an accelerator, where looking would make the host wait."""
+    generator = torch.Generator().manual_seed(0)
+    low_rank = torch.randn(1, 12, 3, generator=generator) @ torch.randn(1, 3, 300, generator=generator)
+    Z = torch.cat([low_rank, torch.randn(1, 12, 300, generator=generator), torch.full((1, 12, 300), torch.nan)])
+    variance = torch.zeros(1, 1)
+    seen = P.whiten(Z[:2], variance, 1e-8)
+    monkeypatch.setattr(P, "_may_look", lambda Z: False)
+    unseen = P.whiten(Z, variance, 1e-8)
+    for found, expected in zip(unseen, seen, strict=True):
+        torch.testing.assert_close(found[:2], expected, rtol=1e-4, atol=1e-6)
+    assert unseen.G[2].isnan().all()
+    fits = P.whiten(Z[1:2], variance, 1e-8).D[0]
+    assert torch.equal(unseen.D[1], fits)  # its neighbour's trouble is not its own
+    assert unseen.D[0].min() > 2 * fits.max()
+
+
 def test_a_kernel_that_cannot_be_factorised_is_named():
     Z = torch.ones(3, 2, 4)
     Z[1] = torch.nan
