@@ -10,7 +10,7 @@ THREADS = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 OFFLINE = HF_HUB_OFFLINE=1 HF_EVALUATE_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 BIN = $(VENV)/bin
 
-.PHONY: help install demo test test-oldest test-wheel quality style bench conformance clean
+.PHONY: help install demo test test-oldest test-wheel quality style bench conformance gpu gpu-wheels clean
 
 help:
 	@echo "make demo         fine-tune MiniLM with three methods on real text and print how calibrated each is"
@@ -19,6 +19,8 @@ help:
 	@echo "make test-wheel   build the wheel, install it into an empty environment and use it from there"
 	@echo "make quality      check style and types; make style mends what can be mended"
 	@echo "make conformance  run PEFT's own test suites on our methods"
+	@echo "make gpu-wheels   fetch what a CUDA image with torch, transformers, accelerate and pytest lacks for make gpu"
+	@echo "make gpu          run all that needs an accelerator, in at most six minutes: tests, steps, traffic, draws"
 	@echo "make bench        measure the cost of a training step against plain LoRA, and of the scores against other libraries"
 
 # Constraints, not requirements: pyproject.toml says what is needed, constraints.txt which versions were tested together.
@@ -75,5 +77,27 @@ bench: install
 conformance: install
 	$(THREADS) $(OFFLINE) $(BIN)/python tests/conformance/run.py --output benchmarks/results/conformance.json
 
+# All that needs an accelerator, from the checkout, in the Python that has torch; nothing is fetched. Carry .gpu-wheels
+# to a machine without a network. The figures go to GPU_RESULTS.
+GPU_PYTHON ?= python3
+GPU_RESULTS ?= benchmarks/results/gpu
+GPU_SITE = .gpu-site
+
+gpu:
+	rm -rf $(GPU_SITE) && mkdir -p $(GPU_SITE)
+	test -z "$$(ls .gpu-wheels/*.whl 2>/dev/null)" || $(GPU_PYTHON) -m pip install --quiet --no-index --no-deps \
+		--no-compile --no-cache-dir --disable-pip-version-check --target $(GPU_SITE) .gpu-wheels/*.whl
+	cp -r peft_calib $(GPU_SITE)/peft_calib && cp -r trainer_callbacks metrics $(GPU_SITE)/peft_calib/
+	$(OFFLINE) PYTHONPATH=$(CURDIR)/$(GPU_SITE) $(GPU_PYTHON) benchmarks/gpu_check.py --output-dir $(GPU_RESULTS)
+
+# What a CUDA image (Python 3.12, torch, transformers, accelerate, pandas, pyarrow, pytest) lacks: 3 MB. The image's own
+# packages are not touched.
+GPU_WHEELS = $(foreach name,peft datasets evaluate dill multiprocess xxhash,$(shell grep -m1 '^$(name)==' constraints.txt))
+
+gpu-wheels:
+	rm -rf .gpu-wheels
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
+		--implementation cp --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 -d .gpu-wheels $(GPU_WHEELS)
+
 clean:
-	rm -rf .venv .venv-oldest .venv-wheel build dist *.egg-info
+	rm -rf .venv .venv-oldest .venv-wheel .gpu-site .gpu-wheels build dist *.egg-info

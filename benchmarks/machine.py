@@ -8,6 +8,8 @@ from importlib.metadata import version
 
 import torch
 
+import peft_calib
+
 
 def describe_machine() -> dict:
     """Processor, threads, accelerator and the versions that matter; no host names or paths."""
@@ -21,5 +23,7 @@ def describe_machine() -> dict:
         "torch_threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "peft_calib")},
+        # ours from the module: where the package runs from a checkout it is not installed
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")}
+        | {"peft_calib": peft_calib.__version__},
     }

@@ -23,7 +23,15 @@ from pathlib import Path
 import torch
 from machine import describe_machine
 from peft import LoraConfig, PeftConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, logging
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    logging,
+)
 
 from peft_calib import BayesianLoraConfig, HyperLoraConfig
 from peft_calib.demo.training import embedded_model
@@ -53,32 +61,62 @@ else:
     METHODS["monteclora"] = lambda **fields: LoraConfig(monteclora_config=MontecloraConfig(), **fields)
 MODELS = ("minilm", "encoder-12x768")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LLAMA_1B = dict(
+    hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, intermediate_size=8192
+)
+
+
+def build_base(model: str) -> nn.Module:
+    """A base model by its name; "llama-1b" has random weights and 1.1 billion of them."""
+    if model == "minilm":
+        return AutoModelForSequenceClassification.from_pretrained(embedded_model(), num_labels=6)
+    if model == "llama-1b":
+        return LlamaForCausalLM(LlamaConfig(**LLAMA_1B, vocab_size=32000, max_position_embeddings=2048))
+    return BertForSequenceClassification(BertConfig(num_labels=6))
 
 
 class Arm:
-    """One method on one model: a step is forward, backward and an AdamW update."""
+    """One method on one model: a step is forward, backward and an AdamW update.
 
-    def __init__(self, config_class: Callable[..., PeftConfig], model: str, rows: int, tokens: int) -> None:
+    Args:
+        config_class: Makes the configuration.
+        model: Name of the base model, or a function that builds it.
+        rows: Rows of the batch.
+        tokens: Tokens of a row.
+        dtype: Precision of the base model.
+    """
+
+    def __init__(
+        self,
+        config_class: Callable[..., PeftConfig],
+        model: str | Callable[[], nn.Module],
+        rows: int,
+        tokens: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         torch.manual_seed(0)
-        if model == "minilm":
-            base = AutoModelForSequenceClassification.from_pretrained(embedded_model(), num_labels=6)
-        else:
-            base = BertForSequenceClassification(BertConfig(num_labels=6))
-        config = config_class(r=8, target_modules="all-linear", task_type="SEQ_CLS")
+        with torch.device(DEVICE):  # a billion random weights take a while on a CPU
+            base = (build_base(model) if isinstance(model, str) else model()).to(dtype)
+        causal = isinstance(base, LlamaForCausalLM)
+        config = config_class(r=8, target_modules="all-linear", task_type="CAUSAL_LM" if causal else "SEQ_CLS")
         self.model = get_peft_model(base, config).to(DEVICE).train()
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.trainable = sum(
             p.numel() for n, p in self.model.named_parameters() if p.requires_grad and "classifier" not in n
         )
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-3)
-        ids = torch.randint(5, 20_000, (rows, tokens), device=DEVICE)
-        labels = torch.randint(6, (rows,), device=DEVICE)
+        ids = torch.randint(5, min(20_000, base.config.vocab_size), (rows, tokens), device=DEVICE)
+        labels = ids if causal else torch.randint(base.config.num_labels, (rows,), device=DEVICE)
         self.batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+    def backward(self) -> None:
+        """Run a forward and its backward."""
+        self.model(**self.batch).loss.backward()
 
     def step(self) -> float:
         """Run one step and return its seconds."""
         start = _now()
-        self.model(**self.batch).loss.backward()
+        self.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return _now() - start
@@ -92,12 +130,16 @@ def _now() -> float:
 
 def compare_times(methods: dict[str, Callable], model: str, rows: int, tokens: int, rounds: int) -> dict[str, dict]:
     """Medians and quartiles of the ratios to LoRA, the methods taking steps in turn."""
-    arms = {method: Arm(config_class, model, rows, tokens) for method, config_class in methods.items()}
+    return take_turns({name: Arm(config_class, model, rows, tokens) for name, config_class in methods.items()}, rounds)
+
+
+def take_turns(arms: dict[str, Arm], rounds: int) -> dict[str, dict]:
+    """Have arms step in turn; medians and quartiles of the ratios to the arm "lora"."""
     for arm in arms.values():
         arm.step()
         arm.step()
-    seconds: dict[str, list[float]] = {method: [] for method in methods}
-    names = list(methods)
+    names = list(arms)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         for method in names[turn % len(names) :] + names[: turn % len(names)]:  # no method is always the first
             seconds[method].append(arms[method].step())

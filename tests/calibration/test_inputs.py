@@ -289,35 +289,6 @@ def test_half_precision_does_not_excuse_a_wrong_sum(dtype):
             call()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["probabilities", "logits"])
-def test_cuda_tensors_give_the_same_numbers(kind, dtype):
-    logits, labels = _logits(300)
-    here = (logits if kind == "logits" else torch.softmax(logits, dim=-1)).to(dtype)
-    mask = torch.arange(300) % 3 > 0
-    options = {"input": kind, "mask": mask, "confidence_level": None}
-    expected = calibration_report(here, labels, **options).scores
-    there = here.cuda().requires_grad_()
-    options["mask"] = mask.cuda()
-    assert calibration_report(there, labels.cuda(), **options).scores == pytest.approx(expected, nan_ok=True)
-    accumulator = CalibrationAccumulator(input=kind)
-    for part in (slice(0, 120), slice(120, None)):
-        accumulator.update(there[part], labels[part].cuda(), mask=options["mask"][part])
-    assert accumulator.compute()["ece"] == pytest.approx(expected["ece"], abs=1e-12)
-    draws = there.detach()[None].expand(3, -1, -1)
-    assert draw_uncertainty(draws, input=kind)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_temperature_takes_cuda_logits():
-    logits, labels = _logits(300)
-    here, there = TemperatureScaling().fit(logits, labels), TemperatureScaling().fit(logits.cuda(), labels.cuda())
-    assert there.temperature == here.temperature
-
-
 def _logits(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     logits = 3 * torch.randn(size, 5, generator=generator, dtype=torch.float64)
