@@ -89,7 +89,8 @@ def _row_squares(layer: FactorLinear) -> torch.Tensor:
     return weight.float().square().sum(1)
 
 
-@dataclass(frozen=True)
+# not frozen: torch 2.11 cannot trace the making of a frozen dataclass, and compiled steps make one each forward
+@dataclass
 class WeightNoise:
     """The perturbation of one training forward: what the layers add to their outputs.
 
