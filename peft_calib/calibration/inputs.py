@@ -12,6 +12,7 @@ from peft_calib.calibration.answers import log_probabilities, refuse_class_ids, 
 
 INPUT_KINDS = ("probabilities", "logits")
 SUM_TOLERANCE = 1e-3
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class Rows(NamedTuple):
@@ -139,7 +140,7 @@ def as_logits(answer: Any, *, input: str = "logits") -> np.ndarray:
     answer = unwrapped(answer)
     given = as_numpy(answer, "logits")
     refuse_class_ids(given, "logits")
-    values, resolution = _as_float64(given, answer, "logits")
+    values, resolution = as_float64(given, answer, "logits")
     if values.ndim == 0 or values.shape[-1:] == (1,):
         raise ValueError(f"logits must have shape (..., C) with C >= 2, or (N,), got {values.shape}.")
     if values.size == 0:
@@ -170,7 +171,7 @@ def _take(predictions: Any, labels: Any, input: str, mask: Any, ignore_index: in
     predictions = unwrapped(predictions)
     given = as_numpy(predictions)
     refuse_class_ids(given)
-    values, resolution = _as_float64(given, predictions)
+    values, resolution = as_float64(given, predictions)
     target = _as_labels(labels)
     row_length = max(1, int(np.prod(target.shape[1:])))
     shape = target.shape
@@ -227,19 +228,23 @@ def as_numpy(value: Any, name: str = "predictions") -> np.ndarray:
         raise ValueError(f"{name} are ragged: every row must have the same number of entries.") from error
 
 
-def _as_float64(array: np.ndarray, given: Any, name: str = "predictions") -> tuple[np.ndarray, float]:
-    """The array in float64, and the resolution it was stored with if that was half precision."""
+def as_float64(array: np.ndarray, given: Any, name: str = "predictions") -> tuple[np.ndarray, float]:
+    """An array in float64, and the resolution its values were stored with if that was half precision.
+
+    Args:
+        array: The values, by `as_numpy`.
+        given: What they were before; bfloat16 is told by it.
+        name: What they are, for the message.
+    """
     if array.dtype == object or array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must be numbers, got dtype {array.dtype}.")
-    if _is_half(given):
-        resolution = float(torch.finfo(given.dtype).eps)
+    parts = given if isinstance(given, (list, tuple)) else [given]
+    half = [part.dtype for part in parts if isinstance(part, torch.Tensor) and part.dtype in _HALF]
+    if half:
+        resolution = max(float(torch.finfo(dtype).eps) for dtype in half)
     else:
         resolution = float(np.finfo(np.float16).eps) if array.dtype == np.float16 else 0.0
     return array.astype(np.float64, copy=False), resolution
-
-
-def _is_half(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16)
 
 
 def _as_labels(labels: Any) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from peft_calib.calibration.bins import top_label
-from peft_calib.calibration.inputs import INPUT_KINDS, SUM_TOLERANCE, as_numpy, as_rows, softmax
+from peft_calib.calibration.inputs import INPUT_KINDS, SUM_TOLERANCE, as_float64, as_numpy, as_rows, softmax
 from peft_calib.calibration.panel import row_entropy
 from peft_calib.calibration.scores import row_brier, row_nll
 from peft_calib.calibration.selective import error_auroc, rank
@@ -72,19 +72,16 @@ def check_draws(sample_probabilities: Any, *, input: str = "probabilities") -> n
         if len(set(shapes)) > 1:
             raise ValueError(f"All draws must have one shape (N, C), got {sorted(set(shapes))}.")
     array = as_numpy(sample_probabilities, "draws")
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"draws must be numbers, got dtype {array.dtype}.")
+    draws, resolution = as_float64(array, sample_probabilities, "draws")
     if array.ndim != 3 or 0 in array.shape or array.shape[-1] < 2:
         raise ValueError(
             f"draws must have shape (K, N, C) with C >= 2 and at least one draw and row, got {array.shape}."
         )
-    draws = array.astype(np.float64)
     if not np.isfinite(draws).all():
         raise ValueError("draws hold NaN or infinity.")
     if input == "logits":
         return softmax(draws.reshape(-1, draws.shape[-1])).reshape(draws.shape)
-    tolerance = SUM_TOLERANCE + (float(np.finfo(array.dtype).eps) if array.dtype.kind == "f" else 0.0)
-    if draws.min() < 0.0 or np.abs(draws.sum(axis=-1) - 1.0).max() > tolerance:
+    if draws.min() < 0.0 or np.abs(draws.sum(axis=-1) - 1.0).max() > SUM_TOLERANCE + resolution:
         raise ValueError('draws must hold probabilities, rows summing to 1. If they are logits, pass input="logits".')
     return draws
 

@@ -279,6 +279,17 @@ def test_numpy_half_precision_equals_torch():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_draws_are_draws(dtype):
+    """Rows of bfloat16 sum to 1 within its own 0.8 %, stacked or as a list of draws."""
+    p = torch.softmax(_logits(300)[0], -1).to(dtype)
+    expected = draw_uncertainty(p.float().double().div(p.double().sum(-1, keepdim=True))[None]).entropy
+    for draws in (p[None].expand(3, -1, -1), [p, p, p]):
+        assert draw_uncertainty(draws).entropy == pytest.approx(expected, abs=2e-2)
+    with pytest.raises(ValueError, match="summing to 1"):
+        draw_uncertainty((p * 0.9)[None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_does_not_excuse_a_wrong_sum(dtype):
     p = torch.tensor([[0.5, 0.5], [0.5, 0.4]], dtype=dtype)
     for call in (
