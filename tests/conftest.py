@@ -23,6 +23,10 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--law", metavar="MODULE:CONFIG", help="run the contract suite for a law given from outside")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_network():
     """A connection that would leave this machine is a fault of the test."""

@@ -17,9 +17,11 @@ from ..files import write_atomically
 from ..identity import ADAPTER_MENDS, open_weights
 from ..json_files import check_fields, read_json
 from .sealing import check_fields_recorded, check_folder, embeddings_beside, stamp
+from .seeding import seed_of_adapter
 
-#: Fields of the three methods that steer where an adapter goes; the slot table says where that is.
-_PLACEMENT = frozenset("target_modules layers_to_transform layers_pattern fan_in_fan_out".split())
+#: Fields of the three methods that steer where an adapter goes; the slot table says where that is. The seed that was
+#: taken has gone into the tensors.
+_PLACEMENT = frozenset("target_modules layers_to_transform layers_pattern fan_in_fan_out start_seed".split())
 
 
 @dataclass
@@ -44,6 +46,8 @@ class CalibLoraConfig(PeftConfig):
         init_weights: `False` draws moderate non-zero factors instead of starting at the base model's function.
         slot_table: Written when the adapter is saved, compared when it is loaded. Not for users.
         identity: Likewise: what the adapter is, field by field and tensor by tensor. Not for users.
+        start_seed: Written when an adapter is added whose configuration names no seed: the seed that was taken, from
+            PyTorch's and the adapter's name. Not for users.
 
     Attributes:
         training_fields: Fields that change nothing in what a trained adapter computes.
@@ -68,6 +72,8 @@ class CalibLoraConfig(PeftConfig):
         default=None, repr=False, metadata={"help": "Written with the adapter; not for users."}
     )
 
+    start_seed: int | None = field(default=None, metadata={"help": "Written with the adapter; not for users."})
+
     training_fields: ClassVar[frozenset[str]] = _PLACEMENT
 
     def __post_init__(self) -> None:
@@ -82,6 +88,12 @@ class CalibLoraConfig(PeftConfig):
         self._slots_to_match = self.slot_table
         #: Whether the tensors that are loaded next have still to be held against `identity`.
         self.unverified = self.identity is not None
+        # likewise: the seed of a saved adapter is its own, but another adapter added with this object takes another
+        self._saved_seed = self.start_seed
+        for name in ("start_seed", "seed", "sample_seed"):
+            seed = getattr(self, name, None)
+            if seed is not None and not -(2**63) <= seed < 2**63:
+                raise ValueError(f"{name} must be an integer of at most 64 bits, got {seed!r}.")
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
@@ -136,6 +148,29 @@ class CalibLoraConfig(PeftConfig):
     def alpha_of(self, module: str) -> float:
         """`lora_alpha` of a slot, by the name of its module."""
         return self.alpha_pattern.get(get_pattern_key(self.alpha_pattern.keys(), module), self.lora_alpha)
+
+    @property
+    def given_seed(self) -> int | None:
+        """The seed that the user has named; `None` where the start is to follow PyTorch's seed."""
+        return None
+
+    @property
+    def init_seed(self) -> int:
+        """Key of everything random in an adapter: the seed given, else the one taken when it was added, else 0."""
+        return self.start_seed or 0 if self.given_seed is None else self.given_seed
+
+    def take_seed(self, adapter_name: str) -> None:
+        """Fill in `start_seed` for an adapter that is being added, unless a seed is given.
+
+        Args:
+            adapter_name: Its name.
+        """
+        if self.given_seed is not None:
+            self.start_seed = None
+        elif self._saved_seed is None and self._slots_to_match is not None:
+            self.start_seed = 0  # saved by a version in which None stood for 0
+        else:
+            self.start_seed = seed_of_adapter(adapter_name) if self._saved_seed is None else self._saved_seed
 
     def scaling(self, r: int, lora_alpha: float) -> float:
         """The factor s of `s * B A` for a slot of rank `r`."""

@@ -226,8 +226,12 @@ class Law(nn.Module, ABC):
     train_samples: int = 1
     #: Number of draws of a prediction that names none.
     default_num_samples: int = 8
+    #: The seed that was taken for it where its configuration names none; saved with the configuration.
+    start_seed: int | None = None
     #: Whether `Draw.antithetic` gives mirrored pairs.
     mirrors: ClassVar[bool] = False
+    #: Tensors that adapters saved by earlier versions may lack; the law then keeps those it was built with.
+    optional_tensors: ClassVar[tuple[str, ...]] = ()
     #: Whether its functions can be named by `Draw.points`.
     has_points: ClassVar[bool] = False
 

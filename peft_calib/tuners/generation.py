@@ -10,6 +10,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .factors import Draw, Factors, Law, Perturbation
+from .memory import answer
 from .objective import Receipt, settle_receipts
 
 _optimizer_steps = 0
@@ -199,7 +200,7 @@ def ask(law: Law, draw: Draw) -> Factors:
     """Ask the law outside autocast, and cast its stacks once to the dtype autocast would give each layer."""
     dtype = _autocast_dtype(law)
     with torch.autocast(_device(law).type, enabled=False):
-        factors = law(draw)
+        factors = answer(law, draw)
         if dtype is not None:
             factors.groups = {g: (A.to(dtype), B.to(dtype)) for g, (A, B) in factors.groups.items()}
     return factors

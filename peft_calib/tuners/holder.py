@@ -23,6 +23,7 @@ from .asked import asked_for
 from .factors import Draw, Law, Perturbation
 from .forward import Here, Part, running_part
 from .generation import Contents, Generation, Traced, ask, generate, inside_checkpoint, is_transformed, stamp_of
+from .memory import load_copies, settle
 from .modes import modes_of
 from .objective import Receipt
 
@@ -337,6 +338,8 @@ class FactorHolder(nn.Module):
             device: Device of the adapted maps.
             trainable: Whether its parameters require gradients.
         """
+        settle(law)
+        law.register_load_state_dict_pre_hook(load_copies)
         self.laws[adapter] = law.train(self.training)
         self.place(adapter, device)
         law.requires_grad_(trainable)
@@ -357,6 +360,12 @@ class FactorHolder(nn.Module):
             if name not in self._active:
                 self._forget(name)
                 law.invalidate()
+
+    def requires_grad_(self, requires_grad: bool = True) -> FactorHolder:
+        """Freeze or unfreeze all laws. transformers does so when it has loaded one, without any copy."""
+        super().requires_grad_(requires_grad)
+        settle(self.laws, frozen_only=True)
+        return self
 
     def enable(self, enabled: bool) -> None:
         """Switch generation on or off; a disabled adapter costs nothing and is frozen."""

@@ -253,7 +253,7 @@ class FactorLinear(nn.Module, BaseTunerLayer):
     def requires_grad_(self, requires_grad: bool = True) -> FactorLinear:
         """Freeze or unfreeze the layer and the laws; transformers freezes a loaded adapter this way."""
         super().requires_grad_(requires_grad)
-        self.holder.laws.requires_grad_(requires_grad)
+        self.holder.requires_grad_(requires_grad)
         return self
 
     def delete_adapter(self, adapter_name: str) -> None:

@@ -27,6 +27,7 @@ from .factors import Law, Slot, SlotTable
 from .holder import FactorHolder, holders_of
 from .hooks import attach_hooks, detach_hooks
 from .layer import SUPPORTED_BASE_LAYERS, FactorLinear
+from .memory import own_copy
 from .sealing import check_tensors_recorded, record_of
 from .state import check_complete, embedding_names, modules_trained_whole, saved_name, withdraw
 
@@ -62,13 +63,15 @@ class FactorModel(BaseTuner):
         state_dict: dict[str, torch.Tensor] | None = None,
     ) -> None:
         """Wrap the target modules and build the adapter's law; on an error the model is left as it was."""
+        config = self.peft_config[adapter_name]
+        config.take_seed(adapter_name)
         self._slots: list[Slot] = []
         holder = self.get_holder(model)
         if holder is None:
             model.add_module(self.holder_name, FactorHolder(self.prefix))
         try:
             # the law's tensors do not name modules, so targets always come from the config, never from a state dict
-            self._expected_slots = self.peft_config[adapter_name]._slots_to_match
+            self._expected_slots = config._slots_to_match
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict=None)
             self._install_law(model, adapter_name, low_cpu_mem_usage)
         except Exception:
@@ -85,6 +88,7 @@ class FactorModel(BaseTuner):
         config, slots, holder = self.peft_config[adapter_name], SlotTable(self._slots), self.get_holder(model)
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
             law = self.build_law(config, slots)
+        law.start_seed = config.start_seed
         layer = next(m for m in model.modules() if self._is_own(m, holder))
         device, dtype = layer._get_base_layer_device_and_dtype(layer.get_base_layer())
         if dtype == torch.float64:
@@ -258,11 +262,12 @@ class FactorModel(BaseTuner):
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         # bias="all" also selects the biases of modules_to_save, which PEFT adds by itself under their own names
         selected = {key: value for key, value in selected.items() if ".modules_to_save." not in key}
-        # the config object may have served another model since: what is saved is this model's table
-        config.slot_table = cls._find_holder(model).laws[adapter_name].slots.to_json()
+        # the config object may have served another adapter since: what is saved is this one's table and seed
+        law = cls._find_holder(model).laws[adapter_name]
+        config.slot_table, config.start_seed = law.slots.to_json(), law.start_seed
         marker = cls._law_marker(adapter_name)
-        law = {key: value for key, value in state_dict.items() if marker in key and cls._is_saved(config, key)}
-        saved = {**selected, **law}
+        own = {key: value for key, value in state_dict.items() if marker in key and cls._is_saved(config, key)}
+        saved = {**selected, **own}
         config.identity = cls._record(model, config, adapter_name, state_dict, saved)
         return saved
 
@@ -303,6 +308,8 @@ class FactorModel(BaseTuner):
         remapped = {root + own + k.partition(saved)[2] if saved in k else k: v for k, v in state_dict.items()}
         try:
             whole = model.state_dict()
+            optional = [root + own + name for name in cls._find_holder(model).laws[adapter_name].optional_tensors]
+            remapped = {key: whole[key] for key in optional if key in whole} | remapped
             own_keys = {key for key in whole if own in key}
             own_keys |= modules_trained_whole(model, adapter_name, whole, keep_names=True).keys()
             own_keys |= super()._get_adapter_state_dict(model, config, adapter_name, whole, []).keys()
@@ -314,7 +321,8 @@ class FactorModel(BaseTuner):
         except ValueError:
             withdraw(model, adapter_name)
             raise
-        return remapped
+        # a head may be assigned too; a law makes its own copies
+        return {key: value if own in key else own_copy(value) for key, value in remapped.items()}
 
 
 def _is_inside_holder(model: nn.Module, key: str) -> bool:

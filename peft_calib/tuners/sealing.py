@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from .config import CalibLoraConfig
 
 _PREFIX = "base_model.model."
-#: How numbers of an adapter may be stored; whole numbers are counters only.
+#: How numbers of an adapter may be stored; whole numbers are counts and seeds only.
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_COUNTER = "num_generations"
+_WHOLE = ("num_generations", "draw_seed")
 
 
 def record_of(identity: Identity, embeddings: dict[str, str] | None = None) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def check_folder(config: CalibLoraConfig, folder: Path) -> None:
         hashes, embeddings = {}, {}
         for name in sorted(names):
             tensor = file.get_tensor(name)
-            expected = torch.int64 if name.endswith(_COUNTER) else torch.float32
+            expected = torch.int64 if name.endswith(_WHOLE) else torch.float32
             check_values(name, tensor, SAFETENSORS_WEIGHTS_NAME, expected if "_law." in name else tensor.dtype)
             of = hashes if is_own(name, config) else embeddings
             of[name.removeprefix(_PREFIX)] = tensor_hash(tensor)

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import warnings
+from collections import Counter
+from datetime import timedelta
+
 import torch
+import torch.distributed as dist
+
+#: How long a process waits for the seed of the first one before it takes its own.
+PATIENCE = timedelta(seconds=60)
+_asked: Counter[str] = Counter()
 
 
 def keyed_generator(seed: int, *key: int) -> torch.Generator:
@@ -25,3 +35,47 @@ def keyed_generator(seed: int, *key: int) -> torch.Generator:
         mixed = torch.Generator().manual_seed((state * 6364136223846793005 + part + 1442695040888963407) % 2**63)
         state = int(torch.randint(2**62, (), generator=mixed))
     return torch.Generator().manual_seed(state)
+
+
+def seed_of_adapter(adapter_name: str) -> int:
+    """A seed for an adapter whose configuration names none, from PyTorch's seed and the adapter's name.
+
+    It follows `torch.manual_seed` and `transformers.set_seed`, as LoRA's start does, but leaves the random state where
+    it is. Processes that train together must start from one seed, whatever each of them has given to PyTorch: all take
+    that of the first.
+
+    Args:
+        adapter_name: Name of the adapter, so that several on one model differ.
+
+    Returns:
+        A number below 2 ** 63.
+
+    Example:
+        >>> seed_of_adapter("a") == seed_of_adapter("a"), seed_of_adapter("a") == seed_of_adapter("b")
+        (True, False)
+    """
+    digest = hashlib.sha256(f"{torch.initial_seed()} {adapter_name}".encode()).digest()
+    seed = int.from_bytes(digest[:8], "big") >> 1
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return _first_process_seed(seed, adapter_name)
+    return seed
+
+
+def _first_process_seed(seed: int, adapter_name: str) -> int:
+    # Through the store and not by a broadcast: a process that builds a model which the others do not build must not
+    # hang. The n-th adapter of a name that one process builds is taken for the n-th that the others build.
+    _asked[adapter_name] += 1
+    store, key = dist.distributed_c10d._get_default_store(), f"peft_calib/seed/{adapter_name}/{_asked[adapter_name]}"
+    if dist.get_rank() == 0:
+        store.set(key, str(seed))
+        return seed
+    try:
+        store.wait([key], PATIENCE)
+    except RuntimeError:
+        warnings.warn(
+            f"Process 0 has not built the adapter {adapter_name!r} within {PATIENCE.seconds} seconds, so this process "
+            "takes a seed of its own. Where processes train together, give the configuration a seed.",
+            stacklevel=2,
+        )
+        return seed
+    return int(store.get(key))

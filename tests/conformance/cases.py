@@ -24,9 +24,6 @@ DESELECTED: dict[str, str] = {
         "PEFT looks for adapter tensors inside tuner layers only; ours live once in the base model, and calling their "
         "holder a tuner layer would break convert_to_lora"
     ),
-    "test_decoder_models.py::TestDecoderModels::test_merge_layers_multi": (
-        "expects two adapters of one configuration to start differently; ours are drawn from the configuration's seed"
-    ),
 }
 
 #: The same for one method only.
@@ -59,18 +56,11 @@ _CASES = [
 # the same trouble with the size of upstream's steps: PEFT lowers them for nine methods of its own
 _GENTLER = {"BayesianLora": {5: {"lora_alpha": 1.0}}}
 
-# the draws of our adapters are keyed by a seed in the configuration, not by the global random state
 _TWO_ADAPTERS = {
-    "same": ({"target_modules": ["lin0"]}, {"target_modules": ["lin0"], "seed": 1}),
+    "same": ({"target_modules": ["lin0"]}, {"target_modules": ["lin0"]}),
     "different": ({"target_modules": ["lin0"]}, {"target_modules": ["lin1"]}),
     "overlapping": ({"target_modules": ["lin0"]}, {"target_modules": ["lin0", "lin1"], "r": 4}),
 }
-
-
-def _named(method: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments under the names the method has for them."""
-    seed = "seed" if method == "HyperLora" else "sample_seed"
-    return {seed if key == "seed" else key: value for key, value in kwargs.items()}
 
 
 def lists_for(config_cls: type[PeftConfig], **extra: Any) -> dict[str, dict[str, list]]:
@@ -98,7 +88,7 @@ def lists_for(config_cls: type[PeftConfig], **extra: Any) -> dict[str, dict[str,
             f"{name} {kind}",
             name.lower(),
             config_cls,
-            *({**_named(name, k), "init_weights": False, **needed} for k in pair),
+            *({**k, "init_weights": False, **needed} for k in pair),
         )
         for kind, pair in _TWO_ADAPTERS.items()
     ]

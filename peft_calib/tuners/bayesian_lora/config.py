@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from ...registry import ensure_peft_type
 from ..config import CalibLoraConfig
@@ -73,7 +73,8 @@ class BayesianLoraConfig(CalibLoraConfig):
         share_inducing: A and B of a slot hang on one core (the paper's Algorithm 1) instead of one each.
         variance_lr_multiplier: How far an optimiser step of size one moves the logarithms of the standard deviations
             (and the entries that correlate the core), so that they learn in a single parameter group.
-        sample_seed: Key of the initial values and of the draws made in training.
+        sample_seed: Key of the initial values and of the draws made in training. `None` takes PyTorch's seed
+            (`set_seed`) and the adapter's name.
 
     Raises:
         ValueError: For an unknown choice, a scale that is not positive, or a combination that has no meaning.
@@ -113,7 +114,9 @@ class BayesianLoraConfig(CalibLoraConfig):
     num_train_examples: int | None = field(default=None, metadata={"help": "Number N of training items."})
     share_inducing: bool = field(default=False, metadata={"help": "One core for A and B."})
     variance_lr_multiplier: float = field(default=30.0, metadata={"help": "Speed of the variances."})
-    sample_seed: int = field(default=0, metadata={"help": "Key of initial values and training draws."})
+    sample_seed: int | None = field(
+        default=None, metadata={"help": "Key of everything random; None follows PyTorch's seed."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,7 +125,11 @@ class BayesianLoraConfig(CalibLoraConfig):
         self._check_combinations()
         self.check_identity()
 
-    training_fields: ClassVar[frozenset[str]] = CalibLoraConfig.training_fields | _TRAINING
+    @property
+    def training_fields(self) -> frozenset[str]:  # type: ignore[override]
+        """The seed counts where the mean is an average over draws that it keys."""
+        fields = CalibLoraConfig.training_fields | _TRAINING
+        return fields if self.flow == "none" else fields - {"sample_seed"}
 
     def sizes_in(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:
         """Those of the cores; depth and width of the flow."""
@@ -172,6 +179,11 @@ class BayesianLoraConfig(CalibLoraConfig):
         if self.slot_table is not None:
             fields["init_from"] = None
         return fields
+
+    @property
+    def given_seed(self) -> int | None:
+        """The seed that the user has named."""
+        return self.sample_seed
 
     @classmethod
     def paper(cls, **kwargs: Any) -> BayesianLoraConfig:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import nn
 
+from ..tables import IndexTable
+
 #: Lower bound of the scale, so that the map stays invertible.
 MIN_SCALE = 1e-3
 
@@ -78,9 +80,9 @@ class _MaskedLinear(nn.Module):
         if generator is not None:
             weight.uniform_(-1, 1, generator=generator).div_(math.sqrt(inputs))
             bias.uniform_(-1, 1, generator=generator).div_(math.sqrt(inputs))
-        self.mask: torch.Tensor
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
-        self.register_buffer("mask", mask.to(weight.dtype), persistent=False)
+        self.mask, self._shape = IndexTable(mask.flatten()), mask.shape
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.baddbmm(self.bias.to(x.dtype), x, (self.weight * self.mask).to(x.dtype).mT)
+        mask = self.mask.on(x.device).view(self._shape)
+        return torch.baddbmm(self.bias.to(x.dtype), x, (self.weight * mask).to(x.dtype).mT)

@@ -11,6 +11,7 @@ from ..counting import CountingLaw
 from ..factors import Draw, Factors, ShapeGroup, SlotTable
 from ..generation import parameter_stamp
 from ..seeding import keyed_generator
+from ..tables import IndexTable
 from ..transfer import to_device
 from . import assembly
 from .config import BayesianLoraConfig
@@ -49,10 +50,10 @@ class BayesianLaw(CountingLaw):
         slots: SlotTable,
         pairs: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
     ) -> None:
-        super().__init__(slots)
+        super().__init__(slots, config.init_seed)
         self.config = config
         self.layout = Layout(config, slots)
-        generator = keyed_generator(config.sample_seed, _INIT)
+        generator = keyed_generator(config.init_seed, _INIT)
         self._build_posterior(pairs, generator)
         self._build_plain(pairs, generator)
         self.register_buffer("kl_factor", torch.ones(()))
@@ -86,6 +87,7 @@ class BayesianLaw(CountingLaw):
 
     def _build_plain(self, pairs: list | None, generator: torch.Generator) -> None:
         self.plain_A, self.plain_B = nn.ParameterDict(), nn.ParameterDict()
+        self.orders: dict[ShapeGroup, IndexTable] = {}
         for group, indices in self.layout.plain.items():
             if not indices:
                 continue
@@ -93,8 +95,7 @@ class BayesianLaw(CountingLaw):
             A, B = start_plain(self.config, group, len(indices), given, generator)
             self.plain_A[group.key], self.plain_B[group.key] = nn.Parameter(A), nn.Parameter(B)
             if group in self.layout.members:
-                order = torch.tensor([*self.layout.members[group], *indices]).argsort()
-                self.register_buffer(f"order_{group.key}", order, persistent=False)
+                self.orders[group] = IndexTable(torch.tensor([*self.layout.members[group], *indices]).argsort())
 
     # ----------------------------------------------------------------- factors
 
@@ -197,7 +198,7 @@ class BayesianLaw(CountingLaw):
         plain = tuple(side[group.key].unsqueeze(0) for side in (self.plain_A, self.plain_B))
         if pair is None:
             return plain
-        order = getattr(self, f"order_{group.key}")
+        order = self.orders[group].on(self.sigma.device)
         both = (
             torch.cat([drawn, fixed.to(drawn.dtype).expand(drawn.shape[0], -1, -1, -1)], dim=1)
             for drawn, fixed in zip(pair, plain, strict=True)
@@ -233,8 +234,8 @@ class BayesianLaw(CountingLaw):
             return sources_of_draws(draw, _SAMPLE)
         self.count_generation()
         if torch.compiler.is_compiling():
-            return [TracedSource(self.config.sample_seed, _TRAIN, self.generations())]
-        return [NormalSource(keyed_generator(self.config.sample_seed, _TRAIN, int(self.generations())))]
+            return [TracedSource(self.draw_key(), _TRAIN)]
+        return [NormalSource(keyed_generator(self.seed(), _TRAIN, int(self.generations())))]
 
     def _normal(self, shape: tuple[int, ...], sources: list) -> torch.Tensor:
         noise = torch.stack([source.normal(shape, self.dtype) for source in sources])
@@ -244,7 +245,7 @@ class BayesianLaw(CountingLaw):
 
     def kl(self) -> torch.Tensor:
         """KL of the posterior from the prior in nats, with a graph; with a flow an estimate from one fixed draw."""
-        source = [NormalSource(keyed_generator(self.config.sample_seed, _KL))]
+        source = [NormalSource(keyed_generator(self.config.given_seed or 0, _KL))]
         terms = [stack.draw_with_kl(self._normal(stack.shape, source))[1] for stack in self.cores.values()]
         return torch.stack(terms).sum() + self._conditional_kl()
 

@@ -32,28 +32,28 @@ class TracedSource:
     """The same stream inside a graph that torch.compile builds, where a generator cannot be held.
 
     Args:
-        seed: Key of the stream, first part.
-        purpose: Second part.
-        step: Third part, a scalar on the CPU, so that every run of the graph reads it anew.
+        key: Seed and step, int64 (2,) on the CPU, so that every run of the graph reads them anew.
+        purpose: What comes between the two in the key of the stream.
     """
 
-    def __init__(self, seed: int, purpose: int, step: torch.Tensor) -> None:
-        self.seed, self.purpose, self.step = seed, purpose, step
+    def __init__(self, key: torch.Tensor, purpose: int) -> None:
+        self.key, self.purpose = key, purpose
         self.sizes: list[int] = []
         self.ranks: list[int] = []
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """The next normals of the stream."""
         self.sizes, self.ranks = [*self.sizes, *shape], [*self.ranks, len(shape)]
-        return _nth_normal(self.step, self.seed, self.purpose, self.sizes, self.ranks, dtype)
+        return _nth_normal(self.key, self.purpose, self.sizes, self.ranks, dtype)
 
 
 @torch.library.custom_op("peft_calib::nth_normal", mutates_args=())
 def _nth_normal(
-    step: torch.Tensor, seed: int, purpose: int, sizes: Sequence[int], ranks: Sequence[int], dtype: torch.dtype
+    key: torch.Tensor, purpose: int, sizes: Sequence[int], ranks: Sequence[int], dtype: torch.dtype
 ) -> torch.Tensor:
     """The last of several tensors drawn one after the other from one stream; `sizes` are their shapes in a row."""
-    source, start = NormalSource(keyed_generator(seed, purpose, int(step))), 0
+    seed, step = key.tolist()
+    source, start = NormalSource(keyed_generator(seed, purpose, step)), 0
     for rank in ranks:
         noise = source.normal(tuple(sizes[start : start + rank]), dtype)
         start += rank
@@ -61,9 +61,7 @@ def _nth_normal(
 
 
 @_nth_normal.register_fake
-def _(
-    step: torch.Tensor, seed: int, purpose: int, sizes: Sequence[int], ranks: Sequence[int], dtype: torch.dtype
-) -> torch.Tensor:
+def _(key: torch.Tensor, purpose: int, sizes: Sequence[int], ranks: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(tuple(sizes[len(sizes) - ranks[-1] :]), dtype=dtype)
 
 

@@ -126,7 +126,8 @@ class CoreStack(nn.Module):
         # a copy in stored units: equal to the mean to the last bit, whatever the precision
         start = self.mean.detach().clone() if config.prior_mean == "initial" else torch.zeros_like(mean)
         self.register_buffer("prior_mean", None if config.prior_mean == "learned" else start)
-        self.family, self.seed = config.posterior, config.sample_seed
+        # the mean behind a flow is a part of the function, so it hangs on no seed that was taken at the start
+        self.family, self.seed = config.posterior, config.given_seed or 0
         self.gain = gain = config.variance_lr_multiplier
         start, upper = config.init_sd, config.max_sd
         if self.family == "diagonal":

@@ -64,7 +64,8 @@ class CurveLoraConfig(CalibLoraConfig):
         curve_modules_to_save: Modules trained whole (a new head) are part of the curve, one copy a control point, with
             the same weights; otherwise all points share one copy.
         save_anchors: Save the anchors with the adapter; `False` saves their folders and hashes only.
-        sample_seed: Key of the initial values, of t and of the perturbation.
+        sample_seed: Key of the initial values, of t and of the perturbation. `None` takes PyTorch's seed (`set_seed`)
+            and the adapter's name.
 
     Raises:
         ValueError: For an unknown choice, a number out of its range, or a combination that has no meaning.
@@ -94,7 +95,9 @@ class CurveLoraConfig(CalibLoraConfig):
     gauge_align: str = field(default="none", metadata={"help": "'none' or 'procrustes'."})
     curve_modules_to_save: bool = field(default=False, metadata={"help": "Heads are part of the curve."})
     save_anchors: bool = field(default=True, metadata={"help": "Save the anchors with the adapter."})
-    sample_seed: int = field(default=0, metadata={"help": "Key of everything random."})
+    sample_seed: int | None = field(
+        default=None, metadata={"help": "Key of everything random; None follows PyTorch's seed."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,6 +163,11 @@ class CurveLoraConfig(CalibLoraConfig):
     def evaluation_point(self) -> float | None:
         """`eval_t` as a number; `None` if there is none."""
         return self.shape.num_segments / 2 if self.eval_t == "middle" else self.eval_t
+
+    @property
+    def given_seed(self) -> int | None:
+        """The seed that the user has named."""
+        return self.sample_seed
 
     @classmethod
     def paper(cls, **kwargs: Any) -> CurveLoraConfig:

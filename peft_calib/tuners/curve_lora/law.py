@@ -24,14 +24,15 @@ _INTERVALS = 32
 
 
 @torch.library.custom_op("peft_calib::curve_position", mutates_args=())
-def _position(step: torch.Tensor, seed: int, stratified: bool, micro_batches: int) -> torch.Tensor:
+def _position(key: torch.Tensor, stratified: bool, micro_batches: int) -> torch.Tensor:
     """`training_position` as an operation, so that a compiled training step draws anew each time."""
-    position = training_position(seed, int(step), stratified, micro_batches)
+    seed, step = key.tolist()
+    position = training_position(seed, step, stratified, micro_batches)
     return torch.tensor([position], dtype=torch.float64)
 
 
 @_position.register_fake
-def _(step: torch.Tensor, seed: int, stratified: bool, micro_batches: int) -> torch.Tensor:
+def _(key: torch.Tensor, stratified: bool, micro_batches: int) -> torch.Tensor:
     return torch.empty(1, dtype=torch.float64)
 
 
@@ -58,11 +59,11 @@ class CurveLaw(CountingLaw):
         anchors: Anchors | None = None,
         heads: Heads | None = None,
     ) -> None:
-        super().__init__(slots)
+        super().__init__(slots, config.init_seed)
         self.config, self.shape = config, config.shape
         self.anchored = config.curve_mode == "anchored"
         self.control_A, self.control_B = nn.ParameterDict(), nn.ParameterDict()
-        generator = keyed_generator(config.sample_seed, _INIT)
+        generator = keyed_generator(config.init_seed, _INIT)
         self.moving = self.shape.handles if self.anchored else tuple(range(self._num_points))
         for group, indices in slots.groups.items():
             self._add_group(group, indices, anchors, generator)
@@ -142,8 +143,7 @@ class CurveLaw(CountingLaw):
         t, noise = self._points(draw), None
         coefficients = self.shape.coefficients(t)
         if draw.mode == "train" and self.config.flat_rho > 0:
-            key = torch.stack([torch.tensor(self.config.sample_seed), self.generations()])
-            noise = WeightNoise(self.rho, key, self.config.flat_noise, self._norms)
+            noise = WeightNoise(self.rho, self.draw_key(), self.config.flat_noise, self._norms)
         if draw.mode == "train":
             self.last_t = t.detach()
             self.count_generation()
@@ -165,7 +165,7 @@ class CurveLaw(CountingLaw):
             return sample_points(self.shape, draw.seed, draw.first, draw.num_samples, draw.total)
         config = self.config
         micro = self.micro_batches if config.t_sampling == "stratified" else 1
-        position = _position(self.generations(), config.sample_seed, config.t_sampling == "stratified", micro)
+        position = _position(self.draw_key(), config.t_sampling == "stratified", micro)
         if config.t_sampling == "arc_length":
             t = at_arc_length(position, self._speeds(), self.shape.num_segments)
         else:

@@ -52,7 +52,8 @@ class CurveLoraModel(FactorModel):
 
     def _curved_heads(self, config: CurveLoraConfig, anchors: Anchors | None) -> Heads | None:
         """Make modules trained whole part of the curve, or give them the tensors that all anchors share."""
-        adapter = next(name for name, other in self.peft_config.items() if other is config)
+        # the adapter that is being added is the last; an object may serve several
+        adapter = [name for name, other in self.peft_config.items() if other is config][-1]
         modules = trained_modules(self.model, adapter)
         if config.curve_modules_to_save:
             heads = {name: dict(module.named_parameters()) for name, (_, module) in modules.items()}
@@ -94,6 +95,7 @@ class CurveLoraModel(FactorModel):
         trainable = any(parameter.requires_grad for parameter in old.parameters())
         device = old.num_generations.device
         law = old.converted(config)
+        law.start_seed = old.start_seed
         holder.discard(adapter_name)
         holder.add(adapter_name, law, device, trainable or adapter_name in self.active_adapters)
 

@@ -61,21 +61,23 @@ class _DenseNoise(torch.autograd.Function):
 
 
 class BaseNorms:
-    """Squared norms of the rows of the base weights, read once a layer.
+    """Squared norms of the rows of the base weights, read once a layer, and again when a weight has changed or moved.
 
     The holder of a model is copied and saved without them.
     """
 
     def __init__(self) -> None:
-        self._squares: dict[int, torch.Tensor] = {}
+        self._squares: dict[int, tuple[tuple, torch.Tensor]] = {}
 
     def of(self, layer: FactorLinear, index: int) -> torch.Tensor:
         """float32 (d_out,) for one layer, whatever its weight is stored in."""
         if torch.compiler.is_compiling():
             return _row_squares(layer)  # a cache that fills up would have the graph built again
-        if index not in self._squares:
-            self._squares[index] = _row_squares(layer)
-        return self._squares[index]
+        base = layer.get_base_layer()
+        stamp = tuple((t.data_ptr(), t._version, t.device) for t in (*base.parameters(), *base.buffers()))
+        if index not in self._squares or self._squares[index][0] != stamp:
+            self._squares[index] = stamp, _row_squares(layer)
+        return self._squares[index][1]
 
     def __deepcopy__(self, memo: dict) -> BaseNorms:
         return BaseNorms()

@@ -64,7 +64,8 @@ class HyperLoraConfig(CalibLoraConfig):
         regenerate: `"forward"` generates in every forward; `"step"` once an optimiser step, see `flush_grads`.
         cache_eval: Keep generated factors between forwards without gradients.
         gen_dtype: Lowest precision in which factors are generated.
-        seed: Key of every draw. `None` stands for 0, except that merging or exporting `a_mode="random"` needs a seed.
+        seed: Key of the start and of every draw. `None` takes PyTorch's seed (`set_seed`) and the adapter's name;
+            merging or exporting `a_mode="random"` needs a seed that is named.
         save_frozen_a: Save drawn A; `False` draws it again from the seed on loading (smaller file).
 
     Raises:
@@ -100,7 +101,7 @@ class HyperLoraConfig(CalibLoraConfig):
     regenerate: str = field(default="forward", metadata={"help": "'forward' or 'step'."})
     cache_eval: bool = field(default=True, metadata={"help": "Cache factors between forwards without gradients."})
     gen_dtype: str = field(default="float32", metadata={"help": "'float32' or 'float64'."})
-    seed: int | None = field(default=None, metadata={"help": "Key of every draw; None stands for 0."})
+    seed: int | None = field(default=None, metadata={"help": "Key of every draw; None follows PyTorch's seed."})
     save_frozen_a: bool = field(default=True, metadata={"help": "Save drawn A with the adapter."})
 
     def __post_init__(self) -> None:
@@ -114,7 +115,8 @@ class HyperLoraConfig(CalibLoraConfig):
     def training_fields(self) -> frozenset[str]:  # type: ignore[override]
         """The seed counts where A is drawn from it when the adapter is loaded or asked."""
         drawn = self.a_mode == "random" or not self.keeps_frozen_a
-        return CalibLoraConfig.training_fields | _TRAINING | (frozenset() if drawn else {"seed"})
+        fields = CalibLoraConfig.training_fields | _TRAINING | {"seed"}
+        return fields - {"seed", "start_seed"} if drawn else fields
 
     def sizes_in(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:
         """Depth counted by names; widths among the sizes that occur."""
@@ -156,6 +158,11 @@ class HyperLoraConfig(CalibLoraConfig):
                 "noise_alpha=1 with 'add' on A and B leaves the anchors alone and gives the generator no gradient. "
                 "Set noise_anneal=True, or noise_alpha below 1."
             )
+
+    @property
+    def given_seed(self) -> int | None:
+        """The seed that the user has named."""
+        return self.seed
 
     @property
     def keeps_frozen_a(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from ..counting import CountingLaw
 from ..factors import Draw, Factors, ShapeGroup, SlotTable
 from ..seeding import keyed_generator
+from ..tables import IndexTable
 from ..transfer import to_device
 from .config import HyperLoraConfig
 from .generator import ChunkHead, FactoredHead, FullHead, Head, MLPTrunk, RankHead, TransformerTrunk
@@ -36,7 +38,7 @@ class HyperLaw(CountingLaw):
         slots: SlotTable,
         anchors: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
     ) -> None:
-        super().__init__(slots, counts=config.a_mode == "random" or config.hyper_dropout > 0)
+        super().__init__(slots, config.init_seed, counts=config.a_mode == "random" or config.hyper_dropout > 0)
         # a copy: the law must not change when the caller goes on using the object
         self.config = copy.copy(config)
         self.regenerate = config.regenerate
@@ -44,12 +46,15 @@ class HyperLaw(CountingLaw):
         # the transformer has tokens of their own for A and B, so that the authors' form can share one head
         self.sides = 2 if config.hyper_arch == "transformer" and config.a_mode == "generated" else 1
         self.shares_heads = self.sides == 2 and config.init == "authors"
-        draws = torch.Generator().manual_seed(config.seed or 0)
+        draws = torch.Generator().manual_seed(config.init_seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=draws, device="cpu")))
             self._build_embeddings()
             self._build_network()
         self._build_frozen(draws, anchors)
+        if not config.keeps_frozen_a:
+            self.keep_seed(config.init_seed)
+            self.register_load_state_dict_post_hook(_draw_frozen_again)
         self.register_buffer("alpha", torch.tensor(float(config.noise_alpha)))
 
     # ----------------------------------------------------------------- construction
@@ -66,9 +71,9 @@ class HyperLaw(CountingLaw):
         columns = [types.index(slot.module_type) for slot in slots]
         self.layer_emb = nn.Embedding(max(rows) + 1, config.embed_dim)
         self.type_emb = nn.Embedding(len(types) * self.sides, config.embed_dim)
-        self.register_buffer("layer_rows", torch.tensor(rows * self.sides), persistent=False)
+        self.layer_rows = IndexTable(rows * self.sides)
         columns += [column + len(types) for column in columns] if self.sides == 2 else []
-        self.register_buffer("type_rows", torch.tensor(columns), persistent=False)
+        self.type_rows = IndexTable(columns)
 
     def _build_network(self) -> None:
         c = self.config
@@ -79,9 +84,10 @@ class HyperLaw(CountingLaw):
                 c.embed_dim, c.hyper_hidden, c.hyper_depth, c.hyper_nhead, c.hyper_ffn, c.hyper_dropout
             )
         self.heads = nn.ModuleDict()
-        for group, indices in self.slots.groups.items():
-            rows = torch.tensor(indices)
-            self.register_buffer(f"rows_{group.key}", rows, persistent=False)
+        last = len(self.slots) * (self.sides - 1)
+        self.rows_a = {group: IndexTable(indices) for group, indices in self.slots.groups.items()}
+        self.rows_b = {group: IndexTable(i + last for i in indices) for group, indices in self.slots.groups.items()}
+        for group in self.slots.groups:
             for side in ("A", "B") if c.a_mode == "generated" else ("B",):
                 name = self._head_name(side, group)
                 if name not in self.heads:
@@ -155,10 +161,9 @@ class HyperLaw(CountingLaw):
         random_a = self._random_a(draw, noise, weight.device) if self.config.a_mode == "random" else {}
         groups = {}
         for group in self.slots.groups:
-            rows = getattr(self, f"rows_{group.key}")
             A = random_a.get(group)
-            A = self._factor_a(group, z, rows, dtype).unsqueeze(0) if A is None else A.to(dtype)
-            B = self._head("B", group)(z[rows + len(self.slots) * (self.sides - 1)]).transpose(1, 2)
+            A = self._factor_a(group, z, dtype).unsqueeze(0) if A is None else A.to(dtype)
+            B = self._head("B", group)(z[self.rows_b[group].on(z.device)]).transpose(1, 2)
             A = self._blend(A, f"anchor_A_{group.key}", self.config.noise_mode_a)
             B = self._blend(B, f"anchor_B_{group.key}", self.config.noise_mode_b)
             groups[group] = (A.to(weight.dtype), B.unsqueeze(0).to(weight.dtype))
@@ -170,12 +175,13 @@ class HyperLaw(CountingLaw):
     def _inputs(self) -> torch.Tensor:
         if self.config.embed_mode == "slot":
             return self.slot_emb.weight
-        return self.layer_emb(self.layer_rows) + self.type_emb(self.type_rows)
+        device = self.layer_emb.weight.device
+        return self.layer_emb(self.layer_rows.on(device)) + self.type_emb(self.type_rows.on(device))
 
-    def _factor_a(self, group: ShapeGroup, z: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _factor_a(self, group: ShapeGroup, z: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if self.config.a_mode == "fixed":
             return getattr(self, f"fixed_A_{group.key}").to(dtype)
-        A = self._head("A", group)(z[rows])
+        A = self._head("A", group)(z[self.rows_a[group].on(z.device)])
         if self.config.a_residual:
             A = A + getattr(self, f"anchor_A_{group.key}").to(dtype)
         return A
@@ -195,14 +201,14 @@ class HyperLaw(CountingLaw):
         if not self.stochastic or draw.mode != "train":
             return None
         self.count_generation()
-        return keyed_generator(self.config.seed or 0, 1, int(self.generations()))
+        return keyed_generator(self.seed(), 1, int(self.generations()))
 
     def _random_a(self, draw: Draw, noise: torch.Generator | None, device: torch.device) -> dict:
         """A of shape (K, n, r, d_in) for each group: fresh in training, one fixed draw in eval, draws when asked."""
         if draw.mode == "train":
             generators = [noise]
         elif draw.mode == "mean":
-            generators = [keyed_generator(self.config.seed or 0, 2, 0)]
+            generators = [keyed_generator(self.seed(), 2, 0)]
         else:
             generators = [keyed_generator(draw.seed, 3, draw.first + k) for k in range(draw.num_samples)]
         stacks: dict[ShapeGroup, list] = {group: [] for group in self.slots.groups}
@@ -237,6 +243,17 @@ class HyperLaw(CountingLaw):
 #: moves B about as far as LoRA's would. A changes less in LoRA too. Chosen by measurement (see docs/hyper-lora.md).
 HEAD_GAIN = 16.0
 HEAD_GAIN_A = 2.0
+
+
+@torch.no_grad()
+def _draw_frozen_again(law: HyperLaw, _: Any) -> None:
+    """Make what is drawn and not saved anew when the seed was loaded: `to_empty` may have left it without content."""
+    draws = torch.Generator().manual_seed(law.seed())
+    torch.randint(2**62, (), generator=draws, device="cpu")  # the network's own seed
+    before = {name: tensor for name, tensor in law.named_buffers() if name.startswith(("fixed_A", "anchor_"))}
+    law._build_frozen(draws, None)
+    for name, tensor in before.items():
+        law._buffers[name] = law._buffers[name].to(tensor.device, tensor.dtype)
 
 
 def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> torch.Tensor:
