@@ -113,7 +113,10 @@ def ask(args: argparse.Namespace) -> None:
     """Ask every draw, average the probabilities here, and print what they disagree on."""
     from peft_calib import predict_served
 
-    prediction = predict_served(args.url, args.prompts, args.labels)
+    try:
+        prediction = predict_served(args.url, args.prompts, args.labels, top_logprobs=args.top_logprobs)
+    except (ValueError, ConnectionError) as error:
+        raise SystemExit(f"serve_draws.py ask: {error}") from None
     for prompt, row in zip(args.prompts, prediction.to_dataset(), strict=True):
         shares = ", ".join(f"{label!r} {p:.3f}" for label, p in zip(args.labels, row["probabilities"], strict=True))
         print(
@@ -136,6 +139,9 @@ def main() -> None:
     client.add_argument("prompts", nargs="+")
     client.add_argument("--labels", nargs="+", required=True, help="answers of one token each")
     client.add_argument("--url", default="http://127.0.0.1:8000/v1")
+    client.add_argument(
+        "--top-logprobs", type=int, default=20, help="tokens the server lists; raise it for rare labels"
+    )
     client.set_defaults(run=ask)
     args = parser.parse_args()
     args.run(args)

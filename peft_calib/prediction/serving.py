@@ -6,39 +6,35 @@ The server is any with the OpenAI completions interface and one model name for e
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 import torch
 
+from .answers import draw_names, label_log_probabilities
 from .result import Prediction
+from .transport import Server, check_timeout
 
 
-def list_draws(base_url: str, prefix: str = "draw-", api_key: str | None = None) -> list[str]:
+def list_draws(base_url: str, prefix: str = "draw-", api_key: str | None = None, timeout: float = 30.0) -> list[str]:
     """Names of the draws that a server offers, in order.
 
     Args:
         base_url: For example `"http://localhost:8000/v1"`.
         prefix: What their names begin with; a number follows.
-        api_key: Sent as a bearer token.
+        api_key: Sent as a bearer token, to this server only: a redirect to another origin is not followed.
+        timeout: Seconds for the whole request.
 
     Returns:
         The names.
 
     Raises:
-        ValueError: If the server offers none.
-        ConnectionError: If it cannot be reached or answers with an error.
+        ValueError: If the server offers none, or not every draw up to the last exactly once.
+        ConnectionError: If it cannot be reached, or does not answer as it should.
     """
-    offered = [model["id"] for model in _call(base_url, "models", None, api_key, 30.0)["data"]]
-    names = [name for name in offered if name.startswith(prefix) and name[len(prefix) :].isdigit()]
-    if not names:
-        raise ValueError(f"{base_url} serves {offered}, and none is named {prefix}<number>. Serve the exported draws.")
-    return sorted(names, key=lambda name: int(name[len(prefix) :]))
+    server = Server(base_url, api_key)
+    return draw_names(server.ask("models", None, timeout), prefix, server.shown)
 
 
 def predict_served(
@@ -62,57 +58,47 @@ def predict_served(
         draws: Model names; `None` asks the server for all named `draw-<number>`.
         top_logprobs: How many tokens the server lists; vLLM allows 20 unless started with `--max-logprobs`.
         concurrency: Requests under way at a time.
-        api_key: Sent as a bearer token.
-        timeout: Seconds to wait for an answer.
+        api_key: Sent as a bearer token, to this server only: a redirect to another origin is not followed.
+        timeout: Seconds for the whole of one request.
 
     Returns:
         The prediction over the labels; sample k is the k-th draw.
 
     Raises:
         ValueError: If there is no prompt, fewer than two labels, or a label is not among the tokens listed.
-        ConnectionError: If the server cannot be reached or answers with an error.
+        ConnectionError: If the server cannot be reached, or does not answer as it should. Nothing it answers reaches
+            the prediction unchecked.
     """
+    server = Server(base_url, api_key)
+    check_timeout(timeout)
     if not prompts or isinstance(prompts, str):
         raise ValueError("prompts must be a list of at least one text.")
     if len(set(labels)) < 2 or len(set(labels)) < len(labels):
         raise ValueError(f"labels must be at least two different texts, got {list(labels)!r}.")
-    names = list_draws(base_url, api_key=api_key) if draws is None else list(draws)
+    for field, value in (("top_logprobs", top_logprobs), ("concurrency", concurrency)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{field} must be an integer of at least 1, got {value!r}.")
+    names = list_draws(base_url, api_key=api_key, timeout=timeout) if draws is None else list(draws)
+    if not names or isinstance(draws, str) or len(set(names)) < len(names):
+        raise ValueError(f"draws must be a list of at least one model name, each once; got {draws!r}.")
 
     def ask(name: str, prompt: str) -> list[float]:
         request = {"model": name, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": top_logprobs}
-        answer = _call(base_url, "completions", request, api_key, timeout)
-        return _label_probabilities(answer, labels, name, top_logprobs)
+        answer = server.ask("completions", request, timeout)
+        return _label_probabilities(label_log_probabilities(answer, labels, name, top_logprobs, server.shown))
 
     with ThreadPoolExecutor(concurrency) as pool:
         pending = [[pool.submit(ask, name, prompt) for prompt in prompts] for name in names]
-        probabilities = [[future.result() for future in row] for row in pending]
+        try:
+            probabilities = [[future.result() for future in row] for row in pending]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # the first error is enough
+            raise
     return Prediction(
         sample_probabilities=torch.tensor(probabilities), num_forwards=float(len(names)), how="served", seed=None
     )
 
 
-def _label_probabilities(answer: dict[str, Any], labels: Sequence[str], name: str, listed: int) -> list[float]:
-    found = answer["choices"][0]["logprobs"]["top_logprobs"][0]
-    missing = [label for label in labels if label not in found]
-    if missing:
-        raise ValueError(
-            f"{name} does not list {missing} among its {listed} most probable next tokens (it lists {list(found)[:5]} "
-            "...). Write labels as the tokenizer does, mind the leading space, or raise top_logprobs."
-        )
-    weights = [math.exp(found[label] - max(found[other] for other in labels)) for label in labels]
+def _label_probabilities(log_probabilities: list[float]) -> list[float]:
+    weights = [math.exp(value - max(log_probabilities)) for value in log_probabilities]
     return [weight / sum(weights) for weight in weights]
-
-
-def _call(base_url: str, path: str, body: dict | None, api_key: str | None, timeout: float) -> dict[str, Any]:
-    url = f"{base_url.rstrip('/')}/{path}"
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"base_url must begin with http:// or https://, got {base_url!r}.")
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
-    data = None if body is None else json.dumps(body).encode()
-    try:
-        with urlopen(Request(url, data, headers), timeout=timeout) as response:
-            return json.load(response)
-    except HTTPError as error:
-        raise ConnectionError(f"{url} answered {error.code}: {error.read().decode(errors='replace')[:500]}") from error
-    except (URLError, TimeoutError) as error:
-        raise ConnectionError(f"{url} cannot be reached: {error}") from error
