@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import datasets
@@ -19,7 +19,7 @@ from transformers import DataCollatorForTokenClassification, DataCollatorWithPad
 from ..tuners.rows import count_rows, main_input_name
 from .engine import How, Predictor, choose_source
 from .heads import TokenHead
-from .result import Prediction, RegressionPrediction
+from .result import NotFiniteError, Prediction, RegressionPrediction
 
 
 def predict_dataset(
@@ -103,18 +103,39 @@ def predict_dataset(
     bar = tqdm(
         _dealt(loader, rank, world), total=batches and -(-(batches - rank) // world), desc="predict", disable=hide
     )
-    parts = [] if predictor is None else [(index, first, *_predict(predictor, batch)) for index, batch in bar]
+    parts = [] if predictor is None else _predicted(predictor, bar, first)
     return _joined(gather_object(parts) if state.num_processes > 1 else parts)
 
 
-def _predict(predictor: Predictor, batch: Mapping[str, Any]) -> tuple[int, Prediction | RegressionPrediction]:
-    return count_rows(batch, main_input_name(predictor.source.root)), predictor(batch)
+def _predicted(predictor: Predictor, batches: Iterable[tuple[int, Mapping[str, Any]]], first: int) -> list[tuple]:
+    """Number, first draw, rows and prediction of each batch; an answer that is not finite is told when all are in.
+
+    It ends neither this process before the others, which would wait for it, nor the search for more of its kind.
+    """
+    parts: list[tuple] = []
+    for index, batch in batches:
+        rows = count_rows(batch, main_input_name(predictor.source.root))
+        try:
+            parts.append((index, first, rows, predictor(batch)))
+        except NotFiniteError as error:
+            parts.append((index, first, rows, error.wrong))
+    return parts
 
 
 def _joined(parts: list[tuple[int, int, int, Any]]) -> Prediction | RegressionPrediction:
     """Batches in order, each with its draws in order."""
     if not parts:
         raise ValueError("The data holds no rows, so there is nothing to predict.")
+    wrong = [
+        (index, made) for index, _, _, made in sorted(parts, key=lambda p: p[:2]) if isinstance(made, torch.Tensor)
+    ]
+    if wrong:
+        shown = ", ".join(f"{index}: {made.any(0).nonzero().flatten().tolist()[:8]}" for index, made in wrong[:4])
+        items = torch.cat([made.any(0) for _, made in wrong])
+        total = sum(count for _, _, count, _ in parts)
+        raise NotFiniteError(
+            items[None], f" in {len(wrong)} batches of {total} rows in all (batch: items in it; {shown})"
+        )
     batches: dict[int, list[tuple[int, int, Any]]] = {}
     for index, first, count, prediction in parts:
         batches.setdefault(index, []).append((first, count, prediction))
@@ -191,9 +212,24 @@ def _model_columns(data: datasets.Dataset, root: nn.Module) -> datasets.Dataset:
     return data.select_columns(kept)
 
 
+def _collate_equal(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows as they are, which must be of one length."""
+    for name in rows[0] if isinstance(rows[0], Mapping) else ():
+        lengths = {
+            len(row[name]) for row in rows if hasattr(row.get(name), "__len__") and not isinstance(row[name], str)
+        }
+        if len(lengths) > 1:
+            raise ValueError(
+                f"The rows of a batch have different lengths in {name!r} ({sorted(lengths)[:8]}), so they have to be "
+                "padded. Pass the tokenizer (or processor) as processing_class=, a collator as collate_fn=, or use "
+                "batch_size=1."
+            )
+    return default_data_collator(rows)
+
+
 def _collator(processing_class: Any, predictor: Predictor | None) -> Callable:
     if processing_class is None:
-        return default_data_collator
+        return _collate_equal
     if predictor is not None and isinstance(predictor.head, TokenHead):
         return DataCollatorForTokenClassification(processing_class)
     return DataCollatorWithPadding(processing_class)

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..tuners.padding import takes_one_row
 from ..tuners.rows import count_rows, main_input_name, repeat_rows, to_device
 from .adaptive import FIRST, FIRST_PAIRED, STEP, STEP_PAIRED, check_adaptive, pair_means, settled
 from .baselines import AdapterDraws, DropoutDraws
 from .draws import check_num_samples, evaluating
-from .heads import Head, Items, TokenHead, check_label_tokens, choose_head
+from .heads import Head, Items, TokenHead, check_label_tokens, choose_head, media_tokens
 from .late import Prefix, run_prefix
 from .linear import linear_logits
 from .memory import draws_per_pass
@@ -80,7 +81,8 @@ def predict(
     Raises:
         TypeError: If draws are asked of a model that has no adapter of this package.
         ValueError: For an unknown `how` or `task`, `num_samples` below 1, an adapter that is merged, disabled or
-            inactive, an empty batch, label tokens that are not single tokens, or `"late"` on a model it does not fit.
+            inactive, an empty batch, label tokens that are not single tokens, `"late"` on a model it does not fit, or
+            a model that answers with NaN or infinity.
 
     Example:
         >>> from peft import get_peft_model
@@ -216,12 +218,18 @@ class Predictor:
     def prepare(self, batch: Mapping[str, Any]) -> Items:
         """Check a batch, move it to the model and find its items."""
         if not isinstance(batch, Mapping):
-            raise TypeError(f"The batch must be a mapping of input names to tensors, got {type(batch).__name__}.")
+            texts = isinstance(batch, str) or (isinstance(batch, Sequence) and any(isinstance(x, str) for x in batch))
+            hint = " Tokenise texts first: tokenizer(texts, padding=True, return_tensors='pt')." if texts else ""
+            raise TypeError(
+                f"The batch must be a mapping of input names to tensors, got {type(batch).__name__}.{hint}"
+            )
         inputs = to_device(dict(batch), self.device)
         rows = count_rows(inputs, main_input_name(self.source.root))
         if self.no_cache:
             inputs["use_cache"] = False  # rows of different draws share no cache, and nothing is generated
-        return self.head.items(inputs, rows)
+        items = self.head.items(inputs, rows)
+        items.media_tokens = media_tokens(self.source.root)
+        return items
 
     def result(self, values: torch.Tensor, items: Items, **facts: Any) -> Prediction | RegressionPrediction:
         """Wrap the values (K, N, C) of a batch."""
@@ -301,6 +309,7 @@ class Predictor:
             Probabilities, or values for regression: float32 (K, N, C) on the CPU.
         """
         size = draws_per_pass(self.source.root, items.inputs, items.rows, num_samples, self.budget)
+        size = 1 if items.rows == 1 and takes_one_row(self.source.root) else size
         done: list[torch.Tensor] = []
         last = first + num_samples
         while first < last:

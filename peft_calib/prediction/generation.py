@@ -13,12 +13,13 @@ from torch import nn
 
 from ..tuners.rows import count_rows, main_input_name, repeat_rows, to_device
 from .draws import count_draws, evaluating
+from .result import NotFiniteError
 from .sources import LawDraws
 
 _RANDOM_STATE = threading.RLock()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TextScores:
     """What K draws say about given texts. All tensors are on the CPU; entries behind the end of a text are 0.
 
@@ -36,6 +37,10 @@ class TextScores:
     mutual_information: torch.Tensor
     mask: torch.Tensor
 
+    def __repr__(self) -> str:
+        draws, texts, _ = self.sample_log_probabilities.shape
+        return f"TextScores({draws} draws, {texts} texts, mean confidence {float(self.confidence.mean()):.3f})"
+
     @property
     def sequence_log_probabilities(self) -> torch.Tensor:
         """Log-probability of each text as the mean of the draws' probabilities of the whole text, float32 (N,)."""
@@ -48,7 +53,7 @@ class TextScores:
         return (self.log_probabilities.sum(-1) / self.mask.sum(-1).clamp_min(1)).exp()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GeneratedSamples:
     """One text for each draw and prompt.
 
@@ -61,6 +66,30 @@ class GeneratedSamples:
     sequences: torch.Tensor
     log_probabilities: torch.Tensor
     mask: torch.Tensor
+
+    def texts(self, tokenizer: Any) -> list[list[str]]:
+        """The texts.
+
+        Args:
+            tokenizer: The model's tokenizer.
+
+        Returns:
+            For each prompt the texts of the draws.
+        """
+        return [
+            [
+                tokenizer.decode(self.sequences[k, row][self.mask[k, row]].tolist(), skip_special_tokens=True)
+                for k in range(len(self.sequences))
+            ]
+            for row in range(self.sequences.shape[1])
+        ]
+
+    def __repr__(self) -> str:
+        draws, prompts, tokens = self.sequences.shape
+        return (
+            f"GeneratedSamples({draws} draws of {prompts} prompts, up to {tokens} tokens, mean agreement "
+            f"{float(self.agreement.mean()):.3f}; texts(tokenizer) shows them)"
+        )
 
     @property
     def agreement(self) -> torch.Tensor:
@@ -119,8 +148,10 @@ def sample_generate(
     logits = torch.stack(output.logits, dim=1).float()
     tokens = output.sequences[:, -logits.shape[1] :]
     mask = _until_end(tokens, source.root.generation_config, generate_kwargs)
-    chosen = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    log_p = logits.log_softmax(-1)
     by_draw = (num_samples, rows)
+    _check_finite(log_p, mask, by_draw)
+    chosen = log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     return GeneratedSamples(
         tokens.unflatten(0, by_draw).cpu(),
         torch.where(mask, chosen, 0).sum(-1).unflatten(0, by_draw).cpu(),
@@ -172,6 +203,7 @@ def score_texts(
         for k in range(num_samples):
             with source.use(k, 1):
                 log_p = model(**inputs).logits[:, :-1].float().log_softmax(-1)
+            _check_finite(log_p, kept, (1, len(kept)))
             p = log_p.exp()
             mean = p if mean is None else mean + (p - mean) / (k + 1)
             expected += torch.special.entr(p).sum(-1) / num_samples
@@ -194,6 +226,13 @@ def _on_device(source: LawDraws, batch: Mapping[str, Any]) -> tuple[dict[str, An
     inputs = to_device(dict(batch), next(source.root.parameters()).device)
     inputs.pop("labels", None)
     return inputs, count_rows(inputs, main_input_name(source.root))
+
+
+def _check_finite(log_p: torch.Tensor, mask: torch.Tensor, by_draw: tuple[int, int]) -> None:
+    """Raise `NotFiniteError` if a token that counts has no distribution."""
+    wrong = (log_p.isnan().any(-1) & mask).any(-1).unflatten(0, by_draw)
+    if bool(wrong.any()):
+        raise NotFiniteError(wrong.cpu(), " (texts)")
 
 
 def _until_end(tokens: torch.Tensor, config: Any, generate_kwargs: dict[str, Any]) -> torch.Tensor:

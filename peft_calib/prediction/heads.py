@@ -27,12 +27,14 @@ class Items:
         rows: Number of rows B.
         positions: int64 (N, 2), batch row and token position of each item; `None` for one item a row.
         labels: Labels of the items if the batch has them.
+        media_tokens: Ids of the tokens that stand for images, videos and sounds in a text.
     """
 
     inputs: dict[str, Any]
     rows: int
     positions: torch.Tensor | None = None
     labels: torch.Tensor | None = None
+    media_tokens: tuple[int, ...] = ()
 
     @property
     def places(self) -> torch.Tensor:
@@ -55,7 +57,8 @@ class Items:
         if positions is not None:
             columns = positions[index.to(positions.device), 1]
             positions = torch.stack([torch.arange(len(index), device=columns.device), columns], dim=1)
-        return Items(select_rows(self.inputs, self.rows, index), len(index), positions)
+        inputs = select_rows(self.inputs, self.rows, index, self.media_tokens)
+        return Items(inputs, len(index), positions, media_tokens=self.media_tokens)
 
 
 class Head(ABC):
@@ -254,6 +257,14 @@ def choose_head(root: nn.Module, task: str, label_tokens: Sequence[int] | None) 
             "holds one distribution over classes. Use peft_calib.draws and apply the sigmoid to its logits."
         )
     return {"classification": ClassHead, "regression": RegressionHead, "token": TokenHead}[task]()
+
+
+def media_tokens(root: nn.Module) -> tuple[int, ...]:
+    """Ids of the tokens that stand for images, videos and sounds in a text."""
+    config = getattr(root, "config", None)
+    kinds = [f"{kind}_{end}" for kind in ("image", "video", "audio") for end in ("token_id", "token_index")]
+    found = (getattr(config, name, None) for name in kinds)
+    return tuple(dict.fromkeys(token for token in found if isinstance(token, int)))
 
 
 def _task_of(root: nn.Module, config: Any) -> str:

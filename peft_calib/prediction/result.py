@@ -18,6 +18,30 @@ from ..files import replacing, write_atomically
 _TENSORS, _FACTS = "prediction.safetensors", "prediction.json"
 
 
+class NotFiniteError(ValueError):
+    """A model answered with NaN or infinity, of which no prediction can be made.
+
+    Args:
+        wrong: bool (K, N), the draws and items concerned.
+        where: What the items are part of, for the message.
+    """
+
+    def __init__(self, wrong: torch.Tensor, where: str = "") -> None:
+        self.wrong = wrong
+        rows = wrong.any(0).nonzero().flatten().tolist()
+        draws = wrong.any(1).nonzero().flatten().tolist()
+        super().__init__(
+            f"The model's answers are not finite (NaN or infinity) for {len(rows)} of {wrong.shape[1]} items{where} "
+            f"({_some(rows)}), in {len(draws)} of {len(wrong)} draws ({_some(draws)}), so nothing can be predicted "
+            "for them. Where half precision overflows, load the model in bfloat16 or float32; where training "
+            "diverged, take an earlier checkpoint or a lower learning rate; or leave these items out."
+        )
+
+
+def _some(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+
+
 @dataclass(frozen=True, eq=False)
 class _Result:
     """What classification and regression share: rows, where they come from, and saving."""
@@ -33,6 +57,23 @@ class _Result:
 
     #: Name of the tensor (K, N, ...) with one entry for each draw and item.
     samples_name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        wrong = ~torch.isfinite(self._samples) & self._made
+        if bool(wrong.any()):
+            raise NotFiniteError(wrong.flatten(2).any(-1) if wrong.dim() > 2 else wrong)
+
+    def __repr__(self) -> str:
+        facts = [f"{self.num_samples} draws of {len(self)} items", f"how={self.how!r}", f"seed={self.seed}"]
+        facts += ["antithetic"] if self.antithetic else []
+        facts += [f"{self.average_num_samples:.1f} draws an item"] if self.draws_per_row is not None else []
+        facts += ["weighted"] if self.weights is not None else []
+        facts += [f"cost of {self.num_forwards:g} forwards", *self._facts()]
+        return f"{type(self).__name__}({', '.join(facts)})"
+
+    def _facts(self) -> list[str]:
+        """What else a line about the result should say."""
+        return []
 
     def __len__(self) -> int:
         return self._samples.shape[1]
@@ -180,7 +221,7 @@ class _Result:
         return columns
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Prediction(_Result):
     """Probabilities of K draws and what follows from them. All tensors are on the CPU.
 
@@ -189,7 +230,8 @@ class Prediction(_Result):
     `MI = E_k KL(p_k || p)` (Houlsby et al. 2011, arXiv 1112.5745) is 0 when all draws say the same.
 
     Args:
-        sample_probabilities: float32 (K, N, C); NaN for draws that an adaptive prediction did not make.
+        sample_probabilities: float32 (K, N, C); NaN for draws that an adaptive prediction did not make, and nowhere
+            else.
         num_forwards: Cost in units of one deterministic forward of the batch.
         how: How it was made.
         seed: Key of the draws.
@@ -207,6 +249,15 @@ class Prediction(_Result):
 
     samples_name: ClassVar[str] = "sample_probabilities"
     sample_probabilities: torch.Tensor
+
+    def _facts(self) -> list[str]:
+        if not len(self):
+            return []
+        means = {"confidence": self.confidence, "mutual information": self.mutual_information}
+        return [
+            f"{self._samples.shape[-1]} classes",
+            *(f"mean {name} {float(v.mean()):.3f}" for name, v in means.items()),
+        ]
 
     @cached_property
     def _p(self) -> torch.Tensor:
@@ -264,7 +315,7 @@ class Prediction(_Result):
         return datasets.Dataset.from_dict(columns)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class RegressionPrediction(_Result):
     """Values of K draws, their mean and their variance. All tensors are on the CPU.
 

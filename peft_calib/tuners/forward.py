@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -51,12 +51,14 @@ class Forward:
         asked: What the call chain asked of it.
         trains: What `Modes.begin_forward` answered.
         parts: What it has from each holder.
+        lent: A configuration with a padding token on loan, see `padding`.
     """
 
     root: nn.Module
     asked: Asked | None
     trains: bool
     parts: dict[FactorHolder, Part] = field(default_factory=dict)
+    lent: Any = None
 
     @property
     def num_samples(self) -> int:

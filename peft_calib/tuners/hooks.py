@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .asked import asked_of, asked_while_tracing
+from .asked import Asked, asked_of, asked_while_tracing
 from .forward import Forward, is_running, pop, push
 from .holder import FactorHolder
 from .modes import modes_of
@@ -23,6 +23,7 @@ from .objective import (
     reaches_loss,
     task_loss,
 )
+from .padding import check_one_row, give_back, lend, takes_one_row
 from .rows import count_rows, first_rows, main_input_name, repeat_rows, repeat_training_rows
 
 
@@ -41,18 +42,28 @@ def begin_forward(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, d
         asked = asked_while_tracing(model)
         parts = [holder.begin_forward(asked.draws[id(holder)] if asked else None) for holder in _holders(model)]
         compared = max([1, *[part.num_samples for part in parts]])
+        forward = None
     else:
         asked = asked_of(model)
-        compared = _begin(model, asked).num_samples
-    if asked is not None and asked.num_samples > 1 and not asked.repeated:
-        inputs = named_inputs(model, args, kwargs)
-        return (), repeat_rows(inputs, asked.num_samples, count_rows(inputs, main_input_name(model)))
-    if compared == 1:
+        forward = _begin(model, asked)
+        compared = forward.num_samples
+    drawn = asked.num_samples if asked is not None and not asked.repeated else 1
+    one_row = forward is not None and takes_one_row(model)
+    if max(drawn, compared) == 1 and not one_row:
         return None
-    return (), repeat_training_rows(named_inputs(model, args, kwargs), compared, main_input_name(model))
+    inputs, main_input = named_inputs(model, args, kwargs), main_input_name(model)
+    rows = count_rows(inputs, main_input)
+    if one_row:
+        check_one_row(rows)
+        if max(drawn, compared) == 1:
+            return None
+        forward.lent = lend(model)
+    if drawn > 1:
+        return (), repeat_rows(inputs, drawn, rows)
+    return (), repeat_training_rows(inputs, compared, main_input)
 
 
-def _begin(model: nn.Module, asked: Any) -> Forward:
+def _begin(model: nn.Module, asked: Asked | None) -> Forward:
     modes = modes_of(model)
     forward = Forward(model, asked, modes.begin_forward(model))
     try:
@@ -75,6 +86,8 @@ def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: object) -> 
         if forward is None:  # it was refused before it began
             return None
         parts = forward.parts
+        if forward.lent is not None:
+            give_back(forward.lent)
         modes_of(model).end_forward(model, forward.trains)
     num_samples = max([1, *[part.num_samples for part in parts.values()]])
     inputs = named_inputs(model, args, kwargs) if num_samples > 1 else {}
@@ -125,10 +138,9 @@ def _entrance(forward: Callable[..., Any]) -> Callable[..., Any]:
             except BaseException:  # which it does not for an interrupt
                 end_forward(self, args, kwargs, None)
                 raise
-        changed = begin_forward(self, args, kwargs)
-        args, kwargs = changed or (args, kwargs)
         output = None
         try:
+            args, kwargs = begin_forward(self, args, kwargs) or (args, kwargs)
             output = forward(self, *args, **kwargs)
         finally:
             changed = end_forward(self, args, kwargs, output)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,12 @@ from torch import nn
 _MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features", "decoder_input_ids")
 #: Inputs that hold positions of the sequence and no rows.
 _WITHOUT_ROWS = ("cache_position", "logits_to_keep")
+#: Inputs of images, videos and sounds: beside text their first size counts these, whatever the rows they stand in.
+_MEDIA = re.compile(
+    r"pixel|image|video|audio|grid|input_features|feature_attention|patch|frame|aspect_ratio|second_per"
+)
+#: Text, of which a batch has one entry a row.
+_TEXT = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
 
 
 def count_rows(inputs: Mapping[str, Any], main_input: str | None = None) -> int:
@@ -31,7 +38,9 @@ def count_rows(inputs: Mapping[str, Any], main_input: str | None = None) -> int:
         >>> count_rows({"input_ids": torch.zeros(3, 5)})
         3
     """
-    names = [name for name in (main_input, *_MAIN_INPUTS) if name is not None and name in inputs]
+    media = main_input is not None and _MEDIA.search(main_input) is not None
+    preferred = (*_MAIN_INPUTS, main_input) if media and "input_ids" in inputs else (main_input, *_MAIN_INPUTS)
+    names = [name for name in preferred if name is not None and name in inputs]
     names += [name for name in inputs if name not in (*names, *_WITHOUT_ROWS)]
     for name in names:
         value = inputs[name]
@@ -48,7 +57,9 @@ def count_rows(inputs: Mapping[str, Any], main_input: str | None = None) -> int:
 def repeat_rows(inputs: Mapping[str, Any], num_samples: int, rows: int) -> dict[str, Any]:
     """Repeat a batch for K draws, draw-major: row `b` of draw `k` becomes row `k * B + b`.
 
-    Tensors that broadcast over the rows (first size 1) and those that hold positions only stay as they are.
+    Tensors that broadcast over the rows (first size 1) and those that hold positions only stay as they are. Images,
+    videos and sounds beside text are laid out one after the other in the order of their rows, so that all of them are
+    repeated as one, however many there are; a list of them likewise.
 
     Args:
         inputs: What the model is called with, by name.
@@ -65,7 +76,13 @@ def repeat_rows(inputs: Mapping[str, Any], num_samples: int, rows: int) -> dict[
         >>> repeat_rows({"input_ids": torch.tensor([[1], [2]])}, 2, 2)["input_ids"].flatten().tolist()
         [1, 2, 1, 2]
     """
-    repeated = _on_rows(inputs, rows, lambda tensor, dim: _tile(tensor, num_samples, dim))
+    media = _media_beside_text(inputs)
+    repeated = {
+        name: _tile_media(value, num_samples)
+        if name in media
+        else _on_rows(value, rows, lambda tensor, dim: _tile(tensor, num_samples, dim), name)
+        for name, value in inputs.items()
+    }
     cache = inputs.get("past_key_values")
     if cache is not None and (not hasattr(cache, "get_seq_length") or cache.get_seq_length()):
         raise ValueError(
@@ -123,19 +140,38 @@ def first_rows(outputs: Any, num_samples: int, rows: int) -> Any:
     return outputs
 
 
-def select_rows(inputs: Mapping[str, Any], rows: int, index: torch.Tensor) -> dict[str, Any]:
+def _media_beside_text(inputs: Mapping[str, Any]) -> set[str]:
+    """Names of inputs whose first size counts images, videos or sounds."""
+    if not any(inputs.get(name) is not None for name in _TEXT):
+        return set()
+    return {name for name in inputs if name not in _TEXT and _MEDIA.search(name)}
+
+
+def _tile_media(value: Any, count: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        return _tile(value, count, 0) if value.dim() else value
+    if isinstance(value, Mapping):
+        return {name: _tile_media(part, count) for name, part in value.items()}
+    return value * count if isinstance(value, (list, tuple)) else value
+
+
+def select_rows(
+    inputs: Mapping[str, Any], rows: int, index: torch.Tensor, media_tokens: Sequence[int] = ()
+) -> dict[str, Any]:
     """The batch restricted to some of its rows.
 
     Args:
         inputs: What the model is called with, by name.
         rows: Number of rows B.
         index: int64 row numbers, on the CPU.
+        media_tokens: Ids of the tokens that stand for images, videos and sounds in a text.
 
     Returns:
         The inputs of those rows, in the order of `index`.
 
     Raises:
-        ValueError: If an input has neither one entry a row nor a single one, so that its rows cannot be told apart.
+        ValueError: If an input has neither one entry a row nor a single one, or images beside text are not the same
+            for every row, so that its rows cannot be told apart.
 
     Example:
         >>> select_rows({"input_ids": torch.tensor([[1], [2]])}, 2, torch.tensor([1]))["input_ids"].tolist()
@@ -150,7 +186,41 @@ def select_rows(inputs: Mapping[str, Any], rows: int, index: torch.Tensor) -> di
             )
         return tensor.index_select(dim, index.to(tensor.device))
 
-    return _on_rows(inputs, rows, select)
+    media = {name for name in _media_beside_text(inputs) if inputs[name] is not None}
+    if media and not _one_each(inputs, rows, media_tokens):
+        raise ValueError(
+            f"{', '.join(sorted(media))} do not tell which row they belong to unless every row has as many, so rows "
+            "cannot be picked from the batch. Use a fixed num_samples, and smaller batches if memory is short."
+        )
+    picked = {name: value for name, value in inputs.items() if name not in media}
+    return _on_rows(picked, rows, select) | {name: _pick_media(inputs[name], rows, index) for name in media}
+
+
+def _one_each(inputs: Mapping[str, Any], rows: int, media_tokens: Sequence[int]) -> bool:
+    """Whether every row of text has as many places for images, videos and sounds, and some."""
+    kinds, ids = inputs.get("mm_token_type_ids"), inputs.get("input_ids")
+    if isinstance(kinds, torch.Tensor):
+        places = kinds != 0
+    elif isinstance(ids, torch.Tensor) and media_tokens:
+        places = torch.isin(ids, torch.tensor(list(media_tokens), device=ids.device))
+    else:
+        return False
+    counts = places.sum(1)
+    return len(counts) == rows and bool((counts == counts[0]).all()) and int(counts[0]) > 0
+
+
+def _pick_media(value: Any, rows: int, index: torch.Tensor) -> Any:
+    """Some rows' share of images, where every row has as many of them, one after the other."""
+    if isinstance(value, torch.Tensor):
+        if value.dim() and len(value) % rows == 0:
+            return value.unflatten(0, (rows, -1)).index_select(0, index.to(value.device)).flatten(0, 1)
+    elif isinstance(value, (list, tuple)) and len(value) % rows == 0:
+        each = len(value) // rows
+        return type(value)(part for row in index.tolist() for part in value[row * each : (row + 1) * each])
+    raise ValueError(
+        "Images, videos or sounds of the batch do not divide into its rows, so rows cannot be picked from it. Use a "
+        "fixed num_samples, and smaller batches if memory is short."
+    )
 
 
 def _on_rows(value: Any, rows: int, change: Callable[[torch.Tensor, int], torch.Tensor], name: str = "") -> Any:
