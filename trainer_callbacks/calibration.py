@@ -332,6 +332,8 @@ class CalibrationCallback(TrainerCallback):
                 "the Trainer did not call compute_metrics; it keeps no predictions with prediction_loss_only=True",
                 tally.steps - tally.unlabelled,
             )
+        if not measured and tally.steps and not tally.skipped and not tally.unlabelled:
+            tally.skip("every label is -100", tally.steps)
         if tally.unlabelled and not may_lack_labels:
             tally.skip(f"the rows have no labels ({', '.join(self._label_names) or 'label_names is empty'})", 0)
             tally.skipped += tally.unlabelled

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.state import GradientState, PartialState
@@ -28,28 +31,33 @@ class Forward(NamedTuple):
 
 
 class ForwardWatcher:
-    """Remembers the latest forward of a model in evaluation mode."""
+    """Remembers the latest forward, in evaluation mode, of the models it was attached to."""
 
     def __init__(self) -> None:
         self.model: Any = None
-        self._handle: Any = None
+        self._forget()
+
+    def _forget(self) -> None:
+        # a callback may serve two trainers, and a trainer makes a model anew with model_init
+        self._handles: WeakKeyDictionary[torch.nn.Module, Any] = WeakKeyDictionary()
         self._latest: Forward | None = None
+        self._source: weakref.ref | None = None
         self._paused = False
 
     def attach(self, model: torch.nn.Module | None) -> None:
-        """Watch a model, and no other."""
-        if model is None or model is self.model:
+        """Watch a model, the one whose forwards are asked for from now on."""
+        if model is None:
             return
-        if self._handle is not None:
-            self._handle.remove()
         self.model = model
-        self._handle = model.register_forward_hook(self._hook, with_kwargs=True)
+        if model not in self._handles:
+            self._handles[model] = model.register_forward_hook(self._hook, with_kwargs=True)
 
     def _hook(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if module.training or self._paused or torch.is_grad_enabled():
             return
-        inputs = named_inputs(base_model_of(module), args, kwargs) if args else kwargs
-        self._latest = Forward(dict(inputs), _tensors_in(output), output_names(output, module))
+        inputs = dict(_by_name(module, args, kwargs)) if args else dict(kwargs)
+        self._latest = Forward(inputs, _tensors_in(output), output_names(output, module))
+        self._source = weakref.ref(module)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -62,17 +70,22 @@ class ForwardWatcher:
 
     @property
     def latest(self) -> Forward | None:
-        """The latest forward."""
-        return self._latest
+        """The latest forward, if it was one of the model."""
+        return self._latest if self._source is not None and self._source() is self.model else None
 
     def take(self) -> Forward | None:
-        """The latest forward, once."""
-        latest, self._latest = self._latest, None
+        """The latest forward of the model, once."""
+        latest, self._latest = self.latest, None
         return latest
 
     def __getstate__(self) -> dict[str, Any]:
         """Hooks and batches do not travel with a copy or a pickle of the callback."""
-        return {**self.__dict__, "model": None, "_handle": None, "_latest": None}
+        return {"model": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy watches nothing until it is attached."""
+        self.__dict__.update(state)
+        self._forget()
 
 
 class UnknownLabels(ValueError):
@@ -149,6 +162,13 @@ def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
     rows = gather(pad_across_processes(tensor.contiguous(), dim=1, pad_index=-100) if tensor.dim() > 1 else tensor)
     state = GradientState()
     return rows[: state.remainder] if state.end_of_dataloader and state.remainder > 0 else rows
+
+
+def _by_name(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs by name; a `PeftModel` that hands positions on to the model inside takes its names."""
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    hands_on = inspect.Parameter.VAR_POSITIONAL in kinds
+    return named_inputs(base_model_of(module) if hands_on else module, args, kwargs)
 
 
 def _tensors_in(output: Any) -> Any:

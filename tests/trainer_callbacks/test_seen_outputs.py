@@ -1,5 +1,7 @@
 """The callback has the stock numbers wherever the loss is formed and whatever the model answers, or says why not."""
 
+import copy
+import pickle
 import warnings
 from functools import partial
 
@@ -334,6 +336,40 @@ def test_outputs_that_cannot_be_told_apart_are_an_error():
     with pytest.raises(ValueError, match="No output goes with"):
         preprocess_logits_for_calibration((torch.tensor(1.0), torch.zeros(4, 5, 3)), labels)
     assert preprocess_logits_for_calibration((torch.tensor(1.0), torch.zeros(4, 5, 8), logits), labels).shape == (4, 3)
+
+
+def test_labels_that_are_all_masked_are_told_of(tmp_path):
+    masked = rows().map(lambda row: {"labels": -100})
+    trainer = make(tmp_path, data=masked)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*invalid value.*")
+        warned(trainer, "every label is -100")
+
+
+def test_one_callback_serves_two_trainers(tmp_path):
+    """The one made first is evaluated after the other was made, by positions instead of names."""
+
+    class ByPosition(tf.Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            outputs = model(inputs["input_ids"], None)
+            loss = torch.nn.functional.cross_entropy(outputs["logits"], inputs["labels"])
+            return (loss, outputs) if return_outputs else loss
+
+    callback = CalibrationCallback(diagram=False, confidence_level=None)
+    settings = tf.TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True)
+    first = ByPosition(model(), settings, eval_dataset=rows(), callbacks=[callback])
+    make(tmp_path, callback=callback)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert_stock_numbers(first.evaluate(), expected())
+    assert callback.report.settings["num_rows"] == NUM_ROWS
+
+
+def test_a_callback_can_be_copied_while_it_watches(tmp_path):
+    callback = CalibrationCallback(diagram=False, confidence_level=None)
+    make(tmp_path, callback=callback).evaluate()
+    for copied in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
+        assert_stock_numbers(make(tmp_path, callback=copied).evaluate(), expected())
 
 
 def test_a_compute_metrics_that_is_not_called_is_told_of(tmp_path):
