@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from .files import disk_is_full
 from .runs.flags import resolve, with_setting_flags
 
 __all__ = ["main"]
@@ -215,7 +216,22 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"peft-calib: {error}")
+        sys.exit(f"peft-calib: {_full_disk(error) or error}")
+    except Exception as error:
+        if disk_is_full(error):
+            sys.exit(f"peft-calib: {_full_disk(error)}")
+        raise
+
+
+def _full_disk(error: Exception) -> str | None:
+    """What a user can do where there was no room to write; None for other errors."""
+    if not disk_is_full(error):
+        return None
+    where = getattr(error, "filename", None)
+    return (
+        f"the disk is full, or a limit for the size of files is reached{f' ({where})' if where else ''}. What was "
+        "complete is as it was; make room, and run the same command again"
+    )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ except ImportError:  # a system without it: the lock then goes by process number
 __all__ = [
     "clear_leftovers",
     "disk_is_full",
+    "fill_folder",
     "folder_lock",
+    "move_into_place",
     "replace_folder",
     "replacing",
     "write_atomically",
@@ -142,28 +144,65 @@ def replace_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
         try:
             write(partial)
             _sync_files(partial)
-            _put(partial, path)
+            move_into_place(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     _sync_folder(path.parent)
     return given
 
 
-def _put(partial: Path, path: Path) -> None:
-    """Move a folder to its place; what is there steps aside, and back if the move fails."""
+def move_into_place(source: str | Path, path: str | Path) -> None:
+    """Move a finished file or folder to its place; what is there steps aside, comes back on failure, and goes last.
+
+    Args:
+        source: What takes the place; on the same file system.
+        path: The place; a symbolic link is followed.
+    """
+    source, path = Path(source), _real(path)
     with _own_name(path, _REPLACED) as aside:
         try:
-            os.chmod(partial, path.stat().st_mode & 0o7777)
+            if source.is_dir() and path.is_dir():
+                os.chmod(source, path.stat().st_mode & 0o7777)
             os.rename(path, aside)
         except FileNotFoundError:
-            os.rename(partial, path)
+            os.rename(source, path)
             return
         try:
-            os.rename(partial, path)
+            os.rename(source, path)
         except BaseException:
             os.rename(aside, path)
             raise
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
+
+
+def fill_folder(path: str | Path, write: Callable[[Path], None], last: str) -> None:
+    """Write the contents of a folder aside and put them there one by one; what else lies in the folder stays.
+
+    Args:
+        path: The folder; made if missing.
+        write: Fills an empty folder.
+        last: The file that says that the others are complete: the old one goes first, the new one comes last.
+    """
+    path = _real(path)
+    path.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(path)
+    with _own_name(path, _PARTIAL) as partial:
+        partial.mkdir()
+        try:
+            write(partial)
+            _sync_files(partial)
+            (path / last).unlink(missing_ok=True)
+            for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == last):
+                move_into_place(entry, path / entry.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def clear_leftovers(path: str | Path) -> None:
@@ -189,10 +228,8 @@ def clear_leftovers(path: str | Path) -> None:
         if match[3] == _REPLACED and not os.path.lexists(path):
             with contextlib.suppress(OSError):
                 os.rename(left, path)
-        elif left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
         else:
-            left.unlink(missing_ok=True)
+            _remove(left)
 
 
 # --------------------------------------------------------------------- one writer a folder

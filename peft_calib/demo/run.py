@@ -23,7 +23,7 @@ from peft_calib.prediction import Prediction
 from peft_calib.trainer_callbacks import CalibrationCallback, RegularizerScheduleCallback
 
 from ..console import StepProgress, progress_bars, quiet
-from ..files import write_atomically
+from ..files import fill_folder, folder_lock, write_atomically
 from .data import TextData
 from .measure import Logits, MethodResult, draws_report, measure, reliability_grid, result_table
 from .training import FittedAdapter, TrainingSettings, embedded_model, predict_draws, predict_logits, train_adapter
@@ -81,10 +81,28 @@ def run_demo(
     Raises:
         FileExistsError: if the folder holds a finished run.
     """
-    folder = check_output_dir(output_dir, overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / FINISHED).unlink(missing_ok=True)  # from here on the old run counts as replaced
+    place, report = check_output_dir(output_dir, overwrite), {}
     console = console or Console()
+
+    def write(folder: Path) -> None:
+        report.update(_made(data, settings, folder, rank, target_modules, console))
+
+    with folder_lock(place):
+        fill_folder(place, write, FINISHED)
+    adapters = ", ".join([*map(str.lower, METHODS), "hyperlora-as-lora"])
+    console.print(f"Written to {place}: {FINISHED}, reliability.png, and the adapters {adapters}.")
+    return report
+
+
+def _made(
+    data: TextData,
+    settings: TrainingSettings,
+    folder: Path,
+    rank: int,
+    target_modules: str | list[str],
+    console: Console,
+) -> dict[str, Any]:
+    """Train and measure every method into a folder; the content of the report."""
     results: list[MethodResult] = []
     report: dict[str, Any] = {"methods": {}}
     with quiet(), progress_bars(console) as progress:
@@ -115,8 +133,6 @@ def run_demo(
     write_atomically(folder / FINISHED, json.dumps(report, indent=2))
     console.print(result_table(results, _title(data, settings)))
     console.print(_about_draws(report["draws"]))
-    adapters = ", ".join([*map(str.lower, METHODS), "hyperlora-as-lora"])
-    console.print(f"Written to {folder}: {FINISHED}, reliability.png, and the adapters {adapters}.")
     return report
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
-from ..export import DRAWS_INDEX
+from ..draws_index import DRAWS_INDEX, read_draws_index
 from .baselines import AdapterDraws
 from .engine import How, Predictor, check_how
 from .result import Prediction, RegressionPrediction
@@ -27,7 +26,8 @@ def load_frozen(base: nn.Module, path: str | Path) -> PeftModel:
         A `PeftModel` with adapters `draw-0 ... draw-(K-1)`, and `mean` if it was exported.
 
     Raises:
-        ValueError: If the folder holds no exported draws.
+        FileNotFoundError: If a draw is missing.
+        ValueError: If the folder holds no exported draws, or not those that were written.
 
     Example:
         >>> load_frozen(nn.Linear(2, 2), "nowhere")
@@ -40,8 +40,8 @@ def load_frozen(base: nn.Module, path: str | Path) -> PeftModel:
         raise ValueError(
             f"{path} holds no exported draws ({DRAWS_INDEX}). Write them with export_lora(..., num_samples=K)."
         )
-    index = json.loads((folder / DRAWS_INDEX).read_text())
-    names = [*index["draws"], *([index["mean"]] if index["mean"] else [])]
+    draws, mean = read_draws_index(folder)
+    names = [*draws, *([mean] if mean is not None else [])]
     model = PeftModel.from_pretrained(base, folder / names[0], adapter_name=names[0])
     for name in names[1:]:
         model.load_adapter(folder / name, adapter_name=name)

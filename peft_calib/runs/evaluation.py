@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from peft_calib.calibration import calibration_report
 from peft_calib.calibration.fingerprint import SplitFingerprint
-from peft_calib.files import write_atomically
+from peft_calib.files import replace_folder, write_atomically
 from peft_calib.prediction import Prediction
 
 from ..console import quiet
-from .folder import RunFolder, read_json, without_nan, write_json
-from .loading import FinishedRun, load_task, log_probabilities, read_record
+from .folder import RunFolder, read_fields, read_json, without_nan, write_json
+from .loading import FinishedRun, load_task, log_probabilities, read_record, run_identity
 from .methods import prediction_variants
 from .processes import processes
 from .rows import TestData, TestRows, load_test_rows
@@ -73,8 +75,20 @@ class Evaluation:
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The stored arrays; empty for a run without classes."""
-        return load_file(self.folder / ROWS) if (self.folder / ROWS).is_file() else {}
+        """The stored arrays; empty for a run without classes.
+
+        Raises:
+            ValueError: if the file is missing though the run has classes, or cannot be read.
+        """
+        place = self.folder / ROWS
+        if not place.is_file():
+            if "items" not in self.content:
+                return {}
+            raise ValueError(f"{place} is missing, which holds the predictions of each row. Evaluate the run again.")
+        try:
+            return load_file(place)
+        except SafetensorError as error:
+            raise ValueError(f"{place} is damaged ({error}). Evaluate the run again.") from error
 
 
 def evaluate_run(
@@ -95,7 +109,8 @@ def evaluate_run(
 
     A few rows that it has seen by chance (5 % at most) are left out and counted; more are refused. Written to
     `evaluation/<rows>` in the run: `report.json`, `report.md`, `report.html`, and the probabilities. An evaluation of
-    the same rows in the same way is read back instead of made again.
+    the same rows in the same way is read back instead of made again, as long as the run's adapters, settings and
+    temperatures are those that it was made of.
 
     Args:
         run_dir: folder of the run.
@@ -127,8 +142,10 @@ def evaluate_run(
     with quiet():
         rows = load_test_rows(task, read_record(folder, task), where)
         place = folder.path / "evaluation" / _name(rows, variants, seed)
-        if (place / REPORT).is_file():
-            return Evaluation(place, read_json(place / REPORT))
+        identity = run_identity(folder, task.config)
+        found = _made_before(place, identity)
+        if found is not None:
+            return found
         run = FinishedRun.assemble(folder, task)
         rows = _by_length(rows, run)
         if task.labels is None:
@@ -136,11 +153,46 @@ def evaluate_run(
         else:
             made = _class_report(run, rows, variants, seed, progress)
     content = {"run": folder.path.name, "method": task.config.method, **_described(rows, seed), **made.content}
-    content["metrics"] = shown
+    content |= {"metrics": shown, "identity": identity}
     if processes().is_main_process:
-        _write(place, Made(without_nan(content), made.arrays, made.html))
+        replace_folder(place, lambda new: _write(new, Made(without_nan(content), made.arrays, made.html)))
     processes().wait_for_everyone()
+    _warn_of_another_adapter(folder, identity)
     return Evaluation(place, without_nan(content))
+
+
+def _made_before(place: Path, identity: dict[str, Any]) -> Evaluation | None:
+    """An evaluation that lies there whole and was made of the very adapters, settings and temperatures of now."""
+    if not (place / REPORT).is_file():
+        return None
+    content = read_json(place / REPORT)
+    if content.get("identity") != identity or not isinstance(content.get("variants"), dict):
+        return None
+    rows = content.get("rows_file")
+    if rows is not None and (not (place / ROWS).is_file() or _file_digest(place / ROWS) != rows):
+        return None
+    fields = read_fields(place / REPORT)
+    fields.listing("metrics", str)
+    for variant in content["variants"]:
+        fields.mapping("variants").mapping(variant).number("temperature", above=0)
+    return Evaluation(place, content)
+
+
+def _file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _warn_of_another_adapter(folder: RunFolder, identity: dict[str, Any]) -> None:
+    """Say so where the stored temperatures were fitted for another adapter than the one that was measured."""
+    stored = read_json(folder.temperature).values()
+    if any(entry.get("adapters", identity["adapters"]) != identity["adapters"] for entry in stored):
+        warnings.warn(
+            f"{folder.temperature} was fitted for another adapter than the one that lies in the run now, so what is "
+            "shown after the temperature is not calibrated. Train the run again, or bring its adapter back.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)
@@ -230,9 +282,9 @@ def _described(rows: TestRows, seed: int) -> dict[str, Any]:
 
 def _write(place: Path, made: Made) -> None:
     """The numbers last: a folder with them is complete."""
-    place.mkdir(parents=True, exist_ok=True)
     if made.arrays:
         save_file(made.arrays, place / ROWS)
+        made.content["rows_file"] = _file_digest(place / ROWS)
     if made.html is not None:
         write_atomically(place / "report.html", made.html)
     write_atomically(place / "report.md", evaluation_markdown(made.content, made.content["metrics"]))

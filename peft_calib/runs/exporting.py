@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from peft_calib.export import DRAWS_INDEX, export_lora
+from peft_calib.draws_index import write_draws_index
+from peft_calib.export import export_lora
+from peft_calib.files import replace_folder
 
 from ..console import quiet
 from .folder import STAGE, RunFolder
@@ -72,15 +73,18 @@ def _members(folder: RunFolder, names: tuple[str, ...], out: Path, num_samples: 
 
 
 def _copied(sources: list[Path], out: Path, draws: bool = False) -> Path:
+    """Copy adapters to a folder that appears whole or not at all."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not empty; choose another folder")
-    ours = shutil.ignore_patterns(STAGE)
-    if not draws:
-        shutil.copytree(sources[0], out, ignore=ours, dirs_exist_ok=True)
-        return out
-    names = [f"draw-{k}" for k in range(len(sources))]
-    for source, name in zip(sources, names, strict=True):
-        shutil.copytree(source, out / name, ignore=ours)
-    index = {"num_samples": len(names), "seed": None, "draws": names, "mean": None}
-    (out / DRAWS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return out
+
+    def write(folder: Path) -> None:
+        ours = shutil.ignore_patterns(STAGE)
+        if not draws:
+            shutil.copytree(sources[0], folder, ignore=ours, dirs_exist_ok=True)
+            return
+        names = [f"draw-{k}" for k in range(len(sources))]
+        for source, name in zip(sources, names, strict=True):
+            shutil.copytree(source, folder / name, ignore=ours)
+        write_draws_index(folder, names, None, seed=None)
+
+    return replace_folder(out, write)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_calib.files import write_atomically
+from peft_calib import json_files
+from peft_calib.files import clear_leftovers, folder_lock, move_into_place, write_atomically
+from peft_calib.json_files import Fields
 
 __all__ = ["RunFolder"]
 
@@ -22,7 +25,7 @@ class RunFolder:
     """Paths of a run.
 
     `config.json` (the resolved configuration) comes first, a folder for each trained adapter appears when it is
-    complete, and `run.json` comes last.
+    complete, and `run.json` comes last. One process at a time writes here.
     """
 
     path: Path
@@ -79,22 +82,51 @@ class RunFolder:
         """Raise `ValueError` if the folder was begun with another configuration; the message names what differs."""
         if not self.config.exists():
             return
-        before, now = _flat(read_json(self.config)), _flat(json.loads(json.dumps(resolved)))
-        differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        differing = self._differing(resolved)
         if differing:
-            listed = "; ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in differing)
+            listed = "; ".join(f"{name}: {before!r} there, {now!r} now" for name, (before, now) in differing.items())
             raise ValueError(
                 f"{self.path} was begun with another configuration ({listed}). Use the same to continue it, name "
                 "another folder, or pass --overwrite to begin anew"
             )
 
-    def begin(self, resolved: Mapping[str, Any], overwrite: bool = False) -> None:
-        """Write the configuration; with `overwrite`, what an earlier run left is removed first."""
-        if overwrite and self.config.exists():
+    def _differing(self, resolved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Settings that are not those the folder was begun with: there and now."""
+        before, now = _flat(read_json(self.config)), _flat(json.loads(json.dumps(resolved)))
+        return {n: (before.get(n), now.get(n)) for n in {**before, **now} if before.get(n) != now.get(n)}
+
+    @property
+    def successor(self) -> RunFolder:
+        """Where the run that replaces this one is made: beside it, so that this one stands until that is finished."""
+        return RunFolder(self.path.with_name(f".{self.path.name}.next"))
+
+    @contextmanager
+    def written_by_this_process(self) -> Iterator[None]:
+        """Keep other processes from writing the folder.
+
+        Raises:
+            BlockingIOError: if one is at it.
+        """
+        clear_leftovers(self.path)  # what a killed process had moved aside comes back
+        with folder_lock(self.path):
+            yield
+
+    def begin(self, resolved: Mapping[str, Any], anew: bool = False) -> None:
+        """Write the configuration, or go on with what was begun.
+
+        Args:
+            resolved: the configuration.
+            anew: give up what was begun with another configuration.
+        """
+        if anew and self.config.exists() and self._differing(resolved):
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.config.exists():
             write_json(self.config, resolved)
+
+    def succeed(self, made: RunFolder) -> None:
+        """Put a finished run into this folder; the old one goes last."""
+        move_into_place(made.path, self.path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -103,13 +135,16 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if it is damaged.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds no mapping")
-    return content
+    return dict(read_fields(path).content)
+
+
+def read_fields(path: Path) -> Fields:
+    """The same, to be read field by field, each with its type and range.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    return json_files.read_json(path, "Restore it from a copy, or train the run again")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

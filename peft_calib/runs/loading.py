@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ from transformers import PreTrainedTokenizerBase
 
 from peft_calib import calibration
 from peft_calib.calibration import TemperatureScaling
+from peft_calib.calibration.recalibrate.temperature import POSSIBLE
+from peft_calib.identity import folder_digest
+from peft_calib.json_files import Fields
 from peft_calib.prediction import Prediction, predict_dataset
 from peft_calib.splits import SplitRecord, read_split
 
 from ..console import own_random_state
-from .folder import RunFolder, read_json
+from .folder import RunFolder, read_fields, read_json
 from .labels import LabelMap
 from .methods import ADAPTER, member_names, prediction_variants
 from .processes import processes
@@ -28,6 +33,9 @@ from .stage import load_base, load_tokenizer
 from .tasks import TASK_CLASSES, Task
 
 __all__ = ["FinishedRun", "log_probabilities"]
+
+#: Of `config.json` and `run.json`.
+FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -77,13 +85,30 @@ class FinishedRun:
         return prediction_variants(self.task.config)
 
     def temperature(self, variant: str) -> TemperatureScaling:
-        """The temperature stored for a way of predicting."""
-        state = read_json(self.folder.temperature)[variant]
-        return TemperatureScaling.from_state(state)
+        """The temperature stored for a way of predicting.
+
+        Raises:
+            ValueError: if the file holds none, or one that cannot be; it is named.
+        """
+        state = read_fields(self.folder.temperature).mapping(variant)
+        wanted = state.mapping("parameters").number("temperature", above=0)
+        try:
+            return TemperatureScaling.from_state(state)
+        except ValueError:
+            if state.get("fit", None) is None or wanted == _fitted_temperature(state):
+                raise
+        # set by hand: it is the temperature now, and the interval of the fitted one says nothing of it
+        content = {name: value for name, value in state.content.items() if name != "fit"}
+        return TemperatureScaling.from_state(replace(state, content=content))
 
     def text_temperature(self, variant: str) -> float:
-        """The temperature of a run over a vocabulary."""
-        return float(read_json(self.folder.temperature)[variant]["parameters"]["temperature"])
+        """The temperature of a run over a vocabulary.
+
+        Raises:
+            ValueError: if the file holds none, or one that cannot be; it is named.
+        """
+        parameters = read_fields(self.folder.temperature).mapping(variant).mapping("parameters")
+        return float(parameters.number("temperature", least=POSSIBLE[0], most=POSSIBLE[1]))
 
     def predict(
         self, rows: Dataset, variant: str, num_samples: int, seed: int = 0, progress: bool = True
@@ -134,10 +159,44 @@ def load_task(folder: RunFolder) -> Task:
     if not folder.finished.is_file() or not folder.config.is_file():
         begun = ", only one that was begun: continue it with peft-calib train" if folder.config.is_file() else ""
         raise FileNotFoundError(f"{folder.path} holds no finished run{begun}")
-    resolved = read_json(folder.config)
-    config = RunConfig.from_mapping(resolved["settings"])
-    labels = None if resolved["labels"] is None else LabelMap.from_dict(resolved["labels"])
-    return TASK_CLASSES[config.task](config, labels)
+    resolved = read_fields(folder.config)
+    if resolved.get("format_version") != FORMAT_VERSION:
+        raise resolved.wrong("format_version", f"{FORMAT_VERSION}, which this release reads")
+    try:
+        config = RunConfig.from_mapping(dict(resolved.mapping("settings").content))
+        stored = resolved.mapping("labels", None)
+        labels = None if stored is None else LabelMap.from_dict(dict(stored.content))
+        return TASK_CLASSES[config.task](config, labels)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder.config} is damaged: {type(error).__name__} {error}. {resolved.mend}.") from error
+    except ValueError as error:
+        raise error if str(folder.config) in str(error) else ValueError(f"{folder.config}: {error}") from error
+
+
+def adapter_digests(folder: RunFolder, config: RunConfig) -> dict[str, str]:
+    """What the adapters of a run are, by name.
+
+    Raises:
+        FileNotFoundError: if one is missing.
+        ValueError: if one is damaged.
+    """
+    return {name: folder_digest(folder.adapter(name)) for name in adapter_names(config)}
+
+
+def run_identity(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
+    """All that an evaluation of a run hangs on: its adapters, settings, classes and temperatures."""
+    settings = read_json(folder.config)
+    temperatures = read_fields(folder.temperature)
+    return {
+        "adapters": adapter_digests(folder, config),
+        "settings": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        "temperatures": {n: temperatures.mapping(n).mapping("parameters").get("temperature") for n in temperatures},
+    }
+
+
+def _fitted_temperature(state: Fields) -> float | None:
+    fit = state.mapping("fit")
+    return fit.number("fitted") if fit.flag("applied") else 1.0
 
 
 def adapter_names(config: RunConfig) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from peft_calib.files import move_into_place
 from peft_calib.splits import SplitRecord, record_split
 from peft_calib.trainer_callbacks import (
     BestCalibrationCallback,
@@ -238,10 +239,7 @@ def _finish(trainer: Trainer, stage: Stage, folder: RunFolder, facts: dict[str, 
         (unfinished / "training_args.bin").unlink(missing_ok=True)  # a pickle; the settings are in config.json
         write_json(unfinished / STAGE, facts)
         write_json(folder.training(stage.name) / "log.json", {"log_history": trainer.state.log_history})
-        place = folder.adapter(stage.name)
-        if place.exists():  # without its mark: left by something else
-            shutil.rmtree(place)
-        unfinished.rename(place)
+        move_into_place(unfinished, folder.adapter(stage.name))
         for pattern in ("checkpoint-*", "best-calibration"):
             for spent in folder.training(stage.name).glob(pattern):
                 shutil.rmtree(spent)

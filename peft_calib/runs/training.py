@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from peft_calib.splits import RowSet, SplitRecord
 
 from ..console import progress_bars, quiet
 from .folder import RunFolder, write_json
-from .loading import FinishedRun, log_probabilities
+from .loading import FORMAT_VERSION, FinishedRun, adapter_digests, log_probabilities
 from .methods import ADAPTER, Stage, plan
 from .processes import processes
 from .rows import RunRows, load_run_rows
@@ -26,8 +27,6 @@ from .tasks import Task
 from .text_scores import fit_text_temperature
 
 __all__ = ["train_run"]
-
-FORMAT_VERSION = 1
 
 
 def train_run(
@@ -44,7 +43,8 @@ def train_run(
     Args:
         config: the settings.
         output_dir: folder of the run.
-        overwrite: replace what an earlier run left there.
+        overwrite: replace what an earlier run left there, once the new run is finished. An interrupted replacement is
+            continued by the same command.
         console: where progress is shown.
 
     Returns:
@@ -52,22 +52,39 @@ def train_run(
 
     Raises:
         FileExistsError: if the folder holds a finished run, or something that is no run.
+        BlockingIOError: if another process is writing the folder.
         ValueError: for bad settings or data, or a folder that was begun with another configuration.
     """
     state = processes()
     console = console or Console(quiet=not state.is_main_process)
-    folder = RunFolder(Path(output_dir).absolute())
-    folder.check_unfinished(overwrite)
+    place = RunFolder(Path(output_dir).absolute())
+    place.check_unfinished(overwrite)
+    with place.written_by_this_process() if state.is_main_process else nullcontext():
+        place.check_unfinished(overwrite)  # another process may have finished in between
+        state.wait_for_everyone()
+        replaces = overwrite and place.config.exists()
+        folder = place.successor if replaces else place
+        content = _train(config, folder, replaces, console)
+        if state.is_main_process and replaces:
+            place.succeed(folder)
+        state.wait_for_everyone()
+    console.print(f"Finished: {output_dir}")
+    return content
+
+
+def _train(config: RunConfig, folder: RunFolder, anew: bool, console: Console) -> dict[str, Any]:
+    """Train a run in its folder, from the data to `run.json`; its content on the main process."""
+    state = processes()
     with quiet():
         task, rows = load_run_rows(config)
         material = _material(task, rows)
         stages = _plan(material, folder)
         resolved = _resolved(task, rows)
-        if not overwrite:
+        if not anew:
             folder.check_same_configuration(resolved)
         state.wait_for_everyone()  # every process has looked before one writes
         if state.is_main_process:
-            folder.begin(resolved, overwrite)
+            folder.begin(resolved, anew)
         state.wait_for_everyone()
         console.print(
             f"{config.method} on {config.data}: {len(rows.train)} rows to train on, {len(rows.calibration)} to "
@@ -79,11 +96,9 @@ def train_run(
             facts = {stage.name: run_stage(stage, material, folder, progress) for stage in stages}
         run = FinishedRun.assemble(folder, task)
         temperatures = _fit_temperatures(run, rows, console)
-        if state.is_main_process:
-            content = _finish(run, folder, resolved, facts, temperatures)
+        content = _finish(run, folder, resolved, facts, temperatures) if state.is_main_process else {}
         state.wait_for_everyone()
-    console.print(f"Finished: {output_dir}")
-    return content if state.is_main_process else {}
+    return content
 
 
 def _material(task: Task, rows: RunRows) -> Material:
@@ -144,7 +159,8 @@ def _finish(
     if run.task.config.method not in ("lora", "ensemble"):
         export_lora(run.model, folder.plain_lora, adapter_name=ADAPTER)
         plain = [folder.plain_lora.name]
-    write_json(folder.temperature, temperatures)
+    adapters = adapter_digests(folder, run.task.config)
+    write_json(folder.temperature, {name: {**fitted, "adapters": adapters} for name, fitted in temperatures.items()})
     content = {
         "format_version": FORMAT_VERSION,
         "method": run.task.config.method,
@@ -152,6 +168,7 @@ def _finish(
         "rows": {name: split["rows"] for name, split in resolved["rows"].items()},
         "stages": facts,
         "adapters": list(run.adapter_names),
+        "adapter_digests": adapters,
         "plain_lora": plain,
         "temperature": {name: fitted["parameters"]["temperature"] for name, fitted in temperatures.items()},
         "environment": _environment(),

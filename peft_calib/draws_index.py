@@ -1,0 +1,68 @@
+"""The index of a folder of draws: which adapters lie in it, where they come from, and what each of them is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .files import write_atomically
+from .identity import folder_digest
+from .json_files import inside, read_json
+
+__all__ = ["DRAWS_INDEX", "read_draws_index", "write_draws_index"]
+
+#: Name of the index.
+DRAWS_INDEX = "draws.json"
+_MEND = "Write the folder again with export_lora(..., num_samples=K)"
+
+
+def write_draws_index(folder: Path, draws: Sequence[str], mean: str | None, **facts: Any) -> None:
+    """Write the index of a folder of draws.
+
+    Args:
+        folder: With one adapter a draw in it.
+        draws: Names of the draws, in order.
+        mean: Name of the deterministic adapter, if there is one.
+        facts: What else is told of the draws.
+    """
+    names = [*draws, *([mean] if mean is not None else [])]
+    index = {"num_samples": len(draws), **facts, "draws": list(draws), "mean": mean}
+    index["digests"] = {name: folder_digest(folder / name) for name in names}
+    write_atomically(folder / DRAWS_INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def read_draws_index(folder: str | Path) -> tuple[list[str], str | None]:
+    """The draws that an index names, each held to be the one that was written.
+
+    Args:
+        folder: Of the draws.
+
+    Returns:
+        Names of the draws in order, and that of the deterministic adapter or `None`.
+
+    Raises:
+        FileNotFoundError: If there is no index, or a draw is missing.
+        ValueError: If a name leads out of the folder or stands there twice, the number of draws is another one, or an
+            adapter has changed.
+    """
+    folder = Path(folder)
+    place = folder / DRAWS_INDEX
+    index = read_json(place, _MEND)
+    draws: list[str] = index.listing("draws", str)
+    mean: str | None = index.text("mean", default=None)
+    count = index.integer("num_samples", least=1, default=len(draws))
+    if count != len(draws) or not draws:
+        raise index.wrong("draws", f"{count} names, as num_samples says")
+    names = [*draws, *([mean] if mean is not None else [])]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{place} names {twice!r} twice. {_MEND}.")
+    digests = index.mapping("digests", None)
+    for name in names:
+        if not inside(folder, name, str(place)).is_dir():
+            raise FileNotFoundError(f"{place} names {name!r}, but there is no such folder. {_MEND}.")
+        if digests is not None and digests.text(name) != folder_digest(folder / name):
+            raise ValueError(f"{folder / name} is not the draw that was written there: it has changed. {_MEND}.")
+    return draws, mean
