@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,83 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, get_peft_model_sta
 from safetensors.torch import save_file
 from torch import nn
 
-from .tuners.factors import Draw, Slot
+from .draws_index import DRAWS_INDEX, write_draws_index
+from .files import replace_folder
+from .identity import adapter_digest
+from .lora_form import CommonForm
+from .tuners.factors import Draw, Law, Slot
+from .tuners.holder import FactorHolder
 from .tuners.layer import FactorLinear
-from .tuners.model import FactorModel
 
-#: Index of a folder of draws: which seed they come from, and where they are.
-DRAWS_INDEX = "draws.json"
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """An adapter of this package on a model, however it came there.
+
+    Attributes:
+        name: Of the adapter.
+        carrier: What PEFT's functions take: the `PeftModel`, or the transformers model with the adapter.
+        root: The base model, after which its modules are named.
+        holder: Where its law lives.
+        holder_name: Attribute of the base model for that.
+    """
+
+    name: str
+    carrier: nn.Module
+    root: nn.Module
+    holder: FactorHolder
+    holder_name: str
+
+    @property
+    def config(self) -> Any:
+        return self.carrier.peft_config[self.name]
+
+    @property
+    def law(self) -> Law:
+        return self.holder.laws[self.name]
+
+    @property
+    def slots(self) -> list[Slot]:
+        """The slots, each with the scale that its layer uses."""
+        layers = {
+            name.replace("_orig_mod.", ""): module
+            for name, module in self.root.named_modules()
+            if isinstance(module, FactorLinear) and module.holder is self.holder
+        }
+        return [replace(slot, scaling=layers[slot.name].scaling[self.name]) for slot in self.law.slots]
+
+
+def _find(model: nn.Module, adapter_name: str | None) -> _Adapter:
+    """The adapter anywhere inside a model: on a `PeftModel`, by transformers' `add_adapter`, or inside a wrapper."""
+    found = []
+    for root in model.modules():
+        for holder_name, holder in root.named_children():
+            if isinstance(holder, FactorHolder):
+                around = [m for m in model.modules() if isinstance(m, PeftModel) and m.get_base_model() is root]
+                carrier = around[0] if around else root
+                found += [_Adapter(name, carrier, root, holder, holder_name) for name in holder.laws]
+    if not found:
+        raise TypeError(
+            f"export_lora takes a model with a peft_calib adapter, got {type(model).__name__}, which has none. A "
+            "stock LoRA is already what it would write: use save_pretrained."
+        )
+    wanted = adapter_name
+    if wanted is None:
+        active = [adapter.name for adapter in found if adapter.name in adapter.holder.active]
+        wanted = next(iter(active), found[0].name)
+    named = [adapter for adapter in found if adapter.name == wanted]
+    if not named:
+        raise ValueError(f"There is no adapter {wanted!r}; the model has {sorted(a.name for a in found)}.")
+    return named[0]
 
 
 def export_lora(
     model: nn.Module,
     path: str | Path,
     *,
-    adapter_name: str = "default",
+    adapter_name: str | None = None,
     t: float | None = None,
     num_samples: int | None = None,
     seed: int = 0,
@@ -35,14 +98,17 @@ def export_lora(
 ) -> Path:
     """Write an adapter as a plain LoRA that stock PEFT and inference servers load: its mean, or draws.
 
-    The mean is the adapter's deterministic function in evaluation. Factors are copied, not approximated: `lora_A`,
-    `lora_B` are the law's, bit by bit, and rank and scaling go to the configuration. Modules trained whole
-    (`modules_to_save`) are written along.
+    The mean is the adapter's deterministic function in evaluation. All modules get one rank and one scale, so that
+    `r` and `lora_alpha` say everything, also to servers that know no patterns and no `use_rslora`. Where the modules
+    have them in common, `lora_A` and `lora_B` are the law's, bit by bit; elsewhere B carries the rest of the scale
+    (exact if that is a power of two, else rounded once to 32 bits: 6e-8 of each entry), and ranks are filled up with
+    zeros. Modules trained whole (`modules_to_save`) are written along.
 
     Args:
-        model: A `PeftModel` with an adapter of this package.
+        model: A model with an adapter of this package: a `PeftModel`, a transformers model with `add_adapter`, or
+            what contains one.
         path: Folder to write; made if missing. It appears complete or not at all.
-        adapter_name: Which adapter.
+        adapter_name: Which adapter; the active one when `None`.
         t: The point of a CurveLoRA to write; its point of evaluation when `None`.
         num_samples: Number of draws K (for a curve, of equispaced points). The folder then holds one LoRA a draw
             in `draw-0 ... draw-(K-1)`, the deterministic one in `mean` if there is one, and an index `draws.json`.
@@ -58,21 +124,15 @@ def export_lora(
             mirror image but `antithetic` is set, it trains biases, it has no single pair of factors and no draws are
             asked for, `num_samples` is below 1, or `path` already holds something else than an export.
     """
-    tuner = model.base_model if isinstance(model, PeftModel) else model
-    if not isinstance(tuner, FactorModel):
-        raise TypeError(
-            f"export_lora takes a PeftModel with a peft_calib adapter, got {type(model).__name__}. A stock LoRA is "
-            "already what it would write: use save_pretrained."
-        )
-    if adapter_name not in tuner.peft_config:
-        raise ValueError(f"There is no adapter {adapter_name!r}; the model has {sorted(tuner.peft_config)}.")
-    config: Any = tuner.peft_config[adapter_name]
+    adapter = _find(model, adapter_name)
+    config, law = adapter.config, adapter.law
     if config.bias != "none":
         raise ValueError(f"The adapter trains biases (bias={config.bias!r}), which a plain LoRA export cannot carry.")
     wrong = not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1
     if num_samples is not None and wrong:
         raise ValueError(f"num_samples must be an integer of at least 1, or None for the mean; got {num_samples!r}.")
-    law = tuner.get_law(adapter_name)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ValueError(f"seed must be an integer, got {seed!r}.")
     if antithetic and not law.mirrors:
         raise ValueError(
             f"antithetic=True mirrors draws from a posterior; those of {law.method} have no mirror image."
@@ -81,78 +141,80 @@ def export_lora(
         raise ValueError(f"{num_samples} draws were asked for, but {law.method} has {law.num_draws}.")
     if t is not None and num_samples is not None:
         raise ValueError("t= writes one point of the curve, num_samples= several; give one of them.")
-    layers = {name: m for name, m in tuner.model.named_modules() if isinstance(m, FactorLinear)}
-    slots = list(tuner.get_law(adapter_name).slots)
-    lora_config = _lora_config(config, slots, {s.name: layers[s.name].lora_alpha[adapter_name] for s in slots})
-    others = _other_tensors(model, tuner, adapter_name)
+    slots = adapter.slots
+    form = CommonForm.of(slots, config.r, config.lora_alpha)
+    lora_config = _lora_config(config, slots, form)
+    others = _other_tensors(adapter)
     if num_samples is None:
-        tensors = _drawn_tensors(tuner, adapter_name, _single_draw(tuner, adapter_name, t)) | others
-        return _replace(Path(path), CONFIG_NAME, lambda folder: _write(folder, lora_config, tensors))
+        tensors = _drawn_tensors(adapter, form, _single_draw(adapter, t)) | others
+        return _replace(Path(path), CONFIG_NAME, tensors, 1, lambda folder: _write(folder, lora_config, tensors))
+    digest = adapter_digest(adapter.carrier, adapter.name)
+    draws = (Draw("sample", seed=seed, first=k, total=num_samples, antithetic=antithetic) for k in range(num_samples))
+    first = _drawn_tensors(adapter, form, next(draws)) | others
 
     def write_draws(folder: Path) -> None:
         names = [f"draw-{k}" for k in range(num_samples)]
-        for k, name in enumerate(names):
-            draw = Draw("sample", seed=seed, first=k, total=num_samples, antithetic=antithetic)
-            _write(folder / name, lora_config, _drawn_tensors(tuner, adapter_name, draw) | others)
-        mean = _mean_or_none(tuner, adapter_name)
+        _write(folder / names[0], lora_config, first)
+        for name, draw in zip(names[1:], draws, strict=True):
+            _write(folder / name, lora_config, _drawn_tensors(adapter, form, draw) | others)
+        mean = _mean_or_none(adapter, form)
         if mean is not None:
             _write(folder / "mean", lora_config, mean | others)
-        index = {"num_samples": num_samples, "seed": seed, "draws": names, "mean": None if mean is None else "mean"}
-        index |= {"antithetic": True} if antithetic else {}
-        (folder / DRAWS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        facts = {"seed": seed, "adapter": digest, **({"antithetic": True} if antithetic else {})}
+        write_draws_index(folder, names, None if mean is None else "mean", **facts)
 
-    return _replace(Path(path), DRAWS_INDEX, write_draws)
+    return _replace(Path(path), DRAWS_INDEX, first, num_samples + 1, write_draws)
 
 
-def _single_draw(tuner: FactorModel, adapter_name: str, t: float | None) -> Draw:
+def _single_draw(adapter: _Adapter, t: float | None) -> Draw:
     """The one function to write: the point asked for, the point a context has chosen, or the mean."""
-    holder = tuner.get_holder(tuner.model)
     if t is None:
-        holder.check_exportable(adapter_name)
-        return holder.draw or Draw("mean")
-    if not tuner.get_law(adapter_name).has_points:
-        raise ValueError(f"t= chooses a point of a CurveLoRA; {adapter_name!r} is a {type(tuner).__name__} adapter.")
+        adapter.holder.check_exportable(adapter.name)
+        return adapter.holder.draw or Draw("mean")
+    if not adapter.law.has_points:
+        raise ValueError(
+            f"t= chooses a point of a CurveLoRA; {adapter.name!r} is a {type(adapter.config).__name__} adapter."
+        )
     return Draw("points", points=(t,))
 
 
-def _drawn_tensors(tuner: FactorModel, adapter_name: str, draw: Draw) -> dict[str, torch.Tensor]:
-    law = tuner.get_law(adapter_name)
+def _drawn_tensors(adapter: _Adapter, form: CommonForm, draw: Draw) -> dict[str, torch.Tensor]:
+    law = adapter.law
     with torch.no_grad():
         factors = law(draw)
     tensors = {}
-    for slot, (A, B) in zip(law.slots, factors.per_slot(law.slots), strict=True):
-        tensors[f"base_model.model.{slot.name}.lora_A.weight"] = A
-        tensors[f"base_model.model.{slot.name}.lora_B.weight"] = B
+    for slot, pair in zip(adapter.slots, factors.per_slot(law.slots), strict=True):
+        A, B = form.factors(slot, *pair)
+        tensors[f"{_PREFIX}{slot.name}.lora_A.weight"] = A
+        tensors[f"{_PREFIX}{slot.name}.lora_B.weight"] = B
     for module, head in factors.heads.items():
-        tensors |= {f"base_model.model.{module}.{name}": tensor[0] for name, tensor in head.items()}
+        tensors |= {f"{_PREFIX}{module}.{name}": tensor[0] for name, tensor in head.items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _mean_or_none(tuner: FactorModel, adapter_name: str) -> dict[str, torch.Tensor] | None:
+def _mean_or_none(adapter: _Adapter, form: CommonForm) -> dict[str, torch.Tensor] | None:
     try:
-        tuner.get_law(adapter_name).check_exportable()
+        adapter.law.check_exportable()
     except ValueError:
         return None
-    return _drawn_tensors(tuner, adapter_name, Draw("mean"))
+    return _drawn_tensors(adapter, form, Draw("mean"))
 
 
-def _other_tensors(model: nn.Module, tuner: FactorModel, adapter_name: str) -> dict[str, torch.Tensor]:
-    state = get_peft_model_state_dict(model, adapter_name=adapter_name)
-    marker = f".{tuner.holder_name}."
-    return {key: value.cpu().contiguous() for key, value in state.items() if marker not in key}
+def _other_tensors(adapter: _Adapter) -> dict[str, torch.Tensor]:
+    """Modules trained whole, and what PEFT saves along with a resized vocabulary."""
+    state = get_peft_model_state_dict(adapter.carrier, adapter_name=adapter.name)
+    named = {f"{_PREFIX}{key.removeprefix(_PREFIX)}": value for key, value in state.items()}
+    marker = f".{adapter.holder_name}."
+    return {key: value.cpu().contiguous() for key, value in named.items() if marker not in key}
 
 
-def _lora_config(config, slots: list[Slot], alphas: dict[str, float]) -> LoraConfig:
-    """A LoRA configuration that names every slot, with patterns where rank or alpha differ from the default."""
-    names = {slot.name for slot in slots}
+def _lora_config(config: Any, slots: list[Slot], form: CommonForm) -> LoraConfig:
+    """A LoRA configuration that names every slot and holds no pattern."""
     return LoraConfig(
-        r=config.r,
-        lora_alpha=config.lora_alpha,
+        r=form.r,
+        lora_alpha=form.lora_alpha,  # type: ignore[arg-type]  (a number that is not whole will do)
         lora_dropout=config.lora_dropout,
-        use_rslora=config.use_rslora,
-        target_modules=sorted(names),
-        rank_pattern={f"^{slot.name}": slot.r for slot in slots if slot.r != config.r},
-        alpha_pattern={f"^{name}": alphas[name] for name in names if alphas[name] != config.lora_alpha},
+        target_modules=sorted(slot.name for slot in slots),
         modules_to_save=config.modules_to_save,
         task_type=config.task_type,
         base_model_name_or_path=config.base_model_name_or_path,
@@ -168,17 +230,19 @@ def _write(folder: Path, config: LoraConfig, tensors: dict[str, torch.Tensor]) -
     save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
-def _replace(path: Path, marker: str, write: Callable[[Path], None]) -> Path:
-    """Write a folder beside `path` and put it in its place; only an earlier export, told by its marker, gives way."""
+def _replace(
+    path: Path, marker: str, tensors: dict[str, torch.Tensor], copies: int, write: Callable[[Path], None]
+) -> Path:
+    """Write a folder where only an earlier export, told by its marker, gives way, once the new one is complete."""
     if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / marker).exists())):
         what = "adapter folder" if marker == CONFIG_NAME else "folder of exported draws"
         raise ValueError(f"{path} exists and is no {what}. Choose another path, or remove it.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-        folder = Path(scratch) / path.name
-        folder.mkdir()
-        write(folder)
-        if path.exists():
-            path.rename(Path(scratch) / "replaced")
-        shutil.move(folder, path)
-    return path
+    needed = copies * sum(tensor.nbytes for tensor in tensors.values())
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise OSError(
+            f"{copies} adapter(s) take {needed / 2**20:.0f} MiB, but the disk of {path} has {free / 2**20:.0f} MiB "
+            "left. Make room, or write fewer draws."
+        )
+    return replace_folder(path, write)

@@ -51,6 +51,8 @@ def _read_slot(slot: Slot, tensors: dict, config: LoraConfig, folder: Path) -> t
         raise ValueError(
             f"The LoRA adapter in {folder} has no factors for {slot.name}: adapt the same modules with both."
         ) from error
+    scaled_by = A.shape[0]
+    A, B = _without_padding(A, B, slot.r)
     r = A.shape[0]
     if A.shape[1] != slot.in_features or B.shape[0] != slot.out_features or r > slot.r:
         raise ValueError(
@@ -59,9 +61,16 @@ def _read_slot(slot: Slot, tensors: dict, config: LoraConfig, folder: Path) -> t
             "and a rank not below the adapter's."
         )
     alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), slot.name), config.lora_alpha)
-    scaling = alpha / (r**0.5 if config.use_rslora else r)
+    scaling = alpha / (scaled_by**0.5 if config.use_rslora else scaled_by)
     pad = slot.r - r
     return (
         torch.nn.functional.pad(A, (0, 0, 0, pad)),
         torch.nn.functional.pad(B * (scaling / slot.scaling), (0, pad)),
     )
+
+
+def _without_padding(A: torch.Tensor, B: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut off ranks beyond `r` that hold nothing, with which an export fills smaller ranks up."""
+    if A.shape[0] > r and not A[r:].any() and not B[:, r:].any():
+        return A[:r], B[:, :r]
+    return A, B
