@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import nn
 
 from .files import write_atomically
+from .identity import active_adapter
 
 
 def attach_file(model: nn.Module, name: str, text: str, adapter_name: str | None = None) -> None:
@@ -25,6 +27,7 @@ def attach_file(model: nn.Module, name: str, text: str, adapter_name: str | None
 
     Raises:
         TypeError: If the model has no adapter.
+        ValueError: If the name is no plain file name, or that of a file which PEFT writes.
 
     Example:
         >>> from peft import LoraConfig, get_peft_model
@@ -33,6 +36,12 @@ def attach_file(model: nn.Module, name: str, text: str, adapter_name: str | None
         >>> attached_file(model, "note.json")
         '{}'
     """
+    taken = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
+    if not isinstance(name, str) or name in ("", ".", "..", *taken) or any(part in name for part in "/\\\0"):
+        raise ValueError(
+            f"{name!r} cannot be written beside an adapter: give the name of a file, without a folder, that is none "
+            f"of {', '.join(taken)}."
+        )
     _saver(model, adapter_name).files[name] = text
 
 
@@ -61,17 +70,7 @@ class _SaveWithFiles:
 
 
 def _config(model: nn.Module, adapter_name: str | None) -> PeftConfig:
-    configs = getattr(model, "peft_config", None)
-    if not isinstance(configs, dict) or not configs:
-        raise TypeError(
-            f"{type(model).__name__} carries no adapter to attach a file to. Pass the PeftModel (or the transformers "
-            "model with an adapter), or the folder of a saved adapter."
-        )
-    if adapter_name is None:
-        active = getattr(model, "active_adapters", None)
-        names = active() if callable(active) else active
-        adapter_name = names[0] if names else next(iter(configs))
-    return configs[adapter_name]
+    return model.peft_config[active_adapter(model, adapter_name)]
 
 
 def _saver(model: nn.Module, adapter_name: str | None) -> _SaveWithFiles:

@@ -146,7 +146,10 @@ def active_adapter(model: nn.Module, adapter_name: str | None = None) -> str:
     """
     configs = getattr(model, "peft_config", None)
     if not isinstance(configs, dict) or not configs:
-        raise TypeError(f"{type(model).__name__} carries no adapter. Pass the model that has one.")
+        raise TypeError(
+            f"{type(model).__name__} carries no adapter. Pass the PeftModel (or the transformers model with an "
+            "adapter), or the folder of a saved adapter."
+        )
     if adapter_name is None:
         active = getattr(model, "active_adapters", None)
         names = active() if callable(active) else active

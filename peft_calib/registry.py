@@ -7,7 +7,9 @@ enum and then goes through PEFT's own `register_peft_method`, so that everything
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import version
+from typing import Any
 
 from packaging.version import Version
 from peft import PeftConfig, PeftType
@@ -65,6 +67,37 @@ def ensure_peft_type(name: str) -> PeftType:
     return member
 
 
+def name_damaged_configs() -> None:
+    """Have PEFT name the file when an `adapter_config.json` is damaged, for adapters of every method.
+
+    PEFT reads the file, to learn its method, before any code of a method is asked. The error stays of its type and
+    gains the file's name; whoever calls this twice changes nothing.
+    """
+    read = PeftConfig.from_json_file.__func__
+    if getattr(read, "names_the_file", False):
+        return
+
+    def from_json_file(cls: type[PeftConfig], path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        try:
+            content = read(cls, path_json_file, **kwargs)
+        except json.JSONDecodeError as error:
+            raise json.JSONDecodeError(f"{path_json_file} is damaged: {error.msg}", error.doc, error.pos) from error
+        except (UnicodeDecodeError, RecursionError, TypeError) as error:
+            raise ValueError(f"{path_json_file} is damaged: {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{path_json_file} is damaged: it holds a {type(content).__name__}, not a mapping")
+        method = content.get("peft_type")
+        if "peft_type" in content and not (isinstance(method, str) and method in PEFT_TYPE_TO_CONFIG_MAPPING):
+            raise ValueError(
+                f"{path_json_file}: peft_type is {method!r}, which is no method known here. Restore the file, or "
+                "import the package that the method comes from."
+            )
+        return content
+
+    from_json_file.__doc__, from_json_file.names_the_file = read.__doc__, True  # type: ignore[attr-defined]
+    PeftConfig.from_json_file = classmethod(from_json_file)  # type: ignore[method-assign,assignment]
+
+
 def register_tuner(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> PeftType:
     """Make a tuner known to PEFT under `name`; calling it again with the same classes changes nothing.
 
@@ -81,6 +114,7 @@ def register_tuner(name: str, config_cls: type[PeftConfig], model_cls: type[Base
         RuntimeError: If another package has taken the name.
     """
     check_peft_version()
+    name_damaged_configs()
     peft_type = ensure_peft_type(name)
     taken = (PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type), PEFT_TYPE_TO_TUNER_MAPPING.get(peft_type))
     if taken == (None, None):

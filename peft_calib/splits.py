@@ -21,6 +21,7 @@ from torch import nn
 from .calibration.fingerprint import SplitFingerprint
 from .companions import attach_file, attached_file
 from .files import write_atomically
+from .json_files import Fields, parse_json
 from .row_hashes import hash_rows
 from .row_tables import as_rows, pick_rows
 
@@ -90,8 +91,21 @@ class RowSet:
         Raises:
             ValueError: If the hashes do not have the recorded digest.
         """
-        found = cls(str(state["kind"]), np.frombuffer(base64.b64decode(state["hashes"]), "<u8").astype(np.uint64))
-        if found.digest != state["digest"]:
+        return cls.from_fields(Fields(state, SPLIT_FILE))
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> RowSet:
+        """The same for the fields of a file.
+
+        Raises:
+            ValueError: If they describe no set of rows, or the hashes do not have the recorded digest.
+        """
+        try:
+            hashes = np.frombuffer(base64.b64decode(fields.text("hashes"), validate=True), "<u8").astype(np.uint64)
+        except ValueError:
+            raise fields.wrong("hashes", "base64 of 64-bit hashes") from None
+        found = cls(fields.text("kind"), hashes)
+        if found.digest != fields.text("digest"):
             raise ValueError(f"The record of a split is damaged: its {len(found)} row hashes do not have its digest.")
         return found
 
@@ -123,13 +137,13 @@ class SplitRecord:
         Raises:
             ValueError: If the text is no record of this format.
         """
-        state = json.loads(text)
-        if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
+        state = parse_json(text, SPLIT_FILE)
+        if state.get("format_version", None) != FORMAT_VERSION:
             raise ValueError(f"{SPLIT_FILE} is not a record of format version {FORMAT_VERSION}, which is read here.")
-        parts = {
-            name: {kind: RowSet.from_dict(rows) for kind, rows in state[name].items()}
-            for name in ("trained_on", "calibrated_on")
-        }
+        parts = {}
+        for name in ("trained_on", "calibrated_on"):
+            sets = state.mapping(name)
+            parts[name] = {kind: RowSet.from_fields(sets.mapping(kind)) for kind in sets}
         return cls(**parts)
 
 

@@ -11,9 +11,11 @@ from typing import Any, ClassVar, Self
 
 import datasets
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..files import replacing, write_atomically
+from ..files import fill_folder, write_atomically
+from ..json_files import read_json
 
 _TENSORS, _FACTS = "prediction.safetensors", "prediction.json"
 
@@ -130,9 +132,12 @@ class _Result:
         folder = Path(path)
         names = ("num_forwards", "how", "seed", "antithetic")
         facts = {"kind": type(self).__name__} | {name: getattr(self, name) for name in names}
-        with replacing(folder / _TENSORS) as partial:
-            save_file(self._tensors(), partial)
-        write_atomically(folder / _FACTS, json.dumps(facts, indent=2) + "\n")
+
+        def write(place: Path) -> None:
+            save_file(self._tensors(), place / _TENSORS)
+            write_atomically(place / _FACTS, json.dumps(facts, indent=2) + "\n")
+
+        fill_folder(folder, write, _FACTS)
         return folder
 
     @classmethod
@@ -151,11 +156,26 @@ class _Result:
         folder = Path(path)
         if not (folder / _FACTS).is_file() or not (folder / _TENSORS).is_file():
             raise ValueError(f"{folder} holds no saved prediction ({_FACTS} and {_TENSORS}).")
-        facts = json.loads((folder / _FACTS).read_text())
-        if facts.pop("kind", None) != cls.__name__:
+        facts = read_json(folder / _FACTS, "Predict and save again")
+        if facts.text("kind", default="") != cls.__name__:
             raise ValueError(f"{folder} holds no {cls.__name__}. Load it with the class that saved it.")
-        fields: dict[str, Any] = {**load_file(folder / _TENSORS), **facts}
-        return cls(**fields)
+        fields: dict[str, Any] = {
+            "num_forwards": facts.number("num_forwards", least=0),
+            "how": facts.text("how"),
+            "seed": facts.integer("seed", default=None),
+            "antithetic": facts.flag("antithetic", False),
+        }
+        try:
+            tensors = load_file(folder / _TENSORS)
+        except SafetensorError as error:
+            raise ValueError(f"{folder / _TENSORS} is damaged ({error}). Predict and save again.") from error
+        names = {cls.samples_name, "draws_per_row", "positions", "labels", "weights"}
+        if cls.samples_name not in tensors or not tensors.keys() <= names:
+            raise ValueError(
+                f"{folder / _TENSORS} holds {sorted(tensors)}, but must hold {cls.samples_name!r} and at most "
+                f"{sorted(names)}. Predict and save again."
+            )
+        return cls(**tensors, **fields)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self], batch_rows: Sequence[int] | None = None) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import warnings
 from collections import Counter
 from datetime import timedelta
@@ -30,7 +31,10 @@ def keyed_generator(seed: int, *key: int) -> torch.Generator:
         >>> bool(torch.rand(3, generator=a).equal(torch.rand(3, generator=b)))
         True
     """
-    state = seed & (2**63 - 1)
+    try:
+        state = operator.index(seed) & (2**63 - 1)
+    except TypeError:
+        raise ValueError(f"A seed must be an integer, got {seed!r}.") from None
     for part in key:
         mixed = torch.Generator().manual_seed((state * 6364136223846793005 + part + 1442695040888963407) % 2**63)
         state = int(torch.randint(2**62, (), generator=mixed))

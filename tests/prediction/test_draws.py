@@ -14,6 +14,7 @@ from stochastic_models import bayesian, curve, random_a
 
 import peft_calib
 from peft_calib import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig, Prediction, draws, export_lora, predict
+from peft_calib.identity import adapter_digest, folder_digest
 from peft_calib.prediction.adaptive import half_width
 from peft_calib.tuners.rows import repeat_rows, select_rows
 
@@ -224,6 +225,8 @@ def test_export_layout(bert, tmp_path):
         "seed": 5,
         "draws": ["draw-0", "draw-1"],
         "mean": "mean",
+        "adapter": adapter_digest(model),
+        "digests": {name: folder_digest(path / name) for name in ("draw-0", "draw-1", "mean")},
     }
     expected = predict(model, bert.batch(), how="mean").probabilities
     torch.testing.assert_close(stock_probabilities(bert.build(), path / "mean", bert.batch()), expected)

@@ -1,6 +1,7 @@
 """What is saved is the whole adapter and nothing else; loading is strict."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -323,13 +324,21 @@ def test_export_serves_without_this_package(saved, bert, tmp_path):
 @pytest.mark.parametrize(
     "fields", [{}, {"use_rslora": True}, {"rank_pattern": {"query": 2, "q_proj": 2, "q": 2, "c_fc": 3}}]
 )
-def test_export_holds_the_generated_factors_bit_by_bit(family, adapt, tmp_path, fields):
+def test_export_has_one_rank_and_one_scale_and_the_generated_factors(family, adapt, tmp_path, fields):
     model = perturb(adapt(family, lora_alpha=6, alpha_pattern={"value": 3, "k_proj": 3}, **fields))
     expected = logits(model, family.batch())
     tensors = load_file(peft_calib.export_lora(model, tmp_path) / "adapter_model.safetensors")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert not config["rank_pattern"] and not config["alpha_pattern"] and not config["use_rslora"]
+    scale = config["lora_alpha"] / config["r"]
     for slot, A, B in model.base_model.get_factors():
-        assert torch.equal(tensors[f"base_model.model.{slot.name}.lora_A.weight"], A)
-        assert torch.equal(tensors[f"base_model.model.{slot.name}.lora_B.weight"], B)
+        exported = [tensors[f"base_model.model.{slot.name}.lora_{side}.weight"] for side in "AB"]
+        assert torch.equal(exported[0][: slot.r], A) and not exported[0][slot.r :].any()
+        assert exported[1].shape[1] == config["r"] and not exported[1][:, slot.r :].any()
+        same = torch.equal if math.frexp(slot.scaling / scale)[0] == 0.5 else torch.allclose
+        assert same(exported[1][:, : slot.r] * scale, B * slot.scaling)
+        if slot.scaling == scale:
+            assert torch.equal(exported[1][:, : slot.r], B)
     stock = PeftModel.from_pretrained(family.build(), tmp_path)
     assert isinstance(stock.peft_config["default"], LoraConfig)
     got = logits(stock, family.batch())
@@ -364,7 +373,7 @@ def test_export_errors(saved, bert):
     model, folder, _ = saved
     with pytest.raises(ValueError, match="There is no adapter 'nobody'"):
         peft_calib.export_lora(model, folder, adapter_name="nobody")
-    with pytest.raises(TypeError, match="takes a PeftModel with a peft_calib adapter"):
+    with pytest.raises(TypeError, match=r"takes a model with a peft_calib adapter.*which has none"):
         peft_calib.export_lora(bert.build(), folder)
 
 

@@ -62,6 +62,16 @@ def read_anchors(config: CurveLoraConfig, slots: SlotTable) -> Anchors:
                 "PEFT saved, or of an adapter of this package written by peft_calib.export_lora."
             )
     hashes = [file_hash(folder / SAFETENSORS_WEIGHTS_NAME) for folder in folders]
+    if config._slots_to_match is not None and not config.anchor_hashes:
+        raise ValueError(
+            "adapter_config.json: anchor_hashes is missing, so it cannot be told whether the anchors are those that "
+            "the curve was trained on. Restore the file as save_pretrained wrote it."
+        )
+    if len(config.anchor_hashes or hashes) != len(hashes):
+        raise ValueError(
+            f"adapter_config.json: anchor_hashes has {len(config.anchor_hashes or ())} entries for {len(hashes)} "
+            "anchors. Restore the file as save_pretrained wrote it."
+        )
     for folder, found, recorded in zip(folders, hashes, config.anchor_hashes or hashes, strict=True):
         if found != recorded:
             raise ValueError(

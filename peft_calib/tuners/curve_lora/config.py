@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ...registry import ensure_peft_type
@@ -63,7 +65,8 @@ class CurveLoraConfig(CalibLoraConfig):
             every anchor's function as it is; a control for claims about straight lines between adapters.
         curve_modules_to_save: Modules trained whole (a new head) are part of the curve, one copy a control point, with
             the same weights; otherwise all points share one copy.
-        save_anchors: Save the anchors with the adapter; `False` saves their folders and hashes only.
+        save_anchors: Save the anchors with the adapter; `False` saves their folders, as
+            seen from the curve's, and hashes only.
         sample_seed: Key of the initial values, of t and of the perturbation. `None` takes PyTorch's seed (`set_seed`)
             and the adapter's name.
 
@@ -153,6 +156,37 @@ class CurveLoraConfig(CalibLoraConfig):
             fixed = self.num_anchors  # in folders of their own
         segments, rest = divmod(moving + fixed - 1, self.shape.degree)
         return {"num_anchors": {segments + 1} if not rest else set()}
+
+    @property
+    def leaves_anchors_out(self) -> bool:
+        """Whether the anchors stay in their own folders when the curve is saved."""
+        return not self.save_anchors and self.curve_mode == "anchored" and self.anchor_adapters is not None
+
+    def to_dict(self) -> dict:
+        """The fields as saved; anchors that are with the weights are not read again."""
+        fields = super().to_dict()
+        if self.slot_table is not None and not self.leaves_anchors_out:
+            fields["anchor_adapters"] = None
+        return fields
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write the configuration; where the anchors lie is written as seen from its folder, not from the root."""
+        before = self.anchor_adapters
+        if self.leaves_anchors_out:
+            self.anchor_adapters = [os.path.relpath(folder, save_directory) for folder in before or ()]
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.anchor_adapters = before
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, subfolder: str | None = None, **kwargs):
+        """Load the configuration; anchors are looked for as seen from its folder, or where they were saved before."""
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        here = Path(pretrained_model_name_or_path) / (subfolder or "")
+        if isinstance(config, cls) and config.leaves_anchors_out and here.is_dir():
+            config.anchor_adapters = [str(here / folder) for folder in config.anchor_adapters or ()]
+        return config
 
     @property
     def shape(self) -> CurveShape:

@@ -42,7 +42,7 @@ class CurveLoraModel(FactorModel):
         """Make the curve; anchors are read once and saved with the adapter from then on."""
         anchors = None
         # a saved curve brings its anchors along, unless it was told not to
-        if config.curve_mode == "anchored" and (config._slots_to_match is None or _left_out(config)):
+        if config.curve_mode == "anchored" and (config._slots_to_match is None or config.leaves_anchors_out):
             anchors = read_anchors(config, slots)
         heads = self._curved_heads(config, anchors)
         law = CurveLaw(config, slots, anchors, heads)
@@ -101,13 +101,13 @@ class CurveLoraModel(FactorModel):
 
     @classmethod
     def _is_saved(cls, config: PeftConfig, key: str) -> bool:
-        return not (_left_out(config) and _is_anchor(key))
+        return not (config.leaves_anchors_out and _is_anchor(key))
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: CurveLoraConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        if _left_out(config):  # read from their folders when the law was built
+        if config.leaves_anchors_out:  # read from their folders when the law was built
             saved, own = f"{cls.holder_name}.{cls.prefix}law.", cls._law_marker(adapter_name)
             anchors = {key: value for key, value in model.state_dict().items() if own in key and _is_anchor(key)}
             state_dict = {**{key.replace(own, saved, 1): value for key, value in anchors.items()}, **state_dict}
@@ -119,11 +119,6 @@ class CurveLoraModel(FactorModel):
                 if isinstance(module, CurvedModule):
                     wrapper.modules_to_save[adapter] = module.materialize()
         return super()._unload_and_optionally_merge(*args, **kwargs)
-
-
-def _left_out(config: CurveLoraConfig) -> bool:
-    """Whether the anchors stay in their own folders when the curve is saved."""
-    return not config.save_anchors and config.curve_mode == "anchored" and config.anchor_adapters is not None
 
 
 def _is_anchor(key: str) -> bool:
