@@ -411,7 +411,7 @@ def _words(hint: Any) -> str:
             parts.remove("a whole number")
         return " or ".join(parts)
     if origin is list:
-        return f"a list of entries that are each {_words(typing.get_args(hint)[0])}"
+        return f"a list (of entries that are each {_words(typing.get_args(hint)[0])})"
     if origin is dict:
-        return f"a mapping of names, with values that are each {_words(typing.get_args(hint)[1])}"
+        return f"a mapping (with values that are each {_words(typing.get_args(hint)[1])})"
     return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))

@@ -94,6 +94,15 @@ def name_damaged_configs() -> None:
             )
         return content
 
+    find = PeftConfig._get_peft_type.__func__
+
+    def _get_peft_type(cls: type[PeftConfig], model_id: str, **kwargs: Any) -> str:
+        try:
+            return find(cls, model_id, **kwargs)
+        except KeyError as error:
+            raise ValueError(f"The adapter_config.json of {model_id} does not name its method: {error}.") from error
+
+    PeftConfig._get_peft_type = classmethod(_get_peft_type)  # type: ignore[method-assign,assignment]
     from_json_file.__doc__, from_json_file.names_the_file = read.__doc__, True  # type: ignore[attr-defined]
     PeftConfig.from_json_file = classmethod(from_json_file)  # type: ignore[method-assign,assignment]
 

@@ -83,7 +83,7 @@ class CalibLoraConfig(PeftConfig):
                 raise ValueError(f"The rank of {name!r} must be a positive integer, got {rank!r}.")
         for owner in reversed(type(self).__mro__):
             if issubclass(owner, CalibLoraConfig):
-                check_fields(self, owner, type(self).__name__)
+                check_fields(self, owner, type(self).__name__ if self.slot_table is None else CONFIG_NAME)
         # only the table of a saved adapter must fit; one written when a model is saved must not bind the object
         self._slots_to_match = self.slot_table
         #: Whether the tensors that are loaded next have still to be held against `identity`.
@@ -209,7 +209,12 @@ class CalibLoraConfig(PeftConfig):
         """
         folder = Path(pretrained_model_name_or_path) / (subfolder or "")
         check_adapter_file(folder)
-        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        try:
+            config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        except (ValueError, TypeError) as error:
+            if CONFIG_NAME in str(error):
+                raise
+            raise ValueError(f"{folder / CONFIG_NAME}: {error} {ADAPTER_MENDS}.") from error
         if isinstance(config, CalibLoraConfig) and (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
             check_folder(config, folder)
             config.unverified = False

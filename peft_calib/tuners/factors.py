@@ -119,8 +119,8 @@ class SlotTable:
             f"The adapter does not fit this base model: its slot table has {len(saved)} slots, the model offers "
             f"{len(rows)}, and slot {position} is {there} in the adapter but {here} in the model (name, in_features, "
             "out_features, r, scaling). Load the adapter into the architecture it was trained on, with its own "
-            "target_modules, r, rank_pattern, lora_alpha, alpha_pattern and use_rslora; for another model start from "
-            "a new config."
+            "target_modules, r, rank_pattern, lora_alpha, alpha_pattern and use_rslora in adapter_config.json; for "
+            "another model start from a new config."
         )
 
 

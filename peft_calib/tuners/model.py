@@ -13,7 +13,7 @@ import torch
 from accelerate import init_empty_weights
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, resolve_quantization_backend
+from peft.utils import CONFIG_NAME, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, resolve_quantization_backend
 from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import nn
@@ -66,6 +66,7 @@ class FactorModel(BaseTuner):
         config = self.peft_config[adapter_name]
         config.take_seed(adapter_name)
         self._slots: list[Slot] = []
+        self._expected_slots = None
         holder = self.get_holder(model)
         if holder is None:
             model.add_module(self.holder_name, FactorHolder(self.prefix))
@@ -74,8 +75,10 @@ class FactorModel(BaseTuner):
             self._expected_slots = config._slots_to_match
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict=None)
             self._install_law(model, adapter_name, low_cpu_mem_usage)
-        except Exception:
+        except Exception as error:
             self._roll_back(model, adapter_name, first=holder is None)
+            if self._expected_slots is not None and isinstance(error, ValueError) and CONFIG_NAME not in str(error):
+                raise ValueError(f"{CONFIG_NAME} does not fit this base model: {error}") from error
             raise
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:

@@ -111,8 +111,7 @@ def check_folder(config: CalibLoraConfig, folder: Path) -> None:
         hashes, embeddings = {}, {}
         for name in sorted(names):
             tensor = file.get_tensor(name)
-            expected = torch.int64 if name.endswith(_WHOLE) else torch.float32
-            check_values(name, tensor, SAFETENSORS_WEIGHTS_NAME, expected if "_law." in name else tensor.dtype)
+            check_values(name, tensor, SAFETENSORS_WEIGHTS_NAME, _expected_dtype(name, tensor))
             of = hashes if is_own(name, config) else embeddings
             of[name.removeprefix(_PREFIX)] = tensor_hash(tensor)
         metadata = file.metadata() or {}
@@ -132,6 +131,14 @@ def check_folder(config: CalibLoraConfig, folder: Path) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def _expected_dtype(name: str, tensor: torch.Tensor) -> torch.dtype:
+    """What a tensor has to be, as far as its name tells."""
+    if "_law." in name:
+        return torch.int64 if name.endswith(_WHOLE) else torch.float32
+    # counters of modules trained whole are held against the model's when they are loaded
+    return torch.float32 if tensor.is_floating_point() or tensor.is_complex() else tensor.dtype
 
 
 def _check_embeddings(config: CalibLoraConfig, found: dict[str, str]) -> None:

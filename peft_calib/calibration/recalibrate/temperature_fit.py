@@ -79,7 +79,8 @@ class TemperatureFit:
         fit = cls(**state)
         if (
             fit.at_bound not in (None, "low", "high")
-            or not BOUNDS[0] <= fit.low <= fit.fitted <= fit.high <= BOUNDS[1]
+            or not BOUNDS[0] <= fit.low <= fit.fitted * (1 + 1e-9)
+            or not fit.fitted * (1 - 1e-9) <= fit.high <= BOUNDS[1] * (1 + 1e-9)
         ):
             raise ValueError(f"The fit of a saved temperature is no interval around it within {BOUNDS}: {state!r}.")
         if fit.temperature != temperature:
