@@ -130,8 +130,9 @@ def register_tuner(name: str, config_cls: type[PeftConfig], model_cls: type[Base
         register_peft_method(name=name.lower(), config_cls=config_cls, model_cls=model_cls)
     elif not all(_same_class(old, new) for old, new in zip(taken, (config_cls, model_cls), strict=True)):
         raise RuntimeError(
-            f"The PEFT method {name} is already registered by {taken[0]} and {taken[1]}; peft_calib cannot add its "
-            "own. Uninstall the other package, or import only one of the two in a process."
+            f"The PEFT method {name} is already registered by {taken[0]} and {taken[1]}, so {config_cls} and "
+            f"{model_cls} cannot be added under that name. Uninstall the other package, import only one of the two in "
+            "a process, or register under another name."
         )
     else:  # the module was reloaded: its classes are new objects of the same name
         PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_cls

@@ -59,6 +59,19 @@ def add_low_rank(
     return result + update.view(result.shape)
 
 
+def unknown_recipe() -> Any:
+    """Stand in for the way back to a torchao weight, which only a model loaded with a configuration for it knows.
+
+    Raises:
+        ValueError: Always; a layer calls it before it touches a weight.
+    """
+    raise ValueError(
+        "The base layer was quantised by torchao in place (quantize_), so nobody knows how a merged weight would be "
+        "quantised again. Training and prediction work; to merge, load the base model with a "
+        "transformers.TorchAoConfig as quantization_config, or export_lora and merge into the unquantised model."
+    )
+
+
 class FactorSlot(nn.Module):
     """What a layer keeps of one adapter: its place in the slot table, and its dropout; no parameters.
 
@@ -195,11 +208,14 @@ class FactorLinear(nn.Module, BaseTunerLayer):
             adapter_names: Adapters to merge; the active ones when omitted.
 
         Raises:
-            ValueError: If the law has no single pair of factors, or the safe merge is not finite.
+            ValueError: If the law has no single pair of factors, the safe merge is not finite, or nobody knows how the
+                base weight was quantised.
         """
         for adapter in check_adapters_to_merge(self, adapter_names):
             if adapter not in self.factor_slots:
                 continue
+            if getattr(self.quantization_backend, "get_apply_tensor_subclass", None) is unknown_recipe:
+                unknown_recipe()  # PEFT's backend would call it when the old weight is gone
             self.holder.check_exportable(adapter)
             A, B = (factor.clone() for factor in self.factors(adapter))
             weight = self.get_base_weight()

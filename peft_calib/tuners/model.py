@@ -26,7 +26,7 @@ from .config import CalibLoraConfig
 from .factors import Law, Slot, SlotTable
 from .holder import FactorHolder, holders_of
 from .hooks import attach_hooks, detach_hooks
-from .layer import SUPPORTED_BASE_LAYERS, FactorLinear
+from .layer import SUPPORTED_BASE_LAYERS, FactorLinear, unknown_recipe
 from .memory import own_copy
 from .sealing import check_tensors_recorded, record_of
 from .state import check_complete, embedding_names, modules_trained_whole, saved_name, withdraw
@@ -141,7 +141,7 @@ class FactorModel(BaseTuner):
         self, config: CalibLoraConfig, target: nn.Module, parent: nn.Module, key: str, holder: FactorHolder
     ) -> FactorLinear:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        kwargs = get_quantization_kwargs(self)
+        kwargs = {"get_apply_tensor_subclass": unknown_recipe, **get_quantization_kwargs(self)}
         _check_supported(base, parent, key, kwargs)
         layer = FactorLinear(target, holder, fan_in_fan_out=isinstance(base, Conv1D), **kwargs)
         # beside layers in eval mode a new one must not start in training mode; a first adapter may be trained at once

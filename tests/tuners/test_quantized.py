@@ -1,8 +1,11 @@
 """Quantised bases, through PEFT's own backend: bitsandbytes on the CPU."""
 
+from functools import partial
+
 import pytest
 import torch
 from families import FAMILIES, logits, perturb
+from methods import METHODS
 from peft import PeftModel, get_peft_model
 
 from peft_calib import HyperLoraConfig, export_lora
@@ -57,3 +60,29 @@ def test_quantised_base(tmp_path, kind):
     # merged before any evaluation, for the reason above; requantising costs what it costs a stock LoRA
     merged = [PeftModel.from_pretrained(base(), path).merge_and_unload() for path in (tmp_path, tmp_path / "lora")]
     torch.testing.assert_close(*(logits(m, batch) for m in merged), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_base_quantised_by_torchao_in_place(name):
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    method, bert = METHODS[name], FAMILIES["bert"]
+    base = bert.build()
+    quantize_(base, Int8WeightOnlyConfig())
+    batch = bert.batch()
+    start = logits(base, batch)
+    config = method.config(target_modules=["query", "intermediate.dense"], task_type="SEQ_CLS")
+    model = get_peft_model(base, config)
+    torch.testing.assert_close(logits(model, batch), start)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.train()(**batch, labels=torch.tensor([0, 2])).loss.backward()
+        optimizer.step()
+    trained = logits(model, batch)
+    assert not torch.allclose(trained, start, atol=1e-3)
+    for merge in (model.merge_adapter, partial(model.merge_adapter, safe_merge=True), model.merge_and_unload):
+        with pytest.raises(ValueError, match="nobody knows how a merged weight would be quantised again"):
+            merge()
+        assert torch.equal(logits(model, batch), trained)  # no weight was touched

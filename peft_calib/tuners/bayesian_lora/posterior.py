@@ -72,6 +72,9 @@ def whiten(Z: torch.Tensor, variance: torch.Tensor, jitter: float) -> Whitened:
     gram = Z @ Z.mT
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     scale = jitter * (diagonal + variance).detach().mean(-1, keepdim=True)
+    if torch.compiler.is_exporting():
+        added = (variance + scale).expand_as(diagonal)
+        return Whitened(*_eliminated(gram + torch.diag_embed(added), Z), added.sqrt())
     if _may_look(Z):
         added = (variance + scale).expand_as(diagonal)
         L, info = torch.linalg.cholesky_ex(gram + torch.diag_embed(added))
@@ -86,6 +89,25 @@ def whiten(Z: torch.Tensor, variance: torch.Tensor, jitter: float) -> Whitened:
     L, _ = torch.linalg.cholesky_ex(gram + torch.diag_embed(added))
     L = L.masked_fill(failed.all(0)[..., None, None], torch.nan)
     return Whitened(torch.linalg.solve_triangular(L, Z, upper=False), L, added.sqrt())
+
+
+def _eliminated(K: torch.Tensor, Z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`L^-1 Z` and the Cholesky factor L of K by elimination, row by row: for ONNX, which knows no factorisation.
+
+    A kernel is as large as a core (the rank, say), so there are a few operations for each of a few rows.
+
+    Args:
+        K: Kernels, (count, size, size).
+        Z: Bases, (count, size, dim).
+    """
+    columns, rows = [], []
+    for j in range(K.shape[-1]):
+        root = K[:, j : j + 1, j : j + 1].sqrt()
+        columns.append(K[:, :, j : j + 1] / root)
+        rows.append(Z[:, j : j + 1, :] / root)
+        K = K - columns[-1] * columns[-1].mT
+        Z = Z - columns[-1] * rows[-1]
+    return torch.cat(rows, dim=1), torch.cat(columns, dim=2).tril()
 
 
 def _may_look(Z: torch.Tensor) -> bool:
