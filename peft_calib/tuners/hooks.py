@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
@@ -146,6 +147,9 @@ def _entrance(forward: Callable[..., Any]) -> Callable[..., Any]:
             changed = end_forward(self, args, kwargs, output)
         return output if changed is None else changed
 
+    # not `__wrapped__`, by which Accelerate finds what it has wrapped itself, and would take this off with it
+    enter.__signature__ = inspect.signature(forward)
+    del enter.__wrapped__
     enter.is_entrance = True
     return enter
 

@@ -502,3 +502,24 @@ def test_an_interrupt_leaves_nothing_behind():
     handle.remove()
     assert torch.equal(model.get_base_model().forward(**batch).logits, expected)
     assert torch.equal(logits(model, batch), expected)
+
+
+def test_the_entrance_stays_when_accelerate_takes_its_wrapper_off():
+    from accelerate import Accelerator
+    from accelerate.utils import extract_model_from_parallel
+
+    model, batch = encoder().eval(), BERT.batch(3)
+    wrapped = Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+    for each in (wrapped, extract_model_from_parallel(wrapped, keep_fp32_wrapper=False)):
+        with torch.no_grad(), draws(each, 2):
+            assert len(each.forward(**batch)[0]) == len(each(**batch)[0]) == 6
+
+
+def test_texts_inside_draws_are_those_outside():
+    model, batch = bayesian(LLAMA), LLAMA.batch(2)
+    ids = batch["input_ids"]
+    written = sample_generate(model, batch, 3, seed=2, max_new_tokens=3).sequences
+    scored = score_texts(model, ids, ids, num_samples=2).log_probabilities
+    with draws(model, 2):
+        assert torch.equal(sample_generate(model, batch, 3, seed=2, max_new_tokens=3).sequences, written)
+        assert torch.equal(score_texts(model, ids, ids, num_samples=2).log_probabilities, scored)
