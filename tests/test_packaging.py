@@ -1,4 +1,5 @@
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -122,6 +123,64 @@ def test_lower_bounds_are_the_versions_of_the_oldest_set(project):
         if bound and name not in OUTSIDE_THE_SUITE | TOOLS:
             released = Version(pins[name]).release
             assert released[: len(Version(bound[1]).release)] == Version(bound[1]).release, f"{name}: {pins[name]}"
+
+
+#: Packages whose inner interfaces are used: another minor version is another package. Of the others a major one is.
+BY_MINOR_VERSION = {"transformers", "peft"}
+
+
+def _pip(*arguments: str, seconds: float) -> str | None:
+    """What pip prints, `None` where no registry answers in time."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        *arguments,
+        "--disable-pip-version-check",
+        "--retries",
+        "0",
+        "--timeout",
+        "10",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def test_what_an_installation_gets_today_is_what_was_tested(project):
+    """`pip install .` without constraints: nothing is installed, only asked for. torch is left out for its size."""
+    from packaging.version import Version
+
+    if _pip("index", "versions", "peft", seconds=20) is None:
+        pytest.skip("no package registry can be reached")
+    core = _requirements({"dependencies": project["dependencies"], "optional-dependencies": {}})
+    asked = [f"{name}{specifier}" for name, specifier in core.items() if name != "torch"]
+    options = ["--dry-run", "--quiet", "--ignore-installed", "--no-deps", "--only-binary", ":all:", "--report", "-"]
+    printed = _pip("install", *options, *asked, seconds=120)
+    if printed is None:
+        pytest.skip("the registry does not resolve in time")
+    found = {
+        item["metadata"]["name"].lower().replace("_", "-"): Version(item["metadata"]["version"])
+        for item in json.loads(printed)["install"]
+    }
+    assert found.keys() == core.keys() - {"torch"}
+    pins = {name: Version(value) for name, value in _pins("constraints.txt").items()}
+    for name, version_today in found.items():
+        parts = 2 if name in BY_MINOR_VERSION else 1
+        assert version_today.release[:parts] == pins[name].release[:parts], (
+            f"the range of {name} leads to {version_today} today, and {pins[name]} was tested: test the newer one and "
+            "pin it in constraints.txt, or bound the range below it"
+        )
+
+
+def test_no_bound_admits_a_transformers_that_needs_another_peft(project):
+    from packaging.specifiers import SpecifierSet
+
+    bounds = SpecifierSet(_requirements(project)["transformers"])
+    assert "5.23.0" in bounds
+    assert "5.24.0" not in bounds  # its MIN_PEFT_VERSION is 0.22.0
 
 
 IMPORTED_IF_POSSIBLE = ("top_label_loops.py",)  # modules that their importers can do without
