@@ -15,9 +15,13 @@ from .runs.flags import resolve, with_setting_flags
 
 __all__ = ["main"]
 
+#: Exit code of a command that was stopped by hand, as shells have it.
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="peft-calib",
-    help="Calibrated LoRA fine-tuning: train, and learn how far to trust the probabilities.",
+    help="Calibrated LoRA fine-tuning: train, and learn how far to trust the probabilities.\n\n"
+    "With --debug an error is shown with its traceback.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,11 +30,12 @@ app = typer.Typer(
 
 RunDir = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 TestData = Annotated[
-    str | None, typer.Option("--data", help="Rows to test on: a file, a folder or a Hub id. [the run's own test rows]")
+    str | None,
+    typer.Option("--data", help="Rows to test on: a file, a folder or a Hub id. \\[the run's own test rows]"),
 ]
 Subset = Annotated[str | None, typer.Option(help="Configuration name of a Hub data set.")]
-Split = Annotated[str | None, typer.Option(help="Split of the data. [test, or else validation]")]
-NumSamples = Annotated[int | None, typer.Option(help="Draws of a stochastic prediction. [as trained]")]
+Split = Annotated[str | None, typer.Option(help="Split of the data. \\[test, or else validation]")]
+NumSamples = Annotated[int | None, typer.Option(help="Draws of a stochastic prediction. \\[as trained]")]
 Metrics = Annotated[list[str] | None, typer.Option("--metric", "--metrics", help="A score to show. May be repeated.")]
 Encoding = Annotated[str | None, typer.Option(help="Of text files that are not UTF-8, such as cp1252 or latin-1.")]
 Delimiter = Annotated[str | None, typer.Option(help="Of CSV files, where the rows do not show it; also tab.")]
@@ -50,13 +55,15 @@ def demo(
         ),
     ] = "documentation",
     subset: Annotated[str | None, typer.Option(help="Configuration name of a Hub data set.")] = None,
-    text_column: Annotated[list[str] | None, typer.Option(help="Column of the text; twice for pairs. [text]")] = None,
+    text_column: Annotated[
+        list[str] | None, typer.Option(help="Column of the text; twice for pairs. \\[text]")
+    ] = None,
     label_column: Annotated[str, typer.Option(help="Column of the label.")] = "label",
     outside: Annotated[
         str | None,
         typer.Option(help="Out-of-distribution texts: a file, a folder or a Hub id with the same text column."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="A Hub id or a folder. [the embedded all-MiniLM-L6-v2]")] = None,
+    model: Annotated[str | None, typer.Option(help="A Hub id or a folder. \\[the embedded all-MiniLM-L6-v2]")] = None,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters.")] = 8,
     target_modules: Annotated[str, typer.Option(help="'all-linear', or names separated by commas.")] = "all-linear",
     epochs: Annotated[float, typer.Option(min=0.0, help="Passes over the training rows.")] = 8,
@@ -122,11 +129,15 @@ def train(
     A run that was interrupted is continued by the same command. With several processes: accelerate launch -m
     peft_calib.cli train ...
     """
-    settings = resolve(config, flags)
+    settings = resolve(config, flags, lambda line: _main_console().print(line, markup=False, highlight=False))
     with Console().status("loading libraries"):
         from .runs.training import train_run
 
-    train_run(settings, output_dir, overwrite=overwrite)
+    try:
+        train_run(settings, output_dir, overwrite=overwrite)
+    except KeyboardInterrupt:
+        _main_console().print(_interrupted(output_dir), markup=False, highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command()
@@ -144,7 +155,7 @@ def evaluate(
 ) -> None:
     """Measure a finished run on rows it has not seen: scores with intervals, before and after its temperature."""
     from .runs.evaluation import evaluate_run
-    from .runs.tables import evaluation_table
+    from .runs.tables import evaluation_table, verdict_of_baseline
 
     console = _main_console()
     found = evaluate_run(
@@ -152,6 +163,9 @@ def evaluate(
         progress=console.is_terminal, encoding=encoding, delimiter=delimiter, drop_missing=drop_missing,
     )  # fmt: skip
     console.print(evaluation_table(found.content, metric or found.metrics))
+    told = verdict_of_baseline(found.content)
+    if told is not None:
+        console.print(told, markup=False, highlight=False)
     console.print(f"Written to {found.folder}: report.json, report.md, report.html")
 
 
@@ -182,9 +196,9 @@ def compare(
         after_temperature=not before, every_pair=every_pair, seed=seed, progress=console.is_terminal,
         encoding=encoding, delimiter=delimiter, drop_missing=drop_missing,
     )  # fmt: skip
-    console.print(f"{found.rows} rows that all runs were measured on and none has seen")
-    for pair in found.comparisons:
-        console.print(pair.to_markdown(), soft_wrap=True, markup=False, highlight=False)
+    console.print(found.to_table())
+    for line in [*(pair.verdict for pair in found.comparisons), *found.verdicts]:
+        console.print(line, markup=False, highlight=False)
     if output is not None:
         write_comparison(found, output)
 
@@ -193,7 +207,7 @@ def compare(
 def export(
     run: RunDir,
     output_dir: Annotated[Path, typer.Argument(help="Folder to write.")],
-    num_samples: Annotated[int | None, typer.Option(min=1, help="Write this many draws. [the mean adapter]")] = None,
+    num_samples: Annotated[int | None, typer.Option(min=1, help="Write this many draws. \\[the mean adapter]")] = None,
     t: Annotated[float | None, typer.Option(help="Point of a curve.")] = None,
     seed: Seed = 0,
 ) -> None:
@@ -211,16 +225,35 @@ def _main_console() -> Console:
     return Console(quiet=not processes().is_main_process)
 
 
+def _interrupted(output_dir: Path) -> str:
+    """What becomes of a training that was stopped by hand."""
+    if not (output_dir / "config.json").is_file():
+        return f"Interrupted before anything was written to {output_dir}."
+    done = [path.parent.name for path in sorted(output_dir.glob("*/stage.json"))]
+    steps = [path.name.rpartition("-")[2] for path in output_dir.glob("training/*/checkpoint-*")]
+    kept = [f"{', '.join(done)} (complete)"] if done else []
+    if steps:
+        kept.append(f"what was trained up to step {max(map(int, steps))}")
+    begin = f"It keeps {' and '.join(kept)}" if kept else "No checkpoint was written yet, so it begins anew"
+    return f"Interrupted. The same command continues the run in {output_dir}. {begin}."
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of ``peft-calib``: what a user can mend is said in one line, everything else is a traceback."""
+    """Entry point of ``peft-calib``: an error is one line, with ``--debug`` a traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
     try:
-        app(arguments)
-    except (ValueError, OSError, ImportError) as error:
+        app([word for word in words if word != "--debug"])
+    except (ValueError, OSError, ImportError) as error:  # written for the user
+        if debug:
+            raise
         sys.exit(f"peft-calib: {_full_disk(error) or error}")
     except Exception as error:
-        if disk_is_full(error):
-            sys.exit(f"peft-calib: {_full_disk(error)}")
-        raise
+        if debug:
+            raise
+        first = str(error).strip().partition("\n")[0]
+        fault = f"{type(error).__name__}: {first} (--debug shows where)"
+        sys.exit(f"peft-calib: {_full_disk(error) or fault}")
 
 
 def _full_disk(error: Exception) -> str | None:

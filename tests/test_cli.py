@@ -98,3 +98,58 @@ def test_the_output_folder_is_checked_before_anything_is_read(tmp_path):
 def test_wrong_options_are_refused():
     result = CliRunner().invoke(app, ["demo", "--rank", "0"])
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "compare", "export"])
+def test_help_shows_every_word(command, monkeypatch):
+    """What stands in brackets is markup to rich, and vanishes unless it is escaped."""
+    from typer.main import get_command
+
+    monkeypatch.setenv("COLUMNS", "300")
+    shown = " ".join(CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "300"}).output.split())
+    for option in get_command(app).commands[command].params:
+        help_text = " ".join((getattr(option, "help", None) or "").replace("\\[", "[").split())
+        assert help_text in shown, option.name
+
+
+def test_a_fault_of_the_program_is_one_line_and_a_traceback_on_request(monkeypatch, tmp_path):
+    from peft_calib.runs import exporting
+
+    def broken(*_, **__):
+        raise RuntimeError("shapes differ\nand a second line")
+
+    monkeypatch.setattr(exporting, "export_run", broken)
+    asked = ["export", str(tmp_path), str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stopped:
+        main(asked)
+    assert stopped.value.code == "peft-calib: RuntimeError: shapes differ (--debug shows where)"
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        main([*asked, "--debug"])
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_interruption_says_what_becomes_of_the_run(monkeypatch, tmp_path, capsys, begun):
+    from peft_calib.runs import training
+
+    def interrupted(_, folder, **__):
+        if begun:
+            for name in (
+                "config.json",
+                "member-0/stage.json",
+                "training/member-1/checkpoint-40/x",
+                "training/member-1/checkpoint-9/x",
+            ):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train_run", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--data", "d.csv", "--model", "m", "--output-dir", str(tmp_path / "run")])
+    assert stopped.value.code == 130
+    shown = " ".join(capsys.readouterr().out.split())
+    if begun:
+        assert "The same command continues the run" in shown
+        assert "It keeps member-0 (complete) and what was trained up to step 40." in shown
+    else:
+        assert "before anything was written" in shown

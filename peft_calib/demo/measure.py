@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from peft_calib.calibration import CalibrationReport, TemperatureScaling, calibration_report
+from peft_calib.calibration import CalibrationReport, calibration_report
 from peft_calib.calibration.inputs import softmax
 from peft_calib.calibration.plots import draw_histogram, draw_reliability, new_figure
 from peft_calib.calibration.selective import error_auroc, rank
 from peft_calib.prediction import Prediction
+from peft_calib.runs.baseline import CALLED
+from peft_calib.runs.temperatures import class_temperature
 
 __all__ = ["Logits", "MethodResult", "Outside", "draws_report", "measure", "reliability_grid", "result_table"]
 
@@ -55,12 +57,14 @@ class MethodResult:
     after: CalibrationReport
     outside_before: Outside | None
     outside_after: Outside | None
+    fit: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         stages = {"before": (self.before, self.outside_before), "after": (self.after, self.outside_after)}
         return {
             "temperature": self.temperature,
+            "temperature_fit": self.fit,
             **{
                 stage: {"test": report.to_dict(), "outside": None if outside is None else vars(outside)}
                 for stage, (report, outside) in stages.items()
@@ -83,7 +87,7 @@ def measure(
     Returns:
         The reports, with 95 % intervals and the noise floor of these rows.
     """
-    scaling = TemperatureScaling().fit(logits.calibration, calibration_labels)
+    scaling = class_temperature(logits.calibration, calibration_labels)
     outside: list[Outside | None] = [None, None]
     if logits.outside is not None:
         plain = [softmax(rows.astype(np.float64)) for rows in (logits.test, logits.outside)]
@@ -92,6 +96,7 @@ def measure(
     return MethodResult(
         name=name,
         temperature=float(scaling.temperature),
+        fit=None if scaling.fit_result is None else scaling.fit_result.to_dict(),
         before=calibration_report(logits.test, test_labels, input="logits", seed=seed),
         after=scaling.evaluate(logits.test, test_labels, seed=seed),
         outside_before=outside[0],
@@ -120,7 +125,9 @@ def draws_report(predictions: Sequence[Prediction]) -> dict[str, Any]:
     return report | {"mutual_information": information}
 
 
-def result_table(results: Sequence[MethodResult], title: str | None = None) -> Table:
+def result_table(
+    results: Sequence[MethodResult], title: str | None = None, baseline: CalibrationReport | None = None
+) -> Table:
     """All methods in one table of 80 columns: two lines each, before and after temperature scaling."""
     has_outside = any(result.outside_before is not None for result in results)
     table = Table(title=title, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
@@ -131,8 +138,12 @@ def result_table(results: Sequence[MethodResult], title: str | None = None) -> T
         table.add_column(heading, justify="right")
     for result in results:
         _add_line(table, result.name, "", result.before, result.outside_before)
-        _add_line(table, "+ temperature", f"{result.temperature:.2f}", result.after, result.outside_after)
+        applied = result.fit is None or result.fit["applied"]
+        number = f"{result.temperature:.2f}" if applied else "none"
+        _add_line(table, "+ temperature", number, result.after, result.outside_after)
         table.add_section()
+    if baseline is not None:
+        _add_line(table, CALLED, "", baseline, None)
     return table
 
 
@@ -149,6 +160,9 @@ def _caption(results: Sequence[MethodResult], has_outside: bool) -> str:
     lines = ["95 %: interval of the ECE. T: temperature, fitted on the calibration rows."]
     if floor is not None:
         lines.append(f"A perfectly calibrated model would score about {floor['ece'][0]:.3f} on as many rows.")
+    for result in results:
+        if result.fit is not None:
+            lines.append(f"{result.name}: {result.fit['reason']}")
     if has_outside:
         lines.append("OOD: mean confidence on texts of other origin; how well confidence tells them.")
     return "\n".join(lines)

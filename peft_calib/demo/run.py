@@ -18,8 +18,10 @@ from rich.progress import Progress
 from transformers import AutoModelForSequenceClassification
 
 from peft_calib import BayesianLoraConfig, HyperLoraConfig, export_lora
-from peft_calib.calibration import log_probabilities
+from peft_calib.calibration import calibration_report, log_probabilities
 from peft_calib.prediction import Prediction
+from peft_calib.runs.baseline import MostFrequent
+from peft_calib.runs.methods import HEADS
 from peft_calib.trainer_callbacks import CalibrationCallback, RegularizerScheduleCallback
 
 from ..console import StepProgress, progress_bars, quiet
@@ -107,7 +109,13 @@ def _made(
     report: dict[str, Any] = {"methods": {}}
     with quiet(), progress_bars(console) as progress:
         for name, config_class in METHODS.items():
-            config = config_class(task_type="SEQ_CLS", r=rank, lora_alpha=2 * rank, target_modules=target_modules)
+            config = config_class(
+                task_type="SEQ_CLS",
+                r=rank,
+                lora_alpha=2 * rank,
+                target_modules=target_modules,
+                exclude_modules=HEADS if target_modules == "all-linear" else None,
+            )
             callbacks = [
                 StepProgress(progress, f"train {name}"),
                 CalibrationCallback(),
@@ -129,9 +137,19 @@ def _made(
                 results.append(_measure(f"{NUM_DRAWS} draws of it", _as_logits(predictions), data, settings))
                 report["draws"] = {**draws_report(predictions), **_spread(fitted), **results[-1].to_dict()}
     report |= {"data": _describe(data), "settings": asdict(settings), "rank": rank, "environment": _environment()}
+    known = MostFrequent.of(data.label_names, data.train["label"][:])
+    labels = _labels(data.test)
+    baseline = calibration_report(known.probabilities(len(labels)), labels, confidence_level=None)
+    verdicts = [
+        known.verdict(found.name, found.before["accuracy"], (found.before.intervals or {}).get("accuracy"), labels)
+        for found in results
+    ]
+    report["most_frequent_class"] = {"answer": known.answer, **baseline.to_dict()}
     reliability_grid(results).savefig(folder / "reliability.png", dpi=120)
     write_atomically(folder / FINISHED, json.dumps(report, indent=2))
-    console.print(result_table(results, _title(data, settings)))
+    console.print(result_table(results, _title(data, settings), baseline))
+    for verdict in filter(None, verdicts):
+        console.print(verdict, markup=False, highlight=False)
     console.print(_about_draws(report["draws"]))
     return report
 

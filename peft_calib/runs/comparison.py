@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.table import Table
 
 from peft_calib.calibration import Comparison, compare_many
 
+from .baseline import CALLED, MostFrequent
+from .comparison_table import comparison_table
 from .evaluation import AFTER, BEFORE, Evaluation, evaluate_run
 from .folder import RunFolder, write_json
 from .loading import load_task
@@ -31,19 +34,35 @@ class RunComparison:
         rows: number of rows that all runs were measured on.
         items: number of predictions compared; rows, or labelled words.
         comparisons: one a pair, the better side and its p-value for each score.
+        baseline: the scores of always answering with the most frequent class.
+        verdicts: in words, which runs are no better than that.
     """
 
     rows: int
     items: int
     comparisons: list[Comparison]
+    baseline: dict[str, float] = field(default_factory=dict)
+    verdicts: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"rows": self.rows, "items": self.items, "pairs": [pair.to_dict() for pair in self.comparisons]}
+        return {
+            "rows": self.rows,
+            "items": self.items,
+            "pairs": [pair.to_dict() for pair in self.comparisons],
+            CALLED.replace(" ", "_"): self.baseline,
+            "no_better_than_that": self.verdicts,
+        }
 
     def to_markdown(self) -> str:
         """The verdict and the table of every pair."""
         return "\n".join(pair.to_markdown() for pair in self.comparisons)
+
+    def to_table(self) -> Table:
+        """One line a run, for a terminal."""
+        items = "" if self.items == self.rows else f", {self.items} items"
+        title = f"{self.rows} rows that all runs were measured on and none has seen{items}"
+        return comparison_table(self.comparisons, {CALLED: self.baseline}, title)
 
 
 def compare_runs(
@@ -102,9 +121,25 @@ def compare_runs(
     }
     first = evaluations[names[0]].items
     labels = first["labels"][order[names[0]]]
+    known = _most_frequent(evaluations[names[0]], labels, next(iter(predictions.values())).shape[1])
     baseline = None if every_pair else names[0]
     pairs = compare_many(predictions, labels, baseline=baseline, scores=scores, seed=seed)
-    return RunComparison(len(np.unique(first["keys"][order[names[0]]])), len(labels), pairs)
+    verdicts = [known.verdict_of(name, probabilities, labels) for name, probabilities in predictions.items()]
+    return RunComparison(
+        len(np.unique(first["keys"][order[names[0]]])),
+        len(labels),
+        pairs,
+        known.scores(labels, scores),
+        [verdict for verdict in verdicts if verdict is not None],
+    )
+
+
+def _most_frequent(evaluation: Evaluation, labels: np.ndarray, num_classes: int) -> MostFrequent:
+    """The class that was most frequent in training; in these rows, for a run that has not counted."""
+    said = evaluation.content.get("baseline")
+    if said is None:
+        return MostFrequent.of([str(index) for index in range(num_classes)], labels)
+    return MostFrequent(tuple(said["classes"]), tuple(said["counts"]))
 
 
 def write_comparison(comparison: RunComparison, path: str | Path) -> None:

@@ -22,6 +22,7 @@ from peft_calib.files import replace_folder, write_atomically
 from peft_calib.prediction import Prediction
 
 from ..console import quiet
+from .baseline import MostFrequent
 from .folder import RunFolder, read_fields, read_json, without_nan, write_json
 from .loading import FinishedRun, load_task, log_probabilities, read_record, run_identity
 from .methods import prediction_variants
@@ -152,6 +153,7 @@ def evaluate_run(
             made = Made(text_report(run, rows, variants, seed), {}, None)
         else:
             made = _class_report(run, rows, variants, seed, progress)
+            made.content["baseline"] = _baseline(run, made, seed)
     content = {"run": folder.path.name, "method": task.config.method, **_described(rows, seed), **made.content}
     content |= {"metrics": shown, "identity": identity}
     if processes().is_main_process:
@@ -224,11 +226,26 @@ def _class_report(run: FinishedRun, rows: TestRows, variants: dict[str, int], se
             "num_samples": count,
             "num_forwards": prediction.num_forwards,
             "temperature": scaling.temperature,
+            "temperature_fit": run.temperature_fit(variant),
             "mutual_information": float(prediction.mutual_information.mean()),
             **{stage: {**report.to_dict(), "verdict": report.verdict()} for stage, report in reports.items()},
         }
         html = reports[AFTER].to_html()  # of the last variant, the one the method is made for
     return Made({"items": len(labels), "variants": content}, arrays, html)
+
+
+def _baseline(run: FinishedRun, made: Made, seed: int) -> dict[str, Any]:
+    """Scores of the most frequent class on the same items, and whether the run is better than that."""
+    assert run.task.labels is not None
+    names, labels = run.task.labels.names, made.arrays["labels"]
+    counts = read_json(run.folder.finished).get("class_counts")  # runs of earlier releases have not counted
+    known = MostFrequent.of(names, labels) if counts is None else MostFrequent(names, tuple(counts[n] for n in names))
+    report = calibration_report(known.probabilities(len(labels)), labels, confidence_level=None, seed=seed)
+    main = list(made.content["variants"])[-1]  # the way that the method is made for
+    reached = made.content["variants"][main][BEFORE]
+    verdict = known.verdict(run.folder.path.name, reached["accuracy"], reached["intervals"]["accuracy"], labels)
+    about = {"answer": known.answer, "classes": list(known.names), "counts": list(known.counts), "verdict": verdict}
+    return {**report.to_dict(), **about}
 
 
 def _items(prediction: Prediction, rows: TestRows, labels: np.ndarray) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from .settings import RunConfig, default_of, parse_assignments, read_yaml
+from .settings import METHODS, RunConfig, default_of, parse_assignments, read_yaml
 
 __all__ = ["resolve", "with_setting_flags"]
 
@@ -44,19 +44,29 @@ def with_setting_flags(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def resolve(config_file: Path | None, flags: dict[str, Any]) -> RunConfig:
+def resolve(config_file: Path | None, flags: dict[str, Any], tell: Callable[[str], None] | None = None) -> RunConfig:
     """The configuration: a YAML file, overridden by flags.
 
-    Mappings are merged field by field; everything else is replaced.
+    Mappings are merged field by field; everything else is replaced. One file serves several methods: where a flag
+    names another method than the file, the file's adapter fields that only other methods have are left out.
 
     Args:
         config_file: the file, or `None`.
         flags: setting to value, `None` where no flag was given.
+        tell: called with a line about what was left out.
 
     Raises:
         ValueError: for a bad file or setting.
     """
     values = {} if config_file is None else read_yaml(config_file)
+    method = flags.get("method") or values.get("method") or "lora"
+    if isinstance(values.get("adapter"), dict) and method in METHODS:
+        from .methods import without_foreign_fields  # PEFT is imported only where a file asks for it
+
+        values["adapter"], left_out = without_foreign_fields(method, values["adapter"])
+        for name, methods in left_out.items():
+            if tell is not None:
+                tell(f"{config_file}: {name} is for {' and '.join(methods)}; left out, since this is {method}")
     for name, value in flags.items():
         if value is None or value == []:
             continue

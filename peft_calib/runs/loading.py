@@ -101,6 +101,15 @@ class FinishedRun:
         content = {name: value for name, value in state.content.items() if name != "fit"}
         return TemperatureScaling.from_state(replace(state, content=content))
 
+    def temperature_fit(self, variant: str) -> dict[str, Any] | None:
+        """What the calibration rows say of the temperature: interval, and whether it is used; `None` in old runs."""
+        state = read_fields(self.folder.temperature).mapping(variant)
+        if state.get("fit", None) is None:
+            return None
+        used = state.mapping("parameters").number("temperature", above=0)
+        # one that was set by hand is not what the interval is about
+        return dict(state.mapping("fit").content) if used == _fitted_temperature(state) else None
+
     def text_temperature(self, variant: str) -> float:
         """The temperature of a run over a vocabulary.
 

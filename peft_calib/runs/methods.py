@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,8 +13,19 @@ from peft_calib.tuners import BayesianLoraConfig, CurveLoraConfig, HyperLoraConf
 from .folder import RunFolder
 from .settings import RunConfig
 
-__all__ = ["ADAPTER", "Stage", "member_names", "plan", "prediction_variants"]
+__all__ = ["ADAPTER", "Stage", "member_names", "plan", "prediction_variants", "without_foreign_fields"]
 
+#: Heads that PEFT trains along and so must not adapt too, and what lies in them. Its own "all-linear" leaves them out
+#: for some tasks and not for others, and knows no head whose name only ends like these, as DistilBERT's.
+HEADS = r"(.*\.)?\w*(classifier|score)(\..*)?"
+#: Configuration of each method.
+CONFIGS: dict[str, type] = {
+    "lora": LoraConfig,
+    "hyper-lora": HyperLoraConfig,
+    "bayesian-lora": BayesianLoraConfig,
+    "curve-lora": CurveLoraConfig,
+    "ensemble": LoraConfig,
+}
 #: Name of the stage whose adapter is the run's.
 ADAPTER = "adapter"
 #: What the settings of a run decide in a PEFT configuration.
@@ -62,6 +74,11 @@ def plan(
         ValueError, TypeError: for a field that the method's configuration does not have, or a value it refuses.
     """
     common = {"task_type": task_type, **_common(config)}
+    if has_head and common["target_modules"] == "all-linear":
+        common["exclude_modules"] = HEADS
+    if task_type == "TOKEN_CLS":
+        # PEFT names the head of this task only after the adapter stands, too late for a curve, whose anchors bring one
+        common["modules_to_save"] = ["classifier", "score"]
 
     def lora(name: str, seed: int, head_of: str | None = None, **further: Any) -> Stage:
         return Stage(name, seed, LoraConfig(**common, **further), head_of)
@@ -110,6 +127,30 @@ def prediction_variants(config: RunConfig) -> dict[str, int]:
     return {"mean": 1, "sample": config.adapter.get("eval_points") or points}
 
 
+def without_foreign_fields(method: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Leave out the fields of a configuration file that belong to other methods than the one asked for.
+
+    Args:
+        method: name of the method.
+        values: fields for PEFT configurations.
+
+    Returns:
+        The fields of this method, with those that no method has; and those left out, with the methods that have them.
+
+    Example:
+        >>> without_foreign_fields("lora", {"kl_weight": 0.1, "use_rslora": True})
+        ({'use_rslora': True}, {'kl_weight': ['bayesian-lora']})
+    """
+    own = _fields_of(CONFIGS[method])
+    homes = {name: [other for other, kind in CONFIGS.items() if name in _fields_of(kind)] for name in values}
+    left_out = {name: methods for name, methods in homes.items() if name not in own and methods}
+    return {name: value for name, value in values.items() if name not in left_out}, left_out
+
+
+def _fields_of(kind: type) -> set[str]:
+    return {item.name for item in fields(kind)}
+
+
 def _common(config: RunConfig) -> dict[str, Any]:
     values = {field: getattr(config, setting) for field, setting in COMMON.items()}
     if values["lora_alpha"] == int(values["lora_alpha"]):
@@ -121,7 +162,7 @@ def _common(config: RunConfig) -> dict[str, Any]:
 
 def _adapter_fields(config: RunConfig, kind: type) -> dict[str, Any]:
     """The user's further fields, checked against the configuration they are for."""
-    known = {item.name for item in fields(kind)}
+    known = _fields_of(kind)
     for name in config.adapter:
         setting = COMMON.get(name)
         if setting is not None:

@@ -82,8 +82,8 @@ class RunConfig:
     handles: int = _setting(2, "Handles m of a segment of a curve.")
     mode: str = _setting("anchored", "Curve: 'anchored' trains N LoRAs and joins them, 'free' trains all at once.")
     # the training
-    epochs: float = _setting(3.0, "Passes over the training rows.")
-    learning_rate: float = _setting(3e-4, "Of AdamW.")
+    epochs: float | None = _setting(None, "Passes over the training rows; 3 to 10 by their number if not given.")
+    learning_rate: float = _setting(1e-3, "Of AdamW.")
     batch_size: int = _setting(16, "Rows of a forward on one device.")
     gradient_accumulation_steps: int = _setting(1, "Forwards of an optimiser step.")
     weight_decay: float = _setting(0.0, "Of AdamW.")
@@ -123,7 +123,7 @@ class RunConfig:
         if self.max_train_rows is not None and self.max_train_rows < 1:
             raise ValueError(f"max_train_rows must be at least 1, got {self.max_train_rows}")
         for name in ("epochs", "learning_rate", "save_steps"):
-            if not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("calibration_fraction", "test_fraction", "warmup", "lora_dropout"):
             low_open = name == "calibration_fraction"

@@ -149,7 +149,7 @@ def training_arguments(config: RunConfig, **own: Any) -> TrainingArguments:
         ValueError: for a field that TrainingArguments does not have, or that a setting or the run decides.
     """
     settings: dict[str, Any] = {
-        "num_train_epochs": config.epochs,
+        "num_train_epochs": 3.0 if config.epochs is None else config.epochs,
         "learning_rate": config.learning_rate,
         "per_device_train_batch_size": config.batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,

@@ -8,7 +8,10 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-__all__ = ["evaluation_markdown", "evaluation_table"]
+from .baseline import CALLED
+from .temperatures import shown
+
+__all__ = ["evaluation_markdown", "evaluation_table", "verdict_of_baseline"]
 
 #: How a way of predicting is called in a table.
 NAMES = {"mean": "mean adapter", "sample": "draws"}
@@ -16,7 +19,10 @@ NAMES = {"mean": "mean adapter", "sample": "draws"}
 
 def evaluation_table(content: Mapping[str, Any], metrics: Sequence[str]) -> Table:
     """One column a prediction, one line a score, each with its interval."""
-    table = Table(title=_title(content), caption=_caption(content), caption_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title=_title(content), caption=_caption(content), caption_justify="left", box=SIMPLE_HEAD, pad_edge=False,
+        collapse_padding=True,
+    )  # fmt: skip
     header, lines = _cells(content, metrics, "\n")
     for index, name in enumerate(header):
         table.add_column(name, justify="right" if index else "left", overflow="fold")
@@ -36,7 +42,14 @@ def evaluation_markdown(content: Mapping[str, Any], metrics: Sequence[str]) -> s
         for stage in ("before", "after")
         if "verdict" in found.get(stage, {})
     ]
+    told = verdict_of_baseline(content)
+    verdicts += [] if told is None else [f"- {told}"]
     return "\n".join([f"# {_title(content)}", "", *table, "", _caption(content), "", *verdicts]).rstrip() + "\n"
+
+
+def verdict_of_baseline(content: Mapping[str, Any]) -> str | None:
+    """That the run is no better than the most frequent class, where that is so."""
+    return (content.get("baseline") or {}).get("verdict")
 
 
 def _title(content: Mapping[str, Any]) -> str:
@@ -47,7 +60,14 @@ def _title(content: Mapping[str, Any]) -> str:
 def _caption(content: Mapping[str, Any]) -> str:
     lines = ["Brackets: 95 % intervals (bootstrap over the rows)."]
     if any("after" in found for found in content["variants"].values()):
-        lines.append("T: temperature, fitted on the calibration rows of the run.")
+        lines.append("T: temperature with its 95 % interval, fitted on the calibration rows of the run.")
+    fits = {name: found.get("temperature_fit") for name, found in content["variants"].items()}
+    lines += [f"{NAMES[name]}: {fit['reason']}" for name, fit in fits.items() if fit and not fit["applied"]]
+    if content.get("baseline"):
+        lines.append(
+            f"{CALLED.capitalize()}: always answering {content['baseline']['answer']!r}, with the shares of the "
+            "classes in the training rows for its probabilities."
+        )
     if content["rows_left_out"]:
         lines.append(f"{content['rows_left_out']} row(s) that the run was trained or calibrated on were left out.")
     if content.get("rows_without_value"):
@@ -61,14 +81,20 @@ def _cells(content: Mapping[str, Any], metrics: Sequence[str], gap: str) -> tupl
         name = NAMES[variant] if found["num_samples"] == 1 else f"{found['num_samples']} {NAMES[variant]}"
         columns.append((name, found["before"]))
         if "after" in found:
-            columns.append((f"{name}, T = {found['temperature']:.2f}", found["after"]))
-    shown = [name for name in metrics if any(name in report for _, report in columns)]
-    shown += [name for name in ("perplexity",) if name in columns[0][1]]  # of texts
-    lines = [[name, *(_cell(report, name, gap) for _, report in columns)] for name in shown]
-    if "ece" in shown and columns[0][1].get("noise_floor"):
-        floors = [report["noise_floor"]["ece"] for _, report in columns]
-        lines.append(["ece if perfect", *(f"{floor['mean']:.3f}{gap}(to {floor['high']:.3f})" for floor in floors)])
+            columns.append((f"{name}, {shown(found.get('temperature_fit'), found['temperature'])}", found["after"]))
+    if content.get("baseline"):
+        columns.append((CALLED, content["baseline"]))
+    rows = [name for name in metrics if any(name in report for _, report in columns)]
+    rows += [name for name in ("perplexity",) if name in columns[0][1]]  # of texts
+    lines = [[name, *(_cell(report, name, gap) for _, report in columns)] for name in rows]
+    if "ece" in rows and columns[0][1].get("noise_floor"):
+        floors = [(report.get("noise_floor") or {}).get("ece") for _, report in columns]
+        lines.append(["ece if perfect", *(_floor(floor, gap) for floor in floors)])
     return ["score", *(name for name, _ in columns)], lines
+
+
+def _floor(floor: Mapping[str, float] | None, gap: str) -> str:
+    return "" if floor is None else f"{floor['mean']:.3f}{gap}(to {floor['high']:.3f})"
 
 
 def _cell(report: Mapping[str, Any], name: str, gap: str) -> str:
@@ -76,4 +102,9 @@ def _cell(report: Mapping[str, Any], name: str, gap: str) -> str:
     if value is None:
         return "undefined"
     interval = (report.get("intervals") or {}).get(name)
-    return f"{value:.3f}" if interval is None else f"{value:.3f}{gap}[{interval[0]:.3f}, {interval[1]:.3f}]"
+    if interval is None:
+        return f"{value:.3f}"
+    if gap == "\n":  # a terminal is narrow: no blank to break the line at, no zero before the point
+        low, high = (f"{bound:.3f}".replace("0.", ".", 1) for bound in interval)
+        return f"{value:.3f}{gap}[{low},{high}]"
+    return f"{value:.3f}{gap}[{interval[0]:.3f}, {interval[1]:.3f}]"

@@ -11,11 +11,13 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from peft_calib.calibration import log_probabilities
+from peft_calib.calibration.recalibrate.temperature import BOUNDS, TemperatureFit
 from peft_calib.prediction.draws import evaluating
 from peft_calib.prediction.engine import choose_source
 
 from .loading import FinishedRun
 from .rows import TestRows
+from .temperatures import text_temperature
 
 __all__ = ["fit_text_temperature", "text_report"]
 
@@ -49,12 +51,13 @@ def text_report(run: FinishedRun, rows: TestRows, variants: dict[str, int], seed
         reports[variant] = {
             "num_samples": count,
             "temperature": temperature,
+            "temperature_fit": run.temperature_fit(variant),
             **{stage: {**_scores(sums), "intervals": _intervals(sums, seed)} for stage, sums in stages.items()},
         }
     return {"items": tokens, "variants": reports}
 
 
-def fit_text_temperature(run: FinishedRun, rows: Dataset, variant: str, count: int) -> float:
+def fit_text_temperature(run: FinishedRun, rows: Dataset, variant: str, count: int) -> TemperatureFit:
     """The temperature of least loss a token on held-out texts, to half a percent.
 
     Two passes over the texts, each with a range of temperatures at once; the vocabulary's probabilities are never
@@ -67,14 +70,12 @@ def fit_text_temperature(run: FinishedRun, rows: Dataset, variant: str, count: i
         count: draws.
 
     Returns:
-        The temperature, within [0.0086, 116].
+        The temperature, within [0.01, 116], with an interval over texts, and whether it is used.
     """
-    best = 1.0
-    for tried in (COARSE, FINE):
-        temperatures = best * tried
-        losses = _scored(run, rows, variant, count, 0, temperatures)[:, 2:].sum(0)
-        best = float(temperatures[losses.argmin()])
-    return best
+    coarse = _scored(run, rows, variant, count, 0, COARSE)[:, 2:]
+    fine = np.clip(float(COARSE[coarse.sum(0).argmin()]) * FINE, *BOUNDS)
+    tried, losses = np.r_[COARSE, fine], np.c_[coarse, _scored(run, rows, variant, count, 0, fine)[:, 2:]]
+    return text_temperature(tried, losses)
 
 
 def _scored(
@@ -110,8 +111,7 @@ def _distributions(
         with evaluating(run.model):
             for k in range(count):
                 with source.use(k, 1):
-                    extra = source.forward_arguments(k, 1, len(targets))
-                    logits = run.model(**inputs, use_cache=False, **extra).logits[:, :-1]
+                    logits = run.model(**inputs, use_cache=False).logits[:, :-1]
                 p = logits.float().softmax(-1) / count
                 mean = p if mean is None else mean + p
         assert mean is not None

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import platform
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from peft_calib.calibration import TemperatureScaling
 from peft_calib.export import export_lora
+from peft_calib.identity import folder_digest
 from peft_calib.items import count_items
 from peft_calib.splits import RowSet, SplitRecord
+from peft_calib.trainer_callbacks.recalibration import RECALIBRATION_FILE
 
 from ..console import progress_bars, quiet
+from .baseline import CALLED, MostFrequent
 from .folder import RunFolder, write_json
+from .limits import settled
 from .loading import FORMAT_VERSION, FinishedRun, adapter_digests, log_probabilities
 from .methods import ADAPTER, Stage, plan
 from .processes import processes
@@ -24,6 +28,7 @@ from .rows import RunRows, load_run_rows
 from .settings import RunConfig
 from .stage import Material, best_callbacks, load_tokenizer, run_stage, training_arguments
 from .tasks import Task
+from .temperatures import class_temperature
 from .text_scores import fit_text_temperature
 
 __all__ = ["train_run"]
@@ -77,6 +82,8 @@ def _train(config: RunConfig, folder: RunFolder, anew: bool, console: Console) -
     state = processes()
     with quiet():
         task, rows = load_run_rows(config)
+        task, notes = _settled(task, rows)
+        config = task.config
         material = _material(task, rows)
         stages = _plan(material, folder)
         resolved = _resolved(task, rows)
@@ -90,15 +97,39 @@ def _train(config: RunConfig, folder: RunFolder, anew: bool, console: Console) -
             f"{config.method} on {config.data}: {len(rows.train)} rows to train on, {len(rows.calibration)} to "
             f"calibrate on, {len(stages)} stage(s)"
         )
-        if rows.without_value:
-            console.print(f"{rows.without_value} row(s) without a text or a label were left out")
+        baseline = _baseline(task, rows)
+        for note in (*notes, *_about_rows(task, rows, baseline)):
+            console.print(note, markup=False, highlight=False)
         with progress_bars(console, disable=not state.is_main_process) as progress:
             facts = {stage.name: run_stage(stage, material, folder, progress) for stage in stages}
         run = FinishedRun.assemble(folder, task)
-        temperatures = _fit_temperatures(run, rows, console)
-        content = _finish(run, folder, resolved, facts, temperatures) if state.is_main_process else {}
+        temperatures = _fit_temperatures(run, rows, console, baseline)
+        content = _finish(run, folder, resolved, facts, temperatures, baseline) if state.is_main_process else {}
         state.wait_for_everyone()
     return content
+
+
+def _settled(task: Task, rows: RunRows) -> tuple[Task, list[str]]:
+    """The task with what its settings leave open decided by the rows and the base model."""
+    config, notes = settled(task.config, len(rows.train), load_tokenizer(task.config))
+    return replace(task, config=config), notes
+
+
+def _baseline(task: Task, rows: RunRows) -> MostFrequent | None:
+    return None if task.labels is None else MostFrequent.of(task.labels.names, task.class_indices(rows.train))
+
+
+def _about_rows(task: Task, rows: RunRows, baseline: MostFrequent | None) -> list[str]:
+    """What a user should know of the rows before anything is trained on them."""
+    lines = []
+    if rows.without_value:
+        lines.append(f"{rows.without_value} row(s) without a text or a label were left out")
+    lines.append(f"{task.config.epochs:g} epoch(s) at a learning rate of {task.config.learning_rate:g}")
+    if baseline is not None:
+        scores = baseline.scores(task.class_indices(rows.calibration), task.config.metrics)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        lines.append(f"{CALLED} ({baseline.answer}), calibration rows: {shown}")
+    return lines
 
 
 def _material(task: Task, rows: RunRows) -> Material:
@@ -131,21 +162,28 @@ def _resolved(task: Task, rows: RunRows) -> dict[str, Any]:
     }
 
 
-def _fit_temperatures(run: FinishedRun, rows: RunRows, console: Console) -> dict[str, Any]:
-    """A temperature for each way the run predicts, fitted on the calibration rows."""
-    temperatures = {}
+def _fit_temperatures(
+    run: FinishedRun, rows: RunRows, console: Console, baseline: MostFrequent | None
+) -> dict[str, Any]:
+    """A temperature for each way the run predicts, fitted on the calibration rows; and whether it has learned."""
+    temperatures: dict[str, Any] = {}
     for variant, count in run.variants.items():
-        temperatures[variant] = {"num_samples": count, **_fit_temperature(run, rows, variant, count)}
-        value = temperatures[variant]["parameters"]["temperature"]
-        console.print(f"temperature ({variant}, {count} draw(s)): {value:.4f}")
+        fitted: dict[str, Any] = {"num_samples": count}
+        verdict = None
+        if baseline is None:
+            fit = fit_text_temperature(run, rows.calibration, variant, count)
+            fitted |= {"parameters": {"temperature": fit.temperature}, "fit": fit.to_dict()}
+        else:
+            prediction = run.predict(rows.calibration, variant, count, progress=False)
+            assert prediction.labels is not None
+            fitted |= class_temperature(log_probabilities(prediction), prediction.labels.numpy()).state()
+            verdict = baseline.verdict_of("the run", prediction.probabilities.numpy(), prediction.labels.numpy())
+        temperatures[variant] = fitted
+        line = f"temperature ({variant}, {count} draw(s)): {fitted['fit']['reason']}"
+        console.print(line, markup=False, highlight=False)
+    if verdict is not None:  # of the last variant, the way that the method is made for
+        console.print(f"On the {len(rows.calibration)} calibration rows: {verdict}", markup=False, highlight=False)
     return temperatures
-
-
-def _fit_temperature(run: FinishedRun, rows: RunRows, variant: str, count: int) -> dict[str, Any]:
-    if run.task.labels is None:
-        return {"parameters": {"temperature": fit_text_temperature(run, rows.calibration, variant, count)}}
-    prediction = run.predict(rows.calibration, variant, count, progress=False)
-    return TemperatureScaling().fit(log_probabilities(prediction), prediction.labels).state()
 
 
 def _finish(
@@ -154,6 +192,7 @@ def _finish(
     resolved: dict[str, Any],
     facts: dict[str, Any],
     temperatures: dict[str, Any],
+    baseline: MostFrequent | None,
 ) -> dict[str, Any]:
     plain = list(run.adapter_names)
     if run.task.config.method not in ("lora", "ensemble"):
@@ -161,20 +200,33 @@ def _finish(
         plain = [folder.plain_lora.name]
     adapters = adapter_digests(folder, run.task.config)
     write_json(folder.temperature, {name: {**fitted, "adapters": adapters} for name, fitted in temperatures.items()})
+    _beside_the_adapter(run, folder, temperatures)
     content = {
         "format_version": FORMAT_VERSION,
         "method": run.task.config.method,
         "task": run.task.config.task,
         "rows": {name: split["rows"] for name, split in resolved["rows"].items()},
+        "class_counts": None if baseline is None else dict(zip(baseline.names, baseline.counts, strict=True)),
         "stages": facts,
         "adapters": list(run.adapter_names),
         "adapter_digests": adapters,
         "plain_lora": plain,
         "temperature": {name: fitted["parameters"]["temperature"] for name, fitted in temperatures.items()},
+        "temperature_fit": {name: fitted["fit"] for name, fitted in temperatures.items()},
         "environment": _environment(),
     }
     write_json(folder.finished, content)
     return content
+
+
+def _beside_the_adapter(run: FinishedRun, folder: RunFolder, temperatures: dict[str, Any]) -> None:
+    """The temperature of the deterministic adapter travels with it, as `RecalibrationCallback` stores one."""
+    if run.task.labels is None or list(run.adapter_names) != [ADAPTER] or "mean" not in temperatures:
+        return
+    place = folder.adapter(ADAPTER)
+    state = {name: value for name, value in temperatures["mean"].items() if name != "num_samples"}
+    how = {"how": "mean", "num_samples": None, "seed": run.task.config.seed}
+    write_json(place / RECALIBRATION_FILE, {**state, "adapter": folder_digest(place), **how})
 
 
 def _environment() -> dict[str, str]:

@@ -101,7 +101,7 @@ def test_settings_that_mean_nothing(values, message):
         ({"rank": 2.5}, "rank must be a whole number"),
         ({"seed": True}, "seed must be a whole number"),
         ({"adapter": ["x"]}, "adapter must be a mapping"),
-        ({"epochs": None}, "epochs needs a value"),
+        ({"rank": None}, "rank needs a value"),
         ({"text_column": 3}, "text_column must be a name or a list"),
     ],
 )
@@ -193,7 +193,7 @@ def test_a_run_of_another_configuration_is_not_continued(tmp_path, train_file, t
     message = peft_calib(*arguments)
     assert "begun with another configuration" in message
     assert "rank: 2 there, 3 now" in message
-    assert "epochs: 2.0 there, 3.0 now" in message
+    assert "epochs: 2.0 there, 10.0 now" in message
     assert [path.name for path in out.iterdir()] == ["config.json"]
 
 

@@ -250,7 +250,7 @@ def test_token_classification_run(tmp_path, tiny_model_folder):
 
 def test_language_modelling_run(tmp_path, tiny_decoder_folder):
     rng = random.Random(0)
-    texts = [{"text": " ".join([*rng.choices(WORDS, k=8), str(number)])} for number in range(60)]
+    texts = [{"text": " ".join([*rng.choices(WORDS, k=8), str(number)])} for number in range(80)]
     data = write_jsonl(tmp_path / "texts.jsonl", texts)
     further = ["--method", "bayesian-lora", "--num-samples", 2, "--test-fraction", 0.25, "--epochs", 2]
     further += [*DECODER, "--learning-rate", "3e-2", "--adapter-option", "kl_weight=0.01"]
@@ -262,7 +262,7 @@ def test_language_modelling_run(tmp_path, tiny_decoder_folder):
 
     found = evaluate_run(run, progress=False)
     assert peft_calib("evaluate", run) is None
-    assert found.content["rows"] == 15
+    assert found.content["rows"] == 20
     report = found.content["variants"]["mean"]["before"]
     low, high = report["intervals"]["perplexity"]
     assert low <= report["perplexity"] <= high
@@ -282,7 +282,8 @@ def test_language_modelling_run(tmp_path, tiny_decoder_folder):
     assert "no classes to compare" in peft_calib("compare", run, copy_of(run, tmp_path))
     # no temperature near the fitted one has a smaller loss on the calibration texts
     _, rows = load_run_rows(loaded.task.config)
-    fitted = loaded.text_temperature("mean")
+    fit = loaded.temperature_fit("mean")
+    fitted = fit["fitted"]
     encoded = loaded.task.encode_prediction(rows.calibration, loaded.tokenizer)
     with torch.no_grad():
         logits = [loaded.model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].double() for row in encoded]
@@ -290,7 +291,9 @@ def test_language_modelling_run(tmp_path, tiny_decoder_folder):
     assert 0.01 < fitted < 10  # not at a bound
     losses = [cross_entropy(torch.cat(logits) / (fitted * factor), targets) for factor in (0.97, 1.0, 1.03)]
     assert losses[1] == min(losses)
-    assert found.content["variants"]["mean"]["temperature"] == fitted
+    assert fit["low"] <= fitted <= fit["high"]
+    used = fitted if fit["applied"] else 1.0
+    assert found.content["variants"]["mean"]["temperature"] == loaded.text_temperature("mean") == used
 
 
 def held_out_rows(run):

@@ -71,6 +71,10 @@ class Task(ABC):
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list], Any]:
         """Makes a training batch of encoded rows."""
 
+    def class_indices(self, rows: Dataset) -> list[int]:
+        """Class of each item of canonical rows; empty for a task without classes."""
+        return [] if self.labels is None else rows["label"][:]
+
     def answer_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
         """Token of each class, where a language model answers."""
         return None

@@ -58,6 +58,10 @@ class TokenClassification(Task):
             encoded.append(self.labels.encode(marks, feature, f"{where}: row {row}", "the row", unit="word"))
         return Dataset.from_dict({"tokens": [list(map(str, words)) for words in tokens], "labels": encoded})
 
+    def class_indices(self, rows: Dataset) -> list[int]:
+        """Tag of each word."""
+        return [tag for tags in rows["labels"][:] for tag in tags]
+
     def load_model(self) -> PreTrainedModel:
         """A token classifier with a head for the tags."""
         return AutoModelForTokenClassification.from_pretrained(self.config.model, **self.class_options())

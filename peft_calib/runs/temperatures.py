@@ -1,0 +1,82 @@
+"""Temperatures of a run: fitted on its calibration rows, with an interval, and left off where that holds 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from peft_calib.calibration import TemperatureScaling
+from peft_calib.calibration.fingerprint import SplitFingerprint
+from peft_calib.calibration.recalibrate.temperature import BOUNDS, FEWEST_ROWS, TemperatureFit
+from peft_calib.calibration.recalibrate.temperature_fit import LEVEL, judged
+
+__all__ = ["class_temperature", "shown", "text_temperature"]
+
+RESAMPLES = 1000
+
+
+def class_temperature(logits: Any, labels: Any) -> TemperatureScaling:
+    """A temperature on held-out rows; on too few of them none, instead of an error after hours of training.
+
+    Args:
+        logits: (N, C) of the rows.
+        labels: (N,) class ids.
+
+    Returns:
+        The fitted scaling; `fit_result.reason` says what was decided.
+
+    Example:
+        >>> class_temperature([[2.0, 0.0]] * 4, [0, 0, 0, 1]).fit_result.reason
+        'No temperature is fitted: it takes 10 rows, and there are 4.'
+    """
+    if len(labels) >= FEWEST_ROWS:
+        return TemperatureScaling().fit(logits, labels)
+    values = np.asarray(logits, np.float64)
+    scaling = TemperatureScaling()
+    scaling.num_classes = values.shape[1]
+    scaling.fitted_on = SplitFingerprint.of(values, np.asarray(labels))
+    scaling.temperature, scaling.fit_result = 1.0, _too_few(len(labels), "rows")
+    return scaling
+
+
+def text_temperature(temperatures: np.ndarray, losses: np.ndarray, seed: int = 0) -> TemperatureFit:
+    """A temperature over a vocabulary, from the losses of whole texts, whose tokens hang together.
+
+    Args:
+        temperatures: those tried, (T,).
+        losses: summed loss of each text at each of them, (N, T).
+        seed: of the resamples.
+
+    Returns:
+        The one of least loss with a percentile interval over texts, and whether it is used.
+    """
+    if len(losses) < FEWEST_ROWS:
+        return _too_few(len(losses), "texts")
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(len(losses), np.full(len(losses), 1 / len(losses)), size=RESAMPLES)
+    drawn = temperatures[(weights @ losses).argmin(1)]
+    best = float(temperatures[losses.sum(0).argmin()])
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    ends = max(min(float(low), best), BOUNDS[0]), min(max(float(high), best), BOUNDS[1])
+    return judged(best, ends, len(losses))
+
+
+def shown(fit: Mapping[str, Any] | None, temperature: float) -> str:
+    """A temperature for the head of a column: with its interval, or that there is none.
+
+    Example:
+        >>> shown({"fitted": 2.0, "low": 1.25, "high": 3.0, "applied": True}, 2.0), shown(None, 1.5)
+        ('T = 2.00 [1.25, 3.00]', 'T = 1.50')
+    """
+    if fit is None:  # of an earlier release
+        return f"T = {temperature:.2f}"
+    if not fit["applied"]:
+        return "T left off"
+    return f"T = {temperature:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]"
+
+
+def _too_few(num_rows: int, what: str) -> TemperatureFit:
+    reason = f"No temperature is fitted: it takes {FEWEST_ROWS} {what}, and there are {num_rows}."
+    return TemperatureFit(1.0, *BOUNDS, num_rows, False, None, reason)
