@@ -22,7 +22,7 @@ def rows(count: int, seed: int, flipped: float = 0.0) -> Dataset:
 
 
 def adapted(tiny_classifier, config=None):
-    config = config or HyperLoraConfig(r=4, target_modules=["query", "value"], task_type="SEQ_CLS")
+    config = config or HyperLoraConfig(r=4, target_modules=["query", "value"], task_type="SEQ_CLS", seed=0)
     return prepare_for_trainer(get_peft_model(tiny_classifier(num_labels=2), config))
 
 

@@ -180,7 +180,13 @@ def test_draws_where_the_loss_is_elsewhere(tmp_path, tiny_classifier):
     from peft_calib import BayesianLoraConfig, predict
 
     config = BayesianLoraConfig(
-        r=4, lora_alpha=400, target_modules=["query", "value"], num_train_examples=9, init_sd=0.5, max_sd=1.0
+        r=4,
+        lora_alpha=400,
+        target_modules=["query", "value"],
+        num_train_examples=9,
+        init_sd=0.5,
+        max_sd=1.0,
+        sample_seed=0,
     )
     adapted = get_peft_model(tiny_classifier(), config)
     ids = torch.tensor(rows()["input_ids"][:])
@@ -190,7 +196,7 @@ def test_draws_where_the_loss_is_elsewhere(tmp_path, tiny_classifier):
         callback = CalibrationCallback(diagram=False, num_samples=2, seed=3)
         metrics = make(tmp_path, trainer="labels popped", wiring=wiring, callback=callback, found=adapted).evaluate()
         assert metrics["eval_sample_nll"] == pytest.approx(wanted, abs=1e-5)
-        assert metrics["eval_nll"] != pytest.approx(wanted, abs=1e-4)
+        assert metrics["eval_nll"] != pytest.approx(wanted, abs=1e-6)
 
 
 def test_label_columns_of_other_names(tmp_path):

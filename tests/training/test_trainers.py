@@ -18,7 +18,7 @@ from peft_calib.trainer_callbacks import RegularizedLossMixin, RegularizerSchedu
 from peft_calib.tuners.holder import FactorHolder
 
 CONFIGS = {"hyper": HyperLoraConfig, "bayesian": BayesianLoraConfig, "curve": CurveLoraConfig}
-KL = dict(num_train_examples=3, prior_mean="zero")
+KL = dict(num_train_examples=3, prior_mean="zero", sample_seed=0)
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
