@@ -27,6 +27,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from peft_calib import prepare_for_trainer
 from peft_calib.prediction import Prediction, predict
+from peft_calib.runs.limits import position_limit
 
 from ..console import own_random_state
 from .data import TextData
@@ -43,7 +44,7 @@ class TrainingSettings:
         epochs: passes over the training rows.
         learning_rate: of AdamW, with a linear decay.
         batch_size: rows per optimiser step.
-        max_length: tokens a text is cut to.
+        max_length: tokens a text is cut to; fewer where the model has positions for fewer only.
         seed: of the classification head, the adapter and the order of the rows.
     """
 
@@ -112,6 +113,9 @@ def train_adapter(
         if tokenizer.pad_token is None:  # decoders: any token serves, padding is masked
             tokenizer.pad_token = tokenizer.eos_token
         base.config.pad_token_id = tokenizer.pad_token_id
+        limit = position_limit(base.config, tokenizer, settings.max_length)
+        if limit is not None:  # the tokenizer carries it to every later prediction
+            tokenizer.model_max_length = limit
         model = get_peft_model(base, config)
         prepare_for_trainer(model)
         encode = _encoder(tokenizer, settings.max_length)
@@ -227,8 +231,10 @@ def _sorted_batches(
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Callable[[Dataset], Dataset]:
+    length = min(max_length, tokenizer.model_max_length)
+
     def encode(batch: dict[str, list]) -> dict[str, list]:
-        return dict(tokenizer(batch["text"], batch.get("text_pair"), truncation=True, max_length=max_length))
+        return dict(tokenizer(batch["text"], batch.get("text_pair"), truncation=True, max_length=length))
 
     def apply(rows: Dataset) -> Dataset:
         texts = [name for name in ("text", "text_pair") if name in rows.column_names]

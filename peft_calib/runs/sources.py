@@ -74,10 +74,8 @@ def read_splits(source: Any, subset: str | None = None, form: FileFormat | None 
         return _in_memory(source)
     path = Path(source)
     suffix = _suffix(path)
-    if path.is_dir() and subset is None:
-        return _folder(path, form)
     if path.is_dir():
-        return load_dataset(str(source), subset)
+        return _folder(path, form) if subset is None else load_dataset(str(source), subset)
     if suffix not in READERS and not path.exists():
         return load_dataset(str(source), subset)
     if not path.exists():

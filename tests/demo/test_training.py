@@ -121,3 +121,12 @@ def test_without_the_demo_extra(monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"peft-calib\[demo\]"):
         embedded_model()
+
+
+def test_texts_are_cut_to_the_positions_of_the_model(data, tmp_path, tiny_model_folder, tiny_classifier):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    tokenizer.save_pretrained(tmp_path / "short")
+    tiny_classifier(vocab_size=len(tokenizer), max_position_embeddings=6).save_pretrained(tmp_path / "short")
+    settings = TrainingSettings(model=str(tmp_path / "short"), epochs=1, batch_size=32)
+    fitted = train_adapter(LoraConfig(task_type="SEQ_CLS", r=2), data, settings, tmp_path / "out")
+    assert predict_logits(fitted.model, fitted.tokenizer, data.test, settings).shape == (32, 2)
