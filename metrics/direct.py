@@ -7,13 +7,43 @@ from typing import Any
 
 import evaluate
 
+from peft_calib.calibration.answers import refuse_class_ids
+from peft_calib.calibration.inputs import as_numpy
+
 
 class DirectMetric(evaluate.Metric):
-    """A metric whose one-call `compute` takes arrays as they are; Arrow copies them at a thousand times the cost."""
+    """A metric whose one-call `compute` takes arrays as they are; Arrow copies them at a thousand times the cost.
+
+    Rows that are added one by one or by batches do go through Arrow, which casts class ids to floats: what they were
+    is looked at before, and refused in `compute`, which is told what they stand for (an uncertainty may be whole).
+    """
+
+    _class_ids: Exception | None = None
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
         """As `evaluate.Metric.compute`, but arrays given in this one call are not copied into Arrow."""
+        ids, self._class_ids = self._class_ids, None
+        if ids is not None and kwargs.get("input") != "uncertainty":
+            raise ids
         direct = predictions is not None and references is not None and self.writer is None and self.num_process == 1
         if direct:
             return self._compute(predictions, references, **kwargs)
         return super().compute(predictions=predictions, references=references, **kwargs)
+
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
+        """As `evaluate.Metric.add_batch`; class ids are noticed before Arrow casts them."""
+        if predictions is not None:
+            self._notice(predictions)
+        super().add_batch(predictions=predictions, references=references, **kwargs)
+
+    def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
+        """As `evaluate.Metric.add`; class ids are noticed before Arrow casts them."""
+        if prediction is not None:
+            self._notice([prediction])
+        super().add(prediction=prediction, reference=reference, **kwargs)
+
+    def _notice(self, predictions: Any) -> None:
+        try:
+            refuse_class_ids(as_numpy(predictions))
+        except (TypeError, ValueError) as error:
+            self._class_ids = self._class_ids or error

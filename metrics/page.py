@@ -7,6 +7,7 @@ import csv
 import html
 import io
 import json
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -71,10 +72,10 @@ def safely(measure: Measure, text: str, path: str | None, settings: dict[str, An
         try:
             predictions, references = read_rows(path) if path else parse_rows(text)
             heading, body = measure(predictions, references, settings)
-        except (ValueError, TypeError) as error:
-            return f"### This cannot be measured\n\n{html.escape(str(error), quote=False)}", ""
-    notes = [f"\n\n**Note.** {note.message}" for note in caught if note.category is UserWarning]
-    return heading + "".join(notes), body
+        except (ValueError, TypeError, ArithmeticError, LookupError, MemoryError, csv.Error, RecursionError) as error:
+            return f"### This cannot be measured\n\n{html.escape(_reason(error), quote=False)}", ""
+    notes = [str(note.message) for note in caught if note.category is UserWarning]
+    return heading + "".join(f"\n\n**Note.** {html.escape(note, quote=False)}" for note in notes), body
 
 
 def framed(page: str, height: int = 1500) -> str:
@@ -130,10 +131,23 @@ def build_page(
     return page
 
 
+def _reason(error: Exception) -> str:
+    """What was wrong, also where the exception says nothing to a reader."""
+    if isinstance(error, RecursionError):
+        return "The JSON is nested too deeply: predictions are rows of numbers, or rows of draws."
+    if isinstance(error, MemoryError):
+        return "There is not enough memory for so many rows, classes or bins."
+    return str(error) or type(error).__name__
+
+
 def _parse_json(text: str) -> tuple[Any, Any]:
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except RecursionError as error:
+        raise ValueError(
+            "The JSON is nested too deeply: predictions are rows of numbers, or rows of draws."
+        ) from error
+    except ValueError as error:  # JSONDecodeError, and whole numbers of thousands of digits
         raise ValueError(f"This is not valid JSON: {error}.") from error
     if not isinstance(values, dict) or {"predictions", "references"} - set(values):
         raise ValueError('JSON must be an object with the keys "predictions" and "references".')
@@ -141,11 +155,11 @@ def _parse_json(text: str) -> tuple[Any, Any]:
 
 
 def _parse_csv(text: str) -> tuple[Any, Any]:
-    lines = [
-        (number, row)
-        for number, row in enumerate(csv.reader(io.StringIO(text)), start=1)
-        if any(c.strip() for c in row)
-    ]
+    reader = csv.reader(io.StringIO(text))
+    try:
+        lines = [(reader.line_num, row) for row in reader if any(c.strip() for c in row)]
+    except csv.Error as error:
+        raise ValueError(f"Line {reader.line_num} cannot be read as CSV: {error}.") from error
     if lines and not _is_number(lines[0][1][-1]):
         lines = lines[1:]
     if not lines:
@@ -161,7 +175,7 @@ def _parse_csv(text: str) -> tuple[Any, Any]:
             *numbers, label = [float(cell) for cell in row]
         except ValueError as error:
             raise ValueError(f"Line {number} holds something that is not a number: {','.join(row)[:80]}") from error
-        if label != int(label):
+        if not math.isfinite(label) or label != int(label):
             raise ValueError(f"Line {number}: the last column is the label and must be a whole number, got {row[-1]}.")
         predictions.append(numbers[0] if width == 2 else numbers)
         references.append(int(label))

@@ -91,6 +91,7 @@ class Comparison:
         """The verdict and a table."""
         a, b = self.names
         level = f"{self.settings['confidence_level']:.0%}"
+        a, b = (name.replace("|", "\\|").replace("\n", " ") for name in (a, b))  # a name must not end its cell
         lines = [self.verdict, "", f"| score | {a} | {b} | difference | {level} interval | p | better |"]
         lines.append("|---|---:|---:|---:|---:|---:|---|")
         for d in self.differences:

@@ -13,6 +13,7 @@ from peft_calib.calibration.answers import log_probabilities, refuse_class_ids, 
 INPUT_KINDS = ("probabilities", "logits")
 SUM_TOLERANCE = 1e-3
 _HALF = (torch.float16, torch.bfloat16)
+MOST_BINS = 10_000
 
 
 class Rows(NamedTuple):
@@ -192,9 +193,14 @@ def _check_kind(input: str) -> None:
 
 
 def check_num_bins(num_bins: int) -> int:
-    """Returns `num_bins` if it is an integer of at least one, and raises ValueError otherwise."""
+    """Returns `num_bins` if it is an integer from 1 to `MOST_BINS`, and raises ValueError otherwise."""
     if isinstance(num_bins, bool) or not isinstance(num_bins, (int, np.integer)) or num_bins < 1:
         raise ValueError(f"`num_bins` must be an integer of at least 1, got {num_bins!r}.")
+    if num_bins > MOST_BINS:
+        raise ValueError(
+            f"`num_bins` must be at most {MOST_BINS:,}, got {num_bins:,}: bins of a row each measure noise, and every "
+            "resample keeps all of them."
+        )
     return int(num_bins)
 
 

@@ -54,6 +54,20 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def as_written(text: Any) -> str:
+    r"""Text for matplotlib, which would read what stands between two dollar signs as mathematics.
+
+    Names of classes and models come from users' data, `US$ < $5`; with a backslash before it a dollar sign is drawn as
+    it is. A legend also leaves out names that begin with `_`, hence the blank before those.
+
+    Example:
+        >>> print(as_written("US$ < $5"))
+        US\$ < \$5
+    """
+    escaped = str(text).replace("$", r"\$")
+    return " " + escaped if escaped.startswith("_") else escaped
+
+
 def reliability_diagram(
     probabilities: Any,
     labels: Any,
@@ -105,7 +119,7 @@ def reliability_figure(bins: BinStatistics, *, confidence_level: float = 0.95, t
     draw_histogram(lower, bins)
     lower.set_xlabel("confidence")
     if title:
-        figure.suptitle(title, fontsize=13)
+        figure.suptitle(as_written(title), fontsize=13)
     return figure
 
 
@@ -174,6 +188,9 @@ def classwise_figure(
     max_classes: int = 16,
 ) -> Figure:
     """The per-class grid of `(C, B)` statistics at hand."""
+    names = None if class_names is None else list(class_names)
+    if names and len(names) != len(bins.counts):
+        raise ValueError(f"There are {len(bins.counts)} classes, but {len(names)} `class_names`.")
     errors = np.array([calibration_error(bins[k]) for k in range(len(bins.counts))])
     shown = np.sort(np.argsort(-errors, kind="stable")[:max_classes])
     columns = int(np.ceil(np.sqrt(len(shown))))
@@ -184,7 +201,7 @@ def classwise_figure(
         axes.set_visible(False)
     for axes, k in zip(grid.flat, shown, strict=False):
         draw_reliability(axes, bins[k], confidence_level, fontsize=8)
-        axes.set_title(class_names[k] if class_names else f"class {k}", fontsize=10)
+        axes.set_title(as_written(names[k]) if names else f"class {k}", fontsize=10)
     figure.supxlabel("probability of the class")
     figure.supylabel("frequency of the class")
     return figure
@@ -213,7 +230,12 @@ def risk_coverage_diagram(
         coverage, risk = risk_coverage_curve(ranking)
         style = LINE_STYLES[i % len(LINE_STYLES)]
         axes.plot(
-            coverage, risk, style, color=CYCLE[i % len(CYCLE)], lw=2.2, label=f"{name}: AURC {aurc(ranking):.3f}"
+            coverage,
+            risk,
+            style,
+            color=CYCLE[i % len(CYCLE)],
+            lw=2.2,
+            label=f"{as_written(name)}: AURC {aurc(ranking):.3f}",
         )
         # The first few rows are all noise; they must not set the scale.
         highest = max(highest, float(risk[coverage >= min(0.05, coverage[-1])].max()), ranking.error_rate)

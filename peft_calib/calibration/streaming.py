@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from peft_calib.calibration import scores
+from peft_calib.calibration.answers import unwrapped
 from peft_calib.calibration.bins import CHUNK, equal_mass_bins, top_label
 from peft_calib.calibration.inputs import Rows, as_numpy, as_rows, check_num_bins
 from peft_calib.calibration.panel import (
@@ -96,7 +97,7 @@ class CalibrationAccumulator:
         return 0 if self.num_classes is None else self._sums.num_rows
 
     def update(self, predictions: Any, labels: Any, mask: Any = None) -> None:
-        """Adds a batch; an all-masked batch adds nothing.
+        """Adds a batch; one without rows, or with every row masked, adds nothing.
 
         Args:
             predictions: as for `calibration_report`.
@@ -108,6 +109,7 @@ class CalibrationAccumulator:
             TypeError: for input of a wrong type.
         """
         if _nothing_left(labels, mask, self.ignore_index):
+            _check_nothing(predictions, labels, self.num_classes)
             return
         plain = self._plain(predictions, labels, mask)
         batch = TopLabelSums(self.num_bins)
@@ -123,7 +125,7 @@ class CalibrationAccumulator:
         """Arrays that need no preparation, their values unchecked; None for all others."""
         if self.input != "probabilities" or mask is not None or self._drops_a_class:
             return None
-        p, y = as_numpy(predictions), as_numpy(labels, "labels")
+        p, y = as_numpy(unwrapped(predictions)), as_numpy(labels, "labels")
         simple = (
             p.ndim == 2 and p.dtype in (np.float32, np.float64) and y.shape == p.shape[:1] and y.dtype.kind in "iu"
         )
@@ -340,9 +342,11 @@ def _concatenated(kept: list[Rows]) -> Rows:
 
 
 def _nothing_left(labels: Any, mask: Any, ignore_index: int | None) -> bool:
-    """Whether a batch with rows has none left once masked: normal at the end of an evaluation, not an error."""
+    """Whether a batch has no row, or none once masked: normal in an evaluation, not an error."""
     target = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
-    if target.size == 0 or (mask is None and (ignore_index is None or target.reshape(-1)[0] != ignore_index)):
+    if target.size == 0:
+        return True
+    if mask is None and (ignore_index is None or target.reshape(-1)[0] != ignore_index):
         return False
     keep = np.ones(target.shape, bool) if ignore_index is None else target != ignore_index
     if mask is not None:
@@ -351,3 +355,16 @@ def _nothing_left(labels: Any, mask: Any, ignore_index: int | None) -> bool:
             return False
         keep &= chosen.astype(bool)
     return not keep.any()
+
+
+def _check_nothing(predictions: Any, labels: Any, num_classes: int | None) -> None:
+    """Raises ValueError for a batch without rows whose shape belongs to another stream."""
+    shape = np.shape(as_numpy(unwrapped(predictions)))
+    rows = np.shape(as_numpy(labels, "labels"))
+    if 0 not in rows:
+        return  # rows that are all masked; what they predict was never looked at
+    if 0 not in shape[:1] and 0 not in shape:
+        raise ValueError(f"predictions have {shape[0]} rows but there are 0 labels; they must be paired one to one.")
+    known = num_classes is not None and len(shape) == len(rows) + 1 and shape[-1] > 0
+    if known and shape[-1] != num_classes:
+        raise ValueError(f"This accumulator has seen {num_classes} classes; the batch has {shape[-1]}.")
