@@ -72,7 +72,7 @@ MODELS: dict[str, Draw] = {
 }
 
 
-def truth(draw: Draw, num_rows: int = 400_000) -> dict[str, float]:
+def truth(draw: Draw, num_rows: int = 300_000) -> dict[str, float]:
     """The population's scores."""
     rows = Rows(*draw(np.random.default_rng(12345), num_rows))
     values = compute_panel(rows, 15)

@@ -67,7 +67,10 @@ def wilson_interval(hits: np.ndarray, counts: np.ndarray, confidence_level: floa
     frequency = hits / counts
     centre = (frequency + 0.5 * z**2 / counts) / (1.0 + z**2 / counts)
     half = z / (1.0 + z**2 / counts) * np.sqrt(frequency * (1.0 - frequency) / counts + 0.25 * z**2 / counts**2)
-    return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
+    # At 0 and 1 the ends are exact; rounding would leave them an ulp inside.
+    low = np.where(hits <= 0, np.where(counts > 0, 0.0, np.nan), np.maximum(centre - half, 0.0))
+    high = np.where(hits >= counts, 1.0, np.minimum(centre + half, 1.0))
+    return low, high
 
 
 def consistency_band(

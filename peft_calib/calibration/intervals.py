@@ -8,7 +8,9 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from peft_calib.calibration.bands import normal_cdf, normal_quantile
+from peft_calib.calibration.bands import normal_cdf, normal_quantile, student_quantile, wilson_interval
+from peft_calib.calibration.bins import top_label
+from peft_calib.calibration.folded import folded_interval
 from peft_calib.calibration.inputs import Rows
 from peft_calib.calibration.panel import CALIBRATION_ERRORS, KEYS
 from peft_calib.calibration.replicate_bins import ClassSums, RowSums, SmoothSums, TopSums
@@ -29,6 +31,10 @@ class Family(Protocol):
 FAMILIES: tuple[type[Family], ...] = (RowSums, TopSums, SmoothSums, ClassSums, AreaSums, PrecisionSums, DriftSums)
 METHODS = ("percentile", "bca")
 JACKKNIFE_GROUPS = 100
+# Beyond it a quantile is the smallest or largest resample anyway, and its normal deviate no longer finite.
+SMALLEST_TAIL = 1e-6
+# Scores of how errors are ranked.
+RANKED = frozenset({"error_auroc", "error_aupr", "success_aupr", "aurc", "e_aurc", "augrc"})
 
 
 class Band(NamedTuple):
@@ -57,10 +63,15 @@ def bootstrap_intervals(
     method: str = "bca",
     scores: Sequence[str] = KEYS,
 ) -> dict[str, tuple[float, float]]:
-    """Bootstrap interval of every score, all from the same resampled rows.
+    """Interval of every score, all from the same resampled rows.
 
+    Scores that fold at zero, calibration errors above all, get theirs by inverting a test (see `folded`), and
+    accuracy, a share, gets Wilson's, which does not end where nothing was seen to go wrong. For the others
     `"percentile"` takes quantiles of the resampled scores. `"bca"` (Efron, 1987) shifts the quantiles for bias and
-    skewness, with the acceleration from a jackknife that leaves out one of 100 random groups of rows at a time.
+    skewness, with the acceleration from a jackknife that leaves out one of 100 random groups of rows at a time. Both
+    widen the tails as Student's quantile is wider than the normal one. Rankings of errors live by the rarer of right
+    and wrong rows: there Student's quantile is that of so many rows, and the shifted quantiles never shorten the
+    interval.
 
     Args:
         rows: checked rows.
@@ -68,7 +79,7 @@ def bootstrap_intervals(
         confidence_level: share of the distribution inside the interval.
         num_resamples: resamples of N rows with replacement.
         seed: of the private generator.
-        method: `"percentile"` or `"bca"`.
+        method: `"percentile"` or `"bca"`, for scores that do not fold.
         scores: keys of the panel; fewer cost less.
 
     Returns:
@@ -79,22 +90,61 @@ def bootstrap_intervals(
     """
     if method not in METHODS:
         raise ValueError(f"`interval_method` must be one of {METHODS}, got {method!r}.")
-    draws = bootstrap_draws(rows, num_bins=num_bins, num_resamples=num_resamples, seed=seed, scores=scores)
+    check_num_resamples(num_resamples)
     tail = 0.5 * (1.0 - confidence_level)
-    levels = dict.fromkeys(draws, (tail, 1.0 - tail))
-    if method == "bca" and len(rows.labels) > 1:
-        levels = _bca_levels(rows, num_bins, draws, tail, seed)
-    return {key: _quantiles(values, levels[key]) for key, values in draws.items()}
+    sums, draws = _resampled(rows, num_bins, num_resamples, seed, scores)
+    intervals = {}
+    for family in sums:
+        if hasattr(family, "folded"):
+            found = {key: item for key, item in family.folded().items() if key in draws}
+            intervals |= {key: folded_interval(item, tail) for key, item in found.items()}
+    if "brier_uncertainty" in intervals:
+        low, high = intervals["brier_uncertainty"]
+        most = 1.0 - 1.0 / rows.num_classes
+        intervals["brier_uncertainty"] = (max(most - high, 0.0), most - low)
+    others = {key: values[:-1] for key, values in draws.items() if key not in intervals}
+    intervals |= _unfolded(rows, num_bins, others, tail, seed, method)
+    if "accuracy" in draws:
+        right = np.array([draws["accuracy"][-1] * len(rows.labels)])
+        ends = wilson_interval(np.rint(right), np.array([len(rows.labels)]), confidence_level)
+        intervals["accuracy"] = float(ends[0][0]), float(ends[1][0])
+    return {key: intervals[key] for key in draws}
+
+
+def _unfolded(
+    rows: Rows, num_bins: int, draws: dict[str, np.ndarray], tail: float, seed: int, method: str
+) -> dict[str, tuple[float, float]]:
+    """Quantiles of the resampled scores."""
+    wrong = int((top_label(rows.probabilities)[1] != rows.labels).sum())
+    size = len(rows.labels)
+    rarer = min(wrong, size - wrong)
+    ranked = {key: key in RANKED for key in draws}
+    tails = {key: _student_tail(tail, rarer if ranked[key] and rarer > 1 else size) for key in draws}
+    intervals = {key: _quantiles(values, (tails[key], 1.0 - tails[key])) for key, values in draws.items()}
+    if method != "bca" or size < 2 or not draws:
+        return intervals
+    for key, levels in _bca_levels(rows, num_bins, draws, tails, seed).items():
+        low, high = _quantiles(draws[key], levels)
+        plain = intervals[key] if ranked[key] else (low, high)
+        intervals[key] = min(plain[0], low), max(plain[1], high)
+    return intervals
+
+
+def _student_tail(tail: float, num_rows: int) -> float:
+    """The tail of the normal distribution beyond Student's quantile, as far out as a mean of few rows may lie."""
+    if num_rows < 2:
+        return tail
+    reach = student_quantile(1.0 - tail, num_rows - 1) * np.sqrt(num_rows / (num_rows - 1.0))
+    return max(float(normal_cdf(np.array(-reach))), SMALLEST_TAIL)
 
 
 def down_to_zero(
     intervals: Mapping[str, tuple[float, float]], scores: Mapping[str, float], floor: NoiseFloor
 ) -> dict[str, tuple[float, float]]:
-    """Lets the intervals of calibration errors begin at 0 where the data cannot tell the error from none.
+    """Holds the intervals of calibration errors against the noise floor.
 
-    A resample of a calibrated model is never calibrated, so its bootstrap distribution of ECE keeps away from the
-    true value, 0. But that value is rejected only if the score exceeds the noise band; otherwise it belongs to the
-    interval.
+    They begin at 0 where the score lies inside the noise band, as the data then cannot tell the error from none; and
+    they reach at least to the mean of that band, because an error of its size cannot be told from none either.
 
     Args:
         intervals: from `bootstrap_intervals`.
@@ -104,10 +154,11 @@ def down_to_zero(
     Returns:
         The intervals.
     """
-    return {
-        key: (0.0, high) if key in CALIBRATION_ERRORS and scores[key] <= floor[key].high else (low, high)
-        for key, (low, high) in intervals.items()
-    }
+    held = dict(intervals)
+    for key in CALIBRATION_ERRORS & set(intervals):
+        low, high = intervals[key]
+        held[key] = (0.0 if scores[key] <= floor[key].high else low, max(high, floor[key].mean))
+    return held
 
 
 def bootstrap_draws(
@@ -124,12 +175,20 @@ def bootstrap_draws(
     pairs them.
     """
     check_num_resamples(num_resamples)
+    return {key: values[:-1] for key, values in _resampled(rows, num_bins, num_resamples, seed, scores)[1].items()}
+
+
+def _resampled(
+    rows: Rows, num_bins: int, num_resamples: int, seed: int, scores: Sequence[str]
+) -> tuple[list[Family], dict[str, np.ndarray]]:
+    """Sums and scores of the resamples and, in a last column, of the rows at hand, by the same arithmetic."""
     families, design = _families(rows, num_bins, scores)
     counts = bootstrap_counts(np.random.default_rng([seed, 0]), design.num_rows, num_resamples)
-    total = np.full(num_resamples, design.num_rows)
-    return _weighted_scores(
-        design, total, (counts[design.order[block]] for block in design.blocks()), families, scores
-    )
+    counts = np.concatenate([counts, np.ones((design.num_rows, 1), counts.dtype)], axis=1)
+    total = np.full(num_resamples + 1, design.num_rows)
+    weights = (counts[design.order[block]] for block in design.blocks())
+    sums = _weighted_sums(design, total, weights, families)
+    return sums, _collected(sums, scores)
 
 
 def noise_floor(
@@ -226,6 +285,12 @@ def _weighted_scores(
     families: list[type[Family]],
     scores: Sequence[str],
 ) -> dict[str, np.ndarray]:
+    return _collected(_weighted_sums(design, total, weights, families), scores)
+
+
+def _weighted_sums(
+    design: Design, total: np.ndarray, weights: Iterable[np.ndarray], families: list[type[Family]]
+) -> list[Family]:
     sums = [family(design, total) for family in families]
     right = (design.predicted == design.labels).astype(np.float32)[:, None]
     for block, counts in zip(design.blocks(), weights, strict=True):
@@ -233,7 +298,7 @@ def _weighted_scores(
         batch = Batch(block, weight, weight * right[block], None)
         for family in sums:
             family.add(batch)
-    return _collected(sums, scores)
+    return sums
 
 
 def _collected(sums: Sequence[Family], scores: Sequence[str]) -> dict[str, np.ndarray]:
@@ -242,7 +307,7 @@ def _collected(sums: Sequence[Family], scores: Sequence[str]) -> dict[str, np.nd
 
 
 def _bca_levels(
-    rows: Rows, num_bins: int, draws: dict[str, np.ndarray], tail: float, seed: int
+    rows: Rows, num_bins: int, draws: dict[str, np.ndarray], tails: dict[str, float], seed: int
 ) -> dict[str, tuple[float, float]]:
     """BCa levels of each score, the acceleration from leaving out one of 100 random groups of rows at a time."""
     families, design = _families(rows, num_bins, tuple(draws))
@@ -252,7 +317,7 @@ def _bca_levels(
     total = design.num_rows - np.append(np.bincount(member, minlength=groups), 0)
     weights = (member[design.order[block], None] != np.arange(groups + 1) for block in design.blocks())
     scores = _weighted_scores(design, total, weights, families, tuple(draws))
-    return {key: bca_level(draws[key], float(scores[key][-1]), scores[key][:-1], tail) for key in draws}
+    return {key: bca_level(draws[key], float(scores[key][-1]), scores[key][:-1], tails[key]) for key in draws}
 
 
 def bca_level(draws: np.ndarray, point: float, left_out: np.ndarray, tail: float) -> tuple[float, float]:
@@ -276,7 +341,10 @@ def bca_level(draws: np.ndarray, point: float, left_out: np.ndarray, tail: float
     spread = (deviation**2).sum()
     acceleration = (deviation**3).sum() / (6.0 * spread**1.5) if spread > 0 else 0.0
     z = bias + np.array([normal_quantile(tail), normal_quantile(1.0 - tail)])
-    low, high = normal_cdf(bias + z / (1.0 - acceleration * z))
+    stretch = 1.0 - acceleration * z
+    if (stretch <= 0.0).any():  # too skewed for the formula, whose quantiles would change places
+        return tail, 1.0 - tail
+    low, high = normal_cdf(bias + z / stretch)
     return float(low), float(high)
 
 

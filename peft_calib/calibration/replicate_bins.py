@@ -7,14 +7,16 @@ Monte-Carlo error they are used for.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from peft_calib.calibration.bins import uniform_index
+from peft_calib.calibration.folded import Folded, Score, absolute, squares, widened
 from peft_calib.calibration.panel import row_entropy
 from peft_calib.calibration.replicates import Batch, Design
 from peft_calib.calibration.scores import SMALLEST_PROBABILITY
-from peft_calib.calibration.smooth import smooth_error_of_grid
+from peft_calib.calibration.smooth import SMALLEST_BANDWIDTH, cosine_series, smooth_error_of_grid, smoothed
 
 GRID = 512
 
@@ -73,10 +75,12 @@ class TopSums:
         self.design, self.total = design, total
         self.counts = np.zeros((design.num_bins, len(total)))
         self.confidence, self.hits = np.zeros((2, 2 * design.num_bins, len(total)))
+        self.variance = np.zeros(2 * design.num_bins)
 
     def add(self, batch: Batch) -> None:
         bins = self.design.num_bins
         shares = self.design.top_shares(batch.rows)
+        self.variance += bernoulli(self.design.confidence[batch.rows]) @ shares
         weighted = shares * self.design.confidence[batch.rows, None].astype(np.float32)
         sums = np.concatenate([shares[:, :bins], weighted], axis=1).T @ batch.weights
         self.counts += sums[:bins]
@@ -101,6 +105,40 @@ class TopSums:
             "confidence_gap": weighted.sum(axis=0),
         }
 
+    def folded(self) -> dict[str, Folded]:
+        """The scores that fold at zero; the last replicate is the rows at hand."""
+        bins, gap = self.design.num_bins, (self.confidence - self.hits) / self.total
+        moved, errors = widened(gap[:, :-1] - gap[:, -1:], np.sqrt(self.variance) / self.total[-1])
+        share = self.counts[:, -1] / self.total[-1]
+        inverse = np.divide(1.0, share, out=np.zeros(bins), where=share > 1e-12)
+        filled = inverse > 0.0
+        frequency = ratio(self.hits[:bins, -1], self.counts[:, -1])
+        counts = self.counts[:, -1]
+        noise = np.where(counts >= 2, share * frequency * (1.0 - frequency) / np.maximum(counts - 1.0, 1.0), 0.0).sum()
+        # A row alone in its bin has no part in the debiased score.
+        several, mean = np.where(counts >= 2, inverse, 0.0), inverse[:, None] / filled.sum()
+
+        def of(cells: slice, score: Score, truth: Score | None = None, side: int = 0) -> Folded:
+            point = gap[cells, -1]
+            observed = float(score(point[:, None])[0])
+            return Folded(point, errors[cells], moved[cells], score, observed, truth or score, side=side)
+
+        uniform, mass = slice(0, bins), slice(bins, None)
+        return {
+            "ece": of(uniform, absolute()),
+            "ace": of(mass, absolute()),
+            "mce": of(uniform, lambda gaps: (np.abs(gaps) * inverse[:, None]).max(axis=0)),
+            "average_gap": of(uniform, lambda gaps: (np.abs(gaps) * mean).sum(axis=0)),
+            "rmsce": of(uniform, lambda gaps: np.sqrt(squares(inverse)(gaps))),
+            "rmsce_debiased": of(
+                uniform,
+                lambda gaps: np.sqrt(np.maximum(squares(several)(gaps) - noise, 0.0)),
+                lambda gaps: np.sqrt(squares(inverse)(gaps)),
+            ),
+            "overconfidence": of(uniform, lambda gaps: np.maximum(gaps, 0.0).sum(axis=0), side=1),
+            "underconfidence": of(uniform, lambda gaps: np.maximum(-gaps, 0.0).sum(axis=0), side=-1),
+        }
+
 
 class SmoothSums:
     """Smooth ECE, over a grid of residuals; rows come in order of confidence, so each cell is a run of them."""
@@ -111,15 +149,76 @@ class SmoothSums:
         self.design, self.total = design, total
         self.index = np.minimum((design.confidence * GRID).astype(np.int64), GRID - 1)
         self.grid = np.zeros((GRID, len(total)))
+        self.mass, self.variance = np.zeros((2, GRID))
 
     def add(self, batch: Batch) -> None:
         index = self.index[batch.rows]
+        self.mass += np.bincount(index, minlength=GRID)
+        spread = bernoulli(self.design.confidence[batch.rows])
+        self.variance += np.bincount(index, weights=spread, minlength=GRID)
         residuals = batch.correct - batch.weights * self.design.confidence[batch.rows, None].astype(np.float32)
         cells = np.arange(index.min(), index.max() + 1)
         self.grid[cells] += (cells[:, None] == index).astype(np.float32) @ residuals
 
     def scores(self) -> dict[str, np.ndarray]:
         return {"smooth_ece": smooth_error_of_grid((self.grid / self.total).T, iterations=10)}
+
+    def folded(self) -> dict[str, Folded]:
+        """Smooth ECE: a truth has one gap a uniform bin, spread over its cells.
+
+        The score of a sample is at most `s` exactly if the error smoothed with bandwidth `s` is: samples are compared
+        at the observed bandwidth alone, where smoothing is linear.
+        """
+        grid = self.grid / self.total
+        observed = float(smooth_error_of_grid(grid[:, -1:].T, iterations=14)[0])
+        centres = (np.arange(GRID) + 0.5) / GRID
+        cells = coarse_cells(uniform_index(centres, self.design.num_bins), self.mass)
+        gaps = cells.sum_up(grid[:, -1])
+        moved = cells.widened(grid[:, :-1] - grid[:, -1:], np.sqrt(cells.sum_up(self.variance)) / self.total[-1])
+        bandwidth = max(observed, SMALLEST_BANDWIDTH)
+
+        def smooth(values: np.ndarray) -> np.ndarray:
+            return smoothed(cosine_series(values.T), np.full(values.shape[1], bandwidth)).T
+
+        pattern = smooth(cells.pattern)
+        score = absolute()
+        at_hand = float(score(smooth(grid[:, -1:]))[0])
+        return {
+            "smooth_ece": Folded(
+                gaps, cells.sum_up(moved).std(axis=1), smooth(moved), score, at_hand,
+                lambda gaps: smooth_error_of_grid((cells.pattern @ gaps).T, iterations=14),
+                lambda gaps: pattern @ gaps,
+            )
+        }  # fmt: skip
+
+
+class Cells(NamedTuple):
+    """Cells of the confidence axis, each in one of some coarser bins.
+
+    Attributes:
+        member: `(M, N)` which bin a cell lies in.
+        pattern: `(N, M)` share of its bin's rows in each cell.
+    """
+
+    member: np.ndarray
+    pattern: np.ndarray
+
+    def sum_up(self, values: np.ndarray) -> np.ndarray:
+        """Sums over the cells of each bin."""
+        return self.member @ values
+
+    def widened(self, deviations: np.ndarray, least: np.ndarray) -> np.ndarray:
+        """`(N, R)` deviations of cells, those of a bin together no smaller than `(M,)` standard errors."""
+        errors = self.sum_up(deviations).std(axis=1)
+        factor = np.maximum(np.divide(least, errors, out=np.ones(len(errors)), where=errors > 0.0), 1.0)
+        return deviations * (factor @ self.member)[:, None]
+
+
+def coarse_cells(bins: np.ndarray, mass: np.ndarray) -> Cells:
+    """Cells by the bin of each and the rows in each; bins without rows are left out."""
+    kept = np.unique(bins[mass > 0])
+    member = (bins == kept[:, None]).astype(np.float64)
+    return Cells(member, (member * mass / (member @ mass)[:, None]).T)
 
 
 class ClassSums:
@@ -136,6 +235,7 @@ class ClassSums:
         self.pooled = np.zeros((bins, size))
         self.kept = np.zeros((classes, size))
         self.squares, self.of_label = np.zeros((2, size))
+        self.variance, self.pooled_variance = np.zeros((classes, 3 * bins)), np.zeros(bins)
 
     def add(self, batch: Batch) -> None:
         bins, p = self.design.num_bins, self.design.probabilities[batch.rows].astype(np.float32)
@@ -143,6 +243,9 @@ class ClassSums:
         for k in range(self.design.num_classes):
             shares = self.design.class_shares(batch.rows, k)
             column = p[:, k, None]
+            variance = bernoulli(p[:, k]) @ shares
+            self.variance[k] += variance[: 3 * bins]
+            self.pooled_variance += variance[3 * bins :]
             kept = shares[:, 2 * bins : 3 * bins].sum(axis=1, keepdims=True)
             features = np.concatenate([shares[:, :bins], shares[:, : 3 * bins] * column, kept], axis=1)
             sums = features.T @ batch.weights
@@ -170,6 +273,36 @@ class ClassSums:
             **self._brier_parts(),
         }
 
+    def folded(self) -> dict[str, Folded]:
+        """The scores that fold at zero; the last replicate is the rows at hand."""
+        bins, classes, total = self.design.num_bins, self.design.num_classes, self.total
+        gap, least = (self.values - self.hits) / total, np.sqrt(self.variance) / total[-1]
+        kept = np.maximum(self.kept[:, -1], 1e-9) / total[-1]
+        share = self.counts[..., -1] / total[-1]
+        inverse = np.divide(1.0, share, out=np.zeros(share.shape), where=share > 1e-12).reshape(-1)
+        base = self.hits[:, :bins].sum(axis=1) / total
+        above = (self.hits[:, :bins] - base[:, None] * self.counts) / total
+        parts = [slice(i * bins, (i + 1) * bins) for i in range(3)]
+
+        def of(values: np.ndarray, score: Score, noise: np.ndarray) -> Folded:
+            flat = values.reshape(-1, values.shape[-1])
+            moved, errors = widened(flat[:, :-1] - flat[:, -1:], noise.reshape(-1))
+            return Folded(flat[:, -1], errors, moved, score, float(score(flat[:, -1:])[0]), score)
+
+        each = np.full(classes * bins, 1.0 / classes)
+        pooled = self.pooled / np.maximum(self.kept[:, -1].sum(), 1e-9)
+        pooled_noise = np.sqrt(self.pooled_variance) / np.maximum(self.kept[:, -1].sum(), 1e-9)
+        return {
+            "classwise_ece": of(gap[:, parts[0]], absolute(each), least[:, parts[0]]),
+            "ace_classwise": of(gap[:, parts[1]], absolute(each), least[:, parts[1]]),
+            "tace_classwise": of(gap[:, parts[2]], absolute(each / np.repeat(kept, bins)), least[:, parts[2]]),
+            "tace": of(pooled, absolute(), pooled_noise),
+            "brier_reliability": of(gap[:, parts[0]], squares(inverse), least[:, parts[0]]),
+            "brier_resolution": of(above, squares(inverse), np.zeros(above.shape[:2])),
+            # Of the distance from equal frequencies, by which it falls short of 1 - 1/C.
+            "brier_uncertainty": of(base - 1.0 / classes, squares(np.ones(classes)), np.zeros(classes)),
+        }
+
     def _brier_parts(self) -> dict[str, np.ndarray]:
         bins, total = self.design.num_bins, self.total
         counts, hits = self.counts, self.hits[:, :bins]
@@ -185,6 +318,11 @@ class ClassSums:
             "brier_uncertainty": uncertainty,
             "brier_within_bin": brier - (reliability - resolution + uncertainty),
         }
+
+
+def bernoulli(probabilities: np.ndarray) -> np.ndarray:
+    """Variance of an outcome with these probabilities."""
+    return probabilities * (1.0 - probabilities)
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -7,8 +7,14 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from peft_calib.calibration.bins import uniform_index
+from peft_calib.calibration.folded import Folded
+from peft_calib.calibration.replicate_bins import coarse_cells
 from peft_calib.calibration.replicates import Batch, Design
 from peft_calib.calibration.selective import harmonic
+
+# Runs of rows that the drift of replicates is kept at.
+RUNS = 256
 
 
 class Groups(NamedTuple):
@@ -149,10 +155,20 @@ class DriftSums:
         self.design, self.total = design, total
         self.drift = np.zeros(len(total), np.float32)
         self.highest, self.lowest = np.zeros((2, len(total)), np.float32)
+        # Runs of rows, none of which splits a group of ties.
+        ends = np.flatnonzero(design.last_of_group)
+        run = np.minimum(np.arange(design.num_rows) * RUNS // design.num_rows, RUNS - 1)
+        last = ends[np.searchsorted(ends, np.arange(design.num_rows))]
+        self.run = run[last]
+        self.gaps = np.zeros((RUNS, len(total)))
 
     def add(self, batch: Batch) -> None:
         confidence = self.design.confidence[batch.rows, None].astype(np.float32)
-        drift = running(batch.weights * confidence - batch.correct, self.drift)
+        gaps = batch.weights * confidence - batch.correct
+        run = self.run[batch.rows]
+        runs = np.arange(run[0], run[-1] + 1)
+        self.gaps[runs] += (runs[:, None] == run).astype(np.float32) @ gaps
+        drift = running(gaps, self.drift)
         self.drift = drift[-1].copy()
         ends = drift[self.design.last_of_group[batch.rows]]
         if len(ends):
@@ -163,6 +179,29 @@ class DriftSums:
         # The drift is defined from the least confident row upwards; ours ran downwards.
         furthest = np.maximum(np.abs(self.drift - self.lowest), np.abs(self.drift - self.highest))
         return {"ks_error": furthest / self.total}
+
+    def folded(self) -> dict[str, Folded]:
+        """The Kolmogorov-Smirnov error over runs of rows; a truth has one gap a uniform bin."""
+        used = np.unique(self.run)
+        position = np.searchsorted(used, self.run)
+        gap = (self.gaps[used] / self.total)[::-1]  # upwards from the least confident
+        confidence, index = self.design.confidence, len(used) - 1 - position
+        mass = np.bincount(index)
+        middle = np.bincount(index, weights=confidence) / mass
+        variance = np.bincount(index, weights=confidence * (1.0 - confidence))
+        cells = coarse_cells(uniform_index(np.minimum(middle, 1.0), self.design.num_bins), mass)
+        moved = cells.widened(gap[:, :-1] - gap[:, -1:], np.sqrt(cells.sum_up(variance)) / self.total[-1])
+
+        def furthest(gaps: np.ndarray) -> np.ndarray:
+            return np.abs(gaps.cumsum(axis=0)).max(axis=0)
+
+        return {
+            "ks_error": Folded(
+                cells.sum_up(gap[:, -1]), cells.sum_up(moved).std(axis=1), moved, furthest,
+                float(furthest(gap[:, -1:])[0]), lambda gaps: furthest(cells.pattern @ gaps),
+                lambda gaps: cells.pattern @ gaps,
+            )
+        }  # fmt: skip
 
 
 def running(values: np.ndarray, start: np.ndarray) -> np.ndarray:

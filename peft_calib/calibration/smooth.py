@@ -50,6 +50,11 @@ def smoothed_error(series: np.ndarray, bandwidth: np.ndarray) -> np.ndarray:
     Returns:
         `(R,)` errors.
     """
+    return np.abs(smoothed(series, bandwidth)).sum(axis=-1)
+
+
+def smoothed(series: np.ndarray, bandwidth: np.ndarray) -> np.ndarray:
+    """`(R, G)` residuals of each row of `(R, G)` cosine coefficients, smoothed with its bandwidth."""
     size = series.shape[-1]
     kept = min(size, int(6.2 / (np.pi * bandwidth.min())) + 2)
     frequency = np.arange(kept)
@@ -57,7 +62,7 @@ def smoothed_error(series: np.ndarray, bandwidth: np.ndarray) -> np.ndarray:
     damped[:, 0] *= 0.5
     centres = (np.arange(size) + 0.5) / size
     basis = np.cos(np.pi * frequency[:, None] * centres)
-    return np.abs(damped @ basis).sum(axis=-1)
+    return damped @ basis
 
 
 def smooth_error_of_grid(residuals: np.ndarray, iterations: int = 12) -> np.ndarray:
