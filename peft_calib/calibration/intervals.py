@@ -93,7 +93,7 @@ def bootstrap_intervals(
     check_num_resamples(num_resamples)
     tail = 0.5 * (1.0 - confidence_level)
     sums, draws = _resampled(rows, num_bins, num_resamples, seed, scores)
-    intervals = {}
+    intervals: dict[str, tuple[float, float]] = {}
     for family in sums:
         if hasattr(family, "folded"):
             found = {key: item for key, item in family.folded().items() if key in draws}
