@@ -15,7 +15,8 @@ the rows is needed. The interval holds the truths under which the observed score
 
 Where all gaps are clear that is the interval of their sum; where they are not it takes the bias off as far as the
 rows show it. Two refinements of the upper end: a score below the lower quartile of what a perfect model gets is luck,
-and is taken for that quartile; and the quantile of the resampled scores, which noise biases upwards, bounds it too.
+and is taken for that quartile; and the end lies half-way to the quantile of the resampled scores, or on it where that
+is lower. That quantile has the bias twice, the inverted end is a little short, as the gaps it starts from have noise.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def folded_interval(folded: Folded, tail: float) -> tuple[float, float]:
     # No score is biased downwards: what was observed is never below the interval, even where the gaps of bins do not
     # tell all of it, as with labels that change inside a bin.
     start = min(float(folded.truth(folded.moved(low))[0]), folded.observed)
-    end = min(float(folded.truth(folded.moved(high))[0]), float(np.quantile(folded.samples(0.0), 1.0 - tail)))
+    end, resampled = float(folded.truth(folded.moved(high))[0]), float(np.quantile(folded.samples(0.0), 1.0 - tail))
+    end = resampled if resampled < end else 0.5 * (end + resampled)
     return start, max(end, folded.observed if not folded.side else start)
 
 
