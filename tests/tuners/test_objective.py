@@ -207,6 +207,7 @@ def step(classify: bool, kl_weight: float, folder: Path, batch: int, accumulatio
         num_train_examples=10,
         kl_weight=kl_weight,
         prior_mean="zero",
+        sample_seed=0,
         task_type="SEQ_CLS" if classify else "CAUSAL_LM",
     )
     base = family.build(**(STILL if classify else {}))
@@ -285,6 +286,7 @@ def sft_step(kl_weight: float, folder: Path, batch: int, accumulation: int) -> d
         num_train_examples=10,
         kl_weight=kl_weight,
         prior_mean="zero",
+        sample_seed=0,
         task_type="CAUSAL_LM",
     )
     data = Dataset.from_list([{"input_ids": row["input_ids"].tolist()} for row in rows(False)])
@@ -325,7 +327,12 @@ def test_trl_trains_on_the_regulariser(tmp_path):
 def kl_step_like_sft(folder: Path) -> dict[str, torch.Tensor]:
     """-grad of KL / N for the same adapter, without any trainer."""
     config = BayesianLoraConfig(
-        r=2, target_modules=["q_proj", "down_proj"], num_train_examples=10, prior_mean="zero", task_type="CAUSAL_LM"
+        r=2,
+        target_modules=["q_proj", "down_proj"],
+        num_train_examples=10,
+        prior_mean="zero",
+        sample_seed=0,
+        task_type="CAUSAL_LM",
     )
     law = get_peft_model(FAMILIES["llama"].build(), config).double().base_model.get_law()
     (law.kl() / 10).backward()
