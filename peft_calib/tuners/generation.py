@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .factors import Draw, Factors, Law, Perturbation
@@ -243,14 +244,14 @@ class Contents:
     each forward; a training step never asks.
 
     Args:
-        law: The law.
+        law: The law, or a part of it.
     """
 
-    def __init__(self, law: Law) -> None:
+    def __init__(self, law: nn.Module) -> None:
         with torch.no_grad():
             self.tensors = [(t, t.detach().clone()) for t in _tensors(law) if _is_plain(t)]
 
-    def hold(self, law: Law) -> bool:
+    def hold(self, law: nn.Module) -> bool:
         """Whether the law's tensors are what they were."""
         now = [t for t in _tensors(law) if _is_plain(t)]
         if len(now) != len(self.tensors) or any(a is not b for a, (b, _) in zip(now, self.tensors, strict=True)):
@@ -265,16 +266,16 @@ class Contents:
             return not self.tensors or not bool(torch.stack([(t != copy).any() for t, copy in self.tensors]).any())
 
 
-def is_transformed(law: Law) -> bool:
+def is_transformed(law: nn.Module) -> bool:
     """Whether a law's tensors are stand-ins inside a transform of functorch, of which nothing can be kept."""
     return any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in _tensors(law))
 
 
-def _tensors(law: Law) -> list[torch.Tensor]:
+def _tensors(law: nn.Module) -> list[torch.Tensor]:
     return [*law.parameters(), *law.buffers()]
 
 
-def _device(law: Law) -> torch.device:
+def _device(law: nn.Module) -> torch.device:
     return next((t.device for t in (*law.parameters(), *law.buffers())), torch.device("cpu"))
 
 

@@ -70,7 +70,7 @@ def repeat_rows(inputs: Mapping[str, Any], num_samples: int, rows: int) -> dict[
         The inputs of K * B rows.
 
     Raises:
-        ValueError: If a filled key-value cache is among them: its rows cannot be repeated from outside.
+        ValueError: If a key-value cache is among them: its rows cannot be repeated from outside.
 
     Example:
         >>> repeat_rows({"input_ids": torch.tensor([[1], [2]])}, 2, 2)["input_ids"].flatten().tolist()
@@ -84,10 +84,10 @@ def repeat_rows(inputs: Mapping[str, Any], num_samples: int, rows: int) -> dict[
         for name, value in inputs.items()
     }
     cache = inputs.get("past_key_values")
-    if cache is not None and (not hasattr(cache, "get_seq_length") or cache.get_seq_length()):
+    if cache is not None:
         raise ValueError(
-            "The batch carries a filled key-value cache, whose rows belong to one draw each. Pass the whole sequence "
-            "without past_key_values, or use peft_calib.sample_generate."
+            "The batch carries a key-value cache (model.generate passes one), whose rows belong to one draw each. "
+            "Pass the whole sequence without past_key_values, or let draws write with peft_calib.sample_generate."
         )
     return repeated
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from families import FAMILIES, logits, perturb
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from peft_calib import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig, draws
+from peft_calib import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig, draws, export_lora
 from peft_calib.tuners.holder import holders_of
 from peft_calib.tuners.laws import laws_of
 
@@ -92,6 +92,15 @@ def test_answers_follow_every_write(law, way):
     for found, right in zip(after, asked(), strict=True):
         assert torch.equal(found, right)
     assert not torch.equal(before[0], after[0])
+
+
+@pytest.mark.parametrize("law", CONFIGS)
+def test_exports_follow_writes_that_leave_no_trace(law, tmp_path):
+    model, batch = perturb(get_peft_model(BERT.build(), CONFIGS[law]), scale=0.3).eval(), BERT.batch()
+    logits(model, batch)
+    by_data_in_place([p for one in laws_of(model) for p in one.parameters()])
+    exported = PeftModel.from_pretrained(BERT.build(), export_lora(model, tmp_path / "mean"))
+    torch.testing.assert_close(logits(exported, batch), logits(model, batch), rtol=1e-4, atol=1e-5)
 
 
 def test_an_unchanged_law_is_asked_once_and_training_looks_at_nothing():

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..counting import CountingLaw
 from ..factors import Draw, Factors, ShapeGroup, SlotTable
-from ..generation import parameter_stamp
+from ..generation import Contents, is_transformed, parameter_stamp
 from ..seeding import keyed_generator
 from ..tables import IndexTable
 from ..transfer import to_device
@@ -132,10 +132,12 @@ class BayesianLaw(CountingLaw):
         if torch.is_grad_enabled():
             self._whitened = None
             return self._whiten()
+        if torch.compiler.is_compiling() or is_transformed(self.bases):
+            return self._whiten()  # there is nothing that could be kept
         stamp, kept = (self.dtype, parameter_stamp(self.bases.parameters())), self._whitened
-        if kept is None or kept[0] != stamp:
-            self._whitened = kept = (stamp, self._whiten())
-        return kept[1]
+        if kept is None or kept[0] != stamp or not kept[1].hold(self.bases):
+            self._whitened = kept = (stamp, Contents(self.bases), self._whiten())
+        return kept[2]
 
     def _whiten(self) -> dict[BasisPlace, Whitened]:
         return self.layout.split_bases({key: stack(self.dtype) for key, stack in self.bases.items()})
