@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from peft_calib.calibration.inputs import Rows, as_rows, check_confidence_level, check_num_bins
-from peft_calib.calibration.intervals import bootstrap_draws, num_resamples_for
+from peft_calib.calibration.intervals import bootstrap_draws, num_resamples_for, swapped_draws
 from peft_calib.calibration.panel import HIGHER_IS_BETTER, KEYS, compute_panel
 
 COMPARED = ("accuracy", "nll", "brier", "ece", "aurc")
@@ -25,7 +25,7 @@ class Difference:
         a, b: the score of either model.
         difference: `a - b`.
         low, high: interval of the difference.
-        p_value: two-sided bootstrap p-value of no difference.
+        p_value: two-sided p-value of no difference, the larger of bootstrap and swaps.
         adjusted_p_value: after Holm's correction for the number of model pairs compared.
         better: `"a"`, `"b"` or None where the data cannot tell.
     """
@@ -127,10 +127,12 @@ def compare(
     ignore_index: int | None = -100,
     seed: int = 0,
 ) -> Comparison:
-    """Compares two models on the same rows by a paired bootstrap.
+    """Compares two models on the same rows by a paired bootstrap and a test of swaps.
 
-    Both models are scored on the same resampled rows, so what the rows have in common cancels. A score is called
-    better where its difference has a p-value below `1 - confidence_level`.
+    Both models are scored on the same resampled rows, so what the rows have in common cancels. A bootstrap of a few
+    rows knows nothing but those: one row gives the same difference in every resample. So the p-value is the larger
+    of the bootstrap's and that of swapping the models' predictions row by row, which is exact at every number of rows.
+    A score is called better where it is below `1 - confidence_level`; five rows or fewer cannot reach 0.05.
 
     Args:
         a: predictions of the first model, as for `calibration_report`.
@@ -216,10 +218,15 @@ def compare_many(
     options: dict[str, Any] = {"num_bins": num_bins, "num_resamples": resamples, "seed": seed, "scores": tuple(scores)}
     draws = {name: bootstrap_draws(r, **options) for name, r in rows.items()}
     pairs = _pairs(list(rows), baseline)
+    swaps = {pair: swapped_draws(rows[pair[0]], rows[pair[1]], **options) for pair in pairs}
     table = {
-        key: [_difference(key, points[a][key], points[b][key], draws[a][key], draws[b][key], level) for a, b in pairs]
+        key: [
+            _swapped(_difference(key, points[a][key], points[b][key], draws[a][key], draws[b][key], level),
+                     swaps[a, b][key], 1.0 - level)
+            for a, b in pairs
+        ]
         for key in scores
-    }
+    }  # fmt: skip
     corrected = {key: _holm(column, 1.0 - level) for key, column in table.items()}
     settings = {
         "num_rows": len(first.labels), "num_bins": num_bins, "confidence_level": level, "num_resamples": resamples,
@@ -260,6 +267,21 @@ def _difference(score: str, a: float, b: float, draws_a: np.ndarray, draws_b: np
     below, above = (drawn <= 0.0).sum() + 1, (drawn >= 0.0).sum() + 1
     p = min(1.0, 2.0 * min(below, above) / (len(drawn) + 1))
     return Difference(score, a, b, a - b, float(low), float(high), float(p), float(p), None)
+
+
+def _swapped(found: Difference, swapped: np.ndarray, alpha: float) -> Difference:
+    """The difference with the larger of its p-value and that of the swaps; its interval holds 0 unless both are small.
+
+    The models' own sides are one of the swaps: the share of those that differ as much is `(1 + hits) / (1 + R)` where
+    they are drawn, and exact where all are taken.
+    """
+    observed, others = swapped[0], swapped[np.isfinite(swapped)]
+    if not np.isfinite(observed) or len(others) < 2:
+        return Difference(**{**vars(found), "p_value": 1.0, "adjusted_p_value": 1.0})
+    slack = 1e-6 * (abs(observed) + 1e-6)  # sums are float32
+    p = max(found.p_value, float((np.abs(others) >= abs(observed) - slack).mean()))
+    ends = (found.low, found.high) if p < alpha else (min(found.low, 0.0), max(found.high, 0.0))
+    return Difference(**{**vars(found), "low": ends[0], "high": ends[1], "p_value": p, "adjusted_p_value": p})
 
 
 def _holm(column: list[Difference], alpha: float) -> list[Difference]:

@@ -33,6 +33,8 @@ METHODS = ("percentile", "bca")
 JACKKNIFE_GROUPS = 100
 # Beyond it a quantile is the smallest or largest resample anyway, and its normal deviate no longer finite.
 SMALLEST_TAIL = 1e-6
+# Rows whose every swap between two models is taken.
+MOST_ROWS_IN_FULL = 10
 # Scores of how errors are ranked.
 RANKED = frozenset({"error_auroc", "error_aupr", "success_aupr", "aurc", "e_aurc", "augrc"})
 
@@ -189,6 +191,31 @@ def _resampled(
     weights = (counts[design.order[block]] for block in design.blocks())
     sums = _weighted_sums(design, total, weights, families)
     return sums, _collected(sums, scores)
+
+
+def swapped_draws(
+    a: Rows, b: Rows, *, num_bins: int = 15, num_resamples: int = 1000, seed: int = 0, scores: Sequence[str] = KEYS
+) -> dict[str, np.ndarray]:
+    """Differences of two models' scores when rows change sides at random: key to `(1 + R,)`, the models' own first.
+
+    If it makes no difference which of the two a row's prediction comes from, all of them are equally likely, however
+    few rows there are. Up to ten rows every way of swapping is taken, once each.
+    """
+    both = Rows(np.concatenate([a.probabilities, b.probabilities]), np.concatenate([a.labels, b.labels]))
+    families, design = _families(both, num_bins, scores)
+    size = len(a.labels)
+    if size <= MOST_ROWS_IN_FULL:
+        swapped = (np.arange(2**size) >> np.arange(size)[:, None]) & 1
+    else:
+        swapped = np.random.default_rng([seed, 3]).integers(0, 2, (size, num_resamples), dtype=np.uint8)
+        swapped = np.concatenate([np.zeros((size, 1), np.uint8), swapped], axis=1)
+    swapped = swapped.astype(np.uint8)
+    # One side in the first half of the columns, what is left for the other in the second.
+    weights = np.concatenate([np.concatenate([1 - swapped, swapped]), np.concatenate([swapped, 1 - swapped])], axis=1)
+    total = np.full(weights.shape[1], size)
+    values = _weighted_scores(design, total, (weights[design.order[i]] for i in design.blocks()), families, scores)
+    half = swapped.shape[1]
+    return {key: value[:half] - value[half:] for key, value in values.items()}
 
 
 def noise_floor(

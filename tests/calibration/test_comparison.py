@@ -98,3 +98,27 @@ def test_bad_input():
         compare_many({"a": p}, labels)
     with pytest.raises(KeyError):
         compare(p, p, labels, num_resamples=20)["mce"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8, 20, 60])
+def test_a_handful_of_rows_announces_no_winner(size):
+    """Two models of the same kind: at most one and a half times the promised rate, up to three standard errors."""
+    scores, repeats = ("nll", "brier", "accuracy", "ece", "aurc"), 40
+    winners = dict.fromkeys(scores, 0)
+    for seed in range(repeats):
+        generator = np.random.default_rng([size, seed])
+        a, b = generator.dirichlet(np.ones(3), size), generator.dirichlet(np.ones(3), size)
+        result = compare(a, b, generator.integers(0, 3, size), scores=scores, num_resamples=100, seed=seed)
+        for d in result.differences:
+            winners[d.score] += d.better is not None
+            assert d.better is None or d.low * d.high > 0
+    assert max(winners.values()) <= 40 * (0.075 + 3 * np.sqrt(0.075 * 0.925 / repeats)), winners
+    if size <= 5:
+        assert not any(winners.values())
+        assert "cannot tell them apart" in result.verdict
+
+
+def test_ten_clear_rows_are_enough():
+    labels = np.arange(10) % 2
+    sure, unsure = np.eye(2)[labels] * 0.8 + 0.1, np.full((10, 2), 0.5)
+    assert compare(sure, unsure, labels, scores=["nll"], num_resamples=100)["nll"].better == "a"
