@@ -147,17 +147,6 @@ def test_deleted_generation_frees_its_graph(bert, adapt):
 # ----------------------------------------------------------------- gradients
 
 
-@pytest.mark.parametrize("name", ["bert", "llama", "gpt2"])
-def test_checkpointing_gives_the_same_gradients(name, adapt):
-    family = FAMILIES[name]
-    plain, checkpointed = perturb(adapt(family)), perturb(adapt(family))
-    checkpointed.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
-    expected = gradients(plain.train(), family.batch())
-    got = gradients(checkpointed.train(), family.batch())
-    for key, value in expected.items():
-        torch.testing.assert_close(got[key], value, rtol=1e-6, atol=1e-6 * float(value.abs().max()))
-
-
 def reentrant(model):
     model.enable_input_require_grads()
     model.get_base_model().gradient_checkpointing_enable({"use_reentrant": True})

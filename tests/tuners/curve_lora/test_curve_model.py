@@ -1,8 +1,6 @@
 """CurveLoRA in a real model: limits, points, saving, merging, export, conversion, PEFT's entry points."""
 
-import copy
 import json
-import pickle
 
 import pytest
 import torch
@@ -216,13 +214,6 @@ def test_merged_at_a_point(family):
     torch.testing.assert_close(logits(model, batch), other, rtol=0, atol=1e-5)
     merged = model.merge_and_unload()
     torch.testing.assert_close(logits(merged, batch), other, rtol=0, atol=1e-5)
-
-
-def test_copies_and_pickles(bert):
-    model, batch = adapt(flat_rho=0.1), bert.batch()
-    model.train()(**batch).logits.sum().backward()
-    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(at(again, batch, 0.7), at(model, batch, 0.7))
 
 
 # ----------------------------------------------------------------- anchored

@@ -1,4 +1,7 @@
-"""PEFT's contract for a tuner, on every architecture family."""
+"""PEFT's contract for a tuner, for every law and on every architecture family.
+
+`pytest tests/contract --law my_package.my_module:MyConfig` runs it for a law from outside.
+"""
 
 import copy
 import gc
@@ -9,18 +12,12 @@ import weakref
 import pytest
 import torch
 from families import FAMILIES, logits, perturb
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from peft_calib import HyperLoraConfig, HyperLoraModel
 from peft_calib.tuners.holder import FactorHolder
 from peft_calib.tuners.layer import FactorLinear
-
-
-def holder_of(model: PeftModel) -> FactorHolder:
-    return HyperLoraModel.get_holder(model.get_base_model())
-
 
 # ----------------------------------------------------------------- start, training, merging
 
@@ -36,42 +33,19 @@ def test_random_start_differs_moderately(family, adapt):
     assert 1e-5 < change.abs().max() < 10
 
 
-def test_every_law_parameter_is_named_trainable_and_learns(family, adapt):
+def test_every_law_parameter_is_named_trainable_and_learns(family, adapt, method):
     model = perturb(adapt(family, adapter_name="mine"))
     batch = family.batch()
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert trainable
-    assert all("hyperlora_" in name and ".mine." in name for name in trainable)
-    assert {n for n, _ in model.named_parameters() if "hyperlora_" in n} == set(trainable)
+    assert all(method.tuner.prefix in name and ".mine." in name for name in trainable)
+    assert {n for n, _ in model.named_parameters() if method.tuner.prefix in n} == set(trainable)
     before = {name: p.detach().clone() for name, p in trainable.items()}
     model.train()
     model(**batch).logits.square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trainable.values())
     torch.optim.SGD(trainable.values(), lr=0.5).step()
     assert all(not torch.equal(p, before[name]) for name, p in trainable.items())
-
-
-def test_first_step_moves_the_b_heads_only_and_all_move_by_the_third(bert, adapt):
-    model, batch = adapt(bert).train(), bert.batch()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
-    model(**batch).logits.square().mean().backward()
-    grads = {n: p.grad.abs().max() for n, p in model.named_parameters() if p.requires_grad}
-    assert all((g > 0) == (".heads.B_" in n and ".last." in n) for n, g in grads.items())
-    for _ in range(2):
-        optimizer.step()
-        optimizer.zero_grad()
-        model(**batch).logits.square().mean().backward()
-    assert all(p.grad.abs().max() > 0 for p in model.parameters() if p.requires_grad)
-
-
-def test_stays_bounded_under_aggressive_sgd(bert, adapt):
-    model, batch = adapt(bert).train(), bert.batch()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
-    for _ in range(5):
-        optimizer.zero_grad()
-        model(**batch).logits.square().mean().backward()
-        optimizer.step()
-    assert logits(model, batch).isfinite().all()
 
 
 @pytest.mark.parametrize("train_mode", [False, True])
@@ -99,13 +73,14 @@ def test_unmerge_takes_out_what_was_merged(bert, adapt):
     torch.testing.assert_close(layer.get_base_weight(), before, rtol=0, atol=1e-7)
 
 
-def test_safe_merge_refuses_nan_and_leaves_the_base_intact(bert, adapt):
+def test_safe_merge_refuses_nan_and_leaves_the_base_intact(bert, adapt, method):
     model = adapt(bert)
     layer = next(m for m in model.modules() if isinstance(m, FactorLinear))
     before = layer.get_base_weight().clone()
     with torch.no_grad():
-        holder_of(model).laws["default"].trunk.layers[0].weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match="NaNs detected"):
+        for parameter in method.law(model).parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"NaNs detected|could not be factorised"):
         model.merge_adapter(safe_merge=True)
     assert torch.equal(layer.get_base_weight(), before)
 
@@ -137,10 +112,10 @@ def assert_clean(model: nn.Module, fresh: nn.Module) -> None:
 # ----------------------------------------------------------------- several adapters
 
 
-def test_second_adapter_switches_and_sums(bert, adapt):
+def test_second_adapter_switches_and_sums(bert, adapt, method):
     batch, model = bert.batch(), perturb(adapt(bert))
     first = logits(model, batch)
-    model.add_adapter("other", HyperLoraConfig(r=2, target_modules=["query"], seed=3, init_weights=False))
+    model.add_adapter("other", method.config(r=2, target_modules=["query"], init_weights=False))
     assert torch.equal(logits(model, batch), first)
     model.set_adapter("other")
     second = logits(model, batch)
@@ -154,10 +129,10 @@ def test_second_adapter_switches_and_sums(bert, adapt):
     assert not torch.allclose(both, base)
 
 
-def test_inactive_law_is_frozen_and_active_one_trains(bert, adapt):
+def test_inactive_law_is_frozen_and_active_one_trains(bert, adapt, method):
     model = adapt(bert)
-    model.add_adapter("other", HyperLoraConfig(target_modules=["query"]))
-    laws = holder_of(model).laws
+    model.add_adapter("other", method.config(target_modules=["query"]))
+    laws = method.holder(model).laws
     assert all(p.requires_grad for p in laws["default"].parameters())
     assert not any(p.requires_grad for p in laws["other"].parameters())
     model.set_adapter("other")
@@ -169,15 +144,15 @@ def test_inactive_law_is_frozen_and_active_one_trains(bert, adapt):
     assert all(p.requires_grad for p in laws["default"].parameters())
 
 
-def test_disabled_adapter_costs_nothing_and_is_frozen(bert, adapt):
+def test_disabled_adapter_costs_nothing_and_is_frozen(bert, adapt, method):
     batch, model = bert.batch(), perturb(adapt(bert))
     expected = logits(model, batch)
-    calls = count_calls(holder_of(model).laws["default"])
+    calls = count_calls(method.holder(model).laws["default"])
     with model.disable_adapter():
         assert torch.equal(logits(model, batch), logits(bert.build(), batch))
-        assert not any(p.requires_grad for p in holder_of(model).parameters())
+        assert not any(p.requires_grad for p in method.holder(model).parameters())
         assert calls == []
-    assert all(p.requires_grad for p in holder_of(model).parameters())
+    assert all(p.requires_grad for p in method.holder(model).parameters())
     assert torch.equal(logits(model, batch), expected)
 
 
@@ -187,18 +162,18 @@ def count_calls(module: nn.Module) -> list:
     return calls
 
 
-def test_deleted_law_is_gone_from_memory_and_every_dict(bert, adapt):
+def test_deleted_law_is_gone_from_memory_and_every_dict(bert, adapt, method):
     batch, model = bert.batch(), perturb(adapt(bert))
-    model.add_adapter("other", HyperLoraConfig(target_modules=["query", "key"]))
+    model.add_adapter("other", method.config(target_modules=["query", "key"]))
     model.set_adapter("other")
     logits(model, batch)
-    law = weakref.ref(holder_of(model).laws["other"])
+    law = weakref.ref(method.holder(model).laws["other"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.delete_adapter("other")
     gc.collect()
     assert law() is None
-    assert list(holder_of(model).laws) == ["default"]
+    assert list(method.holder(model).laws) == ["default"]
     for layer in (m for m in model.modules() if isinstance(m, FactorLinear)):
         for name in (*layer.adapter_layer_names, *layer.other_param_names):
             assert "other" not in getattr(layer, name)
@@ -206,7 +181,7 @@ def test_deleted_law_is_gone_from_memory_and_every_dict(bert, adapt):
     logits(model, batch)
 
 
-def test_deleting_the_last_adapter_removes_the_hooks(bert, adapt):
+def test_deleting_the_last_adapter_removes_the_hooks(bert, adapt, method):
     model = adapt(bert)
     base = model.get_base_model()
     with warnings.catch_warnings():
@@ -216,15 +191,15 @@ def test_deleting_the_last_adapter_removes_the_hooks(bert, adapt):
     assert not base._forward_hooks
     assert torch.equal(logits(base, bert.batch()), logits(bert.build(), bert.batch()))
     tuner = model.base_model  # PeftModel itself cannot go on without an adapter
-    tuner.peft_config["again"] = HyperLoraConfig(target_modules=["query"], init_weights=False)
+    tuner.peft_config["again"] = method.config(target_modules=["query"], init_weights=False)
     tuner.inject_adapter(base, "again")
     tuner.set_adapter("again")
     assert not torch.equal(logits(base, bert.batch()), logits(bert.build(), bert.batch()))
 
 
-def test_adapter_added_in_eval_mode_is_in_eval_mode(bert, adapt):
+def test_adapter_added_in_eval_mode_is_in_eval_mode(bert, adapt, method):
     model = adapt(bert).eval()
-    model.add_adapter("other", HyperLoraConfig(target_modules=["query", "intermediate.dense"], lora_dropout=0.5))
+    model.add_adapter("other", method.config(target_modules=["query", "intermediate.dense"], lora_dropout=0.5))
     assert not any(m.training for m in model.base_model.modules())
     model.set_adapter("other")
     perturb(model)
@@ -233,9 +208,9 @@ def test_adapter_added_in_eval_mode_is_in_eval_mode(bert, adapt):
         assert torch.equal(model(**batch).logits, model(**batch).logits)
 
 
-def test_mixed_batch_picks_the_adapter_of_each_row(bert, adapt):
+def test_mixed_batch_picks_the_adapter_of_each_row(bert, adapt, method):
     model = perturb(adapt(bert))
-    model.add_adapter("other", HyperLoraConfig(target_modules=["query"], seed=3, init_weights=False))
+    model.add_adapter("other", method.config(target_modules=["query"], init_weights=False))
     batch = bert.batch(rows=3)
     names = ["other", "__base__", "default"]
     mixed = logits(model, {**batch, "adapter_names": names})
@@ -266,9 +241,9 @@ def test_mixed_batch_with_beam_search_in_an_encoder_decoder(adapt):
     assert torch.equal(alone, mixed)
 
 
-def test_a_stock_lora_beside_it_is_refused_by_peft_mixed_model(bert):
+def test_a_stock_lora_beside_it_is_refused_by_peft_mixed_model(bert, method):
     with pytest.raises(ValueError, match="not compatible with the `PeftMixedModel`"):
-        get_peft_model(bert.build(), HyperLoraConfig(target_modules=["query"]), mixed=True)
+        get_peft_model(bert.build(), method.config(target_modules=["query"]), mixed=True)
 
 
 # ----------------------------------------------------------------- copies
@@ -287,8 +262,8 @@ def test_copies_and_pickles_are_independent(bert, adapt):
     assert torch.equal(logits(model, batch), expected)
 
 
-def test_config_object_can_be_used_for_several_models(bert, tmp_path):
-    config = HyperLoraConfig(r=4, target_modules=["query"])
+def test_config_object_can_be_used_for_several_models(bert, tmp_path, method):
+    config = method.config(r=4, target_modules=["query"])
     first = get_peft_model(bert.build(), config)
     second = get_peft_model(bert.build(num_hidden_layers=3), config)
     assert first.peft_config["default"] is config  # PEFT writes to the object it was given, and expects to find it
@@ -315,67 +290,54 @@ def test_layers_know_their_sizes(family, adapt):
         assert sorted(delta.shape) == sorted((layer.in_features, layer.out_features))
 
 
-def test_rank_and_alpha_patterns(bert, adapt):
+def test_rank_and_alpha_patterns(bert, adapt, method):
     model = adapt(bert, lora_alpha=8, rank_pattern={"query": 2}, alpha_pattern={"layer.0.*key": 32})
-    for slot in holder_of(model).laws["default"].slots:
+    for slot in method.holder(model).laws["default"].slots:
         r = 2 if slot.name.endswith("query") else 4
         alpha = 32 if slot.name == "bert.encoder.layer.0.attention.self.key" else 8
         assert (slot.r, slot.scaling) == (r, alpha / r)
 
 
-def test_rslora_scaling(bert, adapt):
-    assert all(s.scaling == 8 / 2 for s in holder_of(adapt(bert, use_rslora=True)).laws["default"].slots)
+def test_rslora_scaling(bert, adapt, method):
+    assert all(
+        s.scaling == 8 / 2 for s in method.holder(adapt(bert, use_rslora=True, lora_alpha=8)).laws["default"].slots
+    )
 
 
-def test_all_linear_and_modules_to_save(bert):
-    config = HyperLoraConfig(task_type="SEQ_CLS", target_modules="all-linear")
+def test_all_linear_and_modules_to_save(bert, method):
+    config = method.config(task_type="SEQ_CLS", target_modules="all-linear")
     model = get_peft_model(bert.build(), config)
-    names = {slot.name for slot in holder_of(model).laws["default"].slots}
+    names = {slot.name for slot in method.holder(model).laws["default"].slots}
     assert len(names) == 2 * 6 + 1
     assert not any("classifier" in name for name in names)
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
     assert any("classifier.modules_to_save" in n for n in trainable)
 
 
-def test_fewer_parameters_than_the_lora_it_replaces():
-    from transformers import BertConfig, BertModel
-
-    for width in (64, 768):
-        base = BertConfig(hidden_size=width, intermediate_size=4 * width, num_attention_heads=4, vocab_size=30)
-        sizes = []
-        for config_cls in (HyperLoraConfig, LoraConfig):
-            with torch.device("meta"):
-                model = BertModel(base)
-            config = config_cls(target_modules="all-linear", r=8)
-            model = get_peft_model(model, config, low_cpu_mem_usage=True)
-            sizes.append(sum(p.numel() for p in model.parameters() if p.requires_grad))
-        assert sizes[0] < sizes[1]
-
-
 # ----------------------------------------------------------------- dtypes
 
 
 @pytest.mark.parametrize("autocast_adapter_dtype", [True, False])
-def test_half_precision_base(bert, autocast_adapter_dtype):
-    config = HyperLoraConfig(r=4, target_modules=["query", "dense"])
+def test_half_precision_base(bert, autocast_adapter_dtype, method):
+    config = method.config(r=4, target_modules=["query", "dense"])
     base = bert.build().to(torch.bfloat16)
     model = get_peft_model(base, config, autocast_adapter_dtype=autocast_adapter_dtype)
     expected = torch.float32 if autocast_adapter_dtype else torch.bfloat16
-    assert {p.dtype for p in holder_of(model).parameters()} == {expected}
+    assert {p.dtype for p in method.holder(model).parameters()} == {expected}
     batch = bert.batch()
     assert logits(model, batch).dtype == torch.bfloat16
     assert torch.equal(logits(model, batch), logits(bert.build().to(torch.bfloat16), batch))
     model.train()(**batch).logits.float().square().mean().backward()
-    assert all(p.grad is not None for p in holder_of(model).parameters())
+    assert all(p.grad is not None for p in method.holder(model).parameters())
 
 
-def test_double_precision_base(bert, adapt):
-    model = get_peft_model(bert.build().double(), HyperLoraConfig(r=4, target_modules=["query"], init_weights=False))
-    assert {p.dtype for p in holder_of(model).parameters()} == {torch.float64}
+def test_double_precision_base(bert, adapt, method):
+    model = get_peft_model(bert.build().double(), method.config(r=4, target_modules=["query"], init_weights=False))
+    assert {p.dtype for p in method.holder(model).parameters()} == {torch.float64}
     assert logits(model, bert.batch()).dtype == torch.float64
 
 
-def test_autocast(bert, adapt):
+def test_autocast(bert, adapt, method):
     model, batch = perturb(adapt(bert)), bert.batch()
     expected = logits(model, batch)
     model.train()
@@ -383,13 +345,14 @@ def test_autocast(bert, adapt):
         out = model(**batch).logits
     assert out.dtype == torch.bfloat16
     out.float().square().mean().backward()
-    assert all(p.grad.dtype == torch.float32 for p in holder_of(model).parameters())
-    torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.05)
+    assert all(p.grad.dtype == torch.float32 for p in method.holder(model).parameters())
+    if not method.law(model).stochastic:
+        torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.05)
     assert torch.equal(logits(model, batch), expected)  # the bfloat16 factors are not reused outside autocast
 
 
-def test_merges_beside_a_head_of_several_layers():
+def test_merges_beside_a_head_of_several_layers(method):
     roberta = FAMILIES["roberta"]  # whose head has no weight of its own
-    model = perturb(get_peft_model(roberta.build(), HyperLoraConfig(task_type="SEQ_CLS", target_modules=["query"])))
+    model = perturb(get_peft_model(roberta.build(), method.config(task_type="SEQ_CLS", target_modules=["query"])))
     expected = logits(model, roberta.batch())
     torch.testing.assert_close(logits(model.merge_and_unload(), roberta.batch()), expected, rtol=0, atol=1e-5)

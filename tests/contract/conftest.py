@@ -1,0 +1,28 @@
+"""Every law in turn, or the one that `--law module:Config` names."""
+
+import pytest
+from families import FAMILIES, Family
+from methods import METHODS, Method, from_outside
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "method" in metafunc.fixturenames:
+        given = metafunc.config.getoption("--law")
+        methods = {given: from_outside(given)} if given else METHODS
+        metafunc.parametrize("method", methods.values(), ids=list(methods))
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request) -> Family:
+    return FAMILIES[request.param]
+
+
+@pytest.fixture
+def bert() -> Family:
+    return FAMILIES["bert"]
+
+
+@pytest.fixture
+def adapt(method: Method):
+    """Adapt a fresh model of a family with the law at hand."""
+    return method.adapt
