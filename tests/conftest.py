@@ -27,6 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--law", metavar="MODULE:CONFIG", help="run the contract suite for a law given from outside")
 
 
+@pytest.fixture(autouse=True)
+def _one_seed():
+    """Adapters without a seed follow PyTorch's: every test finds the same one, whatever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_network():
     """A connection that would leave this machine is a fault of the test."""
