@@ -70,7 +70,8 @@ class _SaveWithFiles:
 
 
 def _config(model: nn.Module, adapter_name: str | None) -> PeftConfig:
-    return model.peft_config[active_adapter(model, adapter_name)]
+    name = active_adapter(model, adapter_name)  # says so where there is no adapter
+    return model.peft_config[name]
 
 
 def _saver(model: nn.Module, adapter_name: str | None) -> _SaveWithFiles:
