@@ -33,8 +33,10 @@ __all__ = ["Identity", "active_adapter", "adapter_digest", "folder_digest", "sta
 
 #: Where the digest stands in the metadata of a safetensors file.
 METADATA_KEY = "peft_calib_digest"
-#: What a configuration of any method says that changes nothing in what its adapter computes.
+#: What a configuration of any method says that changes nothing in what its adapter computes, or that the names of its
+#: tensors say, too (PEFT writes `modules_to_save` differently before and after loading).
 BOOKKEEPING = frozenset(
+    "modules_to_save "
     "base_model_name_or_path revision task_type inference_mode auto_mapping peft_version identity "
     "lora_dropout init_lora_weights init_weights loftq_config eva_config corda_config lora_ga_config runtime_config "
     "megatron_config megatron_core exclude_modules ensure_weight_tying".split()
