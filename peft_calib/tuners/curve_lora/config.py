@@ -150,8 +150,8 @@ class CurveLoraConfig(CalibLoraConfig):
 
     def sizes_in(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:
         """The number of anchors that makes as many control points as there are."""
-        moving = next((shape[0] for name, shape in shapes.items() if name.startswith("control_A.")), 0)
-        fixed = next((shape[0] for name, shape in shapes.items() if name.startswith("anchor_A_")), 0)
+        moving = next((shape[0] for name, shape in shapes.items() if name.startswith("control_A.") and shape), 0)
+        fixed = next((shape[0] for name, shape in shapes.items() if name.startswith("anchor_A_") and shape), 0)
         if self.curve_mode == "anchored" and not fixed:
             fixed = self.num_anchors  # in folders of their own
         segments, rest = divmod(moving + fixed - 1, self.shape.degree)
