@@ -15,6 +15,8 @@ import numpy as np
 
 # Rows handled at once: the working set of a chunk stays in a core's own cache.
 CHUNK = 1 << 13
+# Rows at least, however many classes: what a chunk costs by class is shared by so many.
+FEWEST_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def classwise_uniform_bins(probabilities: np.ndarray, labels: np.ndarray, num_bi
     num_classes = probabilities.shape[1]
     cells = num_classes * num_bins
     counts, sums, hits = np.zeros(cells, np.int64), np.zeros(cells), np.zeros(cells)
-    rows = max(1, CHUNK // num_classes)
+    rows = max(FEWEST_ROWS, CHUNK // num_classes)
     offsets = np.arange(num_classes)[:, None] * num_bins
     for start in range(0, len(labels), rows):
         columns = np.ascontiguousarray(probabilities[start : start + rows].T)

@@ -12,7 +12,7 @@ from peft_calib.calibration.bands import normal_cdf, normal_quantile, student_qu
 from peft_calib.calibration.bins import top_label
 from peft_calib.calibration.folded import folded_interval
 from peft_calib.calibration.inputs import Rows
-from peft_calib.calibration.panel import CALIBRATION_ERRORS, KEYS
+from peft_calib.calibration.panel import CALIBRATION_ERRORS, CLASSWISE_KEYS, KEYS, MOST_RESAMPLED_CLASSES
 from peft_calib.calibration.replicate_bins import ClassSums, RowSums, SmoothSums, TopSums
 from peft_calib.calibration.replicate_ranking import AreaSums, DriftSums, PrecisionSums
 from peft_calib.calibration.replicates import BLOCK, Batch, Design
@@ -52,7 +52,12 @@ NoiseFloor = Mapping[str, Band]
 
 def num_resamples_for(num_rows: int, num_classes: int = 2) -> int:
     """Resamples that keep the cost in bounds: 1,000, falling to 200 for large `N C`."""
-    return int(np.clip(4e8 // (num_rows * num_classes), 200, 1000))
+    return int(np.clip(4e8 // (num_rows * min(num_classes, MOST_RESAMPLED_CLASSES)), 200, 1000))
+
+
+def resampled_keys(num_classes: int) -> list[str]:
+    """Scores that a report of so many classes has intervals and a noise band of."""
+    return [key for key in KEYS if num_classes <= MOST_RESAMPLED_CLASSES or key not in CLASSWISE_KEYS]
 
 
 def bootstrap_intervals(
@@ -379,10 +384,12 @@ def _drawn_labels(generator: np.random.Generator, probabilities: np.ndarray, num
     """`(n, R)` labels from each row's distribution, by inverting its cumulative sum."""
     size, classes = probabilities.shape
     uniform = generator.random((size, num_resamples), dtype=np.float32)
+    if classes > 16:
+        # A row at a time: together they would take as much memory as the predictions.
+        rows = zip(map(np.cumsum, probabilities), uniform, strict=True)
+        return np.stack([np.searchsorted(c[:-1] / c[-1], u, side="right") for c, u in rows])
     cumulative = np.cumsum(probabilities, axis=1)
     cumulative /= cumulative[:, -1:]
-    if classes > 16:
-        return np.stack([np.searchsorted(c[:-1], u, side="right") for c, u in zip(cumulative, uniform, strict=True)])
     labels = np.zeros(uniform.shape, np.int8)
     for k in range(classes - 1):
         labels += uniform >= cumulative[:, k, None].astype(np.float32)

@@ -9,7 +9,7 @@ import io
 import math
 from typing import TYPE_CHECKING
 
-from peft_calib.calibration.panel import DEFINITIONS
+from peft_calib.calibration.panel import DEFINITIONS, MOST_RESAMPLED_CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ def report_markdown(report: CalibrationReport) -> str:
     lines += ["| " + " | ".join(header) + " |", "|" + "|".join(["---", *["---:"] * (len(header) - 1)]) + "|"]
     lines += ["| " + " | ".join(cells) + " |" for cells in _table(report)]
     settings = ", ".join(f"{key} {value}" for key, value in report.settings.items() if value is not None)
-    return "\n".join([*lines, "", f"({settings})"]) + "\n"
+    return "\n".join([*lines, "", *_notes(report), f"({settings})"]) + "\n"
 
 
 def report_html(report: CalibrationReport) -> str:
@@ -70,6 +70,7 @@ def report_html(report: CalibrationReport) -> str:
     for key, cells in zip(report.scores, _table(report), strict=True):
         numbers = "".join(f'<td class="n">{html.escape(cell)}</td>' for cell in cells[1:])
         body.append(f"<tr><td><code>{key}</code></td>{numbers}<td>{html.escape(DEFINITIONS[key])}</td></tr>")
+    notes = "".join(f"<p>{html.escape(note)}</p>\n" for note in _notes(report) if note)
     settings = "".join(f"<li>{html.escape(f'{k}: {v}')}</li>" for k, v in report.settings.items() if v is not None)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Calibration report</title>'
@@ -77,8 +78,15 @@ def report_html(report: CalibrationReport) -> str:
         f'<h1>Calibration report</h1>\n<p class="verdict">{html.escape(verdict(report))}</p>\n'
         ""
         f"{_pictures(report)}\n<table><thead><tr>{header}</tr></thead><tbody>\n{chr(10).join(body)}\n</tbody></table>\n"
-        f"<h2>Settings</h2><ul>{settings}</ul>\n</body></html>\n"
+        f"{notes}<h2>Settings</h2><ul>{settings}</ul>\n</body></html>\n"
     )
+
+
+def _notes(report: CalibrationReport) -> list[str]:
+    """What the table leaves out, and why; each note is followed by an empty line."""
+    if report.intervals is None or report.settings["num_classes"] <= MOST_RESAMPLED_CLASSES:
+        return []
+    return [f"Scores over class columns have no interval above {MOST_RESAMPLED_CLASSES} classes.", ""]
 
 
 def figure_png(figure: Figure, dpi: int = 110) -> bytes:

@@ -36,12 +36,13 @@ class RowSums:
         features = np.stack([self.design.confidence[batch.rows], row_entropy(p), np.einsum("nk,nk->n", p, p)])
         self.shared += features.astype(np.float32) @ batch.weights
         self.correct += batch.correct.sum(axis=0)
-        loss = -np.log(np.maximum(p, SMALLEST_PROBABILITY))
+        # Only of labels: a row may have more classes than replicates.
         if batch.labels is None:
-            row, label = np.arange(len(p)), self.design.labels[batch.rows]
-            sums = np.stack([loss[row, label], p[row, label]]).astype(np.float32) @ batch.weights
+            of_label = p[np.arange(len(p)), self.design.labels[batch.rows]]
+            sums = np.stack([_loss(of_label), of_label]).astype(np.float32) @ batch.weights
         else:
-            sums = np.stack([np.take_along_axis(values, batch.labels, axis=1).sum(axis=0) for values in (loss, p)])
+            of_label = np.take_along_axis(p, batch.labels, axis=1)
+            sums = np.stack([_loss(of_label).sum(axis=0), of_label.sum(axis=0)])
         self.nll += sums[0]
         self.of_label += sums[1]
 
@@ -318,6 +319,10 @@ class ClassSums:
             "brier_uncertainty": uncertainty,
             "brier_within_bin": brier - (reliability - resolution + uncertainty),
         }
+
+
+def _loss(of_label: np.ndarray) -> np.ndarray:
+    return -np.log(np.maximum(of_label, SMALLEST_PROBABILITY))
 
 
 def bernoulli(probabilities: np.ndarray) -> np.ndarray:

@@ -18,8 +18,9 @@ from peft_calib.calibration.intervals import (
     down_to_zero,
     noise_floor,
     num_resamples_for,
+    resampled_keys,
 )
-from peft_calib.calibration.panel import DEFINITIONS, KEYS, build_tables, compute_panel
+from peft_calib.calibration.panel import DEFINITIONS, build_tables, compute_panel
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,8 @@ class CalibrationReport(Mapping[str, float]):
     Attributes:
         scores: key to number; the keys are those of `peft_calib.calibration.panel.DEFINITIONS`.
         settings: what the numbers depend on: rows, classes, bins, convention, resamples, seed.
-        intervals: key to `(low, high)`, or None if none were asked for.
+        intervals: key to `(low, high)`, or None if none were asked for. Above 200 classes scores over class columns
+            have neither interval nor band: replicates of all their bins would cost more than all else together.
         floor: mean and band of each score under perfect calibration, or None.
         bins: top-label uniform bins, for the pictures.
         class_bins: `(C, B)` bins of every class column.
@@ -155,7 +157,7 @@ def calibration_report(
         options |= {
             "num_bins": num_bins,
             "num_resamples": resamples,
-            "scores": [k for k in KEYS if k not in redefined],
+            "scores": [k for k in resampled_keys(rows.num_classes) if k not in redefined],
         }
         floor = noise_floor(rows, **options)
         intervals = down_to_zero(bootstrap_intervals(rows, method=interval_method, **options), values, floor)

@@ -7,6 +7,7 @@ Below, bin `b` holds the share `w_b` of the rows, with mean confidence `conf_b` 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -109,26 +110,45 @@ def classwise_error(bins: BinStatistics) -> float:
     return float((bins.weights * np.abs(bins.gaps)).sum(axis=-1).mean())
 
 
-def class_groups(probabilities: np.ndarray, labels: np.ndarray, threshold: float | None = None) -> list[Groups]:
-    """Rows of each class column grouped by value; with a threshold, only those with a probability above it."""
-    groups = []
-    for k in range(probabilities.shape[1]):
-        values, outcomes = probabilities[:, k], labels == k
-        if threshold is not None:
-            keep = values > threshold
-            values, outcomes = values[keep], outcomes[keep]
-        groups.append(group_by_value(values, outcomes))
-    return groups
-
-
-def adaptive_classwise_error(groups: list[Groups], num_bins: int) -> float:
+def adaptive_classwise_error(
+    probabilities: np.ndarray, labels: np.ndarray, num_bins: int, threshold: float | None = None
+) -> float:
     """Class-conditional adaptive calibration error: `(1 / (C R)) sum_k sum_r |conf_kr - acc_kr|` (Nixon et al., 2019).
 
-    `R` ranges of equal mass a class. On columns cut at a threshold this is TACE.
+    `R` equal-mass bins a class, with ties spread. A class that is no row's label has frequency 0 in every bin, so that
+    its error is its mean probability: only those that are need an order of rows.
 
     Args:
-        groups: one entry a class, as from `class_groups`.
+        probabilities: `(N, C)`.
+        labels: `(N,)`.
         num_bins: `R`.
+        threshold: only probabilities above it count.
+
+    Returns:
+        The error; a class with no row counts as zero.
+
+    Example:
+        >>> p = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1]])
+        >>> round(adaptive_classwise_error(p, np.array([0, 1]), 1), 6)  # (.15 + .25 + .1) / 3
+        0.166667
+    """
+    kept = probabilities if threshold is None else np.where(probabilities > threshold, probabilities, 0.0)
+    counts = len(labels) if threshold is None else (kept > 0.0).sum(axis=0)
+    errors = kept.sum(axis=0) / np.maximum(counts, 1)
+    for k in np.unique(labels):
+        values, outcomes = probabilities[:, k], labels == k
+        if threshold is not None:
+            values, outcomes = values[kept[:, k] > 0.0], outcomes[kept[:, k] > 0.0]
+        errors[k] = grouped_classwise_error([group_by_value(values, outcomes)], num_bins)
+    return float(errors.mean())
+
+
+def grouped_classwise_error(groups: Iterable[Groups], num_bins: int) -> float:
+    """`adaptive_classwise_error` of classes whose rows (or cells) are grouped by value already.
+
+    Args:
+        groups: one entry a class.
+        num_bins: equal-mass bins a class.
 
     Returns:
         The error; a class with no row counts as zero.

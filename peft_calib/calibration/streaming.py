@@ -10,10 +10,11 @@ import torch
 
 from peft_calib.calibration import scores
 from peft_calib.calibration.answers import unwrapped
-from peft_calib.calibration.bins import CHUNK, equal_mass_bins, top_label
+from peft_calib.calibration.bins import CHUNK, FEWEST_ROWS, equal_mass_bins, top_label
 from peft_calib.calibration.inputs import Rows, as_numpy, as_rows, check_num_bins
 from peft_calib.calibration.panel import (
     KEYS,
+    MOST_RESAMPLED_CLASSES,
     TACE_THRESHOLD,
     compute_panel,
     panel_of_bins,
@@ -32,7 +33,8 @@ EXACT_BYTES = 8192
 class CalibrationAccumulator:
     """Sufficient statistics of a stream of predictions: `update` a batch at a time, `compute` at the end.
 
-    The state does not grow with the number of rows: about 13 kB, and 5 kB a class. Accuracy, NLL, Brier and everything
+    The state does not grow with the number of rows: about 13 kB, and 5 kB a class; above 200 classes it is 400 bytes a
+    class, and `ace_classwise`, `tace` and `tace_classwise` are left out. Accuracy, NLL, Brier and everything
     over uniform bins are exact. Scores that need rows in order (ACE, TACE, smooth ECE, KS, AURC, AUROC and its kin)
     are exact while the rows fit in 8 kB, and come from a histogram of some 500 cells afterwards: `order_error` bounds
     what that does to ACE.
@@ -88,7 +90,10 @@ class CalibrationAccumulator:
         self._kept: list[Rows] | None = None
         if self.ordered:
             self._top = Sketch(Grid(TOP_CELLS, self.num_bins, TACE_THRESHOLD))
-            self._classes = Sketch(Grid(CLASS_CELLS, self.num_bins, TACE_THRESHOLD), num_classes)
+            # Of many classes only the uniform bins are kept: each in one cell, the threshold's in two.
+            self._in_order = num_classes <= MOST_RESAMPLED_CLASSES
+            cells = CLASS_CELLS if self._in_order else 1
+            self._classes = Sketch(Grid(cells, self.num_bins, TACE_THRESHOLD), num_classes)
             self._kept = []
 
     @property
@@ -146,7 +151,7 @@ class CalibrationAccumulator:
             warn_impossible(batch.num_impossible, len(labels))
         self._sums += batch
         if self.ordered:
-            size = max(1, 2 * CHUNK // probabilities.shape[1])
+            size = max(FEWEST_ROWS, 2 * CHUNK // probabilities.shape[1])
             for start in range(0, len(labels), size):
                 self._add_ordered(probabilities[start : start + size], labels[start : start + size])
             self._keep(probabilities, labels)
@@ -315,18 +320,23 @@ class CalibrationAccumulator:
     def _ordered(self, brier: float) -> dict[str, float]:
         assert self._top is not None and self._classes is not None
         classes = self._classes.bins()
-        every = range(len(classes.counts))
-        by_class = [self._classes.groups(k) for k in every]
-        above = [self._classes.groups(k, above_threshold=True) for k in every]
-        pooled = equal_mass_bins(self._classes.groups(None, above_threshold=True), self.num_bins)
         return {
-            "ace_classwise": scores.adaptive_classwise_error(by_class, self.num_bins),
-            "tace": scores.calibration_error(pooled),
-            "tace_classwise": scores.adaptive_classwise_error(above, self.num_bins),
+            **(self._in_order_of_columns(self._classes) if self._in_order else {}),
             "classwise_ece": scores.classwise_error(classes),
             "mean_entropy": self._entropy / self.num_rows,
             **{f"brier_{key}": value for key, value in scores.brier_decomposition(classes, brier).items()},
             **panel_of_groups(self._top.groups(), self.num_bins),
+        }
+
+    def _in_order_of_columns(self, sketch: Sketch) -> dict[str, float]:
+        assert self.num_classes is not None
+        every = range(self.num_classes)
+        above = (sketch.groups(k, above_threshold=True) for k in every)
+        pooled = equal_mass_bins(sketch.groups(None, above_threshold=True), self.num_bins)
+        return {
+            "ace_classwise": scores.grouped_classwise_error(map(sketch.groups, every), self.num_bins),
+            "tace": scores.calibration_error(pooled),
+            "tace_classwise": scores.grouped_classwise_error(above, self.num_bins),
         }
 
     def _check_started(self) -> None:
