@@ -128,10 +128,11 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)
     results = {}
-    for name in arguments.models:
-        expected = truth(MODELS[name])
-        for num_rows in arguments.rows:
-            found = study(MODELS[name], expected, num_rows, arguments.repeats, arguments.resamples, arguments.method)
+    expected = {name: truth(MODELS[name]) for name in arguments.models}
+    for num_rows in arguments.rows:
+        for name in arguments.models:
+            options = arguments.repeats, arguments.resamples, arguments.method
+            found = study(MODELS[name], expected[name], num_rows, *options)
             results[f"{name}, {num_rows} rows"] = found
             low = {
                 key: (round(s["coverage"], 3), round(s["below"], 3), round(s["above"], 3))
@@ -139,9 +140,10 @@ def main() -> None:
                 if s["coverage"] < 0.93 and s["width"] is not None
             }
             print(name, num_rows, low, found["ends below the noise floor's mean"], flush=True)
-    if arguments.output:
-        content = {"machine": describe_machine(), "settings": vars(arguments) | {"output": None}, "results": results}
-        arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            if arguments.output:  # after every cell: an interrupted study is not lost
+                settings = vars(arguments) | {"output": None}
+                content = {"machine": describe_machine(), "settings": settings, "results": results}
+                arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Binomial intervals for the frequency in one bin."""
+"""Intervals by formula: of the frequency in one bin, and of a mean."""
 
 from __future__ import annotations
 
@@ -49,6 +49,41 @@ def _student_within(t: float, degrees: int) -> float:
         term *= k / (k + 1.0) * cosine**2
     total *= np.sin(angle)
     return float(2.0 / np.pi * (angle + total)) if odd else float(total)
+
+
+def skewed_mean_interval(values: np.ndarray, tail: float) -> tuple[float, float]:
+    """Interval of a mean by Student's quantile and Hall's (1992) transform, which takes the skewness off.
+
+    A few rows of a heavy-tailed loss seldom hold its largest values: the mean then lies low and seems sure, and
+    Student's interval ends below the truth too often (100 rows of skewness 5: 9 % instead of 2.5 %).
+
+    Args:
+        values: `(N,)`.
+        tail: probability outside on each side.
+
+    Returns:
+        Lower and upper end; the mean itself where values do not differ or are fewer than three.
+
+    Example:
+        >>> low, high = skewed_mean_interval(np.array([0.0, 0.0, 0.0, 0.1, 0.2, 1.5]), 0.025)
+        >>> round(low, 2), round(high, 2)  # Student's: (-0.32, 0.92)
+        (-0.11, 2.33)
+    """
+    size, mean = len(values), float(values.mean())
+    centred = values - mean
+    spread = float((centred**2).mean())
+    if size < 3 or spread <= 1e-24 * (mean**2 + 1e-12):
+        return mean, mean
+    error = np.sqrt(spread / (size - 1))
+    skewness = float((centred**3).mean()) / spread**1.5 / np.sqrt(size)
+    reach = student_quantile(1.0 - tail, size - 1)
+
+    def corrected(t: float) -> float:
+        if abs(skewness) < 1e-6:
+            return t
+        return 3.0 * float(np.cbrt(1.0 + skewness * (t - skewness / 6.0)) - 1.0) / skewness
+
+    return float(mean - error * corrected(reach)), float(mean - error * corrected(-reach))
 
 
 def wilson_interval(hits: np.ndarray, counts: np.ndarray, confidence_level: float) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,13 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from peft_calib.calibration.bands import normal_cdf, normal_quantile, student_quantile, wilson_interval
+from peft_calib.calibration.bands import (
+    normal_cdf,
+    normal_quantile,
+    skewed_mean_interval,
+    student_quantile,
+    wilson_interval,
+)
 from peft_calib.calibration.bins import top_label
 from peft_calib.calibration.folded import folded_interval
 from peft_calib.calibration.inputs import Rows
@@ -16,6 +22,7 @@ from peft_calib.calibration.panel import CALIBRATION_ERRORS, CLASSWISE_KEYS, KEY
 from peft_calib.calibration.replicate_bins import ClassSums, RowSums, SmoothSums, TopSums
 from peft_calib.calibration.replicate_ranking import AreaSums, DriftSums, PrecisionSums
 from peft_calib.calibration.replicates import BLOCK, Batch, Design
+from peft_calib.calibration.scores import loss_of_label, row_brier
 
 
 class Family(Protocol):
@@ -35,6 +42,9 @@ JACKKNIFE_GROUPS = 100
 SMALLEST_TAIL = 1e-6
 # Rows whose every swap between two models is taken.
 MOST_ROWS_IN_FULL = 10
+# What is left inside bins lives by bins of few rows, where it shrinks with every row that a resample has twice: its
+# quantiles held the truth in 88 of 100 data sets of 100 rows, and no correction tried did better everywhere.
+WITHOUT_INTERVAL = frozenset({"brier_within_bin"})
 # Scores of how errors are ranked.
 RANKED = frozenset({"error_auroc", "error_aupr", "success_aupr", "aurc", "e_aurc", "augrc"})
 
@@ -76,9 +86,10 @@ def bootstrap_intervals(
     accuracy, a share, gets Wilson's, which does not end where nothing was seen to go wrong. For the others
     `"percentile"` takes quantiles of the resampled scores. `"bca"` (Efron, 1987) shifts the quantiles for bias and
     skewness, with the acceleration from a jackknife that leaves out one of 100 random groups of rows at a time. Both
-    widen the tails as Student's quantile is wider than the normal one. Rankings of errors live by the rarer of right
-    and wrong rows: there Student's quantile is that of so many rows, and the shifted quantiles never shorten the
-    interval.
+    widen the tails as Student's quantile is wider than the normal one; with `"bca"` the interval of `nll` and `brier`,
+    whose rows have heavy tails, also holds that of a mean with its skewness taken off. Rankings of errors live by the
+    rarer of right and wrong rows: there Student's quantile is that of so many rows, and the shifted quantiles never
+    shorten the interval. `brier_within_bin` has none.
 
     Args:
         rows: checked rows.
@@ -90,7 +101,8 @@ def bootstrap_intervals(
         scores: keys of the panel; fewer cost less.
 
     Returns:
-        Key to `(low, high)`. Resamples where a score is not defined are left out; `(nan, nan)` if it never is.
+        Key to `(low, high)`, for all keys but `brier_within_bin`. Resamples where a score is not defined are left
+        out; `(nan, nan)` if it never is.
 
     Raises:
         ValueError: for an unknown method or fewer than 20 resamples.
@@ -115,7 +127,7 @@ def bootstrap_intervals(
         right = np.array([draws["accuracy"][-1] * len(rows.labels)])
         ends = wilson_interval(np.rint(right), np.array([len(rows.labels)]), confidence_level)
         intervals["accuracy"] = float(ends[0][0]), float(ends[1][0])
-    return {key: intervals[key] for key in draws}
+    return {key: intervals[key] for key in draws if key not in WITHOUT_INTERVAL}
 
 
 def _unfolded(
@@ -134,7 +146,18 @@ def _unfolded(
         low, high = _quantiles(draws[key], levels)
         plain = intervals[key] if ranked[key] else (low, high)
         intervals[key] = min(plain[0], low), max(plain[1], high)
+    if "nll" in intervals:
+        of_label = rows.probabilities[np.arange(size), rows.labels]
+        intervals["nll"] = _both(intervals["nll"], skewed_mean_interval(loss_of_label(of_label), tail), np.inf)
+    if "brier" in intervals:
+        of_rows = row_brier(rows.probabilities, rows.labels)
+        intervals["brier"] = _both(intervals["brier"], skewed_mean_interval(of_rows, tail), 2.0)
     return intervals
+
+
+def _both(one: tuple[float, float], other: tuple[float, float], most: float) -> tuple[float, float]:
+    """The hull of two intervals of a score in `[0, most]`."""
+    return max(min(one[0], other[0]), 0.0), min(max(one[1], other[1]), most)
 
 
 def _student_tail(tail: float, num_rows: int) -> float:

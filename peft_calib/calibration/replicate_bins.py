@@ -15,7 +15,7 @@ from peft_calib.calibration.bins import uniform_index
 from peft_calib.calibration.folded import Folded, Score, absolute, squares, widened
 from peft_calib.calibration.panel import row_entropy
 from peft_calib.calibration.replicates import Batch, Design
-from peft_calib.calibration.scores import SMALLEST_PROBABILITY
+from peft_calib.calibration.scores import loss_of_label
 from peft_calib.calibration.smooth import SMALLEST_BANDWIDTH, cosine_series, smooth_error_of_grid, smoothed
 
 GRID = 512
@@ -39,10 +39,10 @@ class RowSums:
         # Only of labels: a row may have more classes than replicates.
         if batch.labels is None:
             of_label = p[np.arange(len(p)), self.design.labels[batch.rows]]
-            sums = np.stack([_loss(of_label), of_label]).astype(np.float32) @ batch.weights
+            sums = np.stack([loss_of_label(of_label), of_label]).astype(np.float32) @ batch.weights
         else:
             of_label = np.take_along_axis(p, batch.labels, axis=1)
-            sums = np.stack([_loss(of_label).sum(axis=0), of_label.sum(axis=0)])
+            sums = np.stack([loss_of_label(of_label).sum(axis=0), of_label.sum(axis=0)])
         self.nll += sums[0]
         self.of_label += sums[1]
 
@@ -300,8 +300,11 @@ class ClassSums:
             "tace": of(pooled, absolute(), pooled_noise),
             "brier_reliability": of(gap[:, parts[0]], squares(inverse), least[:, parts[0]]),
             "brier_resolution": of(above, squares(inverse), np.zeros(above.shape[:2])),
-            # Of the distance from equal frequencies, by which it falls short of 1 - 1/C.
-            "brier_uncertainty": of(base - 1.0 / classes, squares(np.ones(classes)), np.zeros(classes)),
+            # Of the distance from equal frequencies, by which it falls short of 1 - 1/C. A class that no row has is
+            # as uncertain as one of a single row: resamples do not know that it might have been seen.
+            "brier_uncertainty": of(
+                base - 1.0 / classes, squares(np.ones(classes)), np.full(classes, 1.0 / total[-1])
+            ),
         }
 
     def _brier_parts(self) -> dict[str, np.ndarray]:
@@ -319,10 +322,6 @@ class ClassSums:
             "brier_uncertainty": uncertainty,
             "brier_within_bin": brier - (reliability - resolution + uncertainty),
         }
-
-
-def _loss(of_label: np.ndarray) -> np.ndarray:
-    return -np.log(np.maximum(of_label, SMALLEST_PROBABILITY))
 
 
 def bernoulli(probabilities: np.ndarray) -> np.ndarray:

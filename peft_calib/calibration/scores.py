@@ -34,6 +34,11 @@ def row_nll(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     impossible = int((of_label < SMALLEST_PROBABILITY).sum())
     if impossible:
         warn_impossible(impossible, len(labels))
+    return loss_of_label(of_label)
+
+
+def loss_of_label(of_label: np.ndarray) -> np.ndarray:
+    """`-ln p` of the probabilities of labels, clipped."""
     return -np.log(np.maximum(of_label, SMALLEST_PROBABILITY))
 
 
