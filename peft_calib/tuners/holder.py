@@ -13,7 +13,7 @@ LoRA. The tuner layers pass on to it what PEFT and transformers tell them (activ
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -49,6 +49,8 @@ class FactorHolder(nn.Module):
         self._uses: dict[str, list[weakref.ref]]
         self._tracing: Part | None
         self._root: weakref.ref[nn.Module] | None
+        #: Checks of weights that are still to be loaded, by adapter.
+        self.awaited: dict[str, Callable[[], None]]
         self.__dict__.update(_nothing_generated())
 
     @property
@@ -362,9 +364,11 @@ class FactorHolder(nn.Module):
                 law.invalidate()
 
     def requires_grad_(self, requires_grad: bool = True) -> FactorHolder:
-        """Freeze or unfreeze all laws. transformers does so when it has loaded one, without any copy."""
+        """Freeze or unfreeze all laws. transformers does so when it has loaded one: without any copy, or check."""
         super().requires_grad_(requires_grad)
         settle(self.laws, frozen_only=True)
+        while self.awaited and not requires_grad:
+            self.awaited.popitem()[1]()
         return self
 
     def enable(self, enabled: bool) -> None:
@@ -380,6 +384,7 @@ class FactorHolder(nn.Module):
             del self.laws[adapter]
         self._forget(adapter)
         self._uses.pop(adapter, None)
+        self.awaited.pop(adapter, None)
         self._here.pending = []
 
     def take_pending(self) -> list[torch.Tensor]:
@@ -412,7 +417,7 @@ class FactorHolder(nn.Module):
 
 def _nothing_generated() -> dict:
     """The part of a holder's state that belongs to single forwards, as it is before the first."""
-    return {"_here": Here(), "_latest": {}, "_cached": {}, "_uses": {}, "_tracing": None, "_root": None}
+    return {"_here": Here(), "_latest": {}, "_cached": {}, "_uses": {}, "_tracing": None, "_root": None, "awaited": {}}
 
 
 def holders_of(model: nn.Module) -> list[FactorHolder]:

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from ..identity import Identity
+from .arrival import check_on_arrival
 from .asked import forward_replaced
 from .config import CalibLoraConfig
 from .factors import Law, Slot, SlotTable
@@ -97,6 +98,8 @@ class FactorModel(BaseTuner):
         if dtype == torch.float64:
             law.to(dtype)
         holder.add(adapter_name, law, device, adapter_name in self.active_adapters and not config.inference_mode)
+        if config.unverified:
+            holder.awaited[adapter_name] = check_on_arrival(model, config, adapter_name)
         attach_hooks(model)
 
     def _roll_back(self, model: nn.Module, adapter_name: str, first: bool) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _PREFIX = "base_model.model."
 #: How numbers of an adapter may be stored; whole numbers are counts and seeds only.
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WHOLE = ("num_generations", "draw_seed")
 
 
@@ -176,7 +176,7 @@ def check_values(name: str, tensor: torch.Tensor, source: str, expected: torch.d
     Raises:
         ValueError: For integers, booleans, complex and 8-bit numbers in their place, and for NaN and infinity.
     """
-    allowed = _FLOATS if expected in _FLOATS else (expected,)
+    allowed = FLOATS if expected in FLOATS else (expected,)
     if tensor.dtype not in allowed:
         names = ", ".join(str(dtype) for dtype in allowed)
         raise ValueError(f"{source}: the tensor {name} holds {tensor.dtype}, but must hold {names}. {ADAPTER_MENDS}.")

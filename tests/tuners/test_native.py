@@ -1,11 +1,14 @@
 """transformers' own add_adapter / load_adapter, without a PeftModel."""
 
+import re
 import warnings
 
 import pytest
 import torch
 from families import FAMILIES, logits, perturb
 from peft import LoraConfig
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from peft_calib import (
     BayesianLoraConfig,
@@ -15,6 +18,7 @@ from peft_calib import (
     HyperLoraConfig,
     HyperLoraModel,
 )
+from peft_calib.edits import accept_edits
 from peft_calib.tuners.holder import FactorHolder
 
 METHODS = {
@@ -139,3 +143,48 @@ def test_other_architecture_is_refused_here_too(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="slot table has 2 slots, the model offers 3"):
         bert.build(num_hidden_layers=3).load_adapter(str(tmp_path))
+
+
+def _saved_by_native(method, folder):
+    family, (config, _, fields) = FAMILIES["bert"], method
+    model = family.build()
+    model.add_adapter(config(r=4, target_modules=list(family.targets), **fields), "mine")
+    perturb(model, scale=0.2).save_pretrained(folder)
+    return family, logits(model, family.batch())
+
+
+@pytest.mark.parametrize("change", ["base weight", "other values", "whole numbers", "missing", "not a number"])
+def test_load_adapter_refuses_changed_weights(method, tmp_path, change):
+    family, _ = _saved_by_native(method, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    # a frozen draw that is missing is drawn again, bit by bit
+    numbers = [key for key, value in tensors.items() if value.is_floating_point() and value.any()]
+    name = next(key for key in numbers if "anchor" not in key)
+    if change == "base weight":
+        base = family.build()
+        name = next(key for key, _ in base.named_parameters() if key.endswith("LayerNorm.bias"))
+        tensors[f"base_model.model.{name}"] = torch.ones_like(base.get_parameter(name))
+    elif change == "missing":
+        del tensors[name]
+    else:
+        old = tensors[name]
+        new = {"other values": 2 * old, "whole numbers": (9 * old).int(), "not a number": old * float("nan")}
+        tensors[name] = new[change]
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    save_file(tensors, file, metadata=metadata)
+    with pytest.raises(ValueError, match=re.escape(name.removeprefix("base_model.model."))) as caught:
+        family.build().load_adapter(str(tmp_path), adapter_name="other")
+    assert "adapter_model.safetensors" in str(caught.value)
+
+
+def test_load_adapter_takes_half_precision_accepted_on_purpose(method, tmp_path):
+    family, expected = _saved_by_native(method, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    halves = {key: value.half() if value.is_floating_point() else value for key, value in load_file(file).items()}
+    save_file(halves, file, metadata={"format": "pt"})
+    accept_edits(tmp_path)
+    again = family.build()
+    again.load_adapter(str(tmp_path), adapter_name="mine")
+    assert torch.allclose(logits(again, family.batch()), expected, atol=2e-2)
