@@ -101,8 +101,8 @@ def bootstrap_intervals(
         scores: keys of the panel; fewer cost less.
 
     Returns:
-        Key to `(low, high)`, for all keys but `brier_within_bin`. Resamples where a score is not defined are left
-        out; `(nan, nan)` if it never is.
+        Key to `(low, high)`. Resamples where a score is not defined are left out; `(nan, nan)` if it never is, and
+        for `brier_within_bin`.
 
     Raises:
         ValueError: for an unknown method or fewer than 20 resamples.
@@ -127,7 +127,8 @@ def bootstrap_intervals(
         right = np.array([draws["accuracy"][-1] * len(rows.labels)])
         ends = wilson_interval(np.rint(right), np.array([len(rows.labels)]), confidence_level)
         intervals["accuracy"] = float(ends[0][0]), float(ends[1][0])
-    return {key: intervals[key] for key in draws if key not in WITHOUT_INTERVAL}
+    intervals |= dict.fromkeys(WITHOUT_INTERVAL, (float("nan"), float("nan")))
+    return {key: intervals[key] for key in draws}
 
 
 def _unfolded(
