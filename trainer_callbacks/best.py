@@ -21,6 +21,7 @@ from .stream import NOT_FINITE
 
 PROPER = ("nll", "brier", "sample_nll", "sample_brier")
 FOLDER = "best-calibration"
+_NO_STRATEGY = "Set eval_strategy in TrainingArguments"
 
 Point = dict[str, float]
 
@@ -78,6 +79,7 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
         self.metric, self.accuracy_tolerance, self.patience = metric, accuracy_tolerance, patience
         self.restore, self.prefix = restore, prefix.rstrip("_")
         self.points: list[Point] = []
+        self._other_sets: set[str] = set()
 
     # ----------------------------------------------------------------- state
 
@@ -132,7 +134,8 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Take the evaluation into account; every process sees the same numbers."""
         if f"{self.prefix}_runtime" not in metrics:
-            return  # another evaluation set
+            self._other_sets |= {name.removesuffix("_runtime") for name in metrics if name.endswith("_runtime")}
+            return
         point = self._point(state.global_step, metrics, kwargs.get("eval_dataloader"))
         if point is None:
             return
@@ -160,9 +163,11 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
         """Put the best adapter back."""
         best = self.best
         if best is None:
+            others = ", ".join(repr(name) for name in sorted(self._other_sets))
+            mend = f"Choose one of those it saw: prefix= one of {others}" if others else _NO_STRATEGY
+            which = f" of {self.prefix!r}" if others else ""
             warnings.warn(
-                "BestCalibrationCallback saw no evaluation, so the last adapter stays. Set eval_strategy in "
-                "TrainingArguments.",
+                f"BestCalibrationCallback saw no evaluation{which}, so the last adapter stays. {mend}.",
                 UserWarning,
                 stacklevel=2,
             )

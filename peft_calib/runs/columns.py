@@ -16,6 +16,9 @@ __all__ = ["Classes", "check_column", "classes_of", "texts_of", "without_missing
 #: More different labels than this, in most rows a new one, are texts or measurements and not classes.
 MOST_CLASSES = 20
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
+#: A list of texts or numbers as `DataFrame.to_csv` writes it: `['a', 'b']`, `[0, 1]`, `[]`; not a word in brackets.
+_ITEM = r"""('[^']*'|"[^"]*"|[-+]?\d+(\.\d*)?)"""
+WRITTEN_LIST = re.compile(rf"\[\s*({_ITEM}((\s*,\s*|\s+){_ITEM})*\s*,?)?\s*\]")
 #: What a row without a value needs.
 MEND = "fill it in, or leave such rows out with --drop-missing"
 
@@ -142,8 +145,9 @@ def classes_of(
 
 
 def check_one_label(label: Any, row: int, where: str) -> None:
-    """Raise `ValueError` for a row of several labels."""
-    if isinstance(label, (list, tuple, dict, np.ndarray)):
+    """Raise `ValueError` for a row of several labels, also where a CSV file holds the list as Python writes it."""
+    written = isinstance(label, str) and WRITTEN_LIST.fullmatch(label.strip()) is not None
+    if written or isinstance(label, (list, tuple, dict, np.ndarray)):
         raise ValueError(
             f"{where}: row {row} has several labels ({str(label)[:60]}); one class a row is expected. Several "
             "labels a row are one question each: give every label a column of yes and no, and train a run for each, "

@@ -119,7 +119,7 @@ def read_csv(text: str, source: str, delimiter: str | None = None, usual: str = 
 
 
 def read_json(text: str, source: str, lines_of_json: bool = False) -> Columns:
-    r"""JSON lines, one array of objects, or one object of columns.
+    r"""JSON lines, one array of objects, or one object of columns, these as lists or as pandas writes them.
 
     Args:
         text: of the file.
@@ -142,6 +142,9 @@ def read_json(text: str, source: str, lines_of_json: bool = False) -> Columns:
         lengths = {len(value) if isinstance(value, list) else -1 for value in values.values()}
         if len(lengths) == 1 and -1 not in lengths:
             return {str(name): value for name, value in values.items()}, [0] * lengths.pop()
+        frame = _written_by_pandas(values)
+        if frame is not None:
+            return frame
     columns: dict[str, list[Any]] = {}
     for row, (line, value) in enumerate(found):
         if not isinstance(value, dict):
@@ -154,6 +157,17 @@ def read_json(text: str, source: str, lines_of_json: bool = False) -> Columns:
         for name, column in columns.items():
             column.append(value.get(name))
     return columns, [line for line, _ in found]
+
+
+def _written_by_pandas(values: dict[str, Any]) -> Columns | None:
+    """The columns of what `DataFrame.to_json` writes if nothing is said: each an object of row names and values."""
+    columns = list(values.values())
+    if not columns or not all(isinstance(column, dict) and column for column in columns):
+        return None
+    rows = list(columns[0])
+    if any(list(column) != rows for column in columns):
+        return None
+    return {str(name): list(column.values()) for name, column in values.items()}, [0] * len(rows)
 
 
 def _values(text: str, source: str) -> Iterator[tuple[int, Any]]:

@@ -274,6 +274,8 @@ def test_what_is_harmless_is_read(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('{"text": ["a", "b"], "label": [1, 0]}')
     assert columns(path) == {"text": ["a", "b"], "label": [1, 0]}
+    pd.DataFrame({"text": ["a", "b"], "label": ["x", "y"]}, index=[7, 3]).to_json(path)
+    assert columns(path) == {"text": ["a", "b"], "label": ["x", "y"]}
     path = tmp_path / "mixed.jsonl"
     path.write_text('{"text": "a", "more": {"n": 1}}\n{"text": "b", "more": "none", "late": [1, "two"]}\n')
     assert columns(path)["late"] == [None, ["1", "two"]]
@@ -282,7 +284,9 @@ def test_what_is_harmless_is_read(tmp_path):
 # ------------------------------------------------------------------ several labels, chats
 
 
-@pytest.mark.parametrize("label", [["a", "b"], [0.0, 1.0], [1, 0, 1], {"a": 1}])
+@pytest.mark.parametrize(
+    "label", [["a", "b"], [0.0, 1.0], [1, 0, 1], {"a": 1}, "['a', 'b']", '["c"]', "[0. 1.]", "[]"]
+)
 def test_several_labels_are_refused_in_one_line(tmp_path, label):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"text": f"t{i}", "label": label}) for i in range(30)))
@@ -291,6 +295,11 @@ def test_several_labels_are_refused_in_one_line(tmp_path, label):
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="several labels"):
         LabelMap.learn(["a", "b"], None, "train").encode([label], None, "test", "test")
+
+
+def test_words_in_brackets_are_labels():
+    names = ["[PAD]", "[see 1]", "[]x", "[a, b]"]
+    assert LabelMap.learn(names, None, "train").names == tuple(sorted(names))
 
 
 @pytest.mark.parametrize(

@@ -199,3 +199,11 @@ def test_evaluations_without_the_score_are_refused(tiny_classifier, tmp_path):
 def test_a_training_without_evaluation_says_so(tiny_classifier, tmp_path):
     with pytest.warns(UserWarning, match="saw no evaluation"):
         trainer(adapted(tiny_classifier), tmp_path, [BestCalibrationCallback()], max_steps=1).train()
+
+
+def test_evaluation_sets_by_name_are_told_apart(tiny_classifier, tmp_path):
+    callbacks = [CalibrationCallback(diagram=False, confidence_level=None), BestCalibrationCallback()]
+    run = trainer(adapted(tiny_classifier), tmp_path, callbacks, max_steps=1, eval_strategy="steps", eval_steps=1)
+    run.eval_dataset = {"near": run.eval_dataset, "far": run.eval_dataset}
+    with pytest.warns(UserWarning, match="no evaluation of 'eval', .* prefix= one of 'eval_far', 'eval_near'"):
+        run.train()
