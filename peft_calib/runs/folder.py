@@ -18,6 +18,8 @@ from peft_calib.json_files import Fields
 __all__ = ["RunFolder"]
 
 CONFIG, FINISHED, TEMPERATURE, STAGE = "config.json", "run.json", "temperature.json", "stage.json"
+#: Beside an adapter: the names of its classes, in order.
+CLASSES = "classes.json"
 
 
 @dataclass(frozen=True)

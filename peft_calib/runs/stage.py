@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -37,7 +38,7 @@ from peft_calib.trainer_callbacks import (
 from peft_calib.tuners.objective import prepare_for_trainer
 
 from ..console import StepProgress, own_random_state
-from .folder import STAGE, RunFolder, write_json
+from .folder import CLASSES, STAGE, RunFolder, write_json
 from .methods import Stage
 from .processes import on_cpu, processes
 from .settings import RunConfig
@@ -118,7 +119,8 @@ def run_stage(stage: Stage, material: Material, folder: RunFolder, progress: Pro
             "seconds": round(time.perf_counter() - start, 1),
             "resumed_at_step": None if checkpoint is None else int(checkpoint.rpartition("-")[2]),
         }
-        _finish(trainer, stage, folder, facts)
+        labels = material.task.labels
+        _finish(trainer, stage, folder, facts, None if labels is None else labels.names)
     return facts
 
 
@@ -226,7 +228,9 @@ def _nothing(logits: Any, labels: torch.Tensor) -> torch.Tensor:
     return labels.new_zeros(labels.shape[0])
 
 
-def _finish(trainer: Trainer, stage: Stage, folder: RunFolder, facts: dict[str, Any]) -> None:
+def _finish(
+    trainer: Trainer, stage: Stage, folder: RunFolder, facts: dict[str, Any], classes: Sequence[str] | None
+) -> None:
     """Save the adapter beside its place and move it there complete; then checkpoints are no longer needed."""
     state = processes()
     unfinished = folder.training(stage.name) / "adapter"
@@ -236,6 +240,10 @@ def _finish(trainer: Trainer, stage: Stage, folder: RunFolder, facts: dict[str, 
     trainer.save_model(str(unfinished))
     state.wait_for_everyone()
     if state.is_main_process:
+        if classes is not None:
+            # an adapter's own files do not say how many classes it has. A config.json would, but transformers takes
+            # a folder that holds one for a whole model, and no longer finds the base model from it
+            write_json(unfinished / CLASSES, {"names": list(classes)})
         (unfinished / "training_args.bin").unlink(missing_ok=True)  # a pickle; the settings are in config.json
         write_json(unfinished / STAGE, facts)
         write_json(folder.training(stage.name) / "log.json", {"log_history": trainer.state.log_history})

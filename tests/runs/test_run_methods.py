@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import QUICK, fresh_base, peft_calib, read
-from peft import PeftConfig, PeftModel
+from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel
 from safetensors.torch import load_file
 
 from peft_calib.prediction import load_frozen, predict_dataset
@@ -44,6 +44,12 @@ def test_a_run_holds_what_it_says(trained, method):
     assert all(fitted["parameters"]["temperature"] > 0 for fitted in temperatures.values())
     if method != "ensemble":  # the adapter's folder alone is enough for its probabilities
         assert load_recalibration(run / "adapter").state()["fit"] == temperatures["mean"]["fit"]
+        names = json.loads((run / "adapter" / "classes.json").read_text())["names"]
+        assert names == json.loads((run / "config.json").read_text())["labels"]["names"]
+        classes = dict(enumerate(names))
+        options = {"id2label": classes, "ignore_mismatched_sizes": True}  # this base model has a head of its own
+        alone = AutoPeftModelForSequenceClassification.from_pretrained(run / "adapter", **options)
+        assert alone.config.id2label == classes
     assert not [path for path in run.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
 
 
