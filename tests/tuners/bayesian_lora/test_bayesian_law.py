@@ -437,7 +437,7 @@ def test_core_form_is_refused_with_conditional_noise():
     [
         ({"init_sd": 0.0}, "init_sd must be a positive number"),
         ({"init_sd": -1.0}, "init_sd must be a positive number"),
-        ({"init_lambda": float("nan")}, "init_lambda must be a positive number"),
+        ({"init_lambda": float("nan")}, "init_lambda is nan, but must be a finite number"),
         ({"max_lambda": 0}, "max_lambda must be a positive number"),
         ({"init_d": 0.0}, "init_d must be a positive number"),
         ({"prior_std": -0.1}, "prior_std must be 'auto' or a positive number"),
@@ -446,7 +446,7 @@ def test_core_form_is_refused_with_conditional_noise():
         ({"posterior": "laplace"}, "posterior must be one of"),
         ({"inducing_rows": 0}, "inducing_rows must be a positive integer"),
         ({"num_train_examples": 0}, "num_train_examples must be a positive integer"),
-        ({"num_train_examples": 10.5}, "num_train_examples must be a positive integer"),
+        ({"num_train_examples": 10.5}, "num_train_examples is 10.5, but must be a whole number"),
         ({"kl_weight": -1.0}, "kl_weight must not be negative"),
         ({"kl_warmup": 2}, "kl_warmup is a part"),
         ({"share_inducing": True}, "Set init='random'"),
