@@ -506,13 +506,19 @@ def test_an_interrupt_leaves_nothing_behind():
 
 def test_the_entrance_stays_when_accelerate_takes_its_wrapper_off():
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import extract_model_from_parallel
 
     model, batch = encoder().eval(), BERT.batch(3)
-    wrapped = Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
-    for each in (wrapped, extract_model_from_parallel(wrapped, keep_fp32_wrapper=False)):
-        with torch.no_grad(), draws(each, 2):
-            assert len(each.forward(**batch)[0]) == len(each(**batch)[0]) == 6
+    # one state a process: a Trainer of another test has made it without mixed precision, the next would find ours
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        wrapped = Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+        for each in (wrapped, extract_model_from_parallel(wrapped, keep_fp32_wrapper=False)):
+            with torch.no_grad(), draws(each, 2):
+                assert len(each.forward(**batch)[0]) == len(each(**batch)[0]) == 6
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_texts_inside_draws_are_those_outside():
