@@ -74,6 +74,11 @@ class Evaluation:
         """`keys` (hash of an item's row), `positions` within it, and `labels`, one an item."""
         return {name: self.arrays[name] for name in ("keys", "positions", "labels")}
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether probabilities of classes were measured, not the tokens of texts."""
+        return "perplexity" not in self.content["variants"][self.main_variant][BEFORE]
+
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """The stored arrays; empty for a run without classes.
@@ -83,7 +88,7 @@ class Evaluation:
         """
         place = self.folder / ROWS
         if not place.is_file():
-            if "items" not in self.content:
+            if not self.has_classes:
                 return {}
             raise ValueError(f"{place} is missing, which holds the predictions of each row. Evaluate the run again.")
         try:

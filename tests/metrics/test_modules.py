@@ -68,7 +68,7 @@ def test_batches_give_the_numbers_of_one_call(name, keep_in_memory):
 def test_the_calibration_module_is_the_report():
     p, y = _data("calibration")
     result = _load("calibration").compute(predictions=p, references=y, num_resamples=50)
-    assert result == calibration_report(p, y, num_resamples=50).to_dict()
+    np.testing.assert_equal(result, calibration_report(p, y, num_resamples=50).to_dict())  # NaN equals NaN
     assert set(KEYS) < set(result)
 
 
