@@ -37,6 +37,7 @@ def run_ranks(function: Callable, *args: object, timeout: float = 240) -> None:
 
 def _enter(rank: int, function: Callable, args: tuple, port: int) -> None:
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # as conftest.py does for the test: adapters without a seed start alike here and there
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {**place, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     dist.init_process_group("gloo", rank=rank, world_size=2)

@@ -21,6 +21,7 @@ from peft_calib import BayesianLoraConfig, HyperLoraConfig, export_lora
 from peft_calib.calibration import calibration_report, log_probabilities
 from peft_calib.prediction import Prediction
 from peft_calib.runs.baseline import MostFrequent
+from peft_calib.runs.folder import without_nan
 from peft_calib.runs.methods import HEADS
 from peft_calib.trainer_callbacks import CalibrationCallback, RegularizerScheduleCallback
 
@@ -146,7 +147,8 @@ def _made(
     ]
     report["most_frequent_class"] = {"answer": known.answer, **baseline.to_dict()}
     reliability_grid(results).savefig(folder / "reliability.png", dpi=120)
-    write_atomically(folder / FINISHED, json.dumps(report, indent=2))
+    report = without_nan(report)
+    write_atomically(folder / FINISHED, json.dumps(report, indent=2, allow_nan=False))
     console.print(result_table(results, _title(data, settings), baseline))
     for verdict in filter(None, verdicts):
         console.print(verdict, markup=False, highlight=False)
