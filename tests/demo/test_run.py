@@ -126,7 +126,7 @@ def test_a_finished_run_is_not_overwritten_by_accident(run, tmp_path):
     assert json.loads((folder / "report.json").read_text()) == report
 
 
-def test_an_interrupted_run_does_not_look_finished(run, tmp_path, monkeypatch):
+def test_an_interrupted_run_leaves_the_finished_one_as_it_was(run, tmp_path, monkeypatch):
     from peft_calib.demo import run as module
 
     *_, data, settings = run
@@ -138,4 +138,8 @@ def test_an_interrupted_run_does_not_look_finished(run, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "train_adapter", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_demo(data, settings, tmp_path, overwrite=True, console=Console(file=io.StringIO()))
-    assert not (tmp_path / "report.json").exists()
+    assert (tmp_path / "report.json").read_text() == "{}"  # what was there stands until its successor is finished
+    unfinished = tmp_path / "never-finished"
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(data, settings, unfinished, console=Console(file=io.StringIO()))
+    assert not (unfinished / "report.json").exists()
