@@ -23,7 +23,7 @@ from machine import describe_machine
 from peft_calib.calibration import calibration_report
 from peft_calib.calibration.bins import uniform_bins
 from peft_calib.calibration.inputs import Rows
-from peft_calib.calibration.panel import KEYS, build_tables, compute_panel
+from peft_calib.calibration.scores.panel import KEYS, build_tables, compute_panel
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 ROWS = (100, 400, 2000)

@@ -56,7 +56,7 @@ class LossProfile:
         Returns:
             A matplotlib figure of its own, independent of pyplot.
         """
-        from .calibration.plots import BLUE, GREY, VERMILLION, new_figure
+        from .calibration.report.plots import BLUE, GREY, VERMILLION, new_figure
 
         figure = new_figure(6.0, 3.6)
         axes = figure.subplots()

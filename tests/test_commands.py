@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from peft_calib.calibration import report
+from peft_calib.calibration.report import report
 from peft_calib.cli import main
 from peft_calib.demo import run as demo_run
 from peft_calib.demo import training as demo_training

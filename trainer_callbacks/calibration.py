@@ -15,8 +15,8 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl, Traine
 
 from peft_calib.calibration import CalibrationReport
 from peft_calib.calibration.inputs import as_numpy, check_num_bins
-from peft_calib.calibration.panel import KEYS
-from peft_calib.calibration.plots import reliability_figure
+from peft_calib.calibration.report.plots import reliability_figure
+from peft_calib.calibration.scores.panel import KEYS
 from peft_calib.files import write_atomically
 from peft_calib.prediction.draws import check_num_samples
 

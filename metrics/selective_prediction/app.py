@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from peft_calib.calibration.selective import selective_scores
+from peft_calib.calibration.scores.selective import selective_scores
 from peft_calib.metrics.page import build_page, table
 
 DESCRIPTION = (

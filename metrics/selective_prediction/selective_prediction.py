@@ -6,7 +6,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from peft_calib.calibration.selective import selective_scores
+from peft_calib.calibration.scores.selective import selective_scores
 from peft_calib.metrics import direct
 
 _CITATION = """\
@@ -51,7 +51,7 @@ Examples:
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class SelectivePrediction(direct.DirectMetric):
-    """Shell over `peft_calib.calibration.selective.selective_scores`."""
+    """Shell over `peft_calib.calibration.scores.selective.selective_scores`."""
 
     def _info(self) -> evaluate.MetricInfo:
         label = datasets.Value("int64")

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from peft_calib.calibration.uncertainty import uncertainty_scores
+from peft_calib.calibration.scores.uncertainty import uncertainty_scores
 from peft_calib.metrics.page import build_page, table
 
 DESCRIPTION = (

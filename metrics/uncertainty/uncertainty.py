@@ -6,7 +6,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from peft_calib.calibration.uncertainty import uncertainty_scores
+from peft_calib.calibration.scores.uncertainty import uncertainty_scores
 from peft_calib.metrics import direct
 
 _CITATION = """\
@@ -44,7 +44,7 @@ Examples:
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class Uncertainty(direct.DirectMetric):
-    """Shell over `peft_calib.calibration.uncertainty.uncertainty_scores`."""
+    """Shell over `peft_calib.calibration.scores.uncertainty.uncertainty_scores`."""
 
     def _info(self) -> evaluate.MetricInfo:
         draws = datasets.Sequence(datasets.Sequence(datasets.Value("float64")))

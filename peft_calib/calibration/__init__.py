@@ -5,15 +5,6 @@ Needs numpy and torch only; pictures need matplotlib. Nothing here knows about a
 """
 
 from peft_calib.calibration.answers import log_probabilities
-from peft_calib.calibration.comparison import Comparison, compare, compare_many
-from peft_calib.calibration.conventions import CONVENTIONS
-from peft_calib.calibration.plots import (
-    before_after_diagram,
-    classwise_diagram,
-    confidence_histogram,
-    reliability_diagram,
-    risk_coverage_diagram,
-)
 from peft_calib.calibration.recalibrate import (
     BetaCalibration,
     HistogramCalibration,
@@ -23,9 +14,18 @@ from peft_calib.calibration.recalibrate import (
     TemperatureScaling,
     VectorScaling,
 )
-from peft_calib.calibration.report import CalibrationReport, calibration_report
-from peft_calib.calibration.streaming import CalibrationAccumulator
-from peft_calib.calibration.uncertainty import DrawUncertainty, draw_uncertainty
+from peft_calib.calibration.report.conventions import CONVENTIONS
+from peft_calib.calibration.report.plots import (
+    before_after_diagram,
+    classwise_diagram,
+    confidence_histogram,
+    reliability_diagram,
+    risk_coverage_diagram,
+)
+from peft_calib.calibration.report.report import CalibrationReport, calibration_report
+from peft_calib.calibration.resampling.comparison import Comparison, compare, compare_many
+from peft_calib.calibration.scores.uncertainty import DrawUncertainty, draw_uncertainty
+from peft_calib.calibration.streaming.accumulator import CalibrationAccumulator
 
 __all__ = [
     "BetaCalibration",

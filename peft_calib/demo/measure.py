@@ -14,8 +14,8 @@ from rich.table import Table
 
 from peft_calib.calibration import CalibrationReport, calibration_report
 from peft_calib.calibration.inputs import softmax
-from peft_calib.calibration.plots import draw_histogram, draw_reliability, new_figure
-from peft_calib.calibration.selective import error_auroc, rank
+from peft_calib.calibration.report.plots import draw_histogram, draw_reliability, new_figure
+from peft_calib.calibration.scores.selective import error_auroc, rank
 from peft_calib.prediction import Prediction
 from peft_calib.runs.baseline import CALLED
 from peft_calib.runs.temperatures import class_temperature

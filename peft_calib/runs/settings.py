@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from peft_calib.calibration.panel import KEYS
+from peft_calib.calibration.scores.panel import KEYS
 
 __all__ = ["METHODS", "MODES", "TASKS", "RunConfig", "check_metrics", "read_yaml"]
 

@@ -19,7 +19,7 @@ from peft_calib.calibration import (
     reliability_diagram,
     risk_coverage_diagram,
 )
-from peft_calib.calibration.selective import selective_scores
+from peft_calib.calibration.scores.selective import selective_scores
 from peft_calib.metrics.page import parse_rows, safely
 
 LABELS = np.array([0, 1, 1, 0, 1, 0, 0, 1])

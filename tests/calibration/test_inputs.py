@@ -19,8 +19,8 @@ from peft_calib.calibration import (
     reliability_diagram,
 )
 from peft_calib.calibration.inputs import as_rows, softmax
-from peft_calib.calibration.selective import rank, selective_scores
-from peft_calib.calibration.uncertainty import uncertainty_scores
+from peft_calib.calibration.scores.selective import rank, selective_scores
+from peft_calib.calibration.scores.uncertainty import uncertainty_scores
 
 RECALIBRATIONS = [
     TemperatureScaling,

@@ -8,7 +8,7 @@ import pytest
 
 from peft_calib.calibration import calibration_report
 from peft_calib.calibration.inputs import Rows, as_rows
-from peft_calib.calibration.intervals import (
+from peft_calib.calibration.resampling.intervals import (
     FAMILIES,
     _weighted_scores,
     bca_level,
@@ -19,8 +19,8 @@ from peft_calib.calibration.intervals import (
     noise_floor,
     perfect_draws,
 )
-from peft_calib.calibration.panel import KEYS, compute_panel
-from peft_calib.calibration.replicates import Design
+from peft_calib.calibration.resampling.replicates import Design
+from peft_calib.calibration.scores.panel import KEYS, compute_panel
 
 # Equal-mass edges stay those of the full data in a replicate, and smoothing uses a coarser grid there.
 EDGES_HELD = {"ace", "ace_classwise", "tace", "tace_classwise"}

@@ -9,8 +9,14 @@ import pytest
 from peft_calib.calibration import CalibrationAccumulator, calibration_report, compare
 from peft_calib.calibration.bins import equal_mass_bins, group_by_value
 from peft_calib.calibration.inputs import Rows
-from peft_calib.calibration.panel import CLASSWISE_KEYS, KEYS, MOST_RESAMPLED_CLASSES, TACE_THRESHOLD, compute_panel
-from peft_calib.calibration.scores import calibration_error
+from peft_calib.calibration.scores.binned import calibration_error
+from peft_calib.calibration.scores.panel import (
+    CLASSWISE_KEYS,
+    KEYS,
+    MOST_RESAMPLED_CLASSES,
+    TACE_THRESHOLD,
+    compute_panel,
+)
 
 ROWS = 64
 

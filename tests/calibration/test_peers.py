@@ -20,8 +20,8 @@ from sklearn.metrics import brier_score_loss, log_loss
 
 from peft_calib.calibration import CalibrationAccumulator, calibration_report
 from peft_calib.calibration.bins import accumulate, classwise_uniform_bins, top_label, uniform_bins
-from peft_calib.calibration.scores import calibration_error, debiased_l2_error
-from peft_calib.calibration.selective import aurc, prediction_rejection_ratio, rank
+from peft_calib.calibration.scores.binned import calibration_error, debiased_l2_error
+from peft_calib.calibration.scores.selective import aurc, prediction_rejection_ratio, rank
 
 torchmetrics = pytest.importorskip("torchmetrics.functional.classification")
 

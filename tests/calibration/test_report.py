@@ -20,10 +20,10 @@ from peft_calib.calibration import (
     reliability_diagram,
     risk_coverage_diagram,
 )
-from peft_calib.calibration.bands import consistency_band, wilson_interval
 from peft_calib.calibration.bins import group_by_value
-from peft_calib.calibration.panel import DEFINITIONS, KEYS
-from peft_calib.calibration.smooth import residual_grid, smooth_calibration_error
+from peft_calib.calibration.resampling.bands import consistency_band, wilson_interval
+from peft_calib.calibration.scores.panel import DEFINITIONS, KEYS
+from peft_calib.calibration.scores.smooth import residual_grid, smooth_calibration_error
 
 
 @pytest.fixture(scope="module")

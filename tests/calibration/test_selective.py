@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from peft_calib.calibration.selective import (
+from peft_calib.calibration.scores.selective import (
     accuracy_at_coverage,
     augrc,
     aurc,

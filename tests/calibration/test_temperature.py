@@ -19,9 +19,9 @@ from peft_calib.calibration import (
     calibration_report,
     log_probabilities,
 )
-from peft_calib.calibration.bands import student_quantile
 from peft_calib.calibration.inputs import softmax
 from peft_calib.calibration.recalibrate import FEWEST_ROWS
+from peft_calib.calibration.resampling.bands import student_quantile
 
 METHODS = [
     TemperatureScaling,

@@ -7,11 +7,12 @@ import warnings
 import numpy as np
 import pytest
 
-from peft_calib.calibration import CalibrationAccumulator, calibration_report, top_label_pass
+from peft_calib.calibration import CalibrationAccumulator, calibration_report
 from peft_calib.calibration.bins import uniform_edges
-from peft_calib.calibration.panel import UNORDERED_KEYS
-from peft_calib.calibration.scores import SMALLEST_PROBABILITY
-from peft_calib.calibration.top_label_pass import TopLabelSums
+from peft_calib.calibration.scores.binned import SMALLEST_PROBABILITY
+from peft_calib.calibration.scores.panel import UNORDERED_KEYS
+from peft_calib.calibration.streaming import top_label_pass
+from peft_calib.calibration.streaming.top_label_pass import TopLabelSums
 
 
 @pytest.fixture(params=["vectorised", "compiled"])
@@ -137,7 +138,7 @@ def test_a_packed_count_is_exact_up_to_its_largest():
 
 
 def test_loops_take_over_where_they_are_worth_it(monkeypatch):
-    loops = pytest.importorskip("peft_calib.calibration.top_label_loops")
+    loops = pytest.importorskip("peft_calib.calibration.streaming.top_label_loops")
     taken = []
     monkeypatch.setattr(loops, "sum_rows", lambda *args: taken.append(len(args[1])) or False)
     for rows, classes in ((1 << 16, 2), ((1 << 16) - 1, 2), (1 << 16, 33)):
@@ -146,7 +147,7 @@ def test_loops_take_over_where_they_are_worth_it(monkeypatch):
 
 
 def test_without_numba_nothing_changes(monkeypatch):
-    monkeypatch.setitem(sys.modules, "peft_calib.calibration.top_label_loops", None)
+    monkeypatch.setitem(sys.modules, "peft_calib.calibration.streaming.top_label_loops", None)
     top_label_pass._compiled_loops.cache_clear()
     p, y = _rows(9, 1 << 16, 3)
     _assert_equal(_added(p, y, 15), _plain(p, y, 15))

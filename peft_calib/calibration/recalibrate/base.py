@@ -15,7 +15,7 @@ import torch
 from peft_calib.calibration.answers import unwrapped, without_masks
 from peft_calib.calibration.fingerprint import SplitFingerprint, row_hashes
 from peft_calib.calibration.inputs import LogitRows, as_logit_rows, as_logits, softmax
-from peft_calib.calibration.report import CalibrationReport, calibration_report
+from peft_calib.calibration.report.report import CalibrationReport, calibration_report
 from peft_calib.files import write_atomically
 from peft_calib.json_files import Fields, describe, read_json
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from peft_calib.calibration.answers import without_masks
-from peft_calib.calibration.bands import student_quantile
 from peft_calib.calibration.inputs import LogitRows
+from peft_calib.calibration.resampling.bands import student_quantile
 
 # Temperatures outside this range mean that the data do not determine one.
 BOUNDS = (1e-2, 1e3)

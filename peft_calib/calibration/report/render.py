@@ -9,12 +9,12 @@ import io
 import math
 from typing import TYPE_CHECKING
 
-from peft_calib.calibration.panel import DEFINITIONS, MOST_RESAMPLED_CLASSES
+from peft_calib.calibration.scores.panel import DEFINITIONS, MOST_RESAMPLED_CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from peft_calib.calibration.report import CalibrationReport
+    from peft_calib.calibration.report.report import CalibrationReport
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
@@ -127,7 +127,7 @@ def _pair(ends: tuple[float, float] | None) -> str:
 
 def _pictures(report: CalibrationReport) -> str:
     try:
-        from peft_calib.calibration import plots
+        from peft_calib.calibration.report import plots
 
         named = [("Reliability diagram", plots.reliability_figure(report.bins))]
         if report.rows is not None:

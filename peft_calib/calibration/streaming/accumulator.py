@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from peft_calib.calibration import scores
 from peft_calib.calibration.answers import unwrapped
 from peft_calib.calibration.bins import CHUNK, FEWEST_ROWS, equal_mass_bins, top_label
 from peft_calib.calibration.inputs import Rows, as_numpy, as_rows, check_num_bins
-from peft_calib.calibration.panel import (
+from peft_calib.calibration.report.report import CalibrationReport
+from peft_calib.calibration.scores import binned
+from peft_calib.calibration.scores.binned import warn_impossible
+from peft_calib.calibration.scores.panel import (
     KEYS,
     MOST_RESAMPLED_CLASSES,
     TACE_THRESHOLD,
@@ -21,10 +23,8 @@ from peft_calib.calibration.panel import (
     panel_of_groups,
     row_entropy,
 )
-from peft_calib.calibration.report import CalibrationReport
-from peft_calib.calibration.scores import warn_impossible
-from peft_calib.calibration.sketch import CLASS_CELLS, TOP_CELLS, Grid, Sketch
-from peft_calib.calibration.top_label_pass import TopLabelSums
+from peft_calib.calibration.streaming.sketch import CLASS_CELLS, TOP_CELLS, Grid, Sketch
+from peft_calib.calibration.streaming.top_label_pass import TopLabelSums
 
 # Bytes of rows kept as they are, so that small data sets get exact answers for every score.
 EXACT_BYTES = 8192
@@ -322,9 +322,9 @@ class CalibrationAccumulator:
         classes = self._classes.bins()
         return {
             **(self._in_order_of_columns(self._classes) if self._in_order else {}),
-            "classwise_ece": scores.classwise_error(classes),
+            "classwise_ece": binned.classwise_error(classes),
             "mean_entropy": self._entropy / self.num_rows,
-            **{f"brier_{key}": value for key, value in scores.brier_decomposition(classes, brier).items()},
+            **{f"brier_{key}": value for key, value in binned.brier_decomposition(classes, brier).items()},
             **panel_of_groups(self._top.groups(), self.num_bins),
         }
 
@@ -334,9 +334,9 @@ class CalibrationAccumulator:
         above = (sketch.groups(k, above_threshold=True) for k in every)
         pooled = equal_mass_bins(sketch.groups(None, above_threshold=True), self.num_bins)
         return {
-            "ace_classwise": scores.grouped_classwise_error(map(sketch.groups, every), self.num_bins),
-            "tace": scores.calibration_error(pooled),
-            "tace_classwise": scores.grouped_classwise_error(above, self.num_bins),
+            "ace_classwise": binned.grouped_classwise_error(map(sketch.groups, every), self.num_bins),
+            "tace": binned.calibration_error(pooled),
+            "tace_classwise": binned.grouped_classwise_error(above, self.num_bins),
         }
 
     def _check_started(self) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from peft_calib.calibration.inputs import Rows, as_rows, check_confidence_level, check_num_bins
-from peft_calib.calibration.intervals import bootstrap_draws, num_resamples_for, swapped_draws
-from peft_calib.calibration.panel import HIGHER_IS_BETTER, KEYS, compute_panel
+from peft_calib.calibration.resampling.intervals import bootstrap_draws, num_resamples_for, swapped_draws
+from peft_calib.calibration.scores.panel import HIGHER_IS_BETTER, KEYS, compute_panel
 
 COMPARED = ("accuracy", "nll", "brier", "ece", "aurc")
 

@@ -14,8 +14,8 @@ import torch
 
 from peft_calib.calibration.bins import BinStatistics, accumulate, top_label
 from peft_calib.calibration.inputs import Rows
-from peft_calib.calibration.panel import TACE_THRESHOLD
-from peft_calib.calibration.scores import calibration_error
+from peft_calib.calibration.scores.binned import calibration_error
+from peft_calib.calibration.scores.panel import TACE_THRESHOLD
 
 
 def convention_scores(convention: str, rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[str, float]:

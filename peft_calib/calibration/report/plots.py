@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peft_calib.calibration.bands import consistency_band, wilson_interval
 from peft_calib.calibration.bins import BinStatistics, classwise_uniform_bins, group_by_value, top_label, uniform_edges
 from peft_calib.calibration.inputs import as_rows, check_confidence_level, check_num_bins
-from peft_calib.calibration.panel import build_tables
-from peft_calib.calibration.scores import calibration_error
-from peft_calib.calibration.selective import aurc, rank_by_confidence, risk_coverage_curve
+from peft_calib.calibration.resampling.bands import consistency_band, wilson_interval
+from peft_calib.calibration.scores.binned import calibration_error
+from peft_calib.calibration.scores.panel import build_tables
+from peft_calib.calibration.scores.selective import aurc, rank_by_confidence, risk_coverage_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

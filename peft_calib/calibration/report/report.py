@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peft_calib.calibration.bins import BinStatistics
-from peft_calib.calibration.conventions import convention_scores
 from peft_calib.calibration.inputs import Rows, as_rows, check_confidence_level, check_num_bins
-from peft_calib.calibration.intervals import (
+from peft_calib.calibration.report.conventions import convention_scores
+from peft_calib.calibration.resampling.intervals import (
     NoiseFloor,
     bootstrap_intervals,
     down_to_zero,
@@ -20,7 +20,7 @@ from peft_calib.calibration.intervals import (
     num_resamples_for,
     resampled_keys,
 )
-from peft_calib.calibration.panel import DEFINITIONS, build_tables, compute_panel
+from peft_calib.calibration.scores.panel import DEFINITIONS, build_tables, compute_panel
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class CalibrationReport(Mapping[str, float]):
     As a mapping it holds the scores alone; `to_dict` has everything.
 
     Attributes:
-        scores: key to number; the keys are those of `peft_calib.calibration.panel.DEFINITIONS`.
+        scores: key to number; the keys are those of `peft_calib.calibration.scores.panel.DEFINITIONS`.
         settings: what the numbers depend on: rows, classes, bins, convention, resamples, seed.
         intervals: key to `(low, high)`, or None if none were asked for. Above 200 classes scores over class columns
             have neither interval nor band: replicates of all their bins would cost more than all else together.
@@ -78,19 +78,19 @@ class CalibrationReport(Mapping[str, float]):
 
     def to_markdown(self) -> str:
         """A table with one line a score, and the verdict on the calibration error, in Markdown."""
-        from peft_calib.calibration.render import report_markdown
+        from peft_calib.calibration.report.render import report_markdown
 
         return report_markdown(self)
 
     def to_html(self) -> str:
         """One self-contained page, pictures included, that needs no network."""
-        from peft_calib.calibration.render import report_html
+        from peft_calib.calibration.report.render import report_html
 
         return report_html(self)
 
     def verdict(self) -> str:
         """In words: how the ECE compares with what a perfectly calibrated model would score on these rows."""
-        from peft_calib.calibration.render import verdict
+        from peft_calib.calibration.report.render import verdict
 
         return verdict(self)
 

@@ -17,7 +17,7 @@ import torch
 
 from peft_calib.calibration.bins import NEAR, SHRINK, BinStatistics, uniform_edges, uniform_index
 from peft_calib.calibration.inputs import SUM_TOLERANCE
-from peft_calib.calibration.scores import LOG_GROUP, SMALLEST_PROBABILITY
+from peft_calib.calibration.scores.binned import LOG_GROUP, SMALLEST_PROBABILITY
 
 # Rows of a chunk, and its entries when there are many classes.
 CHUNK, CHUNK_ENTRIES = 12_288, 49_152
@@ -210,7 +210,7 @@ def _worth_compiling(probabilities: np.ndarray, num_bins: int) -> bool:
 @cache
 def _compiled_loops() -> ModuleType | None:
     try:
-        return importlib.import_module("peft_calib.calibration.top_label_loops")
+        return importlib.import_module("peft_calib.calibration.streaming.top_label_loops")
     except ImportError:  # numba is not installed, or not made for this numpy
         return None
 

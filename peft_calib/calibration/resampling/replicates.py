@@ -13,7 +13,7 @@ import numpy as np
 
 from peft_calib.calibration.bins import tie_key, top_label, uniform_index
 from peft_calib.calibration.inputs import Rows
-from peft_calib.calibration.panel import TACE_THRESHOLD
+from peft_calib.calibration.scores.panel import TACE_THRESHOLD
 
 BLOCK = 512
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from peft_calib.calibration.bins import top_label
 from peft_calib.calibration.inputs import INPUT_KINDS, SUM_TOLERANCE, as_float64, as_numpy, as_rows, softmax
-from peft_calib.calibration.panel import row_entropy
-from peft_calib.calibration.scores import row_brier, row_nll
-from peft_calib.calibration.selective import error_auroc, rank
+from peft_calib.calibration.scores.binned import row_brier, row_nll
+from peft_calib.calibration.scores.panel import row_entropy
+from peft_calib.calibration.scores.selective import error_auroc, rank
 
 
 class DrawUncertainty(NamedTuple):

@@ -12,11 +12,11 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from peft_calib.calibration.bins import uniform_index
-from peft_calib.calibration.folded import Folded, Score, absolute, squares, widened
-from peft_calib.calibration.panel import row_entropy
-from peft_calib.calibration.replicates import Batch, Design
-from peft_calib.calibration.scores import loss_of_label
-from peft_calib.calibration.smooth import SMALLEST_BANDWIDTH, cosine_series, smooth_error_of_grid, smoothed
+from peft_calib.calibration.resampling.folded import Folded, Score, absolute, squares, widened
+from peft_calib.calibration.resampling.replicates import Batch, Design
+from peft_calib.calibration.scores.binned import loss_of_label
+from peft_calib.calibration.scores.panel import row_entropy
+from peft_calib.calibration.scores.smooth import SMALLEST_BANDWIDTH, cosine_series, smooth_error_of_grid, smoothed
 
 GRID = 512
 

@@ -8,21 +8,21 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from peft_calib.calibration.bands import (
+from peft_calib.calibration.bins import top_label
+from peft_calib.calibration.inputs import Rows
+from peft_calib.calibration.resampling.bands import (
     normal_cdf,
     normal_quantile,
     skewed_mean_interval,
     student_quantile,
     wilson_interval,
 )
-from peft_calib.calibration.bins import top_label
-from peft_calib.calibration.folded import folded_interval
-from peft_calib.calibration.inputs import Rows
-from peft_calib.calibration.panel import CALIBRATION_ERRORS, CLASSWISE_KEYS, KEYS, MOST_RESAMPLED_CLASSES
-from peft_calib.calibration.replicate_bins import ClassSums, RowSums, SmoothSums, TopSums
-from peft_calib.calibration.replicate_ranking import AreaSums, DriftSums, PrecisionSums
-from peft_calib.calibration.replicates import BLOCK, Batch, Design
-from peft_calib.calibration.scores import loss_of_label, row_brier
+from peft_calib.calibration.resampling.folded import folded_interval
+from peft_calib.calibration.resampling.replicate_bins import ClassSums, RowSums, SmoothSums, TopSums
+from peft_calib.calibration.resampling.replicate_ranking import AreaSums, DriftSums, PrecisionSums
+from peft_calib.calibration.resampling.replicates import BLOCK, Batch, Design
+from peft_calib.calibration.scores.binned import loss_of_label, row_brier
+from peft_calib.calibration.scores.panel import CALIBRATION_ERRORS, CLASSWISE_KEYS, KEYS, MOST_RESAMPLED_CLASSES
 
 
 class Family(Protocol):

@@ -18,7 +18,7 @@ from numba import float64, int32, int64, njit, uint32
 
 from peft_calib.calibration.bins import NEAR, SHRINK
 from peft_calib.calibration.inputs import SUM_TOLERANCE
-from peft_calib.calibration.scores import LOG_GROUP, SMALLEST_PROBABILITY
+from peft_calib.calibration.scores.binned import LOG_GROUP, SMALLEST_PROBABILITY
 
 # Rows taken at a time, which stay in the fastest cache.
 CHUNK = 1024

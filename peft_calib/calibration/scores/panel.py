@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from peft_calib.calibration import scores, selective
 from peft_calib.calibration.bins import (
     BinStatistics,
     Groups,
@@ -18,7 +17,8 @@ from peft_calib.calibration.bins import (
     uniform_bins,
 )
 from peft_calib.calibration.inputs import Rows
-from peft_calib.calibration.smooth import smooth_calibration_error
+from peft_calib.calibration.scores import binned, selective
+from peft_calib.calibration.scores.smooth import smooth_calibration_error
 
 TACE_THRESHOLD = 0.01
 # Numbers of which intermediate results are held at once.
@@ -132,17 +132,17 @@ def compute_panel(rows: Rows, num_bins: int, tables: Tables | None = None) -> di
         A number for each of `KEYS`. Scores about errors are NaN when there is no error (or nothing but errors).
     """
     tables = tables or build_tables(rows, num_bins)
-    nll = scores.row_nll(rows.probabilities, rows.labels)
-    brier = float(scores.row_brier(rows.probabilities, rows.labels).mean())
+    nll = binned.row_nll(rows.probabilities, rows.labels)
+    brier = float(binned.row_brier(rows.probabilities, rows.labels).mean())
     values = {"accuracy": float(tables.correct.mean()), "nll": float(nll.mean()), "brier": brier}
-    values |= {f"brier_{k}": v for k, v in scores.brier_decomposition(tables.classwise, brier).items()}
+    values |= {f"brier_{k}": v for k, v in binned.brier_decomposition(tables.classwise, brier).items()}
     values |= panel_of_bins(tables.top)
     values |= panel_of_groups(tables.groups, num_bins)
     values |= {
-        "ace_classwise": scores.adaptive_classwise_error(rows.probabilities, rows.labels, num_bins),
-        "tace": scores.pooled_adaptive_error(rows.probabilities, rows.labels, num_bins, TACE_THRESHOLD),
-        "tace_classwise": scores.adaptive_classwise_error(rows.probabilities, rows.labels, num_bins, TACE_THRESHOLD),
-        "classwise_ece": scores.classwise_error(tables.classwise),
+        "ace_classwise": binned.adaptive_classwise_error(rows.probabilities, rows.labels, num_bins),
+        "tace": binned.pooled_adaptive_error(rows.probabilities, rows.labels, num_bins, TACE_THRESHOLD),
+        "tace_classwise": binned.adaptive_classwise_error(rows.probabilities, rows.labels, num_bins, TACE_THRESHOLD),
+        "classwise_ece": binned.classwise_error(tables.classwise),
         "mean_confidence": float(tables.confidence.mean()),
         "mean_entropy": float(row_entropy(rows.probabilities).mean()),
     }
@@ -151,15 +151,15 @@ def compute_panel(rows: Rows, num_bins: int, tables: Tables | None = None) -> di
 
 def panel_of_bins(top: BinStatistics) -> dict[str, float]:
     """The scores that follow from the top-label uniform bins alone."""
-    over, under = scores.over_and_under_confidence(top)
+    over, under = binned.over_and_under_confidence(top)
     return {
-        "ece": scores.calibration_error(top, "l1"),
-        "mce": scores.calibration_error(top, "max"),
-        "rmsce": scores.calibration_error(top, "l2"),
-        "rmsce_debiased": scores.debiased_l2_error(top),
+        "ece": binned.calibration_error(top, "l1"),
+        "mce": binned.calibration_error(top, "max"),
+        "rmsce": binned.calibration_error(top, "l2"),
+        "rmsce_debiased": binned.debiased_l2_error(top),
         "overconfidence": over,
         "underconfidence": under,
-        "average_gap": scores.calibration_error(top, "mean"),
+        "average_gap": binned.calibration_error(top, "mean"),
         "confidence_gap": float((top.confidence_sums.sum() - top.outcome_sums.sum()) / top.total),
     }
 
@@ -168,9 +168,9 @@ def panel_of_groups(groups: Groups, num_bins: int) -> dict[str, float]:
     """The scores that follow from rows (or cells) in order of top-label confidence."""
     ranking = selective.rank_by_confidence(groups)
     return {
-        "ace": scores.calibration_error(equal_mass_bins(groups, num_bins)),
+        "ace": binned.calibration_error(equal_mass_bins(groups, num_bins)),
         "smooth_ece": smooth_calibration_error(groups),
-        "ks_error": scores.ks_error(groups),
+        "ks_error": binned.ks_error(groups),
         "error_auroc": selective.error_auroc(ranking),
         "error_aupr": selective.error_aupr(ranking),
         "success_aupr": selective.success_aupr(ranking),

@@ -8,10 +8,10 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from peft_calib.calibration.bins import uniform_index
-from peft_calib.calibration.folded import Folded
-from peft_calib.calibration.replicate_bins import coarse_cells
-from peft_calib.calibration.replicates import Batch, Design
-from peft_calib.calibration.selective import harmonic
+from peft_calib.calibration.resampling.folded import Folded
+from peft_calib.calibration.resampling.replicate_bins import coarse_cells
+from peft_calib.calibration.resampling.replicates import Batch, Design
+from peft_calib.calibration.scores.selective import harmonic
 
 # Runs of rows that the drift of replicates is kept at.
 RUNS = 256

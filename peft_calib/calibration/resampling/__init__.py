@@ -1,0 +1,1 @@
+"""How sure a score is: resamples, redrawn labels, intervals, noise floors and comparisons."""
