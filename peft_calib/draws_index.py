@@ -44,8 +44,8 @@ def read_draws_index(folder: str | Path) -> tuple[list[str], str | None]:
 
     Raises:
         FileNotFoundError: If there is no index, or a draw is missing.
-        ValueError: If a name leads out of the folder or stands there twice, the number of draws is another one, or an
-            adapter has changed.
+        ValueError: If a name leads out of the folder or stands there twice, the number of draws is another one, their
+            order is, or an adapter has changed.
     """
     folder = Path(folder)
     place = folder / DRAWS_INDEX
@@ -55,6 +55,8 @@ def read_draws_index(folder: str | Path) -> tuple[list[str], str | None]:
     count = index.integer("num_samples", least=1, default=len(draws))
     if count != len(draws) or not draws:
         raise index.wrong("draws", f"{count} names, as num_samples says")
+    if sorted(draws, key=_number) != draws:
+        raise index.wrong("draws", "in the order in which they were written, by number")
     names = [*draws, *([mean] if mean is not None else [])]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -66,3 +68,9 @@ def read_draws_index(folder: str | Path) -> tuple[list[str], str | None]:
         if digests is not None and digests.text(name) != folder_digest(folder / name):
             raise ValueError(f"{folder / name} is not the draw that was written there: it has changed. {_MEND}.")
     return draws, mean
+
+
+def _number(name: str) -> int:
+    """Draw k is draw k of a prediction with the same seed: in another order weights would go to the wrong draws."""
+    digits = name.rpartition("-")[2]
+    return int(digits) if digits.isascii() and digits.isdigit() else 0

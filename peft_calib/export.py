@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, PeftType
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
@@ -17,8 +17,9 @@ from torch import nn
 from .draws_index import DRAWS_INDEX, write_draws_index
 from .files import replace_folder
 from .identity import adapter_digest
+from .json_files import read_json
 from .lora_form import CommonForm
-from .tuners.factors import Draw, Law, Slot
+from .tuners.factors import Draw, Law, Mean, Points, Sample, Slot
 from .tuners.holder import FactorHolder
 from .tuners.layer import FactorLinear
 
@@ -122,25 +123,16 @@ def export_lora(
         TypeError: If the model carries no adapter of this package.
         ValueError: If there is no such adapter, `t` is given for another law or lies off the curve, its draws have no
             mirror image but `antithetic` is set, it trains biases, it has no single pair of factors and no draws are
-            asked for, `num_samples` is below 1, or `path` already holds something else than an export.
+            asked for, `num_samples` is below 1, or above 1 where all draws are the same, or `path` already holds
+            something else than an export, such as the adapter itself.
     """
     adapter = _find(model, adapter_name)
-    config, law = adapter.config, adapter.law
+    config = adapter.config
     if config.bias != "none":
         raise ValueError(f"The adapter trains biases (bias={config.bias!r}), which a plain LoRA export cannot carry.")
-    wrong = not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1
-    if num_samples is not None and wrong:
-        raise ValueError(f"num_samples must be an integer of at least 1, or None for the mean; got {num_samples!r}.")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise ValueError(f"seed must be an integer, got {seed!r}.")
-    if antithetic and not law.mirrors:
-        raise ValueError(
-            f"antithetic=True mirrors draws from a posterior; those of {law.method} have no mirror image."
-        )
-    if num_samples is not None and law.num_draws is not None and num_samples > law.num_draws:
-        raise ValueError(f"{num_samples} draws were asked for, but {law.method} has {law.num_draws}.")
-    if t is not None and num_samples is not None:
-        raise ValueError("t= writes one point of the curve, num_samples= several; give one of them.")
+    _check_draws(adapter.law, num_samples, t, antithetic)
     slots = adapter.slots
     form = CommonForm.of(slots, config.r, config.lora_alpha)
     lora_config = _lora_config(config, slots, form)
@@ -149,7 +141,7 @@ def export_lora(
         tensors = _drawn_tensors(adapter, form, _single_draw(adapter, t)) | others
         return _replace(Path(path), CONFIG_NAME, tensors, 1, lambda folder: _write(folder, lora_config, tensors))
     digest = adapter_digest(adapter.carrier, adapter.name)
-    draws = (Draw("sample", seed=seed, first=k, total=num_samples, antithetic=antithetic) for k in range(num_samples))
+    draws = (Sample(seed=seed, first=k, total=num_samples, antithetic=antithetic) for k in range(num_samples))
     first = _drawn_tensors(adapter, form, next(draws)) | others
 
     def write_draws(folder: Path) -> None:
@@ -166,16 +158,37 @@ def export_lora(
     return _replace(Path(path), DRAWS_INDEX, first, num_samples + 1, write_draws)
 
 
+def _check_draws(law: Law, num_samples: int | None, t: float | None, antithetic: bool) -> None:
+    """Raise `ValueError` unless the law has the draws that are asked for."""
+    if antithetic and not law.mirrors:
+        raise ValueError(
+            f"antithetic=True mirrors draws from a posterior; those of {law.method} have no mirror image."
+        )
+    if num_samples is None:
+        return
+    if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
+        raise ValueError(f"num_samples must be an integer of at least 1, or None for the mean; got {num_samples!r}.")
+    if law.num_draws is not None and num_samples > law.num_draws:
+        raise ValueError(f"{num_samples} draws were asked for, but {law.method} has {law.num_draws}.")
+    if num_samples > 1 and not law.varies:
+        raise ValueError(
+            f"This {law.method} is one function, so {num_samples} draws of it would be {num_samples} equal folders. "
+            "Leave num_samples out to write it."
+        )
+    if t is not None:
+        raise ValueError("t= writes one point of the curve, num_samples= several; give one of them.")
+
+
 def _single_draw(adapter: _Adapter, t: float | None) -> Draw:
     """The one function to write: the point asked for, the point a context has chosen, or the mean."""
     if t is None:
         adapter.holder.check_exportable(adapter.name)
-        return adapter.holder.draw or Draw("mean")
+        return adapter.holder.draw or Mean()
     if not adapter.law.has_points:
         raise ValueError(
             f"t= chooses a point of a CurveLoRA; {adapter.name!r} is a {type(adapter.config).__name__} adapter."
         )
-    return Draw("points", points=(t,))
+    return Points((t,))
 
 
 def _drawn_tensors(adapter: _Adapter, form: CommonForm, draw: Draw) -> dict[str, torch.Tensor]:
@@ -197,7 +210,7 @@ def _mean_or_none(adapter: _Adapter, form: CommonForm) -> dict[str, torch.Tensor
         adapter.law.check_exportable()
     except ValueError:
         return None
-    return _drawn_tensors(adapter, form, Draw("mean"))
+    return _drawn_tensors(adapter, form, Mean())
 
 
 def _other_tensors(adapter: _Adapter) -> dict[str, torch.Tensor]:
@@ -237,6 +250,11 @@ def _replace(
     if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / marker).exists())):
         what = "adapter folder" if marker == CONFIG_NAME else "folder of exported draws"
         raise ValueError(f"{path} exists and is no {what}. Choose another path, or remove it.")
+    if (path / CONFIG_NAME).is_file() and read_json(path / CONFIG_NAME).get("peft_type", None) != PeftType.LORA:
+        raise ValueError(
+            f"{path} holds an adapter that is no plain LoRA (the very one, perhaps, that is to be exported), which "
+            "an export would replace. Choose another path, or remove it."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     needed = copies * sum(tensor.nbytes for tensor in tensors.values())
     free = shutil.disk_usage(path.parent).free

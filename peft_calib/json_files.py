@@ -169,6 +169,11 @@ class Fields:
             raise self.wrong(name, f"a whole number{_range(None, least, most)}")
         return value
 
+    def has_version(self, expected: int) -> bool:
+        """Whether `format_version` is a whole number, which true and 1.0 are not, and the one that is read."""
+        found = self.content.get("format_version")
+        return type(found) is int and found == expected
+
     def text(self, name: str, *, among: Collection[str] | None = None, default: Any = _MISSING) -> Any:
         """A text, perhaps one of a few.
 

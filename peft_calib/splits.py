@@ -138,7 +138,7 @@ class SplitRecord:
             ValueError: If the text is no record of this format.
         """
         state = parse_json(text, SPLIT_FILE)
-        if state.get("format_version", None) != FORMAT_VERSION:
+        if not state.has_version(FORMAT_VERSION):
             raise ValueError(f"{SPLIT_FILE} is not a record of format version {FORMAT_VERSION}, which is read here.")
         parts = {}
         for name in ("trained_on", "calibrated_on"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from ..tuners import modes
 from ..tuners.asked import asked_of
+from ..tuners.factors import Points
 from ..tuners.rows import count_rows, main_input_name, repeat_rows
 from .sources import CurvePoints, LawDraws, shared_root
 
@@ -90,12 +92,12 @@ def curve_at(model: nn.Module, t: float | torch.Tensor | Sequence[float | torch.
         ...     model(input=torch.ones(3, 4)).shape
         torch.Size([6, 2])
     """
-    single = isinstance(t, (int, float)) or (isinstance(t, torch.Tensor) and t.dim() == 0)
-    points = (t,) if single else tuple(t)
-    if not points:
+    single = isinstance(t, numbers.Number) or (isinstance(t, torch.Tensor) and t.dim() == 0)
+    points = Points((t,) if single else t)
+    if not points.num_samples:
         raise ValueError("curve_at needs at least one point.")
     source = CurvePoints(model, points)
-    with source.use(0, len(points), repeat=True), repeating(model, source):
+    with source.use(0, points.num_samples, repeat=True), repeating(model, source):
         yield model
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..tuners.asked import only_here
-from ..tuners.factors import Draw
+from ..tuners.factors import Draw, Mean
 from ..tuners.layer import FactorLinear
 from .heads import Head, Items
 from .sources import LawDraws
@@ -59,7 +59,7 @@ def linear_logits(source: LawDraws, head: Head, items: Items, first: int, num_sa
         )
     gradients = _class_gradients(logits, uses)
     moved = logits.detach().unsqueeze(0).repeat(num_samples, 1, 1)
-    means = [_factors(source, use, Draw("mean")) for use in uses]
+    means = [_factors(source, use, Mean()) for use in uses]
     at_mean = [_update(use, *pairs) for use, pairs in zip(uses, means, strict=True)]
     for k in range(num_samples):
         draw = replace(source.draw, first=first + k, num_samples=1)
@@ -85,7 +85,7 @@ def _forward_at_mean(source: LawDraws, head: Head, items: Items) -> tuple[list[_
 
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(source.answering(Draw("mean")))
+        stack.enter_context(source.answering(Mean()))
         stack.enter_context(head.reading(source.root, items))
         here = stack.enter_context(only_here())
         for layer in source.layers():

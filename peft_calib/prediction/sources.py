@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..tuners.asked import asking
-from ..tuners.factors import Draw, Law
+from ..tuners.factors import Draw, Law, Points, Sample
 from ..tuners.holder import FactorHolder, holders_of
 from ..tuners.layer import FactorLinear
 
@@ -66,7 +66,7 @@ class LawDraws(DrawSource):
     Args:
         model: A model with an active adapter of this package.
         seed: Key of the draws.
-        antithetic: Whether draws come in mirrored pairs, see `Draw`; `None` leaves it to the prediction.
+        antithetic: Whether draws come in mirrored pairs, see `Sample`; `None` leaves it to the prediction.
 
     Raises:
         TypeError: If there is no such adapter.
@@ -76,7 +76,7 @@ class LawDraws(DrawSource):
     def __init__(self, model: nn.Module, seed: int, antithetic: bool | None = None) -> None:
         super().__init__(model)
         self.holders = active_holders(model)
-        self.draw = Draw("sample", seed=seed, antithetic=bool(antithetic))
+        self.draw = Sample(seed=seed, antithetic=bool(antithetic))
         self._undecided = antithetic is None
         if antithetic and (unpaired := self._without_mirror_images()):
             raise ValueError(
@@ -153,14 +153,14 @@ class CurvePoints(LawDraws):
 
     Args:
         model: A model with an active CurveLoRA.
-        points: K points, numbers or scalar tensors.
+        points: Which points.
 
     Raises:
         TypeError: If there is no active CurveLoRA.
         ValueError: If a point is not on the curve.
     """
 
-    def __init__(self, model: nn.Module, points: tuple[float | torch.Tensor, ...]) -> None:
+    def __init__(self, model: nn.Module, points: Points) -> None:
         super().__init__(model, seed=0)
         laws = self._laws()
         curves = [law for _, law in laws if law.has_points]
@@ -169,13 +169,13 @@ class CurvePoints(LawDraws):
                 f"{type(model).__name__} has no active CurveLoRA, so there is no curve to choose points of."
             )
         for law in curves:
-            law.check_points(torch.stack([torch.as_tensor(point, dtype=torch.float64).detach() for point in points]))
+            law.check_points(points.values().detach())
         self.holders = [holder for holder, law in laws if law.has_points]
         self.points = points
 
     def use(self, first: int, count: int, repeat: bool = False) -> AbstractContextManager[None]:
         """Put points `first ... first + count - 1` in place."""
-        return self.answering(Draw("points", count, points=self.points[first : first + count]), count if repeat else 1)
+        return self.answering(Points(self.points.points[first : first + count]), count if repeat else 1)
 
 
 class TheModel(DrawSource):
@@ -195,7 +195,7 @@ class TheModel(DrawSource):
         chosen: dict[int, Draw | None] = {}
         for holder in holders_of(self.model):
             draw = holder.draw
-            if draw is not None and draw.mode == "points":
+            if isinstance(draw, Points):
                 if draw.num_samples > 1:
                     raise ValueError(
                         f"how='mean' asks for one function, but curve_at has put {draw.num_samples} points in place. "

@@ -60,7 +60,7 @@ def resolve(config_file: Path | None, flags: dict[str, Any], tell: Callable[[str
     """
     values = {} if config_file is None else read_yaml(config_file)
     method = flags.get("method") or values.get("method") or "lora"
-    if isinstance(values.get("adapter"), dict) and method in METHODS:
+    if isinstance(values.get("adapter"), dict) and (method in METHODS or ":" in str(method)):
         from .methods import without_foreign_fields  # PEFT is imported only where a file asks for it
 
         values["adapter"], left_out = without_foreign_fields(method, values["adapter"])

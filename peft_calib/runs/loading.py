@@ -26,7 +26,7 @@ from peft_calib.splits import SplitRecord, read_split
 from ..console import own_random_state
 from .folder import RunFolder, read_fields, read_json
 from .labels import LabelMap
-from .methods import ADAPTER, member_names, prediction_variants
+from .methods import ADAPTER, config_class, member_names, prediction_variants
 from .processes import processes
 from .settings import RunConfig
 from .stage import load_base, load_tokenizer
@@ -169,10 +169,11 @@ def load_task(folder: RunFolder) -> Task:
         begun = ", only one that was begun: continue it with peft-calib train" if folder.config.is_file() else ""
         raise FileNotFoundError(f"{folder.path} holds no finished run{begun}")
     resolved = read_fields(folder.config)
-    if resolved.get("format_version") != FORMAT_VERSION:
+    if not resolved.has_version(FORMAT_VERSION):
         raise resolved.wrong("format_version", f"{FORMAT_VERSION}, which this release reads")
     try:
         config = RunConfig.from_mapping(dict(resolved.mapping("settings").content))
+        config_class(config.method)  # one from outside is known to PEFT once it is imported
         stored = resolved.mapping("labels", None)
         labels = None if stored is None else LabelMap.from_dict(dict(stored.content))
         return TASK_CLASSES[config.task](config, labels)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from peft import LoraConfig, PeftConfig
 
-from peft_calib.tuners import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig
+from peft_calib.tuners import BayesianLoraConfig, CalibLoraConfig, CurveLoraConfig, HyperLoraConfig
 
 from .folder import RunFolder
 from .settings import RunConfig
 
-__all__ = ["ADAPTER", "Stage", "member_names", "plan", "prediction_variants", "without_foreign_fields"]
+__all__ = [
+    "ADAPTER",
+    "Stage",
+    "config_class",
+    "member_names",
+    "plan",
+    "prediction_variants",
+    "without_foreign_fields",
+]
 
 #: Heads that PEFT trains along and so must not adapt too, and what lies in them. Its own "all-linear" leaves them out
 #: for some tasks and not for others, and knows no head whose name only ends like these, as DistilBERT's.
@@ -30,6 +41,31 @@ CONFIGS: dict[str, type] = {
 ADAPTER = "adapter"
 #: What the settings of a run decide in a PEFT configuration.
 COMMON = {"r": "rank", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "target_modules": "target_modules"}
+
+
+def config_class(method: str) -> type:
+    """The configuration class of a method: one of the table, or from outside as `module:Class`.
+
+    Whoever names a module has it imported, from the folder they are in too, which registers its method with PEFT.
+
+    Args:
+        method: its name.
+
+    Raises:
+        ValueError: if there is no such class, or it is none of this package's kind.
+    """
+    if method in CONFIGS:
+        return CONFIGS[method]
+    module, _, name = method.partition(":")
+    if os.getcwd() not in sys.path:  # as for a script, whose folder Python looks in by itself
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise ValueError(f"method is {method!r}, but {module} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, CalibLoraConfig)):
+        raise ValueError(f"method is {method!r}, which names no subclass of peft_calib.tuners.CalibLoraConfig")
+    return found
 
 
 @dataclass(frozen=True)
@@ -87,12 +123,10 @@ def plan(
         values = {**common, **further, **_adapter_fields(config, kind)}
         return [Stage(ADAPTER, config.seed, kind(**values))]
 
-    if config.method == "lora":
-        return single(LoraConfig)
-    if config.method == "hyper-lora":
-        return single(HyperLoraConfig, seed=config.seed)
-    if config.method == "bayesian-lora":
-        return single(BayesianLoraConfig, sample_seed=config.seed, num_train_examples=num_train_items)
+    if config.method not in ("ensemble", "curve-lora"):
+        kind = config_class(config.method)
+        told = {"seed": config.seed, "sample_seed": config.seed, "num_train_examples": num_train_items}
+        return single(kind, **{name: value for name, value in told.items() if name in _fields_of(kind)})
     if config.method == "ensemble":
         further = _adapter_fields(config, LoraConfig)
         return [lora(name, config.seed + k, **further) for k, name in enumerate(member_names(config))]
@@ -117,12 +151,11 @@ def prediction_variants(config: RunConfig) -> dict[str, int]:
 
     The draws of a curve are its grid of `2 N_cp - 1` points, those of an ensemble its members.
     """
-    if config.method in ("lora", "hyper-lora"):
-        return {"mean": 1}
-    if config.method == "bayesian-lora":
-        return {"mean": 1, "sample": config.num_samples}
     if config.method == "ensemble":
         return {"sample": config.members}
+    if config.method != "curve-lora":
+        draws_differ = getattr(config_class(config.method), "draws_differ", False)
+        return {"mean": 1, "sample": config.num_samples} if draws_differ else {"mean": 1}
     points = 2 * ((config.anchors - 1) * (config.handles + 1) + 1) - 1
     return {"mean": 1, "sample": config.adapter.get("eval_points") or points}
 
@@ -141,7 +174,7 @@ def without_foreign_fields(method: str, values: Mapping[str, Any]) -> tuple[dict
         >>> without_foreign_fields("lora", {"kl_weight": 0.1, "use_rslora": True})
         ({'use_rslora': True}, {'kl_weight': ['bayesian-lora']})
     """
-    own = _fields_of(CONFIGS[method])
+    own = _fields_of(config_class(method))
     homes = {name: [other for other, kind in CONFIGS.items() if name in _fields_of(kind)] for name in values}
     left_out = {name: methods for name, methods in homes.items() if name not in own and methods}
     return {name: value for name, value in values.items() if name not in left_out}, left_out

@@ -19,6 +19,8 @@ TASKS = ("seq-cls", "multiple-choice", "token-cls", "causal-lm")
 METHODS = ("lora", "hyper-lora", "bayesian-lora", "curve-lora", "ensemble")
 MODES = ("anchored", "free")
 SHOWN = ("accuracy", "nll", "brier", "ece", "smooth_ece", "aurc")
+#: A method from outside: its configuration's module and class.
+_FROM_OUTSIDE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 # YAML 1.1 reads 1e-3 as text, because it has no dot
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
@@ -48,7 +50,7 @@ class RunConfig:
     data: str = _setting("", "A .csv, .tsv, .json(l) or .parquet file (or .gz of it), a folder of such, or a Hub id.")
     model: str = _setting("", "Base model: a Hub id or a folder.")
     task: str = _setting("seq-cls", f"One of {', '.join(TASKS)}.")
-    method: str = _setting("lora", f"One of {', '.join(METHODS)}.")
+    method: str = _setting("lora", f"One of {', '.join(METHODS)}, or module:Class of a configuration of your own.")
     # the data
     subset: str | None = _setting(None, "Configuration name of a Hub data set.")
     encoding: str | None = _setting(None, "Of text files that are not UTF-8, such as cp1252, latin-1 or utf-16.")
@@ -107,7 +109,8 @@ class RunConfig:
             if not getattr(self, name):
                 raise ValueError(f"{name} is missing: give --{name}, or `{name}:` in the configuration file")
         for name, choices in (("task", TASKS), ("method", METHODS), ("mode", MODES)):
-            if getattr(self, name) not in choices:
+            of_ones_own = name == "method" and _FROM_OUTSIDE.fullmatch(self.method)
+            if getattr(self, name) not in choices and not of_ones_own:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
         check_metrics(self.metrics)
         self._check_ranges()

@@ -2,16 +2,20 @@
 
 from .bayesian_lora import BayesianLoraConfig, BayesianLoraModel
 from .config import CalibLoraConfig
+from .counting import CountingLaw
 from .curve_lora import CurveLoraConfig, CurveLoraModel
-from .factors import Draw, Factors, Law, ShapeGroup, Slot, SlotTable
+from .factors import Draw, Factors, Law, Mean, Points, Sample, ShapeGroup, Slot, SlotTable, Train
 from .hyper_lora import HyperLoraConfig, HyperLoraModel
 from .layer import FactorLinear
 from .model import FactorModel
+from .posterior import Posterior, PosteriorConfig
+from .starts import plain_start
 
 __all__ = [
     "BayesianLoraConfig",
     "BayesianLoraModel",
     "CalibLoraConfig",
+    "CountingLaw",
     "CurveLoraConfig",
     "CurveLoraModel",
     "Draw",
@@ -21,7 +25,14 @@ __all__ = [
     "HyperLoraConfig",
     "HyperLoraModel",
     "Law",
+    "Mean",
+    "Points",
+    "Posterior",
+    "PosteriorConfig",
+    "Sample",
     "ShapeGroup",
     "Slot",
     "SlotTable",
+    "Train",
+    "plain_start",
 ]

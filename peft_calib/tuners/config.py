@@ -16,6 +16,7 @@ from peft.utils.other import get_pattern_key
 from ..files import write_atomically
 from ..identity import ADAPTER_MENDS, open_weights
 from ..json_files import check_fields, read_json
+from ..registry import ensure_peft_type
 from .sealing import check_fields_recorded, check_folder, embeddings_beside, stamp
 from .seeding import seed_of_adapter
 
@@ -50,7 +51,9 @@ class CalibLoraConfig(PeftConfig):
             PyTorch's and the adapter's name. Not for users.
 
     Attributes:
+        peft_name: The method's name in PEFT's enum, upper-case.
         training_fields: Fields that change nothing in what a trained adapter computes.
+        draws_differ: Whether a prediction with several draws says more than one with the mean, by default.
     """
 
     r: int = field(default=8, metadata={"help": "Rank of the low-rank update."})
@@ -74,10 +77,14 @@ class CalibLoraConfig(PeftConfig):
 
     start_seed: int | None = field(default=None, metadata={"help": "Written with the adapter; not for users."})
 
+    peft_name: ClassVar[str | None] = None
     training_fields: ClassVar[frozenset[str]] = _PLACEMENT
+    draws_differ: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.peft_name is not None:
+            self.peft_type = ensure_peft_type(self.peft_name)
         for name, rank in {"r": self.r, **(self.rank_pattern or {})}.items():
             if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
                 raise ValueError(f"The rank of {name!r} must be a positive integer, got {rank!r}.")
@@ -112,6 +119,12 @@ class CalibLoraConfig(PeftConfig):
                     raise ValueError(f"{name} cannot be combined with target_modules given as a regular expression.")
         if self.bias not in ("none", "all") and not self.bias.endswith("_only"):
             raise ValueError(f"bias must be 'none', 'all' or '<prefix>_only', got {self.bias!r}.")
+        self.check_values()
+        if self.peft_type is not None:
+            check_fields_recorded(self)
+
+    def check_values(self) -> None:
+        """Raise `ValueError` for values that a method cannot work with; types are checked already. A method's hook."""
 
     def check_choices(self, allowed: dict[str, tuple[str, ...]]) -> None:
         """Raise `ValueError` for the first field whose value is not among its allowed ones."""
@@ -125,6 +138,21 @@ class CalibLoraConfig(PeftConfig):
             if getattr(self, name) is not None and getattr(self, name) > bound:
                 raise ValueError(f"{name} must be at most {bound}, got {getattr(self, name)!r}.")
 
+    def check_positive_integers(self, *names: str) -> None:
+        """Raise `ValueError` for the first field below 1; one that may be `None` may."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+
+    def check_ranges(self, ranges: dict[str, tuple[float, float | None]]) -> None:
+        """Raise `ValueError` for the first field that is not within its least and largest value."""
+        for name, (least, most) in ranges.items():
+            value = getattr(self, name)
+            if value is not None and (value < least or (most is not None and value > most)):
+                expected = "not be negative" if most is None and not least else f"lie in [{least}, {most}]"
+                raise ValueError(f"{name} must {expected}, got {value!r}.")
+
     def sizes_in(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:
         """The values that size fields may have, given the tensors of a law; a method names its own.
 
@@ -132,10 +160,6 @@ class CalibLoraConfig(PeftConfig):
             shapes: Of the law's tensors, by name.
         """
         return {}
-
-    def check_identity(self) -> None:
-        """Refuse fields that are not those the adapter was saved with; a method calls it when it has been made."""
-        check_fields_recorded(self)
 
     def scaling_of(self, module: str) -> float:
         """The factor s of a slot, by the name of its module."""
@@ -151,8 +175,8 @@ class CalibLoraConfig(PeftConfig):
 
     @property
     def given_seed(self) -> int | None:
-        """The seed that the user has named; `None` where the start is to follow PyTorch's seed."""
-        return None
+        """The seed that the user has named, in `seed` or `sample_seed`; `None` where it is to follow PyTorch's."""
+        return getattr(self, "seed", getattr(self, "sample_seed", None))
 
     @property
     def init_seed(self) -> int:

@@ -8,12 +8,14 @@ slots at once, so the number of operations they add to a forward does not grow w
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -140,29 +142,77 @@ def _checked_rows(table: list) -> list[list]:
 
 @dataclass(frozen=True)
 class Draw:
-    """Which functions a law is asked for.
+    """Which functions a law is asked for: one of `Mean`, `Train`, `Sample` and `Points`.
 
     Args:
-        mode: `"mean"`, the deterministic answer of `.eval()`; `"train"`, what a training step needs (a fresh sample
-            for a stochastic law); `"sample"`, draws `first ... first + num_samples - 1` keyed by `seed`; `"points"`,
-            the functions named by `points`, for a law that has such names (a curve).
+        num_samples: Number of functions K.
+    """
+
+    num_samples: int = 1
+
+    @property
+    def mode(self) -> str:
+        """The kind as a word (`"mean"`, `"train"`, `"sample"`, `"points"`), for laws that compare words."""
+        return type(self).__name__.lower()
+
+
+@dataclass(frozen=True)
+class Mean(Draw):
+    """The deterministic answer of `.eval()`."""
+
+
+@dataclass(frozen=True)
+class Train(Draw):
+    """What a training step needs: a fresh sample of a stochastic law, K of them where it trains on several."""
+
+
+@dataclass(frozen=True)
+class Sample(Draw):
+    """Draws `first ... first + num_samples - 1` keyed by `seed`.
+
+    Args:
         num_samples: Number of draws K.
         seed: Key of the draws.
         first: Index of the first draw, so that chunks of a larger K give the same draws.
         total: Number of draws of the whole prediction, which a law needs that spreads its draws evenly; `None` where
             drawing may stop at any time.
-        points: K points, numbers or scalar tensors, for mode `"points"`.
         antithetic: Whether draw 2j + 1 is the mirror image of draw 2j, made of the same normals with the other sign,
             which takes a law that `mirrors`. Draws with even index are those without it.
     """
 
-    mode: Literal["mean", "train", "sample", "points"] = "mean"
-    num_samples: int = 1
     seed: int = 0
     first: int = 0
     total: int | None = None
-    points: tuple[float | torch.Tensor, ...] | None = None
     antithetic: bool = False
+
+
+@dataclass(frozen=True, init=False)
+class Points(Draw):
+    """The functions that are named by points, of a law that `has_points` (a curve).
+
+    Args:
+        points: K points, numbers or scalar tensors.
+    """
+
+    points: tuple[float | torch.Tensor, ...]
+
+    def __init__(self, points: Iterable[float | torch.Tensor]) -> None:
+        points = tuple(points)
+        for point in points:
+            if not _is_number(point):
+                raise ValueError(f"A point must be a number or a scalar tensor of one, got {point!r}.")
+        object.__setattr__(self, "points", points)
+        object.__setattr__(self, "num_samples", len(points))
+
+    def values(self) -> torch.Tensor:
+        """The points, float64 (K,) on the CPU, with their graphs."""
+        return torch.stack([torch.as_tensor(point, dtype=torch.float64).reshape(()).cpu() for point in self.points])
+
+
+def _is_number(point: object) -> bool:
+    if isinstance(point, torch.Tensor):
+        return point.numel() == 1 and point.dtype != torch.bool and not point.is_complex()
+    return isinstance(point, numbers.Real) and not isinstance(point, (bool, np.bool_))
 
 
 class Perturbation(Protocol):
@@ -228,11 +278,11 @@ class Law(nn.Module, ABC):
     default_num_samples: int = 8
     #: The seed that was taken for it where its configuration names none; saved with the configuration.
     start_seed: int | None = None
-    #: Whether `Draw.antithetic` gives mirrored pairs.
+    #: Whether `Sample.antithetic` gives mirrored pairs.
     mirrors: ClassVar[bool] = False
     #: Tensors that adapters saved by earlier versions may lack; the law then keeps those it was built with.
     optional_tensors: ClassVar[tuple[str, ...]] = ()
-    #: Whether its functions can be named by `Draw.points`.
+    #: Whether its functions can be named by `Points`.
     has_points: ClassVar[bool] = False
 
     def __init__(self, slots: SlotTable) -> None:
@@ -259,6 +309,11 @@ class Law(nn.Module, ABC):
     def num_draws(self) -> int | None:
         """Number of different draws there are, as in an ensemble of members; `None` where there is no end."""
         return None
+
+    @property
+    def varies(self) -> bool:
+        """Whether the functions of a `Sample` differ."""
+        return self.stochastic or self.num_draws is not None
 
     def spread_parameters(self) -> list[nn.Parameter]:
         """The parameters that say how far draws lie apart, and nothing else."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .factors import Draw, Factors, Law, Perturbation
+from .factors import Draw, Factors, Law, Perturbation, Points
 from .memory import answer
 from .objective import Receipt, settle_receipts
 
@@ -214,8 +214,12 @@ def as_leaf(tensor: torch.Tensor) -> torch.Tensor:
 
 def stamp_of(law: Law, draw: Draw) -> tuple:
     """A value that changes when another generation is due."""
-    tensors = [*_tensors(law), *(t for t in draw.points or () if isinstance(t, torch.Tensor))]
-    return (draw, *parameter_stamp(tensors), _autocast_dtype(law))
+    return (draw, *parameter_stamp([*_tensors(law), *tensors_of(draw)]), _autocast_dtype(law))
+
+
+def tensors_of(draw: Draw | None) -> list[torch.Tensor]:
+    """Tensors in a question: points of a curve, which may change in place and require gradients."""
+    return [t for t in draw.points if isinstance(t, torch.Tensor)] if isinstance(draw, Points) else []
 
 
 def parameter_stamp(tensors: Iterable[torch.Tensor]) -> tuple:

@@ -20,9 +20,19 @@ import torch
 from torch import nn
 
 from .asked import asked_for
-from .factors import Draw, Law, Perturbation
+from .factors import Draw, Law, Mean, Perturbation, Train
 from .forward import Here, Part, running_part
-from .generation import Contents, Generation, Traced, ask, generate, inside_checkpoint, is_transformed, stamp_of
+from .generation import (
+    Contents,
+    Generation,
+    Traced,
+    ask,
+    generate,
+    inside_checkpoint,
+    is_transformed,
+    stamp_of,
+    tensors_of,
+)
 from .memory import load_copies, settle
 from .modes import modes_of
 from .objective import Receipt
@@ -194,7 +204,7 @@ class FactorHolder(nn.Module):
             return part.factors[adapter]
         latest = self._here.latest.get(adapter) or self._latest.get(adapter)
         if in_backward and latest is not None:
-            if latest.draw.mode == "train" and (root := self.root) is not None:
+            if isinstance(latest.draw, Train) and (root := self.root) is not None:
                 modes_of(root).check_recomputation()
             return latest
         # A part of the base model was called directly; its layers are read in their order, so going back is a new call
@@ -240,8 +250,7 @@ class FactorHolder(nn.Module):
             trusted: Whether the cache was found good within the same call.
         """
         law, asked = self.laws[adapter], self.draw if part is None else part.draw
-        points = asked.points or () if asked is not None else ()
-        differentiable = (*law.parameters(), *(t for t in points if isinstance(t, torch.Tensor)))
+        differentiable = (*law.parameters(), *tensors_of(asked))
         wants_graph = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
         draw = asked or self._own_draw(law, law.training and wants_graph, part)
         generation = self._found(adapter, law, stamp_of(law, draw), wants_graph, part is not None, trusted)
@@ -259,7 +268,7 @@ class FactorHolder(nn.Module):
     def _own_draw(self, law: Law, trains: bool, part: Part | None) -> Draw:
         # a part of the base model that is called directly has only the rows it was given
         samples = law.train_samples if trains and part is not None and law in part.comparing else 1
-        return Draw("train", samples) if trains else Draw("mean")
+        return Train(samples) if trains else Mean()
 
     def _found(
         self, adapter: str, law: Law, stamp: tuple, wants_graph: bool, in_forward: bool, trusted: bool

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -34,7 +33,7 @@ from .state import check_complete, embedding_names, modules_trained_whole, saved
 
 
 class FactorModel(BaseTuner):
-    """Base of the three tuner models; a method adds a prefix, a holder name and `build_law`.
+    """Base of the tuner models; a method adds a prefix, a holder name and the class of its law.
 
     Args:
         model: The base model, changed in place.
@@ -48,10 +47,12 @@ class FactorModel(BaseTuner):
     #: Attribute of the base model that holds the laws. It must not contain `prefix`, after which transformers' loader
     #: inserts the adapter name.
     holder_name: ClassVar[str]
+    #: What is built of a configuration and the slots it adapts.
+    law_class: ClassVar[Callable[[Any, SlotTable], Law]]
 
-    @abstractmethod
     def build_law(self, config: CalibLoraConfig, slots: SlotTable) -> Law:
-        """Make the law of a new adapter from its configuration and slots."""
+        """Make the law of a new adapter; for a method whose law takes more than its configuration and slots."""
+        return type(self).law_class(config, slots)
 
     # ----------------------------------------------------------------- injection
 

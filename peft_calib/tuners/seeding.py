@@ -41,6 +41,11 @@ def keyed_generator(seed: int, *key: int) -> torch.Generator:
     return torch.Generator().manual_seed(state)
 
 
+def uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> torch.Tensor:
+    """Numbers in [-bound, bound), on the CPU whatever the default device: a seed means the same numbers everywhere."""
+    return (torch.rand(shape, generator=generator, device="cpu") * 2 - 1) * bound
+
+
 def seed_of_adapter(adapter_name: str) -> int:
     """A seed for an adapter whose configuration names none, from PyTorch's seed and the adapter's name.
 

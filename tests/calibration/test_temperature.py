@@ -258,6 +258,15 @@ def test_a_changed_fit_is_refused(field, value):
         TemperatureScaling.from_state({**state, "fit": {**state["fit"], field: value}})
     with pytest.raises(ValueError, match="must hold"):
         TemperatureScaling.from_state({**state, "fit": {}})
+    with pytest.raises(ValueError, match="must hold"):
+        TemperatureScaling.from_state({**state, "fit": None})
+
+
+@pytest.mark.parametrize("version", [True, 1.0, "1", None])
+def test_a_version_that_is_no_whole_number_is_refused(version):
+    state = TemperatureScaling().fit(*_data(11, 300)).state()
+    with pytest.raises(ValueError, match="format version"):
+        TemperatureScaling.from_state({**state, "format_version": version})
 
 
 def test_class_ids_are_no_logits():

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 
 from peft_calib import draws, export_lora
-from peft_calib.tuners import Draw
+from peft_calib.tuners import Train
 from peft_calib.tuners.laws import laws_of
 
 LLAMA = FAMILIES["llama"]
@@ -119,7 +119,7 @@ def test_operations_do_not_grow_with_depth(method):
         base = FAMILIES["bert"].build(num_hidden_layers=layers)
         law = next(laws_of(method.tuner(base, config, "default")))
         with Operations() as counter:
-            law(Draw("train")).per_slot(law.slots)
+            law(Train()).per_slot(law.slots)
         counts.append(len(counter.names))
     assert counts[0] == counts[1] == counts[2]
 

@@ -15,6 +15,7 @@ from stochastic_models import bayesian, curve, random_a
 import peft_calib
 from peft_calib import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig, Prediction, draws, export_lora, predict
 from peft_calib.identity import adapter_digest, folder_digest
+from peft_calib.draws_index import read_draws_index
 from peft_calib.prediction.adaptive import half_width
 from peft_calib.tuners.rows import repeat_rows, select_rows
 
@@ -234,6 +235,17 @@ def test_export_layout(bert, tmp_path):
     assert sorted(p.name for p in path.iterdir()) == ["draw-0", "draws.json", "mean"]
     with pytest.raises(ValueError, match="no adapter folder"):
         export_lora(model, path)
+
+
+def test_reordered_draws_are_refused(bert, tmp_path):
+    """Weights of draws, and draw k of a seed, would go to another draw."""
+    path = export_lora(bayesian(bert), tmp_path / "draws", num_samples=12)
+    index = json.loads((path / "draws.json").read_text())
+    assert read_draws_index(path)[0] == [f"draw-{k}" for k in range(12)]
+    index["draws"][1:3] = reversed(index["draws"][1:3])
+    (path / "draws.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"draws\.json: draws is .* in the order in which they were written"):
+        load_frozen(bert.build(), path)
 
 
 def test_export_without_a_mean(bert, tmp_path):

@@ -10,7 +10,7 @@ from peft_calib import predict
 from peft_calib.prediction.engine import Predictor
 from peft_calib.prediction.linear import linear_logits
 from peft_calib.prediction.sources import LawDraws
-from peft_calib.tuners import Draw
+from peft_calib.tuners import Mean, Sample
 
 
 def logits_along(model, batch, k, step, seed=0):
@@ -20,7 +20,7 @@ def logits_along(model, batch, k, step, seed=0):
     for layer in layers:
         index = layer.factor_slots["default"].index
         updates = []
-        for draw in (Draw("mean"), Draw("sample", seed=seed, first=k)):
+        for draw in (Mean(), Sample(seed=seed, first=k)):
             with torch.no_grad(), source.answering(draw):
                 A, B = layer.holder.generation("default").pairs[index]
                 updates.append(layer.scaling["default"] * (B @ A))

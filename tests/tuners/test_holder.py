@@ -10,7 +10,7 @@ from families import FAMILIES, logits, perturb
 from operations import Operations
 
 from peft_calib import HyperLoraConfig, HyperLoraModel
-from peft_calib.tuners import Draw
+from peft_calib.tuners import Mean, Train
 
 
 def law_of(model):
@@ -259,7 +259,7 @@ def test_operations_do_not_grow_with_depth(bert, fields):
         base = bert.build(num_hidden_layers=layers)
         law = get_peft_model(base, HyperLoraConfig(target_modules="all-linear", **fields)).base_model.get_law()
         with Operations() as counter:
-            law(Draw("train")).per_slot(law.slots)
+            law(Train()).per_slot(law.slots)
         counts.append(len(counter.names))
     assert counts[0] == counts[1] == counts[2]
 
@@ -348,8 +348,8 @@ def test_adapters_with_networks_of_different_size(bert, adapt, tmp_path):
 
 def test_generated_weights_follow_the_embedding(bert, adapt):
     law = law_of(perturb(adapt(bert)))
-    layers, before = [slot.layer for slot in law.slots], law(Draw()).per_slot(law.slots)
+    layers, before = [slot.layer for slot in law.slots], law(Mean()).per_slot(law.slots)
     with torch.no_grad():
         law.layer_emb.weight[1] += 1
-    for layer, (_, B0), (_, B1) in zip(layers, before, law(Draw()).per_slot(law.slots), strict=True):
+    for layer, (_, B0), (_, B1) in zip(layers, before, law(Mean()).per_slot(law.slots), strict=True):
         assert torch.equal(B0, B1) == (layer != 1)

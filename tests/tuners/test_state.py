@@ -13,7 +13,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 import peft_calib
-from peft_calib import HyperLoraConfig
+from peft_calib import BayesianLoraConfig, HyperLoraConfig
 
 
 @pytest.fixture
@@ -367,6 +367,29 @@ def test_export_replaces_an_adapter_but_nothing_else(saved, tmp_path):
     with pytest.raises(ValueError, match="is no adapter folder"):
         peft_calib.export_lora(model, tmp_path / "notes")
     assert (tmp_path / "notes" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("spelling", ["absolute", ".", "link"])
+@pytest.mark.parametrize("num_samples", [None, 1])
+def test_export_does_not_replace_the_adapter_itself(bert, tmp_path, monkeypatch, spelling, num_samples):
+    folder = tmp_path / "adapter"
+    model = get_peft_model(bert.build(), BayesianLoraConfig(target_modules=["query"]))
+    model.save_pretrained(folder)
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    place = {"absolute": folder, ".": ".", "link": tmp_path / "link"}[spelling]
+    with pytest.raises(ValueError, match=r"is no plain LoRA|exists and is no folder"):
+        peft_calib.export_lora(model, place, num_samples=num_samples)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_export_of_equal_draws_is_refused(bert, adapt, tmp_path):
+    model = perturb(adapt(bert))
+    with pytest.raises(ValueError, match="3 equal folders"):
+        peft_calib.export_lora(model, tmp_path / "draws", num_samples=3)
+    assert not (tmp_path / "draws").exists()
+    peft_calib.export_lora(perturb(adapt(bert, a_mode="random", seed=0)), tmp_path / "draws", num_samples=3)
 
 
 def test_export_errors(saved, bert):

@@ -183,7 +183,7 @@ class Recalibrator(ABC):
                 f"{fields.source} holds a saved {fields.text('method')!r}; load it with that class, not with "
                 f"{cls.__name__}."
             )
-        if fields.get("format_version") != FORMAT_VERSION:
+        if not fields.has_version(FORMAT_VERSION):
             raise ValueError(
                 f"{fields.source} was saved with format version {describe(fields.get('format_version'))}; this "
                 f"release reads {FORMAT_VERSION}."

@@ -69,8 +69,7 @@ class TemperatureScaling(LogitScaling):
 
     def state(self) -> dict[str, Any]:
         """The fitted method as JSON-ready values, its interval and the choice among them."""
-        fit = None if self.fit_result is None else self.fit_result.to_dict()
-        return {**super().state(), "fit": fit}
+        return {**super().state(), **({} if self.fit_result is None else {"fit": self.fit_result.to_dict()})}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any] | Fields) -> TemperatureScaling:
@@ -80,9 +79,8 @@ class TemperatureScaling(LogitScaling):
             ValueError: If it is not such a state, or the fit in it is not the temperature's.
         """
         method = super().from_state(state)
-        recorded = state.get("fit", None)
-        if recorded is not None:
-            method.fit_result = TemperatureFit.from_dict(recorded, method.temperature)
+        if "fit" in state:
+            method.fit_result = TemperatureFit.from_dict(state.get("fit"), method.temperature)
         return method
 
     def fold_into_head(self, model: nn.Module) -> nn.Linear:

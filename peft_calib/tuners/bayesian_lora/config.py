@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from ...registry import ensure_peft_type
-from ..config import CalibLoraConfig
+from ..posterior import PosteriorConfig
 
 _CHOICES = {
     "posterior": ("diagonal", "matrix_normal", "full"),
@@ -20,14 +18,12 @@ _CHOICES = {
 }
 _MOST = {"inducing_rows": 2**16, "inducing_cols": 2**16, "flow_depth": 1024, "flow_hidden": 2**17}
 #: Used while training only, or kept with the weights.
-_TRAINING = frozenset(
-    "init init_from kl_weight kl_warmup kl_conditional_weight num_train_examples sample_seed".split()
-)
+_TRAINING = frozenset("init init_from kl_conditional_weight".split())
 _POSITIVE = ("init_sd", "max_sd", "init_lambda", "max_lambda", "init_d", "variance_lr_multiplier")
 
 
 @dataclass
-class BayesianLoraConfig(CalibLoraConfig):
+class BayesianLoraConfig(PosteriorConfig):
     """BayesianLoRA: a sparse-GP posterior over the LoRA factors (Lin et al. 2026, arXiv 2601.21003).
 
     The defaults are this package's own: they start at the base model's function, move as fast as LoRA does at LoRA's
@@ -65,16 +61,10 @@ class BayesianLoraConfig(CalibLoraConfig):
         init_from: Folder of a trained LoRA adapter, embedded exactly: the posterior mean is that adapter.
         core_units: `"lora"` scales the core's mean so that LoRA's learning rate works; `"whitened"` trains it in the
             units of the prior (the authors').
-        kl_weight: Weight of KL / N in the training loss; 1 is the evidence lower bound.
-        kl_warmup: Part of the training over which a `RegularizerScheduleCallback` raises the weight linearly.
         kl_conditional_weight: Weight of the KL of the conditional noise; `kl_weight` when `None`.
-        num_train_examples: N, the number of items the loss would average over in one epoch: rows for classification,
-            target tokens for language modelling. Set by the callback where it is `None`.
         share_inducing: A and B of a slot hang on one core (the paper's Algorithm 1) instead of one each.
         variance_lr_multiplier: How far an optimiser step of size one moves the logarithms of the standard deviations
             (and the entries that correlate the core), so that they learn in a single parameter group.
-        sample_seed: Key of the initial values and of the draws made in training. `None` takes PyTorch's seed
-            (`set_seed`) and the adapter's name.
 
     Raises:
         ValueError: For an unknown choice, a scale that is not positive, or a combination that has no meaning.
@@ -108,27 +98,16 @@ class BayesianLoraConfig(CalibLoraConfig):
     init: str = field(default="lora", metadata={"help": "'lora' or 'random'."})
     init_from: str | None = field(default=None, metadata={"help": "LoRA adapter that becomes the posterior mean."})
     core_units: str = field(default="lora", metadata={"help": "'lora' or 'whitened'."})
-    kl_weight: float = field(default=1.0, metadata={"help": "Weight of KL / N in the training loss."})
-    kl_warmup: float = field(default=1 / 3, metadata={"help": "Part of the training with a rising weight."})
     kl_conditional_weight: float | None = field(default=None, metadata={"help": "Weight of the noise's KL."})
-    num_train_examples: int | None = field(default=None, metadata={"help": "Number N of training items."})
     share_inducing: bool = field(default=False, metadata={"help": "One core for A and B."})
     variance_lr_multiplier: float = field(default=30.0, metadata={"help": "Speed of the variances."})
-    sample_seed: int | None = field(
-        default=None, metadata={"help": "Key of everything random; None follows PyTorch's seed."}
-    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = ensure_peft_type("BAYESIANLORA")
-        self._check_values()
-        self._check_combinations()
-        self.check_identity()
+    peft_name: ClassVar[str] = "BAYESIANLORA"
 
     @property
     def training_fields(self) -> frozenset[str]:  # type: ignore[override]
         """The seed counts where the mean is an average over draws that it keys."""
-        fields = CalibLoraConfig.training_fields | _TRAINING
+        fields = PosteriorConfig.training_fields | _TRAINING
         return fields if self.flow == "none" else fields - {"sample_seed"}
 
     def sizes_in(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:
@@ -138,25 +117,19 @@ class BayesianLoraConfig(CalibLoraConfig):
         found = dict.fromkeys(("inducing_rows", "inducing_cols"), sizes)
         return found if self.flow == "none" else {**found, "flow_depth": {len(flow)}, "flow_hidden": sizes}
 
-    def _check_values(self) -> None:
+    def check_values(self) -> None:
+        """Refuse unknown choices, values out of range, and combinations that have no meaning."""
+        super().check_values()
         self.check_choices(_CHOICES)
         for name in _POSITIVE:
-            if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
+            if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}.")
-        for name in ("inducing_rows", "inducing_cols", "flow_depth", "flow_hidden", "num_train_examples"):
-            value = getattr(self, name)
-            optional = value is None and not name.startswith("flow")
-            if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        self.check_positive_integers("inducing_rows", "inducing_cols", "flow_depth", "flow_hidden")
         self.check_sizes_below(_MOST)
-        if self.prior_std != "auto" and (not _is_number(self.prior_std) or self.prior_std <= 0):
+        if self.prior_std != "auto" and (isinstance(self.prior_std, str) or self.prior_std <= 0):
             raise ValueError(f"prior_std must be 'auto' or a positive number, got {self.prior_std!r}.")
-        for name in ("jitter", "kl_weight", "kl_conditional_weight"):
-            value = getattr(self, name)
-            if value is not None and (not _is_number(value) or value < 0):
-                raise ValueError(f"{name} must not be negative, got {value!r}.")
-        if not 0 <= self.kl_warmup <= 1:
-            raise ValueError(f"kl_warmup is a part of the training in [0, 1], got {self.kl_warmup!r}.")
+        self.check_ranges({"jitter": (0, None), "kl_conditional_weight": (0, None)})
+        self._check_combinations()
 
     def _check_combinations(self) -> None:
         for start, bound in (("init_sd", "max_sd"), ("init_lambda", "max_lambda")):
@@ -180,11 +153,6 @@ class BayesianLoraConfig(CalibLoraConfig):
             fields["init_from"] = None
         return fields
 
-    @property
-    def given_seed(self) -> int | None:
-        """The seed that the user has named."""
-        return self.sample_seed
-
     @classmethod
     def paper(cls, **kwargs: Any) -> BayesianLoraConfig:
         """The authors' released settings, with the same trainable parameters (418,690 more than LoRA on Llama-2-7B).
@@ -205,7 +173,3 @@ class BayesianLoraConfig(CalibLoraConfig):
         preset |= dict(conditional_noise="matheron", learn_lambda=True, init_d=1e-3, learn_d=True, learn_jitter=True)
         preset |= dict(variance_lr_multiplier=1.0, kl_weight=0.6, kl_warmup=1 / 3)
         return cls(**{**preset, **kwargs})
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 
 from ..factors import ShapeGroup
+from ..seeding import uniform
+from ..starts import plain_factors
 from .config import BayesianLoraConfig
 from .posterior import embed
 
@@ -91,7 +93,7 @@ def start_factors(
     if config.init == "random" or (not config.init_weights and pairs is None):
         return _random(config, group, count, R, C, generator)
     if pairs is None:
-        A = _uniform((count, group.r, group.in_features), 1 / math.sqrt(group.in_features), generator)
+        A = uniform((count, group.r, group.in_features), 1 / math.sqrt(group.in_features), generator)
         B = torch.zeros(count, group.out_features, group.r)
     else:
         A, B = (torch.stack(side) for side in zip(*pairs, strict=True))
@@ -127,11 +129,7 @@ def start_plain(
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A (count, r, d_in) and B (count, d_out, r) of slots without a posterior: LoRA's start, or a trained LoRA."""
-    bound = group.in_features**-0.5
-    A = _uniform((count, group.r, group.in_features), bound, generator)
-    B = torch.zeros(count, group.out_features, group.r)
-    if not config.init_weights:
-        B.uniform_(-bound, bound, generator=generator)
+    A, B = plain_factors(group, count, config.init_weights, generator)
     if pairs:
         A, B = (torch.stack(side) for side in zip(*pairs, strict=True))
     return A, B
@@ -168,7 +166,3 @@ def _prior_std(
 
 def _directions(count: int, size: int, dim: int, generator: torch.Generator) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.randn(count, size, dim, generator=generator), dim=-1)
-
-
-def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> torch.Tensor:
-    return (torch.rand(shape, generator=generator) * 2 - 1) * bound

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import nn
 
-from ..counting import CountingLaw
-from ..factors import Draw, Factors, ShapeGroup, SlotTable
+from ..factors import Draw, Factors, Sample, ShapeGroup, SlotTable, Train
 from ..generation import Contents, is_transformed, parameter_stamp
+from ..normals import Normals, NormalSource
+from ..posterior import Posterior
 from ..seeding import keyed_generator
 from ..tables import IndexTable
-from ..transfer import to_device
 from . import assembly
 from .config import BayesianLoraConfig
 from .initial import FactorStart, core_shape, core_step, start_factors, start_plain
 from .layout import BasisPlace, Layout, Place
-from .noise import NormalSource, TracedSource, sources_of_draws
 from .posterior import Whitened, conditional_noise, kl_conditional
 from .stacks import BasisStack, BoundedScale, CoreStack
 
-#: N where neither the configuration nor a callback tells the number of training items.
-FALLBACK_NUM_TRAIN_EXAMPLES = 1000
-
-_INIT, _TRAIN, _SAMPLE, _KL = range(4)  # purposes of a draw, first part of its key
+_INIT, _KL = 0, 3  # purposes of a draw, first part of its key; those in between are the base class's
 
 
-class BayesianLaw(CountingLaw):
+class BayesianLaw(Posterior):
     """A posterior over the factors: `W = sigma (G_r^T V G_c + lambda E)` for each A and B, V ~ q.
 
     Bases of equal shape lie in one stack, cores of equal shape in another, whatever slots and sides they belong to.
@@ -42,7 +36,6 @@ class BayesianLaw(CountingLaw):
     """
 
     method = "BayesianLoRA"
-    mirrors = True
 
     def __init__(
         self,
@@ -50,16 +43,12 @@ class BayesianLaw(CountingLaw):
         slots: SlotTable,
         pairs: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
     ) -> None:
-        super().__init__(slots, config.init_seed)
-        self.config = config
+        super().__init__(config, slots)
         self.layout = Layout(config, slots)
         generator = keyed_generator(config.init_seed, _INIT)
         self._build_posterior(pairs, generator)
         self._build_plain(pairs, generator)
-        self.register_buffer("kl_factor", torch.ones(()))
         self._whitened: tuple | None = None
-        self.num_train_examples = config.num_train_examples
-        self._warned = False
         self.last_kl: torch.Tensor | None = None
 
     # ----------------------------------------------------------------- construction
@@ -107,12 +96,12 @@ class BayesianLaw(CountingLaw):
         """
         if draw.num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {draw.num_samples}.")
-        bases, regularizer = self._bases(), None
-        if draw.mode == "mean":
+        bases, regularizer, normals = self._bases(), None, self.normals(draw)
+        if normals is None:
             pairs = self._mean_factors(bases)
         else:
-            pairs, divergence = self._drawn_factors(bases, draw)
-            if draw.mode == "train":
+            pairs, divergence = self._drawn_factors(bases, draw, normals)
+            if divergence is not None:
                 regularizer = self._regularizer(divergence)
         out = self._parameter_dtype
         groups = {g: self._with_plain(g, pairs.get(g)) for g in self.slots.groups}
@@ -156,11 +145,10 @@ class BayesianLaw(CountingLaw):
             products[key] = self.cores[key].expected_product(torch.cat([middles[place] for place in places]))
         return assembly.assemble_core_form(bases, self.layout.split_cores(products), sigma)
 
-    def _drawn_factors(self, bases: dict, draw: Draw) -> tuple[dict, torch.Tensor | None]:
-        sources = self._sources(draw)
-        noise = {key: self._normal(stack.shape, sources) for key, stack in self.cores.items()}
+    def _drawn_factors(self, bases: dict, draw: Draw, normals: Normals) -> tuple[dict, torch.Tensor | None]:
+        noise = {key: self._normal(stack.shape, normals) for key, stack in self.cores.items()}
         divergence = None
-        if draw.mode == "train":
+        if isinstance(draw, Train):
             drawn = {key: stack.draw_with_kl(noise[key]) for key, stack in self.cores.items()}
             divergence = torch.stack([kl for _, kl in drawn.values()]).sum()
             V = self.layout.split_cores({key: core for key, (core, _) in drawn.items()})
@@ -168,14 +156,14 @@ class BayesianLaw(CountingLaw):
             V = self.layout.split_cores({key: stack.draw(noise[key]) for key, stack in self.cores.items()})
         sigma = self._prior_std()
         if self.config.conditional_noise == "none":
-            if draw.mode == "sample" and all(core_shape(self.config, g.r)[1] == g.r for g in self.layout.members):
+            if isinstance(draw, Sample) and all(core_shape(self.config, g.r)[1] == g.r for g in self.layout.members):
                 products = {(g, "A"): V[g, "B"] @ assembly.middle(bases, g) @ V[g, "A"] for g in self.layout.members}
                 return assembly.assemble_core_form(bases, products, sigma), divergence
             return assembly.assemble(bases, V, sigma), divergence
         pairs = assembly.assemble(bases, V, None)
-        return self._add_noise(pairs, bases, sigma, sources), divergence
+        return self._add_noise(pairs, bases, sigma, normals), divergence
 
-    def _add_noise(self, pairs: dict, bases: dict, sigma: dict, sources: list) -> dict:
+    def _add_noise(self, pairs: dict, bases: dict, sigma: dict, normals: Normals) -> dict:
         kind, scale = self.config.conditional_noise, self.layout.split(self._noise_scale())
         noisy = {}
         for group, factors in pairs.items():
@@ -184,7 +172,7 @@ class BayesianLaw(CountingLaw):
                 rows, columns = bases[group, side, "rows"], bases[group, side, "columns"]
                 extra = (rows.G.shape[-2], columns.G.shape[-2]) if kind == "matheron" else (0, 0)
                 shape = (W.shape[1], W.shape[2] + extra[0], W.shape[3] + extra[1])
-                E = conditional_noise(self._normal(shape, sources), rows, columns, kind)
+                E = conditional_noise(self._normal(shape, normals), rows, columns, kind)
                 sides.append(sigma[group, side] * (W + scale[group, side] * E))
             noisy[group] = tuple(sides)
         return noisy
@@ -207,11 +195,11 @@ class BayesianLaw(CountingLaw):
         )
         return tuple(stack.index_select(1, order) for stack in both)
 
-    def core_form(self, draw: Draw) -> dict[ShapeGroup, tuple[torch.Tensor, ...]]:
+    def core_form(self, draw: Sample) -> dict[ShapeGroup, tuple[torch.Tensor, ...]]:
         """Draws as small cores between two shared factors: `B A = P M Q`, the compact way to store them.
 
         Args:
-            draw: Which draws, in mode `"sample"`.
+            draw: Which draws.
 
         Returns:
             For each group of slots with a posterior P (n, d_out, R), M (K, n, R, C) and Q (n, C, d_in), without the
@@ -222,33 +210,18 @@ class BayesianLaw(CountingLaw):
         """
         if self.config.conditional_noise != "none":
             raise ValueError("Draws with conditional noise have no core form; set conditional_noise='none'.")
-        bases, sources, sigma = self._bases(), self._sources(draw), self._prior_std()
-        cores = {key: stack.draw(self._normal(stack.shape, sources)) for key, stack in self.cores.items()}
+        bases, normals, sigma = self._bases(), self.normals(draw), self._prior_std()
+        cores = {key: stack.draw(self._normal(stack.shape, normals)) for key, stack in self.cores.items()}
         V = self.layout.split_cores(cores)
         products = {(g, "A"): V[g, "B"] @ assembly.middle(bases, g) @ V[g, "A"] for g in self.layout.members}
         return assembly.core_form(bases, products, sigma)
-
-    # ----------------------------------------------------------------- what is random
-
-    def _sources(self, draw: Draw) -> list[NormalSource] | list[TracedSource]:
-        """One private source a draw; a stack is filled in slot order, so a slot's noise does not depend on K."""
-        if draw.mode != "train":
-            return sources_of_draws(draw, _SAMPLE)
-        self.count_generation()
-        if torch.compiler.is_compiling():
-            return [TracedSource(self.draw_key(), _TRAIN)]
-        return [NormalSource(keyed_generator(self.seed(), _TRAIN, int(self.generations())))]
-
-    def _normal(self, shape: tuple[int, ...], sources: list) -> torch.Tensor:
-        noise = torch.stack([source.normal(shape, self.dtype) for source in sources])
-        return to_device(noise, self.sigma.device)
 
     # ----------------------------------------------------------------- divergence
 
     def kl(self) -> torch.Tensor:
         """KL of the posterior from the prior in nats, with a graph; with a flow an estimate from one fixed draw."""
-        source = [NormalSource(keyed_generator(self.config.given_seed or 0, _KL))]
-        terms = [stack.draw_with_kl(self._normal(stack.shape, source))[1] for stack in self.cores.values()]
+        normals = Normals([NormalSource(keyed_generator(self.config.given_seed or 0, _KL))])
+        terms = [stack.draw_with_kl(self._normal(stack.shape, normals))[1] for stack in self.cores.values()]
         return torch.stack(terms).sum() + self._conditional_kl()
 
     def _conditional_kl(self) -> torch.Tensor | float:
@@ -261,21 +234,10 @@ class BayesianLaw(CountingLaw):
         config, conditional = self.config, self._conditional_kl()
         self.last_kl = (divergence + conditional).detach()
         weight = config.kl_weight if config.kl_conditional_weight is None else config.kl_conditional_weight
-        return (config.kl_weight * divergence + weight * conditional) * (self.kl_factor / self._num_train_examples())
+        return (config.kl_weight * divergence + weight * conditional) * self.evidence_weight()
 
-    def _num_train_examples(self) -> int:
-        if self.num_train_examples is not None:
-            return self.num_train_examples
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                "BayesianLoraConfig.num_train_examples is not set, so the KL divergence is weighted as for "
-                f"{FALLBACK_NUM_TRAIN_EXAMPLES} training items. Set it to the number of training items (rows, or "
-                "target tokens for language modelling), or add peft_calib.trainer_callbacks."
-                "RegularizerScheduleCallback.",
-                stacklevel=2,
-            )
-        return FALLBACK_NUM_TRAIN_EXAMPLES
+    def _normal(self, shape: tuple[int, ...], normals: Normals) -> torch.Tensor:
+        return normals.of(shape, self.dtype, self.sigma.device)
 
     @torch.no_grad()
     def core_sd(self) -> torch.Tensor:
@@ -293,26 +255,6 @@ class BayesianLaw(CountingLaw):
         return {"noise" if name == "noise_scale" else name: ratio for name, ratio in found.items()}
 
     # ----------------------------------------------------------------- lifecycle
-
-    def set_progress(self, step: int, total_steps: int, accumulation_steps: int = 1) -> None:
-        """Raise the weight of the KL linearly: `min(1, (t + 1) / (kl_warmup T))`, t and T in optimiser steps."""
-        horizon = self.config.kl_warmup * total_steps
-        with torch.no_grad():
-            self.kl_factor.fill_(min(1.0, (step + 1) / horizon) if horizon > 0 else 1.0)
-
-    @property
-    def needs_num_train_examples(self) -> bool:
-        """Whether neither the configuration nor a callback has told N."""
-        return self.config.num_train_examples is None
-
-    def set_num_train_examples(self, num_train_examples: int) -> None:
-        """Tell N to a law whose configuration leaves it open.
-
-        Args:
-            num_train_examples: Items the loss averages over in one epoch; ignored where the configuration says N.
-        """
-        if self.config.num_train_examples is None:
-            self.num_train_examples = num_train_examples
 
     def invalidate(self) -> None:
         """Forget the whitened bases."""

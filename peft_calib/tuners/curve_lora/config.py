@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...registry import ensure_peft_type
 from ..config import CalibLoraConfig
 from .curve import CurveShape
 
@@ -102,19 +100,19 @@ class CurveLoraConfig(CalibLoraConfig):
         default=None, metadata={"help": "Key of everything random; None follows PyTorch's seed."}
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = ensure_peft_type("CURVELORA")
+    peft_name: ClassVar[str] = "CURVELORA"
+    draws_differ: ClassVar[bool] = True
+    training_fields: ClassVar[frozenset[str]] = CalibLoraConfig.training_fields | _TRAINING
+
+    def check_values(self) -> None:
+        """Refuse unknown choices, numbers out of their range, and combinations that have no meaning."""
         self.check_choices(_CHOICES)
         shape = self.shape
         for name in ("jsd_weight", "jsd_margin", "flat_rho"):
-            if not _is_number(getattr(self, name)) or getattr(self, name) < 0:
+            if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be a number that is not negative, got {getattr(self, name)!r}.")
-        for name in ("eval_points", "flat_rho_cycles"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
-        inside = _is_number(self.eval_t) and 0 <= self.eval_t <= shape.num_segments
+        self.check_positive_integers("eval_points", "flat_rho_cycles")
+        inside = isinstance(self.eval_t, (int, float)) and 0 <= self.eval_t <= shape.num_segments
         if self.eval_t not in ("middle", None) and not inside:
             raise ValueError(
                 f"eval_t must be a number in [0, {shape.num_segments}] for {shape.num_anchors} anchors, 'middle' or "
@@ -124,7 +122,6 @@ class CurveLoraConfig(CalibLoraConfig):
             raise ValueError(f"jsd_label_tokens needs two different token ids, got {self.jsd_label_tokens!r}.")
         self.check_sizes_below(_MOST)
         self._check_mode()
-        self.check_identity()
 
     def _check_mode(self) -> None:
         adapters = self.anchor_adapters
@@ -145,8 +142,6 @@ class CurveLoraConfig(CalibLoraConfig):
                 f"LoRA adapters; got {given!r}."
             )
         self.anchor_adapters = [str(folder) for folder in adapters]
-
-    training_fields: ClassVar[frozenset[str]] = CalibLoraConfig.training_fields | _TRAINING
 
     def sizes_in(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:
         """The number of anchors that makes as many control points as there are."""
@@ -198,11 +193,6 @@ class CurveLoraConfig(CalibLoraConfig):
         """`eval_t` as a number; `None` if there is none."""
         return self.shape.num_segments / 2 if self.eval_t == "middle" else self.eval_t
 
-    @property
-    def given_seed(self) -> int | None:
-        """The seed that the user has named."""
-        return self.sample_seed
-
     @classmethod
     def paper(cls, **kwargs: Any) -> CurveLoraConfig:
         """The authors' settings: rank 8, scaling 2, all with the dense perturbation of size 0.25.
@@ -216,7 +206,3 @@ class CurveLoraConfig(CalibLoraConfig):
         preset = dict(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["q_proj", "v_proj", "lm_head"])
         preset |= dict(num_anchors=3, num_handles=2, flat_rho=0.25, flat_rho_schedule="cycles", flat_rho_cycles=50)
         return cls(**{**preset, **kwargs})
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ..counting import CountingLaw
-from ..factors import Draw, Factors, ShapeGroup, SlotTable
-from ..seeding import keyed_generator
+from ..factors import Draw, Factors, Mean, Points, Sample, ShapeGroup, SlotTable, Train
+from ..seeding import keyed_generator, uniform
 from ..transfer import to_device
 from .anchors import Anchors
 from .config import CurveLoraConfig
@@ -85,10 +85,10 @@ class CurveLaw(CountingLaw):
         self, group: ShapeGroup, indices: tuple[int, ...], anchors: Anchors | None, generator: torch.Generator
     ) -> None:
         count, bound = len(indices), group.in_features**-0.5
-        A = (torch.rand(self._num_points, count, group.r, group.in_features, generator=generator) * 2 - 1) * bound
+        A = uniform((self._num_points, count, group.r, group.in_features), bound, generator)
         B = torch.zeros(self._num_points, count, group.out_features, group.r)
         if not self.config.init_weights:
-            B = (torch.rand(B.shape, generator=generator) * 2 - 1) * bound
+            B = uniform(B.shape, bound, generator)
         if self.anchored:
             fixed = [torch.zeros(len(self.shape.anchors), *stack.shape[1:]) for stack in (A, B)]
             if anchors is not None:
@@ -142,9 +142,9 @@ class CurveLaw(CountingLaw):
         """
         t, noise = self._points(draw), None
         coefficients = self.shape.coefficients(t)
-        if draw.mode == "train" and self.config.flat_rho > 0:
-            noise = WeightNoise(self.rho, self.draw_key(), self.config.flat_noise, self._norms)
-        if draw.mode == "train":
+        if isinstance(draw, Train):
+            if self.config.flat_rho > 0:
+                noise = WeightNoise(self.rho, self.draw_key(), self.config.flat_noise, self._norms)
             self.last_t = t.detach()
             self.count_generation()
         groups = {g: tuple(self._along_chain(g, side, coefficients) for side in "AB") for g in self.slots.groups}
@@ -154,14 +154,14 @@ class CurveLaw(CountingLaw):
     def _points(self, draw: Draw) -> torch.Tensor:
         if draw.num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {draw.num_samples}.")
-        if draw.mode == "mean":
+        if isinstance(draw, Mean):
             self.check_exportable()
             return torch.tensor([self.config.evaluation_point], dtype=torch.float64)
-        if draw.mode == "points":
-            t = torch.stack([torch.as_tensor(point, dtype=torch.float64).reshape(()).cpu() for point in draw.points])
+        if isinstance(draw, Points):
+            t = draw.values()
             self.shape.check(t)
             return t
-        if draw.mode == "sample":
+        if isinstance(draw, Sample):
             return sample_points(self.shape, draw.seed, draw.first, draw.num_samples, draw.total)
         config = self.config
         micro = self.micro_batches if config.t_sampling == "stratified" else 1
@@ -251,7 +251,7 @@ class CurveLaw(CountingLaw):
 
     def check_exportable(self, draw: Draw | None = None) -> None:
         """Raise `ValueError` unless there is one point to evaluate, merge or export."""
-        chosen = draw is not None and draw.num_samples == 1 and draw.mode == "points"
+        chosen = isinstance(draw, Points) and draw.num_samples == 1
         if not chosen and self.config.evaluation_point is None:
             raise ValueError(
                 "eval_t=None: the curve has no point of evaluation. Choose one with peft_calib.curve_at(model, t) "

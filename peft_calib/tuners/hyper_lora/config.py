@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from ...registry import ensure_peft_type
 from ..config import CalibLoraConfig
 
 _CHOICES = {
@@ -104,12 +103,7 @@ class HyperLoraConfig(CalibLoraConfig):
     seed: int | None = field(default=None, metadata={"help": "Key of every draw; None follows PyTorch's seed."})
     save_frozen_a: bool = field(default=True, metadata={"help": "Save drawn A with the adapter."})
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = ensure_peft_type("HYPERLORA")
-        self._check_values()
-        self._check_combinations()
-        self.check_identity()
+    peft_name: ClassVar[str] = "HYPERLORA"
 
     @property
     def training_fields(self) -> frozenset[str]:  # type: ignore[override]
@@ -127,12 +121,10 @@ class HyperLoraConfig(CalibLoraConfig):
         sizes = {size for shape in shapes.values() for size in shape}
         return {"hyper_depth": {len(layers)}, **dict.fromkeys(widths, sizes)}
 
-    def _check_values(self) -> None:
+    def check_values(self) -> None:
+        """Refuse unknown choices, sizes that do not fit, and combinations that could never train."""
         self.check_choices(_CHOICES)
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        self.check_positive_integers(*_POSITIVE)
         self.check_sizes_below(_MOST)
         if not 0 <= self.hyper_dropout < 1:
             raise ValueError(f"hyper_dropout is a probability in [0, 1), got {self.hyper_dropout!r}.")
@@ -140,6 +132,7 @@ class HyperLoraConfig(CalibLoraConfig):
             raise ValueError(f"noise_alpha is a weight in [0, 1], got {self.noise_alpha!r}.")
         if self.noise_anneal_steps is not None and self.noise_anneal_steps < 1:
             raise ValueError(f"noise_anneal_steps must be at least 1, got {self.noise_anneal_steps!r}.")
+        self._check_combinations()
 
     def _check_combinations(self) -> None:
         if self.hyper_arch == "transformer" and self.hyper_hidden % self.hyper_nhead:
@@ -158,11 +151,6 @@ class HyperLoraConfig(CalibLoraConfig):
                 "noise_alpha=1 with 'add' on A and B leaves the anchors alone and gives the generator no gradient. "
                 "Set noise_anneal=True, or noise_alpha below 1."
             )
-
-    @property
-    def given_seed(self) -> int | None:
-        """The seed that the user has named."""
-        return self.seed
 
     @property
     def keeps_frozen_a(self) -> bool:

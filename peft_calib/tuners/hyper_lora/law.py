@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ..counting import CountingLaw
-from ..factors import Draw, Factors, ShapeGroup, SlotTable
-from ..seeding import keyed_generator
+from ..factors import Draw, Factors, Mean, Sample, ShapeGroup, SlotTable, Train
+from ..seeding import keyed_generator, uniform
 from ..tables import IndexTable
 from ..transfer import to_device
 from .config import HyperLoraConfig
@@ -129,9 +129,9 @@ class HyperLaw(CountingLaw):
         for group, indices in self.slots.groups.items():
             shape = (len(indices), group.r, group.in_features)
             if c.a_mode == "fixed":
-                self._keep(f"fixed_A_{group.key}", _uniform(shape, self._bound(group), draws))
+                self._keep(f"fixed_A_{group.key}", uniform(shape, self._bound(group), draws))
             if self._uses_anchor_a:
-                anchor = _uniform(shape, 1 / math.sqrt(group.in_features), draws)
+                anchor = uniform(shape, 1 / math.sqrt(group.in_features), draws)
                 anchor = torch.stack([anchors[i][0] for i in indices]) if anchors else anchor
                 self._keep(f"anchor_A_{group.key}", anchor)
             if c.noise_mode_b != "replace":
@@ -157,7 +157,7 @@ class HyperLaw(CountingLaw):
         weight = next(self.trunk.parameters())
         dtype = torch.promote_types(weight.dtype, getattr(torch, self.config.gen_dtype))
         noise = self._noise(draw)
-        z = self.trunk(self._inputs().to(dtype), noise if draw.mode == "train" else None)
+        z = self.trunk(self._inputs().to(dtype), noise)
         random_a = self._random_a(draw, noise, weight.device) if self.config.a_mode == "random" else {}
         groups = {}
         for group in self.slots.groups:
@@ -198,27 +198,30 @@ class HyperLaw(CountingLaw):
 
     def _noise(self, draw: Draw) -> torch.Generator | None:
         """Private generator of a training forward, keyed by the seed and a counter that is saved with the adapter."""
-        if not self.stochastic or draw.mode != "train":
+        if not self.stochastic or not isinstance(draw, Train):
             return None
         self.count_generation()
         return keyed_generator(self.seed(), 1, int(self.generations()))
 
     def _random_a(self, draw: Draw, noise: torch.Generator | None, device: torch.device) -> dict:
         """A of shape (K, n, r, d_in) for each group: fresh in training, one fixed draw in eval, draws when asked."""
-        if draw.mode == "train":
-            generators = [noise]
-        elif draw.mode == "mean":
-            generators = [keyed_generator(self.seed(), 2, 0)]
-        else:
+        if isinstance(draw, Sample):
             generators = [keyed_generator(draw.seed, 3, draw.first + k) for k in range(draw.num_samples)]
+        else:
+            generators = [keyed_generator(self.seed(), 2, 0) if isinstance(draw, Mean) else noise]
         stacks: dict[ShapeGroup, list] = {group: [] for group in self.slots.groups}
         for generator in generators:
             for group, indices in self.slots.groups.items():
                 shape = (len(indices), group.r, group.in_features)
-                stacks[group].append(_uniform(shape, self._bound(group), generator))
+                stacks[group].append(uniform(shape, self._bound(group), generator))
         return {group: to_device(torch.stack(draws), device) for group, draws in stacks.items()}
 
     # ----------------------------------------------------------------- lifecycle
+
+    @property
+    def varies(self) -> bool:
+        """Whether A is random: dropout in the generator acts in training only."""
+        return self.config.a_mode == "random"
 
     def check_exportable(self, draw: Draw | None = None) -> None:
         """Random A stands for a distribution: only an explicit seed makes one adapter of it."""
@@ -254,8 +257,3 @@ def _draw_frozen_again(law: HyperLaw, _: Any) -> None:
     law._build_frozen(draws, None)
     for name, tensor in before.items():
         law._buffers[name] = law._buffers[name].to(tensor.device, tensor.dtype)
-
-
-def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> torch.Tensor:
-    # on the CPU whatever the default device is, so that a seed means the same numbers everywhere
-    return (torch.rand(shape, generator=generator, device="cpu") * 2 - 1) * bound

@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from operations import Operations
 
 from peft_calib import BayesianLoraConfig
-from peft_calib.tuners import Draw, Slot, SlotTable
+from peft_calib.tuners import Draw, Mean, Sample, Slot, SlotTable, Train
 from peft_calib.tuners.bayesian_lora import BayesianLaw
 from peft_calib.tuners.bayesian_lora.assembly import assemble
 from peft_calib.tuners.bayesian_lora.initial import CORE_STEP_B
@@ -62,23 +63,23 @@ def deltas(law: BayesianLaw, draw: Draw) -> list[torch.Tensor]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_draws_are_keyed_and_do_not_depend_on_their_chunks(variant):
     law = make(**VARIANTS[variant])
-    whole = deltas(law, Draw("sample", 5, seed=3))
-    chunks = [deltas(law, Draw("sample", k, seed=3, first=first)) for first, k in ((0, 2), (2, 3))]
+    whole = deltas(law, Sample(5, seed=3))
+    chunks = [deltas(law, Sample(k, seed=3, first=first)) for first, k in ((0, 2), (2, 3))]
     for slot, delta in enumerate(whole):
         torch.testing.assert_close(torch.cat([c[slot] for c in chunks]), delta, rtol=1e-12, atol=1e-13)
-        again = deltas(law, Draw("sample", 5, seed=3))[slot]
+        again = deltas(law, Sample(5, seed=3))[slot]
         assert torch.equal(again, delta)
         if not (variant == "partly" and not law.slots[slot].name.endswith("q")):
             assert not torch.allclose(delta[0], delta[1])
-            assert not torch.allclose(deltas(law, Draw("sample", 5, seed=4))[slot], delta)
+            assert not torch.allclose(deltas(law, Sample(5, seed=4))[slot], delta)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_antithetic_draws_mirror_their_partners(variant):
     law = make(**VARIANTS[variant])
-    pairs = deltas(law, Draw("sample", 5, seed=3, antithetic=True))
-    ordinary = deltas(law, Draw("sample", 5, seed=3))
-    begun_in_a_pair = deltas(law, Draw("sample", 3, seed=3, first=1, antithetic=True))
+    pairs = deltas(law, Sample(5, seed=3, antithetic=True))
+    ordinary = deltas(law, Sample(5, seed=3))
+    begun_in_a_pair = deltas(law, Sample(3, seed=3, first=1, antithetic=True))
     for slot, delta in enumerate(pairs):
         torch.testing.assert_close(delta[::2], ordinary[slot][::2], rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(begun_in_a_pair[slot], delta[1:4], rtol=1e-12, atol=1e-13)
@@ -90,13 +91,15 @@ def test_antithetic_draws_mirror_their_partners(variant):
 @pytest.mark.parametrize("variant", [n for n in VARIANTS if "maf" not in n and "shared" not in n])
 def test_the_factors_of_an_antithetic_pair_average_to_the_mean(variant):
     """Without a flow A and B are affine in the normals, so a pair's average is exactly the mean factor."""
-    law, draw = make(**VARIANTS[variant]), Draw("sample", 2, antithetic=True)
+    law, draw = make(**VARIANTS[variant]), Sample(2, antithetic=True)
     with torch.no_grad():
-        noise = {key: law._normal(stack.shape, law._sources(draw)) for key, stack in law.cores.items()}
+        noise = {
+            key: law.normals(draw).of(stack.shape, law.dtype, law.sigma.device) for key, stack in law.cores.items()
+        }
         for key, stack in law.cores.items():
             torch.testing.assert_close(stack.draw(noise[key]).mean(0), stack.expectation(torch.float64)[0])
         if law.config.conditional_noise != "none":  # drawn factors are assembled apart there
-            drawn, mean = law(draw).groups, law(Draw("mean")).groups
+            drawn, mean = law(draw).groups, law(Mean()).groups
             for group, pair in drawn.items():
                 for both, expected in zip(pair, mean[group], strict=True):
                     torch.testing.assert_close(both.mean(0), expected[0], rtol=1e-12, atol=1e-13)
@@ -106,7 +109,7 @@ def test_the_factors_of_an_antithetic_pair_average_to_the_mean(variant):
 def test_mean_is_the_expected_update(variant):
     """E[B A] over 20,000 draws is the deterministic update that is merged and exported."""
     law, total = make(SlotTable(list(table(1))), **VARIANTS[variant]), 20_000
-    expected = deltas(law, Draw("mean"))
+    expected = deltas(law, Mean())
     sums = [torch.zeros(2, *e.shape[1:], dtype=torch.float64) for e in expected]
     for first in range(0, total, 2000):
         for moments, delta in zip(sums, chunked(law, first, 2000), strict=True):
@@ -119,15 +122,27 @@ def test_mean_is_the_expected_update(variant):
         assert ((average - mean[0]).abs() <= 4.5 * error + 1e-10).all()
 
 
+def noise_of(law: BayesianLaw, draw: Sample, shape: tuple[int, ...]) -> torch.Tensor:
+    return law.normals(draw).of(shape, law.dtype, law.sigma.device)
+
+
+class ManyNormals(NamedTuple):
+    generator: torch.Generator
+    count: int
+
+    def of(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.randn((self.count, *shape), generator=self.generator, dtype=dtype)
+
+
 def chunked(law: BayesianLaw, first: int, count: int) -> list[torch.Tensor]:
     """Many draws at once with one private generator in place of one a draw, which would take most of the time."""
-    law._sources = lambda draw: [torch.Generator().manual_seed(draw.first)]
-    law._normal = lambda shape, sources: torch.randn((count, *shape), generator=sources[0], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(first)
+    law.normals = lambda draw: ManyNormals(generator, count)
     try:
         with torch.no_grad():
-            groups = law(Draw("sample", count, first=first)).groups
+            groups = law(Sample(count, first=first)).groups
     finally:
-        del law._sources, law._normal
+        del law.normals
     found: list = [None] * len(law.slots)
     for group, indices in law.slots.groups.items():
         A, B = groups[group]
@@ -138,7 +153,7 @@ def chunked(law: BayesianLaw, first: int, count: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("variant", ["default", "random", "full", "maf", "wide"])
 def test_core_form_is_the_draw(variant):
-    law, draw = make(**VARIANTS[variant]), Draw("sample", 4, seed=9)
+    law, draw = make(**VARIANTS[variant]), Sample(4, seed=9)
     with torch.no_grad():
         forms = law.core_form(draw)
     whole = deltas(law, draw)
@@ -151,9 +166,11 @@ def test_core_form_is_the_draw(variant):
 
 def test_core_form_of_draws_equals_their_factors():
     """The shortcut taken for draws (A shared, B = P M) is the product of separately assembled factors."""
-    law, draw = make(init="random"), Draw("sample", 3, seed=1)
+    law, draw = make(init="random"), Sample(3, seed=1)
     with torch.no_grad():
-        noise = {key: law._normal(stack.shape, law._sources(draw)) for key, stack in law.cores.items()}
+        noise = {
+            key: law.normals(draw).of(stack.shape, law.dtype, law.sigma.device) for key, stack in law.cores.items()
+        }
         V = law.layout.split_cores({key: stack.draw(noise[key]) for key, stack in law.cores.items()})
         factors = assemble(law._bases(), V, law._prior_std())
     whole = deltas(law, draw)
@@ -167,11 +184,11 @@ def test_core_form_of_draws_equals_their_factors():
 
 def test_training_draws_follow_a_counter_that_is_saved():
     law, twin = make().train(), make().train()
-    first, second = (law(Draw("train")) for _ in range(2))
+    first, second = (law(Train()) for _ in range(2))
     group = next(iter(first.groups))
     assert not torch.equal(first.groups[group][0], second.groups[group][0])
     twin.load_state_dict(law.state_dict())
-    third, resumed = law(Draw("train")), twin(Draw("train"))
+    third, resumed = law(Train()), twin(Train())
     assert torch.equal(third.groups[group][0], resumed.groups[group][0])
     assert law.num_generations == 3
 
@@ -180,7 +197,7 @@ def test_global_random_states_are_left_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     law = make(init="random", flow="maf", conditional_noise="matheron")
-    for draw in (Draw("mean"), Draw("train"), Draw("sample", 3)):
+    for draw in (Mean(), Train(), Sample(3)):
         law(draw)
     law.kl()
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -191,7 +208,7 @@ def test_global_random_states_are_left_alone():
 def test_factors_differ_between_slots_at_the_start():
     for fields in ({}, {"init": "random"}):
         law = make(moved=False, **fields)
-        pairs = law(Draw("mean")).per_slot(law.slots)
+        pairs = law(Mean()).per_slot(law.slots)
         same_shape = [pairs[i] for i in law.slots.groups[law.slots[0].group]]
         for i, (A, _) in enumerate(same_shape):
             assert all(not torch.allclose(A, other) for other, _ in same_shape[i + 1 :])
@@ -218,7 +235,7 @@ def test_divergence_is_the_sum_over_the_cores(prior_mean):
 
 def test_estimate_with_an_identity_flow_agrees_with_the_closed_form():
     plain, flow = make(init="random", moved=False), make(init="random", moved=False, flow="maf")
-    estimates = torch.stack([flow(Draw("train")).regularizer.detach() for _ in range(400)]) * 100
+    estimates = torch.stack([flow(Train()).regularizer.detach() for _ in range(400)]) * 100
     error = estimates.std() / len(estimates) ** 0.5
     assert error > 0
     assert (estimates.mean() - plain.kl().detach()).abs() < 4 * error
@@ -227,22 +244,22 @@ def test_estimate_with_an_identity_flow_agrees_with_the_closed_form():
 @pytest.mark.parametrize("variant", ["random", "matheron"])
 def test_regularizer_is_weighted(variant):
     fields = VARIANTS[variant]
-    value = make(kl_weight=0.5, **fields)(Draw("train")).regularizer
+    value = make(kl_weight=0.5, **fields)(Train()).regularizer
     law = make(kl_weight=0.5, **fields)
     torch.testing.assert_close(value, 0.5 * law.kl() / 100, rtol=1e-12, atol=0)
     law.set_progress(0, 30)  # a third of 30 steps warms up: 1/10, 2/10, ... 1
-    torch.testing.assert_close(law(Draw("train")).regularizer, value / 10, rtol=1e-6, atol=0)
+    torch.testing.assert_close(law(Train()).regularizer, value / 10, rtol=1e-6, atol=0)
     law.set_progress(4, 30)
-    torch.testing.assert_close(law(Draw("train")).regularizer, value / 2, rtol=1e-6, atol=0)
+    torch.testing.assert_close(law(Train()).regularizer, value / 2, rtol=1e-6, atol=0)
     law.set_progress(9, 30)
-    torch.testing.assert_close(law(Draw("train")).regularizer, value, rtol=1e-12, atol=0)
-    assert law(Draw("mean")).regularizer is None
-    assert law(Draw("sample", 2)).regularizer is None
+    torch.testing.assert_close(law(Train()).regularizer, value, rtol=1e-12, atol=0)
+    assert law(Mean()).regularizer is None
+    assert law(Sample(2)).regularizer is None
 
 
 def test_conditional_kl_has_its_own_weight():
     fields = VARIANTS["matheron"]
-    zero, both = (make(kl_conditional_weight=w, **fields)(Draw("train")).regularizer for w in (0.0, 1.0))
+    zero, both = (make(kl_conditional_weight=w, **fields)(Train()).regularizer for w in (0.0, 1.0))
     law = make(**fields)
     torch.testing.assert_close((both - zero) * 100, law._conditional_kl(), rtol=1e-10, atol=0)
 
@@ -250,13 +267,13 @@ def test_conditional_kl_has_its_own_weight():
 def test_unknown_number_of_training_items_warns_once_and_falls_back():
     law = BayesianLaw(BayesianLoraConfig(r=2, target_modules=["q"]), table())
     with pytest.warns(UserWarning, match="num_train_examples"):
-        first = law(Draw("train")).regularizer
+        first = law(Train()).regularizer
     torch.testing.assert_close(first, law.kl() / 1000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        law(Draw("train"))
+        law(Train())
     law.set_num_train_examples(50)
-    torch.testing.assert_close(law(Draw("train")).regularizer, law.kl() / 50)
+    torch.testing.assert_close(law(Train()).regularizer, law.kl() / 50)
     assert law.config.num_train_examples is None  # the configuration may belong to several models
     told = make()
     told.set_num_train_examples(70)  # what the configuration says stays
@@ -282,7 +299,7 @@ def test_a_learned_prior_mean_with_a_flow():
         for law in (plain, flow):
             for stack in law.cores.values():
                 stack.mean += 3.0 / stack.unit
-    estimates = torch.stack([flow(Draw("train")).regularizer.detach() for _ in range(400)]) * 100
+    estimates = torch.stack([flow(Train()).regularizer.detach() for _ in range(400)]) * 100
     error = estimates.std() / len(estimates) ** 0.5
     assert (estimates.mean() - plain.kl().detach()).abs() < 4 * error
 
@@ -329,14 +346,14 @@ def test_scales_move_in_bfloat16():
 def test_an_optimiser_step_moves_a_factor_as_it_moves_in_lora(side):
     """A step of size lr in all entries of a core moves B by 2 lr sqrt(m n) in norm, and A by lr sqrt(R C)."""
     law, lr = make(moved=False), 1e-3
-    before = law(Draw("mean")).per_slot(law.slots)
+    before = law(Mean()).per_slot(law.slots)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for key, places in law.layout.cores.items():
             chosen = torch.cat([torch.full((len(law.layout.members[g]), 1, 1), float(s == side)) for g, s in places])
             mean = law.cores[key].mean
             mean += lr * chosen * torch.randn(mean.shape, generator=generator).sign()
-    for pair, start in zip(law(Draw("mean")).per_slot(law.slots), before, strict=True):
+    for pair, start in zip(law(Mean()).per_slot(law.slots), before, strict=True):
         moved, other = [(a - b).norm().item() for a, b in zip(pair, start, strict=True)][:: 1 if side == "A" else -1]
         assert other == 0
         expected = 2 if side == "A" else CORE_STEP_B * pair[1].numel() ** 0.5  # r = 2 makes R C = 4
@@ -352,7 +369,7 @@ def test_operations_do_not_grow_with_depth(variant):
     for layers in (6, 24):
         law = make(table(layers), **VARIANTS[variant])
         with Operations() as count:
-            factors = law(Draw("train"))
+            factors = law(Train())
             loss = factors.regularizer + sum(t.square().sum() for pair in factors.groups.values() for t in pair)
             loss.backward()
         counts.append(len(count.names))
@@ -368,18 +385,18 @@ def test_bases_are_whitened_once_for_many_draws_and_again_after_a_step():
         return sum("cholesky_ex" in name for name in count.names)
 
     stacks = len(law.bases)
-    assert factorisations(Draw("sample", 2)) == stacks
-    assert factorisations(Draw("sample", 2, first=2)) == 0
-    assert factorisations(Draw("mean")) == 0
+    assert factorisations(Sample(2)) == stacks
+    assert factorisations(Sample(2, first=2)) == 0
+    assert factorisations(Mean()) == 0
     for fused in (False, True):
         optimizer = torch.optim.Adam(law.parameters(), fused=fused)
-        law(Draw("train")).regularizer.backward()
+        law(Train()).regularizer.backward()
         optimizer.step()
-        assert factorisations(Draw("sample", 2)) == stacks
+        assert factorisations(Sample(2)) == stacks
     for parameter in law.parameters():
         parameter.data.mul_(1.1)  # leaves no trace, but other numbers
-    assert factorisations(Draw("mean")) == stacks
-    assert factorisations(Draw("mean")) == 0
+    assert factorisations(Mean()) == stacks
+    assert factorisations(Mean()) == 0
 
 
 # ----------------------------------------------------------------- bad input
@@ -388,13 +405,13 @@ def test_bases_are_whitened_once_for_many_draws_and_again_after_a_step():
 def test_sizes_below_the_rank_warn_with_the_rank_they_imply():
     with pytest.warns(UserWarning, match="to rank 1, below r = 2"):
         law = make(inducing_rows=1)
-    for delta in deltas(law, Draw("sample", 2)):
+    for delta in deltas(law, Sample(2)):
         assert (torch.linalg.matrix_rank(delta) == 1).all()
 
 
 def test_fewer_than_one_draw_is_refused():
     with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
-        make()(Draw("sample", 0))
+        make()(Sample(0))
 
 
 def test_a_kernel_that_is_not_finite_names_its_slot():
@@ -402,7 +419,7 @@ def test_a_kernel_that_is_not_finite_names_its_slot():
     with torch.no_grad():
         law.bases["2x6"].Z[0] = torch.nan
     with pytest.raises(ValueError, match=r"kernel of factor A of layers\.0\.q could not be factorised"):
-        law(Draw("mean"))
+        law(Mean())
 
 
 def test_no_slot_with_a_posterior_is_refused():
@@ -429,7 +446,7 @@ def test_shared_cores_need_square_sizes():
 
 def test_core_form_is_refused_with_conditional_noise():
     with pytest.raises(ValueError, match="no core form"):
-        make(conditional_noise="projected").core_form(Draw("sample", 1))
+        make(conditional_noise="projected").core_form(Sample(1))
 
 
 @pytest.mark.parametrize(

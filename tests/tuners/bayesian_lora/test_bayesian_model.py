@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from peft_calib import BayesianLoraConfig, HyperLoraConfig, export_lora
-from peft_calib.tuners import Draw, FactorLinear
+from peft_calib.tuners import FactorLinear, Sample
 from peft_calib.tuners.asked import asking
 from peft_calib.tuners.holder import FactorHolder
 
@@ -53,7 +53,7 @@ def spread_to_zero(model: PeftModel) -> None:
 def sampled(model: PeftModel, batch: dict, **draw) -> torch.Tensor:
     """Logits of K draws in one forward, (K, rows, ...)."""
     holder, K = holder_of(model), draw.get("num_samples", 1)
-    with asking(model.get_base_model(), {id(holder): Draw("sample", **draw)}):
+    with asking(model.get_base_model(), {id(holder): Sample(**draw)}):
         return logits(model, {k: v.repeat(K, *[1] * (v.dim() - 1)) for k, v in batch.items()}).unflatten(0, (K, -1))
 
 
@@ -156,7 +156,7 @@ def test_one_draw_is_exactly_one_lora(family, tmp_path):
     drawn = sampled(model, batch, seed=5, first=2)[0]
     law = model.base_model.get_law()
     with torch.no_grad():
-        pairs = law(Draw("sample", 1, 5, 2)).per_slot(law.slots)
+        pairs = law(Sample(1, 5, 2)).per_slot(law.slots)
     export_lora(model, tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     for slot, (A, B) in zip(law.slots, pairs, strict=True):

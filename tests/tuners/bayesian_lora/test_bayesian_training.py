@@ -11,7 +11,7 @@ from torch import nn
 
 import peft_calib
 from peft_calib import BayesianLoraConfig
-from peft_calib.tuners import Draw
+from peft_calib.tuners import Sample
 from peft_calib.tuners.asked import asking
 from peft_calib.tuners.bayesian_lora.stacks import BoundedScale
 
@@ -93,7 +93,7 @@ def test_trained_posterior_is_the_exact_one_where_the_family_contains_it(posteri
     holder, batch = model.base_model.get_holder(model.get_base_model()), (x.repeat(DRAWS, 1), y.repeat(DRAWS))
     for step in range(STEPS):  # the evidence lower bound from many draws a step
         optimizer.zero_grad()
-        with asking(model.get_base_model(), {id(holder): Draw("sample", DRAWS, seed=step)}):
+        with asking(model.get_base_model(), {id(holder): Sample(DRAWS, seed=step)}):
             (model(*batch)["loss"] + law.kl() / ROWS).backward()
         fix_core_of_b(stack)
         optimizer.step()
@@ -337,5 +337,5 @@ def test_a_perturbed_adapter_can_be_trained_on_after_reload(tmp_path):
     train(again, separable(48), tmp_path, max_steps=2)
     assert not torch.allclose(logits(again, BERT.batch()), before)
     with torch.no_grad():
-        drawn = again.base_model.get_law()(Draw("sample", 2))
+        drawn = again.base_model.get_law()(Sample(2))
     assert all(t.isfinite().all() for pair in drawn.groups.values() for t in pair)

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from peft_calib import CurveLoraConfig, HyperLoraConfig, curve_at, export_lora, predict
-from peft_calib.tuners import Draw
+from peft_calib.tuners import Draw, Sample
 
 
 def at(model, batch, t):
@@ -453,7 +453,7 @@ def test_presets():
 
 def test_fewer_draws_than_one_are_refused():
     with pytest.raises(ValueError, match="num_samples"):
-        law_of(adapt())(Draw("sample", num_samples=0))
+        law_of(adapt())(Sample(num_samples=0))
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "t5"])
@@ -535,3 +535,13 @@ def test_mixed_batches_take_each_row_through_its_own_adapter(bert):
     second = logits(model, batch)
     expected = torch.stack([first[0], logits(bert.build(), batch)[1], second[2]])
     torch.testing.assert_close(mixed, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("t", [True, torch.tensor(True), [0.5, False], "1", None, 1j])
+def test_a_point_that_is_no_number_is_refused(t, tmp_path):
+    model = get_peft_model(FAMILIES["bert"].build(), CurveLoraConfig(target_modules=["query"]))
+    with pytest.raises((ValueError, TypeError)), curve_at(model, t):
+        pass
+    if t is not None:
+        with pytest.raises((ValueError, TypeError)):
+            export_lora(model, tmp_path / "out", t=t)

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from peft_calib import HyperLoraConfig
-from peft_calib.tuners import Draw, Slot, SlotTable
+from peft_calib.tuners import Mean, Sample, Slot, SlotTable, Train
 from peft_calib.tuners.hyper_lora import HyperLaw
 from peft_calib.tuners.hyper_lora.generator import ChunkHead, FactoredHead, FullHead, RankHead, seeded_dropout
 
@@ -104,7 +104,7 @@ def test_embeddings_by_place():
 def test_initial_statistics_of_the_paper(config, std_a, std_b, frobenius):
     slots = roberta_slots(alpha=config.lora_alpha)
     with torch.no_grad():
-        A, B = HyperLaw(config, slots)(Draw()).per_slot(slots)[0]
+        A, B = HyperLaw(config, slots)(Mean()).per_slot(slots)[0]
     assert A.std().item() == pytest.approx(std_a, rel=0.12)
     assert B.std().item() == pytest.approx(std_b, rel=0.12)
     delta = slots[0].scaling * B @ A
@@ -114,7 +114,7 @@ def test_initial_statistics_of_the_paper(config, std_a, std_b, frobenius):
 def test_initial_b_is_shared_across_slots_as_measured():
     slots = roberta_slots()
     with torch.no_grad():
-        pairs = HyperLaw(HyperLoraConfig.paper_mlp("generated"), slots)(Draw()).per_slot(slots)
+        pairs = HyperLaw(HyperLoraConfig.paper_mlp("generated"), slots)(Mean()).per_slot(slots)
     B = torch.nn.functional.normalize(torch.stack([b.flatten() for _, b in pairs]), dim=1)
     cosine = ((B @ B.T).sum() - len(slots)) / (len(slots) * (len(slots) - 1))
     assert cosine.item() == pytest.approx(0.47, abs=0.12)
@@ -122,18 +122,18 @@ def test_initial_b_is_shared_across_slots_as_measured():
 
 def test_default_start_has_loras_a_and_zero_b():
     slots = mixed_slots()
-    for A, B in HyperLaw(HyperLoraConfig(), slots)(Draw()).per_slot(slots):
+    for A, B in HyperLaw(HyperLoraConfig(), slots)(Mean()).per_slot(slots):
         bound = 1 / math.sqrt(A.shape[1])
         assert A.abs().max() <= bound
         assert A.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.35)
         assert not B.any()
-    A = [A for A, _ in HyperLaw(HyperLoraConfig(), slots)(Draw()).per_slot(slots)]
+    A = [A for A, _ in HyperLaw(HyperLoraConfig(), slots)(Mean()).per_slot(slots)]
     assert not torch.equal(A[0], A[3])
 
 
 def test_authors_fixed_a_has_the_authors_scale():
     with torch.no_grad():
-        stacks = HyperLaw(HyperLoraConfig.paper_mlp("fixed"), roberta_slots())(Draw()).groups
+        stacks = HyperLaw(HyperLoraConfig.paper_mlp("fixed"), roberta_slots())(Mean()).groups
     A = next(iter(stacks.values()))[0]
     assert A.abs().max().item() == pytest.approx(1 / math.sqrt(8), rel=0.01)
 
@@ -154,11 +154,11 @@ def filled(law, seed=0):
 def test_blending_follows_its_formula(a_mode, mode):
     slots, alpha = mixed_slots(), 0.3
     fields = {"a_mode": a_mode, "a_residual": False, "seed": 5}
-    plain = filled(HyperLaw(HyperLoraConfig(**fields), slots))(Draw()).per_slot(slots)
+    plain = filled(HyperLaw(HyperLoraConfig(**fields), slots))(Mean()).per_slot(slots)
     config = HyperLoraConfig(noise_mode_a=mode, noise_mode_b="add", noise_alpha=alpha, **fields)
     law = HyperLaw(config, slots)
     filled(law)
-    blended = law(Draw()).per_slot(slots)
+    blended = law(Mean()).per_slot(slots)
     for group, indices in slots.groups.items():
         anchors = getattr(law, f"anchor_A_{group.key}")
         bound = 1 / math.sqrt(group.in_features)
@@ -174,7 +174,7 @@ def test_blending_follows_its_formula(a_mode, mode):
 def test_residual_a_is_anchor_plus_head():
     slots = mixed_slots()
     law = filled(HyperLaw(HyperLoraConfig(), slots))
-    A = law(Draw()).groups
+    A = law(Mean()).groups
     for group, indices in slots.groups.items():
         head = law.heads[f"A_{group.key}"]
         z = law.trunk(law._inputs())[list(indices)]
@@ -185,10 +185,10 @@ def test_transformer_couples_slots_and_ignores_their_order():
     slots = mixed_slots()
     fields = {"hyper_arch": "transformer", "hyper_hidden": 16, "hyper_ffn": 32, "hyper_nhead": 4, "embed_dim": 8}
     law = filled(HyperLaw(HyperLoraConfig(**fields), slots)).eval()
-    before = law(Draw()).per_slot(slots)
+    before = law(Mean()).per_slot(slots)
     with torch.no_grad():
         law.layer_emb.weight[2] += 1
-    after = law(Draw()).per_slot(slots)
+    after = law(Mean()).per_slot(slots)
     assert not torch.allclose(before[0][1], after[0][1])  # layer 0 hears of layer 2
     x = torch.randn(6, 16)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
@@ -227,24 +227,24 @@ def test_random_a_is_fresh_in_training_fixed_in_eval_and_keyed():
     def A(draw):
         return law(draw).groups[slots[0].group][0]
 
-    assert not torch.equal(A(Draw("train")), A(Draw("train")))
-    assert torch.equal(A(Draw()), A(Draw()))
-    three = A(Draw("sample", 3, seed=7))
+    assert not torch.equal(A(Train()), A(Train()))
+    assert torch.equal(A(Mean()), A(Mean()))
+    three = A(Sample(3, seed=7))
     assert three.shape[0] == 3
-    assert torch.equal(three[1:], A(Draw("sample", 2, seed=7, first=1)))
-    assert not torch.equal(three, A(Draw("sample", 3, seed=8)))
+    assert torch.equal(three[1:], A(Sample(2, seed=7, first=1)))
+    assert not torch.equal(three, A(Sample(3, seed=8)))
     resumed = HyperLaw(HyperLoraConfig(a_mode="random", seed=1), slots)
     resumed.load_state_dict(law.state_dict())
-    assert torch.equal(resumed(Draw("train")).groups[slots[0].group][0], A(Draw("train")))
+    assert torch.equal(resumed(Train()).groups[slots[0].group][0], A(Train()))
 
 
 def test_dropout_is_noise_in_training_only():
     slots = mixed_slots()
     config = HyperLoraConfig(hyper_arch="transformer", hyper_hidden=32, hyper_dropout=0.3, init_weights=False)
     law = HyperLaw(config, slots)
-    one, two = (law(Draw("train")).groups[slots[0].group][1] for _ in range(2))
+    one, two = (law(Train()).groups[slots[0].group][1] for _ in range(2))
     assert not torch.equal(one, two)
-    assert torch.equal(*(law(Draw()).groups[slots[0].group][1] for _ in range(2)))
+    assert torch.equal(*(law(Mean()).groups[slots[0].group][1] for _ in range(2)))
 
 
 def test_seeded_dropout_keeps_the_mean():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from ..factors import Draw
-from ..seeding import keyed_generator
+from .factors import Sample
+from .seeding import keyed_generator
+from .transfer import to_device
 
 
 class NormalSource(NamedTuple):
@@ -65,7 +67,7 @@ def _(key: torch.Tensor, purpose: int, sizes: Sequence[int], ranks: Sequence[int
     return torch.empty(tuple(sizes[len(sizes) - ranks[-1] :]), dtype=dtype)
 
 
-def sources_of_draws(draw: Draw, purpose: int) -> list[NormalSource]:
+def sources_of_draws(draw: Sample, purpose: int) -> list[NormalSource]:
     """One source for each of the draws asked for, keyed by their seed and index.
 
     All that is random in a draw is an odd function of its normals before any flow, so negating them gives a draw of
@@ -73,14 +75,14 @@ def sources_of_draws(draw: Draw, purpose: int) -> list[NormalSource]:
     chunks of a larger K may begin anywhere.
 
     Args:
-        draw: In mode `"sample"`.
+        draw: Which draws.
         purpose: First part of the key.
 
     Returns:
         `draw.num_samples` sources.
 
     Example:
-        >>> a, b = sources_of_draws(Draw("sample", 2, antithetic=True), 0)
+        >>> a, b = sources_of_draws(Sample(2, antithetic=True), 0)
         >>> bool((a.normal((3,), torch.float32) == -b.normal((3,), torch.float32)).all())
         True
     """
@@ -88,3 +90,22 @@ def sources_of_draws(draw: Draw, purpose: int) -> list[NormalSource]:
     if not draw.antithetic:
         return [NormalSource(keyed_generator(draw.seed, purpose, k)) for k in indices]
     return [NormalSource(keyed_generator(draw.seed, purpose, k - k % 2), 1 - 2 * (k % 2)) for k in indices]
+
+
+@dataclass
+class Normals:
+    """Standard normals of K draws, tensor after tensor: the same whatever K is, on whatever device they are used.
+
+    Args:
+        sources: One for each draw.
+    """
+
+    sources: Sequence[NormalSource | TracedSource]
+
+    def __call__(self, like: torch.Tensor) -> torch.Tensor:
+        """The next ones, (K, *like.shape), with dtype and device of `like`."""
+        return self.of(tuple(like.shape), like.dtype, like.device)
+
+    def of(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """The next ones, (K, *shape)."""
+        return to_device(torch.stack([source.normal(shape, dtype) for source in self.sources]), device)
