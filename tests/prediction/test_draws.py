@@ -13,9 +13,18 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from stochastic_models import bayesian, curve, random_a
 
 import peft_calib
-from peft_calib import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig, Prediction, draws, export_lora, predict
-from peft_calib.identity import adapter_digest, folder_digest
+from peft_calib import (
+    BayesianLoraConfig,
+    CurveLoraConfig,
+    HyperLoraConfig,
+    Prediction,
+    draws,
+    export_lora,
+    load_frozen,
+    predict,
+)
 from peft_calib.draws_index import read_draws_index
+from peft_calib.identity import adapter_digest, folder_digest
 from peft_calib.prediction.adaptive import half_width
 from peft_calib.tuners.rows import repeat_rows, select_rows
 

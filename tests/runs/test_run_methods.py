@@ -240,3 +240,34 @@ def test_an_export_replaces_nothing(trained, tmp_path):
     for method in ("lora", "ensemble", "hyper-lora"):
         assert "exists" in peft_calib("export", trained[method], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_method_from_outside_goes_the_whole_way(train, test_file, tmp_path):
+    method = "gauss_lora:GaussLoraConfig"
+    run = train(method, "--adapter-option", "start_sd=0.2", name="gauss")
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["start_sd"], config["num_train_examples"]) == ("GAUSSLORA", 0.2, 64)
+    assert set(json.loads((run / "temperature.json").read_text())) == {"mean", "sample"}
+    assert peft_calib("evaluate", run, "--data", test_file) is None
+    assert peft_calib("export", run, tmp_path / "draws", "--num-samples", "2") is None
+    assert load_frozen(fresh_base(FinishedRun.load(run)), tmp_path / "draws").peft_config.keys() == {
+        "draw-0",
+        "draw-1",
+        "mean",
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("gauss", "must be one of"),
+        ("no_such_module:Config", "cannot be imported"),
+        ("gauss_lora:Nobody", "names no subclass"),
+        ("gauss_lora:GaussLaw", "names no subclass"),
+    ],
+)
+def test_a_method_that_is_none_is_refused(method, message, train_file, tiny_model_folder, tmp_path):
+    base = ["--data", train_file, "--model", tiny_model_folder, "--method", method]
+    refused = peft_calib("train", "--output-dir", tmp_path / "run", *base)
+    assert message in refused
+    assert not (tmp_path / "run" / "training").exists()

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from peft_calib import CurveLoraConfig, HyperLoraConfig, curve_at, export_lora, predict
-from peft_calib.tuners import Draw, Sample
+from peft_calib.tuners import Sample, Train
 
 
 def at(model, batch, t):
@@ -495,7 +495,7 @@ def test_operations_of_the_law_do_not_grow_with_depth(bert, fields):
         config = CurveLoraConfig(target_modules="all-linear", **fields)
         law = law_of(get_peft_model(bert.build(num_hidden_layers=layers), config))
         with Operations() as counter:
-            law(Draw("train", law.train_samples)).per_slot(law.slots, law.train_samples)
+            law(Train(law.train_samples)).per_slot(law.slots, law.train_samples)
         counts.append(len(counter.names))
     assert counts[0] == counts[1] == counts[2]
 
