@@ -18,10 +18,10 @@ import gzip
 import json
 from pathlib import Path
 
-from machine import describe_machine
+from harness import describe_machine, parser, write
 
 from peft_calib.cli import main as peft_calib
-from peft_calib.demo.training import embedded_model
+from peft_calib.runs.embedded import embedded_model
 
 SHOWN = ("accuracy", "nll", "brier", "ece", "aurc")
 DOMAINS = ("dev_in_domain", "dev_out_of_domain")
@@ -136,18 +136,17 @@ def not_better(domains: dict, names: list[str]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--methods", nargs="+", choices=list(RUNS), default=list(RUNS))
-    parser.add_argument("--rows", type=int, default=400)
-    parser.add_argument("--epochs", type=float, default=6)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--calibration-fraction", type=float, default=0.05)
-    parser.add_argument("--num-samples", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--data", type=Path, required=True)
+    flags.add_argument("--runs", type=Path, required=True)
+    flags.add_argument("--methods", nargs="+", choices=list(RUNS), default=list(RUNS))
+    flags.add_argument("--rows", type=int, default=400)
+    flags.add_argument("--epochs", type=float, default=6)
+    flags.add_argument("--learning-rate", type=float, default=2e-3)
+    flags.add_argument("--calibration-fraction", type=float, default=0.05)
+    flags.add_argument("--num-samples", type=int, default=4)
+    flags.add_argument("--seed", type=int, default=0)
+    args = flags.parse_args()
     runs = {name: args.runs / name for name in args.methods}
     domains: dict = {domain: {"methods": {}} for domain in DOMAINS}
     for name, out in runs.items():
@@ -168,8 +167,8 @@ def main() -> None:
         "domains": domains,
         "not_better": not_better(domains, list(runs)),
     }
+    write(args.output, results)
     if args.output:
-        args.output.write_text(json.dumps(results, indent=2) + "\n")
         args.output.with_suffix(".md").write_text(to_markdown(results))
 
 

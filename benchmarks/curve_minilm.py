@@ -18,14 +18,12 @@ asserted: the table says where a direction fails. Seeds that the output file hol
     python benchmarks/curve_minilm.py --data trec=FOLDER --rows 200 --seeds 0 1 2 --output \
         benchmarks/results/curve_minilm.json
 
-A FOLDER is one that `peft_calib.demo.load_text_data` reads; without `--data` the embedded sentences are used.
+A FOLDER is one that `peft-calib train` reads; without `--data` the embedded sentences are used.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -36,25 +34,24 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from machine import describe_machine
-from peft import LoraConfig, PeftConfig, get_peft_model
+from harness import describe_machine, kept, parser, write
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 
 import peft_calib
-from peft_calib import CurveLoraConfig, Prediction
+from peft_calib import CurveLoraConfig, Prediction, predict_dataset
 from peft_calib.calibration import TemperatureScaling, calibration_report, log_probabilities
-from peft_calib.demo.data import DOCUMENTATION, TextData, load_text_data
-from peft_calib.demo.training import (
-    FittedAdapter,
-    TrainingSettings,
-    embedded_model,
-    predict_draws,
-    predict_logits,
-    train_adapter,
-)
+from peft_calib.console import own_random_state, progress_bars
+from peft_calib.demo import demo_config
+from peft_calib.runs.folder import RunFolder
+from peft_calib.runs.methods import Stage
+from peft_calib.runs.rows import load_run_rows, load_test_rows
+from peft_calib.runs.stage import load_base, load_tokenizer, run_stage
+from peft_calib.runs.training import material_of
+from peft_calib.splits import SplitRecord
 
 COMMON = {"r": 8, "lora_alpha": 16, "target_modules": ["query", "value"]}
 CURVE = {**COMMON, "num_anchors": 3, "num_handles": 2}
@@ -70,72 +67,86 @@ class Study:
     """One data set and seed: trains adapters on a base model with a frozen head, and scores them.
 
     Args:
-        data: The rows.
+        data: Where the rows are.
+        rows: Training rows.
         seed: Of everything.
         batch_size: Rows a step.
         folder: For the base model, the anchors and the Trainer.
     """
 
-    def __init__(self, data: TextData, seed: int, batch_size: int, folder: Path) -> None:
-        calibration = data.calibration.select(range(min(len(data.calibration), len(data.train))))
-        self.data = replace(data, calibration=calibration)
-        self.seed, self.batch_size, self.folder = seed, batch_size, folder
-        self.labels = torch.tensor(data.test["label"][:])
+    def __init__(self, data: str, rows: int, seed: int, batch_size: int, folder: Path) -> None:
+        settings = {"max_train_rows": rows, "batch_size": batch_size, "learning_rate": RATE, "warmup": 0.0}
+        self.config, _ = demo_config(data, **settings, seed=seed)
+        self.task, found = load_run_rows(self.config)
+        self.rows = replace(found, calibration=found.calibration.select(range(len(found.train))))
+        self.test = load_test_rows(self.task, SplitRecord()).rows
+        self.seed, self.folder, self.labels = seed, RunFolder(folder), torch.tensor(self.test["label"][:])
+        self.tokenizer = load_tokenizer(self.config)
         if not (folder / "base").exists():
             self.fit_head()
+        self.task = replace(self.task, config=replace(self.config, model=str(folder / "base")))
 
-    def settings(self, seed: int = 0, epochs: float = 1) -> TrainingSettings:
-        model = str(self.folder / "base")
-        return TrainingSettings(model, epochs, RATE, self.batch_size, seed=100 * self.seed + seed)
+    def base(self) -> torch.nn.Module:
+        with own_random_state():
+            return load_base(self.task, self.tokenizer)
+
+    def predict(self, model: torch.nn.Module, rows: datasets.Dataset, how: str = "sample", **options) -> Prediction:
+        encoded = self.task.encode_prediction(rows, self.tokenizer)
+        options = {"processing_class": self.tokenizer, "batch_size": 64, "progress": False, **options}
+        return predict_dataset(model, encoded, how, **options)
 
     def fit_head(self) -> None:
         """Save the encoder with a classifier that logistic regression fits to its features."""
-        tokenizer = AutoTokenizer.from_pretrained(embedded_model())
-        names = self.data.label_names
-        model = AutoModelForSequenceClassification.from_pretrained(embedded_model(), num_labels=len(names))
+        model = self.base().eval()
         head, model.classifier = model.classifier, torch.nn.Identity()
-        features = predict_logits(model, tokenizer, self.data.train, self.settings())
-        fitted = LogisticRegression(max_iter=5000).fit(features, self.data.train["label"][:])
+        encoded = self.task.encode_prediction(self.rows.train, self.tokenizer)
+        collate = self.task.collator(self.tokenizer)
+        with torch.no_grad():
+            batches = [collate(encoded.select(range(i, min(i + 64, len(encoded)))).to_list())
+                       for i in range(0, len(encoded), 64)]  # fmt: skip
+            features = torch.cat([model(**{k: v for k, v in b.items() if k != "labels"}).logits for b in batches])
+        fitted = LogisticRegression(max_iter=5000).fit(features.numpy(), self.rows.train["label"][:])
         coefficients, offset = torch.tensor(fitted.coef_), torch.tensor(fitted.intercept_)
-        if len(names) == 2:  # scikit-learn keeps the logit of the second class only
+        if len(coefficients) == 1:  # scikit-learn keeps the logit of the second class only
             coefficients, offset = torch.cat([-coefficients, coefficients]) / 2, torch.cat([-offset, offset]) / 2
         with torch.no_grad():
             head.weight.copy_(coefficients), head.bias.copy_(offset)
         model.classifier = head
-        model.save_pretrained(self.folder / "base")
-        tokenizer.save_pretrained(self.folder / "base")
+        model.save_pretrained(self.folder.path / "base")
+        self.tokenizer.save_pretrained(self.folder.path / "base")
 
-    def train(self, config: PeftConfig, epochs: float, seed: int) -> FittedAdapter:
-        return train_adapter(config, self.data, self.settings(seed, epochs), self.folder / "trainer")
+    def train(self, name: str, config: PeftConfig, epochs: float, seed: int) -> Path:
+        """A stage of a run under the frozen head; one that the folder holds is kept."""
+        task = replace(self.task, config=replace(self.task.config, epochs=epochs))
+        with progress_bars(Console(quiet=True)) as progress:
+            run_stage(Stage(name, 100 * self.seed + seed, config), material_of(task, self.rows), self.folder, progress)
+        return self.folder.adapter(name)
+
+    def trained(self, name: str, config: PeftConfig, epochs: float) -> PeftModel:
+        return PeftModel.from_pretrained(self.base(), self.train(name, config, epochs, 4)).eval()
 
     def anchors(self, name: str, epochs: float) -> list[str]:
         """Folders of three LoRA adapters that differ in their first A and the order of the rows."""
-        folders = [str(self.folder / f"{name}-{index}") for index in range(3)]
-        for index, folder in enumerate(folders):
-            if not (Path(folder) / "adapter_config.json").exists():
-                self.train(LoraConfig(**COMMON), epochs, index + 1).model.save_pretrained(folder)
-        return folders
+        return [str(self.train(f"{name}-{k}", LoraConfig(**COMMON), epochs, k + 1)) for k in range(3)]
 
     def anchored(self, folders: list[str], **fields) -> CurveLoraConfig:
         fields = {**CURVE, **fields}
         return CurveLoraConfig(curve_mode="anchored", anchor_adapters=folders, sample_seed=self.seed, **fields)
 
-    def line(self, folders: list[str], **fields) -> FittedAdapter:
+    def line(self, folders: list[str], **fields) -> PeftModel:
         """Straight lines between anchors: nothing to train."""
-        base = AutoModelForSequenceClassification.from_pretrained(self.folder / "base")
-        model = get_peft_model(base, self.anchored(folders, num_handles=0, **fields)).eval()
-        return FittedAdapter(model, AutoTokenizer.from_pretrained(self.folder / "base"), 0, 0.0)
+        return get_peft_model(self.base(), self.anchored(folders, num_handles=0, **fields)).eval()
 
     def result(
-        self, name: str, build: Callable[[], FittedAdapter], num_samples: int | None = None, barrier: bool = False
+        self, name: str, build: Callable[[], PeftModel], num_samples: int | None = None, barrier: bool = False
     ) -> tuple[Prediction, float]:
         """Probabilities of a curve's points on the test rows, and its barrier; kept in the folder."""
-        path = self.folder / f"{name}.safetensors"
+        path = self.folder.path / f"{name}.safetensors"
         if not path.exists():
-            fitted = build()
-            count = num_samples or fitted.model.base_model.get_law().default_num_samples
-            drawn = predict_draws(fitted.model, fitted.tokenizer, self.data.test, self.settings(), count)
-            height = self.barrier(fitted) if barrier else float("nan")
+            model = build()
+            count = num_samples or model.base_model.get_law().default_num_samples
+            drawn = self.predict(model, self.test, num_samples=count)
+            height = self.barrier(model) if barrier else float("nan")
             found = {
                 "probabilities": drawn.sample_probabilities.contiguous(),
                 "barrier": torch.tensor(height).double(),
@@ -146,16 +157,11 @@ class Study:
         prediction = Prediction(sample_probabilities=probabilities, num_forwards=len(probabilities))
         return prediction, float(found["barrier"])
 
-    def barrier(self, fitted: FittedAdapter) -> float:
+    def barrier(self, model: PeftModel) -> float:
         """Of the loss on the training rows."""
-        texts = sorted(
-            zip(map(len, self.data.train["text"]), range(len(self.data.train)), strict=True)
-        )  # less padding
-        rows = self.data.train.select([row for _, row in texts])
-        encode = partial(fitted.tokenizer, truncation=True, max_length=self.settings().max_length)
-        rows = rows.map(lambda batch: dict(encode(batch["text"])), batched=True, remove_columns="text")
-        options = {"batch_size": 64, "processing_class": fitted.tokenizer}
-        return peft_calib.loss_profile(fitted.model, rows, POINTS, **options).barrier
+        rows = self.task.encode_prediction(self.rows.train, self.tokenizer)
+        options = {"batch_size": 64, "processing_class": self.tokenizer}
+        return peft_calib.loss_profile(model, rows, POINTS, **options).barrier
 
 
 # --------------------------------------------------------------------- one seed
@@ -178,7 +184,7 @@ def run(study: Study, anchor_epochs: float, curve_epochs: float) -> dict:
     for name, config in configs.items():
         # a pair is two evaluations a step: as many in all
         epochs = curve_epochs / 2 if name in (ZERO, FULL) else curve_epochs
-        found[name] = study.result(name, partial(study.train, config, epochs, 4), barrier=name in (ALC, FLC))
+        found[name] = study.result(name, partial(study.trained, name, config, epochs), barrier=name in (ALC, FLC))
     long = study.anchors("long", anchor_epochs + curve_epochs / 3)
     found[LONG] = study.result(LONG, partial(study.line, long), 3)
     predictions = {name: prediction for name, (prediction, _) in found.items()}
@@ -191,13 +197,13 @@ def run(study: Study, anchor_epochs: float, curve_epochs: float) -> dict:
     return {"methods": methods, "differences": differences(predictions, study.labels)}
 
 
-def temperature_scaled(study: Study, line: FittedAdapter) -> dict:
+def temperature_scaled(study: Study, line: PeftModel) -> dict:
     """Scores of the first anchor with a temperature fitted on the calibration rows."""
-    rows = (study.data.calibration, study.data.test)
-    with peft_calib.curve_at(line.model, 0.0):
-        calibration, test = (predict_logits(line.model, line.tokenizer, part, study.settings()) for part in rows)
-    scaling = TemperatureScaling().fit(calibration, np.asarray(study.data.calibration["label"][:]))
-    probabilities = (torch.from_numpy(test).double() / scaling.temperature).softmax(-1)
+    with peft_calib.curve_at(line, 0.0):
+        parts = [study.predict(line, rows, "mean") for rows in (study.rows.calibration, study.test)]
+    calibration, test = (log_probabilities(part.probabilities.double().numpy()) for part in parts)
+    scaling = TemperatureScaling().fit(calibration, np.asarray(study.rows.calibration["label"][:]))
+    probabilities = (torch.from_numpy(test) / scaling.temperature).softmax(-1)
     prediction = Prediction(sample_probabilities=probabilities.unsqueeze(0).float(), num_forwards=1)
     return {**scores(prediction, study.labels), "temperature": scaling.temperature}
 
@@ -293,42 +299,36 @@ def show(name: str, summary: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=f"{DOCUMENTATION}={DOCUMENTATION}", metavar="NAME=FOLDER")
-    parser.add_argument("--rows", type=int, default=200, help="training rows")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--anchor-epochs", type=float, default=4)
-    parser.add_argument("--curve-epochs", type=float, default=8)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, help="folder that keeps what is trained, to go on after a break")
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    options = parser(__doc__)
+    options.add_argument("--data", default="documentation=documentation", metavar="NAME=FOLDER")
+    options.add_argument("--rows", type=int, default=200, help="training rows")
+    options.add_argument("--batch-size", type=int, default=8)
+    options.add_argument("--anchor-epochs", type=float, default=4)
+    options.add_argument("--curve-epochs", type=float, default=8)
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--work", type=Path, help="folder that keeps what is trained, to go on after a break")
+    args = options.parse_args()
     datasets.disable_progress_bars()
-    recipe = {"rows": args.rows, "batch_size": args.batch_size}
-    recipe |= {"anchor_epochs": args.anchor_epochs, "curve_epochs": args.curve_epochs}
-    results: dict = json.loads(args.output.read_text()) if args.output and args.output.exists() else {}
+    recipe = {key: getattr(args, key) for key in ("rows", "batch_size", "anchor_epochs", "curve_epochs")}
+    results = kept(args.output)
     name, _, place = args.data.partition("=")
-    study = results.setdefault("data", {}).setdefault(name, {"recipe": recipe, "seeds": {}})
-    if study["recipe"] != recipe:
+    about = results.setdefault("data", {}).setdefault(name, {"recipe": recipe, "seeds": {}})
+    if about["recipe"] != recipe:
         raise SystemExit(
-            f"{args.output} holds runs on {name} with the recipe {study['recipe']}; give another --output."
+            f"{args.output} holds runs on {name} with the recipe {about['recipe']}; give another --output."
         )
     results["machine"] = describe_machine()
     for seed in args.seeds:
-        if str(seed) not in study["seeds"]:
-            data = load_text_data(place, max_train_rows=args.rows, seed=seed)
+        if str(seed) not in about["seeds"]:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = (args.work or Path(scratch)) / f"{name}-{seed}"
                 folder.mkdir(parents=True, exist_ok=True)
-                one = Study(data, seed, args.batch_size, folder)
-                study["seeds"][str(seed)] = run(one, args.anchor_epochs, args.curve_epochs)
-            study["test_rows"] = len(data.test)
-        study["over the seeds"] = summarise(study["seeds"])
-        if args.output:
-            args.output.write_text(json.dumps(results, indent=2) + "\n")
-    show(name, study["over the seeds"])
+                study = Study(place, args.rows, seed, args.batch_size, folder)
+                about["seeds"][str(seed)] = run(study, args.anchor_epochs, args.curve_epochs)
+            about["test_rows"] = len(study.test)
+        about["over the seeds"] = summarise(about["seeds"])
+        write(args.output, results)
+    show(name, about["over the seeds"])
 
 
 if __name__ == "__main__":

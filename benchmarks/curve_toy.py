@@ -18,10 +18,8 @@ repeated.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -30,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from machine import describe_machine
+from harness import describe_machine, kept, parser, spread_of, write
 from peft import LoraConfig, PeftModel, get_peft_model
 from sklearn.datasets import load_digits
 from torch import nn
@@ -213,7 +211,7 @@ def summarise(runs: dict[str, dict]) -> dict[str, dict]:
     first = next(iter(runs.values()))
     return {
         method: {
-            key: _range([run["methods"][method][key] for run in runs.values()]) for key in first["methods"][method]
+            key: spread_of([run["methods"][method][key] for run in runs.values()]) for key in first["methods"][method]
         }
         for method in first["methods"]
     }
@@ -244,10 +242,6 @@ def check(runs: dict[str, dict]) -> dict[str, dict]:
     }
 
 
-def _range(values: list[float]) -> list[float]:
-    return [round(v, 4) for v in (statistics.mean(values), min(values), max(values))]
-
-
 def show(summary: dict[str, dict], checks: dict[str, dict]) -> None:
     """Print the table and the checks."""
     columns = ("log_likelihood", "accuracy", "mutual_information", "mutual_information_of_three", "barrier")
@@ -262,14 +256,13 @@ def show(summary: dict[str, dict], checks: dict[str, dict]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
-    parser.add_argument("--anchor-steps", type=int, default=1500)
-    parser.add_argument("--curve-steps", type=int, default=3000)
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
+    flags.add_argument("--anchor-steps", type=int, default=1500)
+    flags.add_argument("--curve-steps", type=int, default=3000)
+    args = flags.parse_args()
     steps = {"anchor_steps": args.anchor_steps, "curve_steps": args.curve_steps}
-    results: dict = json.loads(args.output.read_text()) if args.output and args.output.exists() else {}
+    results = kept(args.output)
     if {key: results[key] for key in steps if key in results} not in ({}, steps):
         raise SystemExit(f"{args.output} holds runs with other numbers of steps; give another --output.")
     results |= {"machine": describe_machine(), **steps}
@@ -281,8 +274,7 @@ def main() -> int:
             runs[str(seed)] = {"seconds": round(time.perf_counter() - start, 1), "methods": methods}
         results["mean, least and greatest over the seeds"] = summarise(runs)
         results["checks"] = check(runs)
-        if args.output:
-            args.output.write_text(json.dumps(results, indent=2) + "\n")
+        write(args.output, results)
     show(results["mean, least and greatest over the seeds"], results["checks"])
     return 0 if all(found["holds"] for found in results["checks"].values()) else 1
 

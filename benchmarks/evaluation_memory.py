@@ -8,18 +8,16 @@ evaluation took.
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-from machine import describe_machine
+from harness import describe_machine, parser, write
 from transformers import BertConfig, BertForSequenceClassification, EvalPrediction, Trainer, TrainingArguments
 
 from peft_calib.trainer_callbacks import CalibrationCallback, preprocess_logits_for_calibration
@@ -106,11 +104,10 @@ def measure(way: str, count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--way", choices=WAYS)
-    options = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--rows", type=int, default=1_000_000)
+    flags.add_argument("--way", choices=WAYS)
+    options = flags.parse_args()
     torch.set_num_threads(1)
     if options.way:
         print("RESULT", json.dumps(measure(options.way, options.rows)))
@@ -121,15 +118,8 @@ def main() -> None:
         output = subprocess.run(line, check=True, capture_output=True, text=True).stdout
         results[way] = {"what": what, **json.loads(output.rpartition("RESULT ")[2])}
         print(way, results[way], flush=True)
-    if options.output:
-        summary = {
-            "rows": options.rows,
-            "classes": CLASSES,
-            "batch": BATCH,
-            "machine": describe_machine(),
-            "ways": results,
-        }
-        options.output.write_text(json.dumps(summary, indent=1) + "\n")
+    about = {"rows": options.rows, "classes": CLASSES, "batch": BATCH}
+    write(options.output, {**about, "machine": describe_machine(), "ways": results})
 
 
 if __name__ == "__main__":

@@ -9,13 +9,10 @@ five rows or fewer decide.
 
 from __future__ import annotations
 
-import argparse
-import json
 import warnings
-from pathlib import Path
 
 import numpy as np
-from machine import describe_machine
+from harness import describe_machine, parser, write
 
 from peft_calib.calibration import compare
 
@@ -48,12 +45,11 @@ def winners(name: str, num_rows: int, comparisons: int, resamples: int) -> dict[
 
 def main() -> None:
     """Run the study and write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=list(COMPARISONS))
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--resamples", type=int, default=400)
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--rows", type=int, nargs="+", default=list(COMPARISONS))
+    flags.add_argument("--models", nargs="+", default=list(MODELS))
+    flags.add_argument("--resamples", type=int, default=400)
+    arguments = flags.parse_args()
     warnings.simplefilter("ignore", UserWarning)
     results: dict[str, dict] = {}
     for num_rows in arguments.rows:
@@ -62,10 +58,9 @@ def main() -> None:
             found = winners(name, num_rows, comparisons, arguments.resamples)
             results[f"{name}, {num_rows} rows"] = {"comparisons": comparisons, "winners": found}
             print(name, num_rows, found, flush=True)
-        if arguments.output:  # after every number of rows: an interrupted study is not lost
-            settings = vars(arguments) | {"output": None}
-            content = {"machine": describe_machine(), "settings": settings, "results": results}
-            arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        # after every number of rows: an interrupted study is not lost
+        settings = vars(arguments) | {"output": None}
+        write(arguments.output, {"machine": describe_machine(), "settings": settings, "results": results})
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ import predict
 import torch
 import train_step
 from device import find_device
-from machine import describe_machine
+from harness import describe_machine
 from peft import LoraConfig
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, logging
 
@@ -85,7 +85,7 @@ def steps(small: bool, seconds: float, rounds: int = 30) -> dict:
                 for _ in range(3):
                     arm.step()
             peaks[method] = peak["bytes"]
-        entry = train_step.take_turns(arms, 2 if small else rounds)
+        entry = train_step.compare_times(arms, 2 if small else rounds)
         for method, bytes_ in peaks.items():
             entry[method] |= {"peak_memory_bytes": bytes_, "peak_memory_ratio": bytes_ / peaks["lora"]}
         results[name] = {"batch": {"rows": rows, "tokens": tokens}, "dtype": str(DEVICE.dtype), "methods": entry}

@@ -11,14 +11,11 @@ thousand; `rmsce_debiased` estimates the population's `rmsce`.
 
 from __future__ import annotations
 
-import argparse
-import json
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-from machine import describe_machine
+from harness import describe_machine, parser, write
 
 from peft_calib.calibration import calibration_report
 from peft_calib.calibration.bins import uniform_bins
@@ -118,14 +115,13 @@ def study(draw: Draw, expected: dict[str, float], num_rows: int, repeats: int, r
 
 def main() -> None:
     """Run the study and write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=400)
-    parser.add_argument("--resamples", type=int, default=400)
-    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--method", default="bca")
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--repeats", type=int, default=400)
+    flags.add_argument("--resamples", type=int, default=400)
+    flags.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    flags.add_argument("--models", nargs="+", default=list(MODELS))
+    flags.add_argument("--method", default="bca")
+    arguments = flags.parse_args()
     warnings.simplefilter("ignore", UserWarning)
     results = {}
     expected = {name: truth(MODELS[name]) for name in arguments.models}
@@ -140,10 +136,9 @@ def main() -> None:
                 if s["coverage"] < 0.93 and s["width"] is not None
             }
             print(name, num_rows, low, found["ends below the noise floor's mean"], flush=True)
-            if arguments.output:  # after every cell: an interrupted study is not lost
-                settings = vars(arguments) | {"output": None}
-                content = {"machine": describe_machine(), "settings": settings, "results": results}
-                arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            # after every cell: an interrupted study is not lost
+            settings = vars(arguments) | {"output": None}
+            write(arguments.output, {"machine": describe_machine(), "settings": settings, "results": results})
 
 
 if __name__ == "__main__":

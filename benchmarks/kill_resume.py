@@ -9,8 +9,6 @@ is being written.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import sys
 import tempfile
@@ -18,6 +16,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "training"))
+from harness import kept, parser, write
 from kills import command, run, run_until_killed, same_run
 
 STEPS, SAVE_STEPS, KILLS = 30, 3, 5
@@ -41,23 +40,20 @@ def study(method: str, processes: int, seed: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", default=["hyper-lora", "bayesian-lora", "curve-lora"])
-    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
-    results: dict = {"steps": STEPS, "save_steps": SAVE_STEPS, "seed": options.seed, "runs": {}}
-    if options.output and options.output.exists():
-        results["runs"] = json.loads(options.output.read_text())["runs"]
+    flags = parser(__doc__)
+    flags.add_argument("--methods", nargs="+", default=["hyper-lora", "bayesian-lora", "curve-lora"])
+    flags.add_argument("--processes", nargs="+", type=int, default=[1, 2])
+    flags.add_argument("--seed", type=int, default=0)
+    options = flags.parse_args()
+    results = {"steps": STEPS, "save_steps": SAVE_STEPS, "seed": options.seed}
+    results["runs"] = kept(options.output).get("runs", {})
     for method in options.methods:
         for processes in options.processes:
             start = time.monotonic()
             found = study(method, processes, options.seed)
             results["runs"][f"{method}, {processes} process{'es' if processes > 1 else ''}"] = found
             print(method, processes, found["equal"], f"{time.monotonic() - start:.0f} s", flush=True)
-            if options.output:
-                options.output.write_text(json.dumps(results, indent=1) + "\n")
+            write(options.output, results)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from machine import describe_machine
+from harness import describe_machine
 from threadpoolctl import threadpool_limits
 
 from peft_calib.calibration import CalibrationAccumulator, TemperatureScaling, calibration_report

@@ -10,8 +10,6 @@ the JSON. Memory is limited to 8 GiB, as stock LoRA believes every size.
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import resource
 import sys
@@ -21,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from machine import describe_machine
+from harness import describe_machine, parser, write
 from mutation_study import CLEAR, METHODS, OTHER, SAME, UNCLEAR, save_adapter, study
 from mutations import mutations
 
@@ -67,13 +65,12 @@ def to_markdown(methods: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--edits", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    flags.add_argument("--count", type=int, default=1000)
+    flags.add_argument("--edits", type=int, default=100)
+    flags.add_argument("--seed", type=int, default=0)
+    options = flags.parse_args()
     logging.disable(logging.WARNING)
     resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
     methods = {}
@@ -83,7 +80,7 @@ def main() -> None:
     print(to_markdown(methods))
     if options.output is not None:
         results = {"machine": describe_machine(), "seed": options.seed, "methods": methods}
-        options.output.write_text(json.dumps(results, indent=1) + "\n")
+        write(options.output, results)
         options.output.with_suffix(".md").write_text(to_markdown(methods))
 
 

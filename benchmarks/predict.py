@@ -15,19 +15,17 @@ in stock PEFT against a LoRA of the same rank made by stock PEFT.
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
-from machine import describe_machine
+from harness import DEVICE, describe_machine, parser, take_turns, write
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, logging
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from peft_calib import BayesianLoraConfig, draws, export_lora, predict
 from peft_calib.tuners.layer import FactorLinear
@@ -37,7 +35,6 @@ SIZES = {
     "12x384": dict(hidden_size=384, num_hidden_layers=12, num_attention_heads=8, intermediate_size=1024),
     "1b": dict(hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, intermediate_size=8192),
 }
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TARGETS = ["q_proj", "v_proj"]
 
 
@@ -95,23 +92,15 @@ def seconds(run: Callable[[], object]) -> float:
 
 def interleaved(arms: dict[str, Callable[[], object]], unit: str, turns: int) -> dict:
     """Median ratio of every arm to the unit, with quartiles."""
-    for run in arms.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(turns):
-        names = list(arms)
-        names = names[turn % len(names) :] + names[: turn % len(names)]  # no arm is always the first
-        for name in names:
-            times[name].append(seconds(arms[name]))
-    result = {}
-    for name, values in times.items():
-        ratios = sorted(a / b for a, b in zip(values, times[unit], strict=True))
-        result[name] = {
-            "ratio": round(statistics.median(ratios), 3),
-            "quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[3 * len(ratios) // 4], 3)],
-            "median_seconds": round(statistics.median(values), 5),
+    found = take_turns({name: partial(seconds, run) for name, run in arms.items()}, unit, turns)
+    return {
+        name: {
+            "ratio": round(entry["median_ratio"], 3),
+            "quartiles": [round(end, 3) for end in entry["ratio_quartiles"]],
+            "median_seconds": round(entry["median_seconds"], 5),
         }
-    return result
+        for name, entry in found.items()
+    }
 
 
 def cost_of_draws(size: str, rows: int, tokens: int, K: int, turns: int) -> dict:
@@ -177,13 +166,11 @@ def exported_mean(size: str, turns: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--draws", type=int, default=8)
-    parser.add_argument("--size", choices=SIZES, default="12x384")
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
-    logging.set_verbosity_error()
+    options = parser(__doc__)
+    options.add_argument("--turns", type=int, default=15)
+    options.add_argument("--draws", type=int, default=8)
+    options.add_argument("--size", choices=SIZES, default="12x384")
+    args = options.parse_args()
     results = {"machine": describe_machine(), "size": SIZES[args.size], "draws": args.draws, "turns": args.turns}
     for name, (rows, tokens) in SHAPES.items():
         entry = cost_of_draws(args.size, rows, tokens, args.draws, args.turns)
@@ -192,9 +179,7 @@ def main() -> None:
         print(name, figures, flush=True)
     results["exported mean"] = exported_mean(args.size, 3 * args.turns)
     print("exported mean", results["exported mean"]["exported mean"]["ratio"])
-    if args.output:
-        args.output.parent.mkdir(exist_ok=True)
-        args.output.write_text(json.dumps(results, indent=2) + "\n")
+    write(args.output, results)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,8 @@ the temperature of least expected NLL, for `noisy` found on 200,000 rows.
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
-
 import numpy as np
-from machine import describe_machine
+from harness import describe_machine, parser, write
 
 from peft_calib.calibration.inputs import LogitRows, softmax
 from peft_calib.calibration.recalibrate.temperature_fit import temperature_fit
@@ -47,10 +43,9 @@ def study(kind: str, num_rows: int, num_classes: int, temperature: float, truth:
 
 def main() -> None:
     """Run the study and write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=1000)
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--repeats", type=int, default=1000)
+    arguments = flags.parse_args()
     results = []
     for kind in KINDS:
         for num_classes in CLASSES:
@@ -62,9 +57,7 @@ def main() -> None:
                 for num_rows in ROWS:
                     results.append(study(kind, num_rows, num_classes, temperature, truth, arguments.repeats))
                     print(results[-1], flush=True)
-    if arguments.output:
-        content = {"machine": describe_machine(), "repeats": arguments.repeats, "results": results}
-        arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write(arguments.output, {"machine": describe_machine(), "repeats": arguments.repeats, "results": results})
 
 
 if __name__ == "__main__":

@@ -6,22 +6,24 @@ the result. Peak memory is the peak resident size of a process of its own for ea
 GPU).
 
     python benchmarks/train_step.py --output benchmarks/results/train_step.json
+    python benchmarks/train_step.py --methods curve --output benchmarks/results/curve_train_step.json
+
+The methods "curve" are the parts of a CurveLoRA step, FLC(3,2) with r = 8 in all linear maps: one point a step; two
+points and the diversity term; and one point with either perturbation of the weights.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from machine import describe_machine
+from harness import DEVICE, describe_machine, kept, parser, take_turns, write
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 from transformers import (
@@ -30,26 +32,27 @@ from transformers import (
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
-    logging,
 )
 
-from peft_calib import BayesianLoraConfig, HyperLoraConfig
-from peft_calib.demo.training import embedded_model
+from peft_calib import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig
+from peft_calib.runs.embedded import embedded_model
 
-
-def bayesian(**fields) -> BayesianLoraConfig:
-    return BayesianLoraConfig(num_train_examples=1000, **fields)
-
-
-def bayesian_with_all(**fields) -> BayesianLoraConfig:
-    return bayesian(flow="maf", conditional_noise="projected", **fields)
-
-
-METHODS = {
-    "lora": LoraConfig,
-    "hyper-lora": HyperLoraConfig,
-    "bayesian-lora": bayesian,
-    "bayesian-lora with flow and noise": bayesian_with_all,
+bayesian = partial(BayesianLoraConfig, num_train_examples=1000)
+curve = partial(CurveLoraConfig, num_anchors=3, num_handles=2)
+METHODS: dict[str, dict[str, Callable[..., PeftConfig]]] = {
+    "all": {
+        "lora": LoraConfig,
+        "hyper-lora": HyperLoraConfig,
+        "bayesian-lora": bayesian,
+        "bayesian-lora with flow and noise": partial(bayesian, flow="maf", conditional_noise="projected"),
+    },
+    "curve": {
+        "lora": LoraConfig,
+        "one point": curve,
+        "two points, diversity term": partial(curve, jsd_weight=0.2),
+        "one point, local noise": partial(curve, flat_rho=0.25, flat_noise="local"),
+        "one point, dense noise": partial(curve, flat_rho=0.25, flat_noise="dense"),
+    },
 }
 try:  # methods of recent versions of PEFT
     from peft import PveraConfig
@@ -57,10 +60,11 @@ try:  # methods of recent versions of PEFT
 except ImportError:
     pass
 else:
-    METHODS["pvera"] = PveraConfig
-    METHODS["monteclora"] = lambda **fields: LoraConfig(monteclora_config=MontecloraConfig(), **fields)
+    METHODS["all"]["pvera"] = PveraConfig
+    METHODS["all"]["monteclora"] = lambda **fields: LoraConfig(monteclora_config=MontecloraConfig(), **fields)
+#: What a ratio set out to stay below.
+LIMITS = {"one point": 1.10, "two points, diversity term": 2.1}
 MODELS = ("minilm", "encoder-12x768")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LLAMA_1B = dict(
     hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, intermediate_size=8192
 )
@@ -128,36 +132,18 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def compare_times(methods: dict[str, Callable], model: str, rows: int, tokens: int, rounds: int) -> dict[str, dict]:
-    """Medians and quartiles of the ratios to LoRA, the methods taking steps in turn."""
-    return take_turns({name: Arm(config_class, model, rows, tokens) for name, config_class in methods.items()}, rounds)
-
-
-def take_turns(arms: dict[str, Arm], rounds: int) -> dict[str, dict]:
-    """Have arms step in turn; medians and quartiles of the ratios to the arm "lora"."""
+def compare_times(arms: dict[str, Arm], rounds: int) -> dict[str, dict]:
+    """Medians and quartiles of the ratios to LoRA, the arms taking steps in turn."""
     for arm in arms.values():
         arm.step()
-        arm.step()
-    names = list(arms)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        for method in names[turn % len(names) :] + names[: turn % len(names)]:  # no method is always the first
-            seconds[method].append(arms[method].step())
-    entry: dict = {method: {"trainable_parameters": arm.trainable} for method, arm in arms.items()}
-    for method, times in seconds.items():
-        ratios = sorted(a / b for a, b in zip(times, seconds["lora"], strict=True))
-        entry[method] |= {
-            "median_seconds": statistics.median(times),
-            "median_ratio": statistics.median(ratios),
-            "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
-        }
-    return entry
+    found = take_turns({name: arm.step for name, arm in arms.items()}, "lora", rounds)
+    return {name: {"trainable_parameters": arms[name].trainable, **entry} for name, entry in found.items()}
 
 
-def peak_memory(method: str, model: str, rows: int, tokens: int, module: str = "train_step") -> int:
-    """Bytes at the peak of a process that takes three steps with one of the `METHODS` of a module."""
-    arguments = f"{model!r}, {rows}, {tokens}"
-    code = f"import train_step, {module} as m; train_step.print_peak(m.METHODS[{method!r}], {arguments})"
+def peak_memory(methods: str, method: str, model: str, rows: int, tokens: int) -> int:
+    """Bytes at the peak of a process that takes three steps with a method."""
+    arguments = f"{methods!r}, {method!r}, {model!r}, {rows}, {tokens}"
+    code = f"import train_step; train_step.print_peak({arguments})"
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
     )
@@ -173,37 +159,36 @@ def peak_resident_size() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def print_peak(config_class: Callable[..., PeftConfig], model: str, rows: int, tokens: int) -> None:
-    logging.set_verbosity_error()
-    arm = Arm(config_class, model, rows, tokens)
+def print_peak(methods: str, method: str, model: str, rows: int, tokens: int) -> None:
+    parser(None)  # silences the libraries
+    arm = Arm(METHODS[methods][method], model, rows, tokens)
     for _ in range(3):
         arm.step()
     print(torch.cuda.max_memory_allocated() if DEVICE == "cuda" else peak_resident_size())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
-    parser.add_argument("--output", type=Path, help="JSON file; figures of other models in it are kept")
-    args = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    results = json.loads(args.output.read_text()) if args.output and args.output.exists() else {}
+    options = parser(__doc__)
+    options.add_argument("--methods", choices=METHODS, default="all")
+    options.add_argument("--rounds", type=int, default=30)
+    options.add_argument("--rows", type=int, default=16)
+    options.add_argument("--tokens", type=int, default=32)
+    options.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    args = options.parse_args()
+    results, batch = kept(args.output), {"rows": args.rows, "tokens": args.tokens}
+    methods = METHODS[args.methods]
     for model in args.models:
-        entry = compare_times(METHODS, model, args.rows, args.tokens, args.rounds)
-        peaks = {method: peak_memory(method, model, args.rows, args.tokens) for method in METHODS}
-        for method, peak in peaks.items():
-            entry[method] |= {"peak_memory_bytes": peak, "peak_memory_ratio": peak / peaks["lora"]}
-        batch = {"rows": args.rows, "tokens": args.tokens}
-        results[model] = {"machine": describe_machine(), "batch": batch, "rounds": args.rounds, "methods": entry}
-        for method, found in entry.items():
-            memory = found["peak_memory_ratio"]
-            print(f"{model}: {method}: step x{found['median_ratio']:.3f}, peak memory x{memory:.3f}", flush=True)
-        if args.output:
-            args.output.write_text(json.dumps(results, indent=2) + "\n")
+        entry = compare_times({n: Arm(config, model, **batch) for n, config in methods.items()}, args.rounds)
+        peaks = {name: peak_memory(args.methods, name, model, **batch) for name in methods}
+        for name, found in entry.items():
+            found |= {"peak_memory_bytes": peaks[name], "peak_memory_ratio": peaks[name] / peaks["lora"]}
+            found |= {"limit_of_ratio": LIMITS[name]} if name in LIMITS else {}
+            low, high = found["ratio_quartiles"]
+            ratio = f"{found['median_ratio']:.3f} ({low:.3f} to {high:.3f})"
+            print(f"{model}: {name}: step x{ratio}, peak memory x{found['peak_memory_ratio']:.3f}", flush=True)
+        arms = "arms" if args.methods == "curve" else "methods"  # as the files have it
+        results[model] = {"machine": describe_machine(), "batch": batch, "rounds": args.rounds, arms: entry}
+        write(args.output, results)
 
 
 if __name__ == "__main__":

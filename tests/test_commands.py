@@ -12,7 +12,6 @@ import pytest
 from peft_calib.calibration.report import report
 from peft_calib.cli import main
 from peft_calib.demo import run as demo_run
-from peft_calib.demo import training as demo_training
 from peft_calib.runs import limits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,8 +78,8 @@ def place(tmp_path, tiny_model_folder, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(limits, "STEPS", 1)
     monkeypatch.setattr(report, "num_resamples_for", lambda *_: 40)
-    for module in (demo_training, demo_run):  # in the place of the pretrained encoder, for the time it takes
-        monkeypatch.setattr(module, "embedded_model", lambda: str(tiny_model_folder))
+    # in the place of the pretrained encoder, for the time it takes
+    monkeypatch.setattr(demo_run, "embedded_model", lambda: str(tiny_model_folder))
     return tmp_path
 
 

@@ -1,15 +1,7 @@
-"""A calibration study on real text from end to end: data, training, measuring, report."""
+"""A calibration study on real text from end to end: three runs, and one table of them."""
 
+from ..runs.embedded import embedded_model
 from .data import TextData, load_text_data
-from .run import run_demo
-from .training import TrainingSettings, embedded_model, predict_logits, train_adapter
+from .run import demo_config, run_demo
 
-__all__ = [
-    "TextData",
-    "TrainingSettings",
-    "embedded_model",
-    "load_text_data",
-    "predict_logits",
-    "run_demo",
-    "train_adapter",
-]
+__all__ = ["TextData", "demo_config", "embedded_model", "load_text_data", "run_demo"]

@@ -1,41 +1,47 @@
-"""From text to a calibrated number: LoRA, HyperLoRA and BayesianLoRA, trained and measured alike, side by side."""
+"""From text to a calibrated number: LoRA, HyperLoRA and BayesianLoRA, trained and measured alike, side by side.
+
+Each method is a run as `peft-calib train` makes it, measured as `peft-calib evaluate` does; here they are only put
+beside each other.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-from dataclasses import asdict
-from importlib.metadata import version
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
-from peft import LoraConfig, PeftModel
+import torch
+from peft import PeftModel
 from rich.console import Console
-from rich.progress import Progress
-from transformers import AutoModelForSequenceClassification
+from torch.utils.data import DataLoader
 
-from peft_calib import BayesianLoraConfig, HyperLoraConfig, export_lora
-from peft_calib.calibration import calibration_report, log_probabilities
-from peft_calib.prediction import Prediction
-from peft_calib.runs.baseline import MostFrequent
-from peft_calib.runs.folder import without_nan
-from peft_calib.runs.methods import HEADS
-from peft_calib.trainer_callbacks import CalibrationCallback, RegularizerScheduleCallback
+from ..console import own_random_state, quiet
+from ..files import fill_folder, folder_lock
+from ..runs.embedded import called, embedded_model
+from ..runs.evaluation import AFTER, BEFORE, Evaluation, evaluate_run
+from ..runs.folder import STAGE, RunFolder, read_json, write_json
+from ..runs.loading import FinishedRun
+from ..runs.methods import ADAPTER
+from ..runs.rows import labelled_test_split, load_outside_rows, load_run_rows, load_test_rows
+from ..runs.settings import RunConfig
+from ..runs.sources import FileFormat, read_splits
+from ..runs.stage import load_base
+from ..runs.training import train_in
+from ..splits import SplitRecord
+from .data import with_embedded
+from .table import Line, reliability_grid, result_table
 
-from ..console import StepProgress, progress_bars, quiet
-from ..files import fill_folder, folder_lock, write_atomically
-from .data import TextData
-from .measure import Logits, MethodResult, draws_report, measure, reliability_grid, result_table
-from .training import FittedAdapter, TrainingSettings, embedded_model, predict_draws, predict_logits, train_adapter
+__all__ = ["FINISHED", "check_output_dir", "demo_config", "run_demo"]
 
-__all__ = ["FINISHED", "check_output_dir", "run_demo"]
-
-FINISHED = "report.json"  # written last: a folder that has it holds a finished run
-METHODS: dict[str, Any] = {"LoRA": LoraConfig, "HyperLoRA": HyperLoraConfig, "BayesianLoRA": BayesianLoraConfig}
+FINISHED = "report.json"  # written last: a folder that has it holds a finished demonstration
+#: How the table calls a method, and how the command line does.
+METHODS = {"LoRA": "lora", "HyperLoRA": "hyper-lora", "BayesianLoRA": "bayesian-lora"}
 NUM_DRAWS = 8
+#: Nothing is watched or continued here; grouping by length is a third less padding, hence time.
+TRAINER = {"eval_strategy": "no", "train_sampling_strategy": "group_by_length"}
+NO_CHECKPOINTS = 1e9
 
 
 def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
@@ -52,13 +58,52 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
     return path
 
 
+def demo_config(
+    data: str = "documentation", model: str | None = None, **settings: Any
+) -> tuple[RunConfig, str | None]:
+    """Settings of the demonstration's runs, and texts of other origin that come with the embedded data.
+
+    Rows to test on are held out of the training rows where the source brings no labelled split for them.
+
+    Args:
+        data: `"documentation"` (embedded, no network), or what `peft-calib train` takes.
+        model: a Hub id or a folder; `None` is the embedded all-MiniLM-L6-v2 encoder.
+        settings: further settings of the runs.
+    """
+    source, outside, fractions = with_embedded(data, None, {"test_fraction": 0.2})
+    values: dict[str, Any] = {
+        "epochs": 8,
+        "batch_size": 32,
+        "max_length": 128,
+        "num_samples": NUM_DRAWS,
+        "warmup": 0.0,
+    }
+    values |= {"trainer": TRAINER, "save_steps": NO_CHECKPOINTS, **fractions, **settings}
+    config = RunConfig(data=source, model=model or embedded_model(), **values)
+    splits = read_splits(config.data, config.subset, FileFormat(config.encoding, config.delimiter))
+    if labelled_test_split(splits, config) is not None:
+        config = replace(config, test_fraction=0.0)
+    return config, outside
+
+
+def described(config: RunConfig, outside: Any) -> dict[str, Any]:
+    """Name, numbers of rows and classes; all is read before anything is trained, so bad input is told of at once."""
+    task, rows = load_run_rows(config)
+    test = load_test_rows(task, SplitRecord())
+    form, other = FileFormat(config.encoding, config.delimiter), 0
+    if outside is not None:
+        other = len(load_outside_rows(task, outside, form, config.drop_missing).rows)
+    counts = {"train": len(rows.train), "calibration": len(rows.calibration), "test": len(test.rows), "outside": other}
+    assert task.labels is not None
+    name = config.data.removeprefix("embedded:")
+    return {"name": name, "rows": counts, "label_names": list(task.labels.names)}
+
+
 def run_demo(
-    data: TextData,
-    settings: TrainingSettings,
+    config: RunConfig,
     output_dir: str | Path,
     *,
-    rank: int = 8,
-    target_modules: str | list[str] = "all-linear",
+    outside: Any = None,
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -66,143 +111,103 @@ def run_demo(
 
     Every method gets the same rows, the same head, the same optimiser and learning rate. A temperature is fitted for
     each on the calibration rows; all numbers are of the test rows. BayesianLoRA is measured twice: its mean, which
-    costs what LoRA costs, and the mean of the probabilities of 8 draws. Written to the folder: the adapters, HyperLoRA
-    also as a plain LoRA, `reliability.png`, and `report.json`, last.
+    costs what LoRA costs, and the mean of the probabilities of 8 draws. Written to the folder: the runs, their
+    adapters, HyperLoRA also as a plain LoRA, `reliability.png`, and `report.json`, last.
 
     Args:
-        data: what `load_text_data` gives.
-        settings: shared by all methods.
+        config: of the runs, see `demo_config`; its method does not count.
         output_dir: folder of the results.
-        rank: of all adapters; `lora_alpha` is twice that.
-        target_modules: of all adapters, as PEFT takes them.
-        overwrite: replace a finished run.
+        outside: texts of other origin, as `evaluate_run` takes them.
+        overwrite: replace a finished demonstration.
         console: where progress and the table are shown.
 
     Returns:
         The content of `report.json`.
 
     Raises:
-        FileExistsError: if the folder holds a finished run.
+        FileExistsError: if the folder holds a finished demonstration.
     """
-    place, report = check_output_dir(output_dir, overwrite), {}
-    console = console or Console()
+    place, console = check_output_dir(output_dir, overwrite), console or Console()
+    with quiet():
+        about = described(config, outside)
+    console.print("{train} rows to train on, {calibration} to calibrate on, {test} to test on".format(**about["rows"]))
 
     def write(folder: Path) -> None:
-        report.update(_made(data, settings, folder, rank, target_modules, console))
+        _make(config, outside, about, folder, console)
 
     with folder_lock(place):
         fill_folder(place, write, FINISHED)
     adapters = ", ".join([*map(str.lower, METHODS), "hyperlora-as-lora"])
-    console.print(f"Written to {place}: {FINISHED}, reliability.png, and the adapters {adapters}.")
-    return report
+    console.print(f"Written to {place}: {FINISHED}, reliability.png, the runs, and the adapters {adapters}.")
+    return read_json(place / FINISHED)
 
 
-def _made(
-    data: TextData,
-    settings: TrainingSettings,
-    folder: Path,
-    rank: int,
-    target_modules: str | list[str],
-    console: Console,
-) -> dict[str, Any]:
-    """Train and measure every method into a folder; the content of the report."""
-    results: list[MethodResult] = []
-    report: dict[str, Any] = {"methods": {}}
-    with quiet(), progress_bars(console) as progress:
-        for name, config_class in METHODS.items():
-            config = config_class(
-                task_type="SEQ_CLS",
-                r=rank,
-                lora_alpha=2 * rank,
-                target_modules=target_modules,
-                exclude_modules=HEADS if target_modules == "all-linear" else None,
-            )
-            callbacks = [
-                StepProgress(progress, f"train {name}"),
-                CalibrationCallback(),
-                RegularizerScheduleCallback(),
-            ]
-            fitted = train_adapter(config, data, settings, folder / name.lower(), callbacks)
-            fitted.model.save_pretrained(str(folder / name.lower()))
-            logits = _logits(fitted, data, settings, progress, name)
-            results.append(_measure(name, logits, data, settings))
-            report["methods"][name] = {
-                "trainable_parameters": fitted.trainable_parameters,
-                "training_seconds": round(fitted.seconds, 1),
-                **results[-1].to_dict(),
-            }
-            if config_class is HyperLoraConfig:
-                report["export"] = _export(fitted, data, settings, folder / "hyperlora-as-lora", logits)
-            if config_class is BayesianLoraConfig:
-                predictions = _draws(fitted, data, settings, progress, name)
-                results.append(_measure(f"{NUM_DRAWS} draws of it", _as_logits(predictions), data, settings))
-                report["draws"] = {**draws_report(predictions), **_spread(fitted), **results[-1].to_dict()}
-    report |= {"data": _describe(data), "settings": asdict(settings), "rank": rank, "environment": _environment()}
-    known = MostFrequent.of(data.label_names, data.train["label"][:])
-    labels = _labels(data.test)
-    baseline = calibration_report(known.probabilities(len(labels)), labels, confidence_level=None)
-    verdicts = [
-        known.verdict(found.name, found.before["accuracy"], (found.before.intervals or {}).get("accuracy"), labels)
-        for found in results
-    ]
-    report["most_frequent_class"] = {"answer": known.answer, **baseline.to_dict()}
-    reliability_grid(results).savefig(folder / "reliability.png", dpi=120)
-    report = without_nan(report)
-    write_atomically(folder / FINISHED, json.dumps(report, indent=2, allow_nan=False))
-    console.print(result_table(results, _title(data, settings), baseline))
-    for verdict in filter(None, verdicts):
-        console.print(verdict, markup=False, highlight=False)
-    console.print(_about_draws(report["draws"]))
-    return report
+def _make(config: RunConfig, outside: Any, about: dict[str, Any], folder: Path, console: Console) -> None:
+    """Train and measure every method into a folder, and write the report."""
+    runs: dict[str, Evaluation] = {}
+    methods: dict[str, Any] = {}
+    for name, method in METHODS.items():
+        place = RunFolder(folder / "runs" / name.lower())
+        facts = train_in(replace(config, method=method), place, console)
+        with console.status(f"measuring {name}"):
+            runs[name] = evaluate_run(place.path, outside=outside, seed=config.seed, progress=False)
+        _copy(place.adapter(ADAPTER), folder / name.lower())
+        stage = facts["stages"][ADAPTER]
+        mean = _numbers(runs[name], "mean")
+        counted = {"trainable_parameters": stage["trainable_parameters"], "training_seconds": stage["seconds"]}
+        methods[name] = {**counted, **mean}
+    with quiet(), own_random_state():
+        export = _export(FinishedRun.load(folder / "runs" / "hyperlora"), folder / "hyperlora-as-lora")
+        draws = {**_about_draws(runs["BayesianLoRA"]), **_spread(FinishedRun.load(folder / "runs" / "bayesianlora"))}
+    lines = [Line(name, found, "mean") for name, found in runs.items()]
+    lines.append(Line(f"{NUM_DRAWS} draws of it", runs["BayesianLoRA"], "sample"))
+    reliability_grid(lines).savefig(folder / "reliability.png", dpi=120)
+    baseline = runs["LoRA"].content["baseline"]
+    report: dict[str, Any] = {
+        "methods": methods,
+        "export": export,
+        "draws": draws,
+        "data": about,
+        "settings": asdict(config),
+    }
+    report |= {"rank": config.rank, "environment": {"cores": os.cpu_count()} | facts["environment"]}
+    write_json(folder / FINISHED, report | {"most_frequent_class": baseline})
+    classes = f"{about['rows']['test']} test rows, {len(about['label_names'])} classes"
+    title = f"{called(config.model)} on {about['name']}: {classes}"
+    console.print(result_table(lines, title, baseline))
+    for found in runs.values():
+        if found.content["baseline"]["verdict"]:
+            console.print(found.content["baseline"]["verdict"], markup=False, highlight=False)
+    console.print(_told(draws))
 
 
-def _measure(name: str, logits: Logits, data: TextData, settings: TrainingSettings) -> MethodResult:
-    return measure(name, logits, _labels(data.calibration), _labels(data.test), settings.seed)
+def _numbers(evaluation: Evaluation, variant: str) -> dict[str, Any]:
+    """Temperature, and what was measured before and after it, of one way of predicting."""
+    found = evaluation.content["variants"][variant]
+    outside = found.get("outside", {})
+    stages = {stage: {"test": found[stage], "outside": outside.get(stage)} for stage in (BEFORE, AFTER)}
+    return {"temperature": found["temperature"], "temperature_fit": found["temperature_fit"], **stages}
 
 
-def _logits(
-    fitted: FittedAdapter, data: TextData, settings: TrainingSettings, progress: Progress, name: str
-) -> Logits:
-    splits = _splits(data)
-    task = progress.add_task(f"predict with {name}", total=sum(map(len, splits)))
-    return Logits(
-        *(
-            predict_logits(fitted.model, fitted.tokenizer, rows, settings, lambda done: progress.advance(task, done))
-            for rows in splits
-        )
-    )
+def _about_draws(evaluation: Evaluation) -> dict[str, Any]:
+    """What draws cost, and what they disagree on."""
+    found = evaluation.content["variants"]["sample"]
+    report: dict[str, Any] = {"num_samples": found["num_samples"], "num_forwards": found["num_forwards"]}
+    information = {"test": found["mutual_information"]}
+    if "outside" in found:
+        information["outside"] = found["outside"]["mutual_information"]
+        report["outside_auroc_of_mutual_information"] = found["outside"]["auroc_of_mutual_information"]
+    return {**report, "mutual_information": information, **_numbers(evaluation, "sample")}
 
 
-def _draws(
-    fitted: FittedAdapter, data: TextData, settings: TrainingSettings, progress: Progress, name: str
-) -> list[Prediction]:
-    """What the draws say on the calibration, the test and the outside rows."""
-    splits, (model, tokenizer) = _splits(data), (fitted.model, fitted.tokenizer)
-    task = progress.add_task(f"{NUM_DRAWS} draws of {name}", total=sum(map(len, splits)))
-
-    def advance(done: int) -> None:
-        progress.advance(task, done)
-
-    return [predict_draws(model, tokenizer, rows, settings, NUM_DRAWS, advance) for rows in splits]
-
-
-def _splits(data: TextData) -> list[datasets.Dataset]:
-    return [data.calibration, data.test, *([] if data.outside is None else [data.outside])]
-
-
-def _as_logits(predictions: list[Prediction]) -> Logits:
-    """Logarithms of the mean probabilities, so that a temperature can be fitted for the draws, too."""
-    return Logits(*(log_probabilities(p.probabilities.double().numpy()) for p in predictions))
-
-
-def _spread(fitted: FittedAdapter) -> dict[str, Any]:
+def _spread(run: FinishedRun) -> dict[str, Any]:
     """How far training has moved the posterior's standard deviations, in units of the prior's."""
-    tuner: Any = fitted.model.base_model
-    law = tuner.get_law()
+    tuner: Any = run.model.base_model
+    law = tuner.get_law(ADAPTER)
     return {"initial_sd": law.config.init_sd, "median_sd": float(law.core_sd().median())}
 
 
-def _about_draws(draws: dict[str, Any]) -> str:
+def _told(draws: dict[str, Any]) -> str:
     disagreement = ", ".join(f"{name} {value:.3f}" for name, value in draws["mutual_information"].items())
     return (
         f"{draws['num_samples']} draws cost {draws['num_forwards']:.1f} forwards a row. Mutual information, what they "
@@ -211,36 +216,22 @@ def _about_draws(draws: dict[str, Any]) -> str:
     )
 
 
-def _export(
-    fitted: FittedAdapter, data: TextData, settings: TrainingSettings, path: Path, logits: Logits
-) -> dict[str, Any]:
-    """Export as plain LoRA, load that with stock PEFT onto a fresh base model, and compare logits."""
-    export_lora(fitted.model, path)
-    base = AutoModelForSequenceClassification.from_pretrained(
-        settings.model or embedded_model(), num_labels=len(data.label_names), ignore_mismatched_sizes=True
-    )
-    base.config.pad_token_id = fitted.tokenizer.pad_token_id
-    reloaded = PeftModel.from_pretrained(base, path)
-    again = predict_logits(reloaded, fitted.tokenizer, data.calibration, settings)
-    difference = float(np.abs(again - logits.calibration).max())
+@torch.inference_mode()
+def _export(run: FinishedRun, path: Path) -> dict[str, Any]:
+    """Take the run's plain LoRA, load it with stock PEFT onto a fresh base model, and compare logits."""
+    _copy(run.folder.plain_lora, path)
+    plain = PeftModel.from_pretrained(load_base(run.task, run.tokenizer), path).eval().to(run.model.device)
+    _, rows = load_run_rows(run.task.config)
+    encoded = run.task.encode_prediction(rows.calibration, run.tokenizer)
+    difference = 0.0
+    loader = DataLoader(encoded, 2 * run.task.config.batch_size, collate_fn=run.task.collator(run.tokenizer))
+    for batch in loader:
+        inputs = {name: value.to(run.model.device) for name, value in batch.items() if name != "labels"}
+        gap = run.model(**inputs).logits - plain(**inputs).logits
+        difference = max(difference, float(gap.abs().max()))
     return {"folder": path.name, "max_abs_logit_difference": difference}
 
 
-def _describe(data: TextData) -> dict[str, Any]:
-    rows = {name: len(getattr(data, name)) for name in ("train", "calibration", "test")}
-    rows["outside"] = 0 if data.outside is None else len(data.outside)
-    return {"name": data.name, "rows": rows, "label_names": list(data.label_names)}
-
-
-def _environment() -> dict[str, Any]:
-    packages = ("peft-calib", "torch", "transformers", "peft", "datasets", "numpy")
-    return {"python": platform.python_version(), "cores": os.cpu_count()} | {name: version(name) for name in packages}
-
-
-def _title(data: TextData, settings: TrainingSettings) -> str:
-    model = "all-MiniLM-L6-v2" if settings.model is None else settings.model
-    return f"{model} on {data.name}: {len(data.test)} test rows, {len(data.label_names)} classes"
-
-
-def _labels(rows: datasets.Dataset) -> np.ndarray:
-    return np.asarray(rows["label"][:])
+def _copy(adapter: Path, to: Path) -> None:
+    """A run's adapter at the top of the folder, where it is looked for."""
+    shutil.copytree(adapter, to, ignore=shutil.ignore_patterns(STAGE))

@@ -26,8 +26,9 @@ from .baseline import MostFrequent
 from .folder import RunFolder, read_fields, read_json, without_nan, write_json
 from .loading import FinishedRun, load_task, log_probabilities, read_record, run_identity
 from .methods import prediction_variants
+from .outside import outside_report
 from .processes import processes
-from .rows import TestData, TestRows, load_test_rows
+from .rows import TestData, TestRows, load_outside_rows, load_test_rows
 from .settings import RunConfig, check_metrics
 from .sources import FileFormat
 from .tables import evaluation_markdown
@@ -110,6 +111,7 @@ def evaluate_run(
     encoding: str | None = None,
     delimiter: str | None = None,
     drop_missing: bool = False,
+    outside: Any = None,
 ) -> Evaluation:
     """Measure a finished run on rows that it was neither trained nor calibrated on.
 
@@ -130,6 +132,8 @@ def evaluate_run(
         encoding: of text files that are not UTF-8.
         delimiter: of CSV files whose delimiter cannot be found from their rows.
         drop_missing: leave out rows without a text or a label.
+        outside: rows of other origin, without labels or with any: how sure the run is of them, and how well its
+            confidence, and what its draws disagree on, tell them from the test rows.
 
     Returns:
         The evaluation.
@@ -147,7 +151,8 @@ def evaluate_run(
     where = TestData(data, subset, split, FileFormat(encoding, delimiter), drop_missing)
     with quiet():
         rows = load_test_rows(task, read_record(folder, task), where)
-        place = folder.path / "evaluation" / _name(rows, variants, seed)
+        other = None if outside is None else load_outside_rows(task, outside, where.form, drop_missing)
+        place = folder.path / "evaluation" / _name(rows, variants, seed, other)
         identity = run_identity(folder, task.config)
         found = _made_before(place, identity)
         if found is not None:
@@ -157,7 +162,8 @@ def evaluate_run(
         if task.labels is None:
             made = Made(text_report(run, rows, variants, seed), {}, None)
         else:
-            made = _class_report(run, rows, variants, seed, progress)
+            other = None if other is None else _by_length(other, run)
+            made = _class_report(run, rows, variants, seed, progress, other)
             made.content["baseline"] = _baseline(run, made, seed)
     content = {"run": folder.path.name, "method": task.config.method, **_described(rows, seed), **made.content}
     content |= {"metrics": shown, "identity": identity}
@@ -211,7 +217,9 @@ class Made:
     html: str | None
 
 
-def _class_report(run: FinishedRun, rows: TestRows, variants: dict[str, int], seed: int, progress: bool) -> Made:
+def _class_report(
+    run: FinishedRun, rows: TestRows, variants: dict[str, int], seed: int, progress: bool, outside: TestRows | None
+) -> Made:
     """Reports of every variant before and after its temperature."""
     content: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
@@ -235,8 +243,14 @@ def _class_report(run: FinishedRun, rows: TestRows, variants: dict[str, int], se
             "mutual_information": float(prediction.mutual_information.mean()),
             **{stage: {**report.to_dict(), "verdict": report.verdict()} for stage, report in reports.items()},
         }
+        if outside is not None:
+            elsewhere = run.predict(outside.rows, variant, count, seed, progress)
+            content[variant]["outside"] = outside_report(prediction, elsewhere, scaling)
         html = reports[AFTER].to_html()  # of the last variant, the one the method is made for
-    return Made({"items": len(labels), "variants": content}, arrays, html)
+    about: dict[str, Any] = {"items": len(labels), "variants": content}
+    if outside is not None:
+        about["outside"] = {"data": outside.name, "rows": len(outside.rows)}
+    return Made(about, arrays, html)
 
 
 def _baseline(run: FinishedRun, made: Made, seed: int) -> dict[str, Any]:
@@ -274,11 +288,12 @@ def _variants(config: RunConfig, num_samples: int | None) -> dict[str, int]:
     return {**variants, "sample": num_samples}
 
 
-def _name(rows: TestRows, variants: dict[str, int], seed: int) -> str:
+def _name(rows: TestRows, variants: dict[str, int], seed: int, outside: TestRows | None) -> str:
     """Folder of an evaluation: the rows' source, readable, and a digest of rows and way of predicting."""
     stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(rows.name).name.split(".")[0]).strip("-") or "rows"
     labels = next((str(rows.rows[name][:]) for name in ("label", "labels") if name in rows.rows.column_names), "")
     content = rows.keys.tobytes() + json.dumps([variants, seed, labels]).encode()
+    content += b"" if outside is None else outside.keys.tobytes()
     return f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 

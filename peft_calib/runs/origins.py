@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-__all__ = ["Origin", "as_dataset", "at", "frame_columns", "is_missing", "select_rows"]
+__all__ = ["Origin", "as_dataset", "at", "frame_columns", "is_missing", "select_rows", "with_column"]
 
 ATTRIBUTE = "_peft_calib_origin"
 
@@ -64,6 +64,15 @@ def select_rows(rows: Dataset, kept: np.ndarray) -> Dataset:
     if origin is not None:
         setattr(selected, ATTRIBUTE, Origin(origin.files, origin.file_of[kept], origin.lines[kept]))
     return selected
+
+
+def with_column(rows: Dataset, name: str, values: Sequence[Any]) -> Dataset:
+    """The rows with one column set, which still know their lines."""
+    others = rows.remove_columns([name] if name in rows.column_names else [])
+    found = others.add_column(name, list(values))
+    if hasattr(rows, ATTRIBUTE):
+        setattr(found, ATTRIBUTE, getattr(rows, ATTRIBUTE))
+    return found
 
 
 def is_missing(value: Any) -> bool:

@@ -16,7 +16,15 @@ from .settings import RunConfig
 from .sources import FileFormat, read_splits, source_name
 from .tasks import TASK_CLASSES, Task
 
-__all__ = ["RunRows", "TestData", "TestRows", "load_run_rows", "load_test_rows", "without_seen_rows"]
+__all__ = [
+    "RunRows",
+    "TestData",
+    "TestRows",
+    "load_outside_rows",
+    "load_run_rows",
+    "load_test_rows",
+    "without_seen_rows",
+]
 
 
 @dataclass(frozen=True)
@@ -91,18 +99,32 @@ def load_run_rows(config: RunConfig) -> tuple[Task, RunRows]:
         FileNotFoundError: if there is no such file.
     """
     splits = read_splits(config.data, config.subset, FileFormat(config.encoding, config.delimiter))
+    task, train, without_value = learn_rows(config, splits)
+    if config.test_fraction:
+        train, _ = cut_rows(train, config.test_fraction, config.seed)
+    train, calibration = cut_rows(train, config.calibration_fraction, config.seed)
+    return task, RunRows(limited(train, config), calibration, without_value)
+
+
+def learn_rows(config: RunConfig, splits: DatasetDict) -> tuple[Task, Dataset, int]:
+    """The task with the classes of the training rows, these rows in canonical columns, and how many lacked a value.
+
+    Raises:
+        ValueError: if the split or a column is missing, the split is empty, or the labels are no classes.
+    """
     kind = TASK_CLASSES[config.task]
-    rows, without_value = _filled(
+    rows, without_value = filled(
         _split(splits, config.train_split, config.data), kind, config, config.data, config.drop_missing
     )
     task = kind.learn(config, rows)
-    train = task.canonical(rows, config.data, config.train_split)
-    if config.test_fraction:
-        train, _ = _cut(train, config.test_fraction, config.seed)
-    train, calibration = _cut(train, config.calibration_fraction, config.seed)
-    if config.max_train_rows is not None and config.max_train_rows < len(train):
-        _, train = _cut(train, config.max_train_rows / len(train), config.seed)
-    return task, RunRows(train, calibration, without_value)
+    return task, task.canonical(rows, config.data, config.train_split), without_value
+
+
+def limited(rows: Dataset, config: RunConfig) -> Dataset:
+    """At most `max_train_rows` of the training rows, a random choice by class."""
+    if config.max_train_rows is None or config.max_train_rows >= len(rows):
+        return rows
+    return cut_rows(rows, config.max_train_rows / len(rows), config.seed)[1]
 
 
 def load_test_rows(task: Task, record: SplitRecord, where: TestData | None = None) -> TestRows:
@@ -129,13 +151,33 @@ def load_test_rows(task: Task, record: SplitRecord, where: TestData | None = Non
     held_out = own and where.split is None and config.test_fraction > 0
     chosen = config.train_split if held_out else where.split or _default_split(splits, config, source, own)
     drop = where.drop_missing or config.drop_missing
-    rows, without_value = _filled(_split(splits, chosen, source), type(task), config, source, drop)
+    rows, without_value = filled(_split(splits, chosen, source), type(task), config, source, drop)
     canonical = task.canonical(rows, source, chosen)
     if held_out:
-        name, canonical = f"{source} (held out)", _cut(canonical, config.test_fraction, config.seed)[1]
+        name, canonical = f"{source} (held out)", cut_rows(canonical, config.test_fraction, config.seed)[1]
     else:
         name = source if len(splits) == 1 else f"{source} ({chosen})"
     return replace(without_seen_rows(name, canonical, record), without_value=without_value)
+
+
+def load_outside_rows(task: Task, source: Any, form: FileFormat, drop_missing: bool = False) -> TestRows:
+    """Rows of other origin than the training rows, whose labels, if they have some, are not read.
+
+    Args:
+        task: of the run.
+        source: a path, a Hub id or a data frame, with the task's columns but for the label.
+        form: encoding and delimiter of text files.
+        drop_missing: leave out rows that lack a value.
+
+    Raises:
+        ValueError: if the task has no classes, a column is missing, or there is no row.
+    """
+    splits, name = read_splits(source, form=form), source_name(source)
+    chosen = "test" if "test" in splits else next(iter(splits))
+    given = task.with_any_label(_split(splits, chosen, name))
+    rows, without_value = filled(given, type(task), task.config, name, drop_missing)
+    canonical = task.canonical(rows, name, chosen)
+    return TestRows(name, canonical, hash_rows(canonical)[1], 0, without_value)
 
 
 def without_seen_rows(name: str, rows: Dataset, record: SplitRecord) -> TestRows:
@@ -165,7 +207,7 @@ def _split(splits: DatasetDict, name: str, source: str) -> Dataset:
     return splits[name]
 
 
-def _filled(rows: Dataset, kind: type[Task], config: RunConfig, source: str, drop: bool) -> tuple[Dataset, int]:
+def filled(rows: Dataset, kind: type[Task], config: RunConfig, source: str, drop: bool) -> tuple[Dataset, int]:
     """The rows without those that lack a value, where that was asked for."""
     if not drop:
         return rows, 0
@@ -180,21 +222,32 @@ def _filled(rows: Dataset, kind: type[Task], config: RunConfig, source: str, dro
 def _default_split(splits: DatasetDict, config: RunConfig, source: str, own: bool) -> str:
     if len(splits) == 1 and not own:
         return next(iter(splits))
-    for name in ("test", "validation"):
-        if name in splits and not _hidden(splits[name], config.label_column):
-            return name
+    name = labelled_test_split(splits, config)
+    if name is not None:
+        return name
     raise ValueError(
         f"{source} has no labelled split 'test' or 'validation' (it has {', '.join(splits)}): name rows to test on "
         "with --data or --split, or train with --test-fraction"
     )
 
 
-def _hidden(rows: Dataset, column: str) -> bool:
+def labelled_test_split(splits: DatasetDict, config: RunConfig) -> str | None:
+    """The split that a source brings to test on: `test`, or `validation` where the labels of that are withheld."""
+    given = (name for name in ("test", "validation") if name in splits)
+    return next((name for name in given if not is_hidden(splits[name], config.label_column)), None)
+
+
+def is_hidden(rows: Dataset, column: str) -> bool:
     """Whether every label is withheld, as in GLUE's test splits."""
     return column in rows.column_names and all(label in (-1, "-1", None) for label in rows[column][:])
 
 
-def _cut(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+def cut_rows(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Split off a share of the rows by class; rows with equal inputs stay on one side.
+
+    Raises:
+        ValueError: if that is less than a row.
+    """
     if round(fraction * len(rows)) < 1:
         raise ValueError(
             f"{len(rows)} rows are too few to hold out a share of {fraction:.3g}: bring more, or hold out "

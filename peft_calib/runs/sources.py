@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 
+from .embedded import embedded_rows
 from .origins import ATTRIBUTE, Origin, as_dataset, frame_columns
 from .text_files import DELIMITERS, decoded, read_csv, read_json
 
@@ -57,8 +58,8 @@ def read_splits(source: Any, subset: str | None = None, form: FileFormat | None 
 
     Args:
         source: path of a .csv, .tsv, .json, .jsonl or .parquet file (also .gz of those; its rows are the split
-            `train`), of a folder of such files, the id of a Hub data set; or a table in memory: a data frame, a
-            `datasets.Dataset` or `DatasetDict`, a list of rows.
+            `train`), of a folder of such files, the id of a Hub data set, `"embedded:documentation"`; or a table in
+            memory: a data frame, a `datasets.Dataset` or `DatasetDict`, a list of rows.
         subset: configuration name of a Hub data set, such as `"cola"` of `"nyu-mll/glue"`.
         form: encoding and delimiter of text files.
 
@@ -72,6 +73,8 @@ def read_splits(source: Any, subset: str | None = None, form: FileFormat | None 
     form = form or FileFormat()
     if not isinstance(source, (str, Path)):
         return _in_memory(source)
+    if str(source).startswith("embedded:"):
+        return DatasetDict(train=embedded_rows(str(source)))
     path = Path(source)
     suffix = _suffix(path)
     if path.is_dir():

@@ -16,6 +16,9 @@ __all__ = ["evaluation_markdown", "evaluation_table", "verdict_of_baseline"]
 #: How a way of predicting is called in a table.
 NAMES = {"mean": "mean adapter", "sample": "draws"}
 
+#: Lines of a table about rows of other origin.
+OUTSIDE = {"mean_confidence": "outside: confidence", "auroc": "outside: AUROC"}
+
 
 def evaluation_table(content: Mapping[str, Any], metrics: Sequence[str]) -> Table:
     """One column a prediction, one line a score, each with its interval."""
@@ -68,6 +71,12 @@ def _caption(content: Mapping[str, Any]) -> str:
             f"{CALLED.capitalize()}: always answering {content['baseline']['answer']!r}, with the shares of the "
             "classes in the training rows for its probabilities."
         )
+    if content.get("outside"):
+        about = content["outside"]
+        lines.append(
+            f"Outside: mean confidence on the {about['rows']} rows of {about['data']}, and how well confidence tells "
+            "them from the rows above (0.5 is chance)."
+        )
     if content["rows_left_out"]:
         lines.append(f"{content['rows_left_out']} row(s) that the run was trained or calibrated on were left out.")
     if content.get("rows_without_value"):
@@ -77,11 +86,13 @@ def _caption(content: Mapping[str, Any]) -> str:
 
 def _cells(content: Mapping[str, Any], metrics: Sequence[str], gap: str) -> tuple[list[str], list[list[str]]]:
     columns: list[tuple[str, Mapping[str, Any]]] = []
+    outside: list[Mapping[str, float]] = []
     for variant, found in content["variants"].items():
         name = NAMES[variant] if found["num_samples"] == 1 else f"{found['num_samples']} {NAMES[variant]}"
         columns.append((name, found["before"]))
         if "after" in found:
             columns.append((f"{name}, {shown(found.get('temperature_fit'), found['temperature'])}", found["after"]))
+        outside += [found["outside"][stage] for stage in ("before", "after") if "outside" in found]
     if content.get("baseline"):
         columns.append((CALLED, content["baseline"]))
     rows = [name for name in metrics if any(name in report for _, report in columns)]
@@ -90,6 +101,10 @@ def _cells(content: Mapping[str, Any], metrics: Sequence[str], gap: str) -> tupl
     if "ece" in rows and columns[0][1].get("noise_floor"):
         floors = [(report.get("noise_floor") or {}).get("ece") for _, report in columns]
         lines.append(["ece if perfect", *(_floor(floor, gap) for floor in floors)])
+    if outside:
+        empty = [""] * (len(columns) - len(outside))
+        for key, name in OUTSIDE.items():
+            lines.append([name, *(f"{found[key]:.3f}" for found in outside), *empty])
     return ["score", *(name for name, _ in columns)], lines
 
 

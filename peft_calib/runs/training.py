@@ -31,7 +31,7 @@ from .tasks import Task
 from .temperatures import class_temperature
 from .text_scores import fit_text_temperature
 
-__all__ = ["train_run"]
+__all__ = ["train_in", "train_run"]
 
 
 def train_run(
@@ -69,7 +69,7 @@ def train_run(
         state.wait_for_everyone()
         replaces = overwrite and place.config.exists()
         folder = place.successor if replaces else place
-        content = _train(config, folder, replaces, console)
+        content = train_in(config, folder, console, replaces)
         if state.is_main_process and replaces:
             place.succeed(folder)
         state.wait_for_everyone()
@@ -77,14 +77,24 @@ def train_run(
     return content
 
 
-def _train(config: RunConfig, folder: RunFolder, anew: bool, console: Console) -> dict[str, Any]:
-    """Train a run in its folder, from the data to `run.json`; its content on the main process."""
+def train_in(config: RunConfig, folder: RunFolder, console: Console, anew: bool = False) -> dict[str, Any]:
+    """Train a run in a folder that no other process writes, from the data to `run.json`.
+
+    Args:
+        config: the settings.
+        folder: of the run.
+        console: where progress is shown.
+        anew: give up what was begun there with another configuration.
+
+    Returns:
+        The content of `run.json` on the main process, nothing on others.
+    """
     state = processes()
     with quiet():
         task, rows = load_run_rows(config)
         task, notes = _settled(task, rows)
         config = task.config
-        material = _material(task, rows)
+        material = material_of(task, rows)
         stages = _plan(material, folder)
         resolved = _resolved(task, rows)
         if not anew:
@@ -132,7 +142,8 @@ def _about_rows(task: Task, rows: RunRows, baseline: MostFrequent | None) -> lis
     return lines
 
 
-def _material(task: Task, rows: RunRows) -> Material:
+def material_of(task: Task, rows: RunRows) -> Material:
+    """What the stages of a run share, with its rows encoded."""
     tokenizer = load_tokenizer(task.config)
     train, calibration = (task.encode_training(part, tokenizer) for part in (rows.train, rows.calibration))
     record = SplitRecord()

@@ -23,7 +23,7 @@ from transformers import (
 
 import peft_calib as package
 from peft_calib.calibration.report import report
-from peft_calib.demo.training import embedded_model
+from peft_calib.demo import embedded_model
 from peft_calib.runs import limits
 from peft_calib.runs.baseline import MostFrequent
 from peft_calib.runs.flags import resolve

@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..labels import LabelMap
+from ..origins import with_column
 from ..settings import RunConfig
 
 
@@ -54,6 +55,16 @@ class Task(ABC):
         Raises:
             ValueError: if a column is missing, or a value is not what it should be.
         """
+
+    def with_any_label(self, rows: Dataset) -> Dataset:
+        """The rows with a label that nothing reads, for rows of other origin, which belong to no class.
+
+        Raises:
+            ValueError: if the task has no classes.
+        """
+        if self.labels is None:
+            raise ValueError(f"rows of other origin are told by confidence, of which {self.config.task} has none")
+        return with_column(rows, self.config.label_column, [self.labels.values[0][0]] * len(rows))
 
     @abstractmethod
     def load_model(self) -> PreTrainedModel:

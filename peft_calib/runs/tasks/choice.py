@@ -22,7 +22,7 @@ from peft_calib.prediction.heads import check_label_tokens
 
 from ..columns import check_column, texts_of
 from ..labels import LabelMap
-from ..origins import at
+from ..origins import at, with_column
 from ..settings import RunConfig
 from .base import Task, load_model_config
 
@@ -74,6 +74,10 @@ class MultipleChoice(Task):
                 f"{source}: a row of {split} has {most} choices; the run was trained for {len(self.labels.names)}"
             )
         return Dataset.from_dict({"question": questions, "choices": choices, "label": labels})
+
+    def with_any_label(self, rows: Dataset) -> Dataset:
+        """The first choice; positions are understood whatever the data call their choices."""
+        return with_column(rows, self.config.label_column, [0] * len(rows))
 
     def load_model(self) -> PreTrainedModel:
         """A causal language model."""

@@ -15,7 +15,7 @@ from transformers import (
 
 from ..columns import check_column
 from ..labels import LabelMap
-from ..origins import at, is_missing
+from ..origins import at, is_missing, with_column
 from ..settings import RunConfig
 from .base import Task
 
@@ -57,6 +57,12 @@ class TokenClassification(Task):
                 raise ValueError(f"{where}: row {row} has {len(words)} words and {len(marks)} tags")
             encoded.append(self.labels.encode(marks, feature, f"{where}: row {row}", "the row", unit="word"))
         return Dataset.from_dict({"tokens": [list(map(str, words)) for words in tokens], "labels": encoded})
+
+    def with_any_label(self, rows: Dataset) -> Dataset:
+        """One tag for all words."""
+        assert self.labels is not None
+        words = _lists(rows, self.config.tokens_column, "words", self.config.data)
+        return with_column(rows, self.config.tags_column, [[self.labels.values[0][0]] * len(row) for row in words])
 
     def class_indices(self, rows: Dataset) -> list[int]:
         """Tag of each word."""

@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from peft_calib.demo import sentences as module
-from peft_calib.demo.sentences import CLASSES, OUTSIDE, documentation_sentences, first_sentence
+from peft_calib.runs.embedded import sentences as module
+from peft_calib.runs.embedded.sentences import CLASSES, OUTSIDE, documentation_sentences, first_sentence
 
 
 @pytest.fixture(scope="module")

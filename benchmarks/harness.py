@@ -1,0 +1,110 @@
+"""What the benchmarks share: arguments, machine, arms taking turns, JSON beside the figures, runs to measure on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import logging
+
+import peft_calib
+
+if TYPE_CHECKING:  # where there is little more than torch and transformers, the benchmarks of steps run without it
+    from peft_calib.runs.loading import FinishedRun
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A command line with the script's docstring for its help, and `--output`; the libraries are made silent."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--output", type=Path, help="JSON file; figures of other cases in it are kept")
+    return found
+
+
+def kept(output: Path | None) -> dict[str, Any]:
+    """What an earlier call has written."""
+    return json.loads(output.read_text()) if output is not None and output.exists() else {}
+
+
+def write(output: Path | None, results: dict[str, Any]) -> None:
+    """Write the figures with the machine they are of; nothing without a file."""
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def take_turns(arms: dict[str, Callable[[], float]], unit: str, turns: int) -> dict[str, dict[str, Any]]:
+    """Median seconds of arms that run in turn, and the ratios to one of them formed turn by turn.
+
+    Args:
+        arms: each runs once and returns its seconds; the first call of each does not count.
+        unit: the arm that the others are held against.
+        turns: how often.
+
+    Returns:
+        `median_seconds`, `median_ratio` and `ratio_quartiles` of every arm.
+    """
+    for run in arms.values():
+        run()
+    names = list(arms)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(turns):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:  # no arm is always the first
+            seconds[name].append(arms[name]())
+    found = {}
+    for name, times in seconds.items():
+        ratios = sorted(a / b for a, b in zip(times, seconds[unit], strict=True))
+        found[name] = {
+            "median_seconds": statistics.median(times),
+            "median_ratio": statistics.median(ratios),
+            "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
+        }
+    return found
+
+
+def trained(folder: Path, method: str, data: str = "documentation", **settings: Any) -> FinishedRun:
+    """A run as `peft-calib train` makes it, on the embedded encoder, with the settings of the demonstration."""
+    from rich.console import Console
+
+    from peft_calib.demo import demo_config
+    from peft_calib.runs.folder import RunFolder
+    from peft_calib.runs.loading import FinishedRun
+    from peft_calib.runs.training import train_in
+
+    config, _ = demo_config(data, method=method, **settings)
+    train_in(config, RunFolder(folder), Console(quiet=True))
+    return FinishedRun.load(folder)
+
+
+def spread_of(values: list[float]) -> list[float]:
+    """Mean, least and greatest, to four digits."""
+    return [round(v, 4) for v in (statistics.mean(values), min(values), max(values))]
+
+
+def describe_machine() -> dict:
+    """Processor, threads, accelerator and the versions that matter; no host names or paths."""
+    cpu = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            cpu = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), cpu)
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        # ours from the module: where the package runs from a checkout it is not installed
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")}
+        | {"peft_calib": peft_calib.__version__},
+    }

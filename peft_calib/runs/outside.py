@@ -1,0 +1,52 @@
+"""How a run takes rows from another distribution, for which there is no right answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from peft_calib.calibration import TemperatureScaling
+from peft_calib.calibration.scores.selective import error_auroc, rank
+from peft_calib.prediction import Prediction
+
+from .loading import log_probabilities
+
+__all__ = ["outside_report"]
+
+
+def outside_report(inside: Prediction, outside: Prediction, scaling: TemperatureScaling) -> dict[str, Any]:
+    """Confidence on rows of other origin, before and after a temperature, and how well it tells them from test rows.
+
+    Args:
+        inside: of the test rows.
+        outside: of the rows of other origin.
+        scaling: the temperature of this way of predicting.
+
+    Returns:
+        Under `before` and `after`: `mean_confidence` there, lower being better, `mean_entropy` in nats, and `auroc`,
+        the probability that such a row is less confident than a test row, ties half. For several draws also the mean
+        `mutual_information` and `auroc_of_mutual_information`.
+    """
+    plain = [found.probabilities.double().numpy() for found in (inside, outside)]
+    scaled = [np.asarray(scaling.transform(log_probabilities(found))) for found in (inside, outside)]
+    report: dict[str, Any] = {"before": _told_apart(*plain), "after": _told_apart(*scaled)}
+    if outside.num_samples > 1:
+        information = [found.mutual_information.numpy() for found in (inside, outside)]
+        report["mutual_information"] = float(information[1].mean())
+        report["auroc_of_mutual_information"] = _auroc(*information)
+    return report
+
+
+def _told_apart(inside: np.ndarray, outside: np.ndarray) -> dict[str, float]:
+    entropy = -np.sum(outside * np.log(np.maximum(outside, np.finfo(float).tiny)), axis=1)
+    return {
+        "mean_confidence": float(outside.max(axis=1).mean()),
+        "mean_entropy": float(entropy.mean()),
+        "auroc": _auroc(1 - inside.max(axis=1), 1 - outside.max(axis=1)),
+    }
+
+
+def _auroc(inside: np.ndarray, outside: np.ndarray) -> float:
+    """Probability that a row of other origin has the larger number."""
+    return error_auroc(rank(np.concatenate([inside, outside]), np.repeat([0, 1], [len(inside), len(outside)])))
