@@ -17,6 +17,7 @@ from torch import nn
 from .draws_index import DRAWS_INDEX, write_draws_index
 from .files import replace_folder
 from .identity import adapter_digest
+from .internals.torch import without_compiler
 from .json_files import read_json
 from .lora_form import CommonForm
 from .tuners.factors import Draw, Law, Mean, Points, Sample, Slot
@@ -56,7 +57,7 @@ class _Adapter:
     def slots(self) -> list[Slot]:
         """The slots, each with the scale that its layer uses."""
         layers = {
-            name.replace("_orig_mod.", ""): module
+            without_compiler(name): module
             for name, module in self.root.named_modules()
             if isinstance(module, FactorLinear) and module.holder is self.holder
         }

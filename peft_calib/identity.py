@@ -27,6 +27,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from .files import replacing
+from .internals.torch import compiled_inner
 from .json_files import Fields, describe, read_json
 
 __all__ = ["Identity", "active_adapter", "adapter_digest", "folder_digest", "stamp_weights"]
@@ -132,7 +133,7 @@ def folder_digest(folder: str | Path) -> str:
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model with adapters inside what compilers and data parallelism put around it."""
     while not hasattr(model, "peft_config"):
-        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        inner = compiled_inner(model) or getattr(model, "module", None)
         if not isinstance(inner, nn.Module):
             break
         model = inner

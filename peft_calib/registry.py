@@ -8,6 +8,7 @@ enum and then goes through PEFT's own `register_peft_method`, so that everything
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -16,6 +17,8 @@ from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
+
+from .internals.peft import extend_peft_types, wrap_method_reading
 
 #: The PEFT releases whose (internal) state-dict hooks the tuners are written and tested against.
 MINIMUM_PEFT, BELOW_PEFT = Version("0.21.2"), Version("0.22")
@@ -55,16 +58,7 @@ def ensure_peft_type(name: str) -> PeftType:
     """
     if name in PeftType.__members__:
         return PeftType[name]
-    member = str.__new__(PeftType, name)
-    member._name_ = member._value_ = name
-    member.__objclass__ = PeftType
-    member._sort_order_ = len(PeftType._member_names_)
-    type.__setattr__(PeftType, name, member)  # EnumType.__setattr__ refuses new members
-    PeftType._member_names_.append(name)
-    PeftType._member_map_[name] = PeftType._value2member_map_[name] = member
-    if not (PeftType(name) is PeftType[name] is getattr(PeftType, name) and name in list(PeftType)):
-        raise ImportError(f"peft_calib could not add {name} to peft.PeftType on this Python and PEFT version.")
-    return member
+    return extend_peft_types(name)
 
 
 def name_damaged_configs() -> None:
@@ -94,15 +88,18 @@ def name_damaged_configs() -> None:
             )
         return content
 
-    find = PeftConfig._get_peft_type.__func__
+    def naming(find: Callable[..., str]) -> Callable[..., str]:
+        def get_peft_type(cls: type[PeftConfig], model_id: str, **kwargs: Any) -> str:
+            try:
+                return find(cls, model_id, **kwargs)
+            except KeyError as error:
+                raise ValueError(
+                    f"The adapter_config.json of {model_id} does not name its method: {error}."
+                ) from error
 
-    def _get_peft_type(cls: type[PeftConfig], model_id: str, **kwargs: Any) -> str:
-        try:
-            return find(cls, model_id, **kwargs)
-        except KeyError as error:
-            raise ValueError(f"The adapter_config.json of {model_id} does not name its method: {error}.") from error
+        return get_peft_type
 
-    PeftConfig._get_peft_type = classmethod(_get_peft_type)  # type: ignore[method-assign,assignment]
+    wrap_method_reading(naming)
     from_json_file.__doc__, from_json_file.names_the_file = read.__doc__, True  # type: ignore[attr-defined]
     PeftConfig.from_json_file = classmethod(from_json_file)  # type: ignore[method-assign,assignment]
 

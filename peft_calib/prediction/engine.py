@@ -202,7 +202,7 @@ class Predictor:
             if self.adaptive:
                 values, counts = self._adaptive_values(items)
                 return self.result(values, items, num_forwards=float(counts.double().mean()), draws_per_row=counts)
-            values, cost = self._values(items)
+            values, cost = self._answers(items)
         return self.result(values, items, num_forwards=cost)
 
     def _own_weights(self, weights: Sequence[float] | torch.Tensor, total: int) -> torch.Tensor:
@@ -244,7 +244,7 @@ class Predictor:
 
     # ----------------------------------------------------------------- passes
 
-    def _values(self, items: Items) -> tuple[torch.Tensor, float]:
+    def _answers(self, items: Items) -> tuple[torch.Tensor, float]:
         K = self.num_samples
         if self.how == "linear":
             return self._linear_values(items, K)

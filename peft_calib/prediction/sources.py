@@ -220,7 +220,7 @@ def ask_everywhere(model: nn.Module, draws: Mapping[int, Draw | None], repeat: i
     """
     with ExitStack() as stack:
         for module in list(model.modules()):
-            own = [child for child in module._modules.values() if isinstance(child, FactorHolder)]
+            own = [child for child in module.children() if isinstance(child, FactorHolder)]
             if own:
                 asked = {id(holder): draws.get(id(holder)) for holder in own}
                 stack.enter_context(asking(module, asked, repeat))
@@ -234,7 +234,7 @@ def root_module(model: nn.Module) -> nn.Module:
         TypeError: For a prompt-learning adapter, which adds rows of its own to the input.
     """
     for module in model.modules():
-        if any(isinstance(child, FactorHolder) for child in module._modules.values()):
+        if any(isinstance(child, FactorHolder) for child in module.children()):
             return module
     peft_model = next((module for module in model.modules() if isinstance(module, PeftModel)), None)
     if peft_model is None:
@@ -249,7 +249,7 @@ def root_module(model: nn.Module) -> nn.Module:
 
 def shared_root(model: nn.Module) -> nn.Module:
     """The module that two wrappers of one model share: its base model, where it can be told."""
-    owners = (m for m in model.modules() if any(isinstance(child, FactorHolder) for child in m._modules.values()))
+    owners = (m for m in model.modules() if any(isinstance(child, FactorHolder) for child in m.children()))
     peft_model = next((module for module in model.modules() if isinstance(module, PeftModel)), None)
     return next(owners, model if peft_model is None else peft_model.get_base_model())
 

@@ -46,7 +46,7 @@ class CountingLaw(Law):
     @property
     def stochastic(self) -> bool:
         """Whether training forwards draw, which is what is counted."""
-        return "num_generations" in self._buffers
+        return hasattr(self, "num_generations")
 
     def seed(self) -> int:
         """The key of the draws as a number; for eager code."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ..internals.torch import at_end_of_backward, is_functorch_wrapped, version_of
 from .factors import Draw, Factors, Law, Perturbation, Points
 from .memory import answer
 from .objective import Receipt, settle_receipts
@@ -18,7 +18,7 @@ _optimizer_steps = 0
 
 
 def _count_optimizer_step(*_) -> None:
-    # fused optimisers do not bump Tensor._version, so this is the only sign that parameters have changed
+    # fused optimisers do not bump a tensor's version, so this is the only sign that parameters have changed
     global _optimizer_steps
     _optimizer_steps += 1
     settle_receipts()
@@ -117,9 +117,9 @@ class Generation:
             self.bridges[index] = tuple(as_leaf(tensor) for tensor in self._bank(index))
             for leaf in self.bridges[index]:
                 if leaf.requires_grad and not in_backward:
-                    leaf.register_post_accumulate_grad_hook(lambda _: _at_end_of_backward(self._cross))
+                    leaf.register_post_accumulate_grad_hook(lambda _: at_end_of_backward(self._cross))
         if in_backward:
-            _at_end_of_backward(self._cross)
+            at_end_of_backward(self._cross)
         return self.bridges[index]
 
     def _bank(self, index: int) -> tuple[torch.Tensor, ...]:
@@ -148,21 +148,6 @@ def _carry(tensors: list[torch.Tensor], leaves: list[torch.Tensor]) -> None:
         torch.autograd.backward([t for t, _ in waiting], [leaf.grad for _, leaf in waiting], retain_graph=True)
     for _, leaf in waiting:
         leaf.grad = None
-
-
-def _at_end_of_backward(callback: Callable[[], None]) -> None:
-    torch.autograd.Variable._execution_engine.queue_callback(callback)
-
-
-def inside_checkpoint() -> bool:
-    """Whether the caller runs inside the first, gradient-free pass of a reentrant checkpoint."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if code.co_name == "forward" and code.co_filename.endswith(("checkpoint.py", "checkpointing.py")):
-            return True
-        frame = frame.f_back
-    return False
 
 
 # --------------------------------------------------------------------- making one
@@ -227,7 +212,7 @@ def parameter_stamp(tensors: Iterable[torch.Tensor]) -> tuple:
 
     It costs no look at the numbers, so it misses `p.data.add_(...)` and writes through a NumPy view: see `Contents`.
     """
-    return _optimizer_steps, tuple((id(t), t._version, _address(t)) for t in tensors)
+    return _optimizer_steps, tuple((id(t), version_of(t), _address(t)) for t in tensors)
 
 
 def _address(tensor: torch.Tensor) -> int:
@@ -237,7 +222,7 @@ def _address(tensor: torch.Tensor) -> int:
 def _is_plain(tensor: torch.Tensor) -> bool:
     """Whether a tensor has memory of its own to look at: no shard, no wrapper of a transform, nothing fake."""
     plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.is_meta
-    return plain and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return plain and not is_functorch_wrapped(tensor)
 
 
 class Contents:
@@ -272,7 +257,7 @@ class Contents:
 
 def is_transformed(law: nn.Module) -> bool:
     """Whether a law's tensors are stand-ins inside a transform of functorch, of which nothing can be kept."""
-    return any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in _tensors(law))
+    return any(is_functorch_wrapped(t) for t in _tensors(law))
 
 
 def _tensors(law: nn.Module) -> list[torch.Tensor]:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..internals.torch import in_backward, inside_checkpoint
 from .asked import asked_for
 from .factors import Draw, Law, Mean, Perturbation, Train
 from .forward import Here, Part, running_part
@@ -28,7 +29,6 @@ from .generation import (
     Traced,
     ask,
     generate,
-    inside_checkpoint,
     is_transformed,
     stamp_of,
     tensors_of,
@@ -66,7 +66,7 @@ class FactorHolder(nn.Module):
     @property
     def laws(self) -> nn.ModuleDict:
         """The law of each adapter."""
-        return self._modules[self.laws_name]
+        return getattr(self, self.laws_name)
 
     @property
     def active(self) -> tuple[str, ...]:
@@ -189,21 +189,21 @@ class FactorHolder(nn.Module):
         """
         if torch.compiler.is_compiling():
             return self._tracing.traced[adapter].pairs[index]
-        in_backward = torch._C._current_graph_task_id() != -1
-        generation = self._readable(adapter, in_backward, index)
-        if generation.has_graph and not torch.is_grad_enabled() and not in_backward and inside_checkpoint():
+        backward = in_backward()
+        generation = self._readable(adapter, backward, index)
+        if generation.has_graph and not torch.is_grad_enabled() and not backward and inside_checkpoint():
             generation.begin_reentrant()
-        A, B = generation.pair(index, in_backward)
+        A, B = generation.pair(index, backward)
         return (A, B) if A.device == device else (A.to(device), B.to(device))
 
-    def _readable(self, adapter: str, in_backward: bool, index: int | None = None) -> Generation:
-        if in_backward and self.laws[adapter].stochastic:
+    def _readable(self, adapter: str, backward: bool, index: int | None = None) -> Generation:
+        if backward and self.laws[adapter].stochastic:
             self._check_single_forward(adapter)
         part = running_part(self)
         if part is not None and adapter in part.factors:
             return part.factors[adapter]
         latest = self._here.latest.get(adapter) or self._latest.get(adapter)
-        if in_backward and latest is not None:
+        if backward and latest is not None:
             if isinstance(latest.draw, Train) and (root := self.root) is not None:
                 modes_of(root).check_recomputation()
             return latest
@@ -217,7 +217,7 @@ class FactorHolder(nn.Module):
         """What the layers add beside the update just read, if anything."""
         if torch.compiler.is_compiling():
             return self._tracing.traced[adapter].perturbation
-        return self._readable(adapter, torch._C._current_graph_task_id() != -1).perturbation
+        return self._readable(adapter, in_backward()).perturbation
 
     def heads(self, adapter: str) -> dict[str, dict[str, torch.Tensor]]:
         """The tensors of modules trained whole that the law answers for, by module and tensor name."""

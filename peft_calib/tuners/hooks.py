@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..internals.torch import has_pre_hook, is_replica, remove_hooks
 from .asked import Asked, asked_of, asked_while_tracing
 from .forward import Forward, is_running, pop, push
 from .holder import FactorHolder
@@ -29,12 +30,12 @@ from .rows import count_rows, first_rows, main_input_name, repeat_rows, repeat_t
 
 
 def _holders(model: nn.Module) -> list[FactorHolder]:
-    return [child for child in model._modules.values() if isinstance(child, FactorHolder)]
+    return [child for child in model.children() if isinstance(child, FactorHolder)]
 
 
 def begin_forward(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
     """Forward pre-hook of the base model; module-level so that the model stays picklable."""
-    if getattr(model, "_is_replica", False):
+    if is_replica(model):
         raise RuntimeError(
             "torch.nn.DataParallel copies layers without the law they share, so the adapter would not train. Start "
             "one process a GPU with `accelerate launch`, or show the process a single GPU (CUDA_VISIBLE_DEVICES=0)."
@@ -158,7 +159,7 @@ def attach_hooks(model: nn.Module) -> None:
     """Register the hooks once, whatever the number of adapters and tuner types on the model."""
     for holder in _holders(model):
         holder.belong_to(model)
-    if begin_forward not in model._forward_pre_hooks.values():
+    if not has_pre_hook(model, begin_forward):
         # first, so that hooks which look at the batch see the rows of all draws
         model.register_forward_pre_hook(begin_forward, with_kwargs=True, prepend=True)
         model.register_forward_hook(end_forward, always_call=True, with_kwargs=True)
@@ -170,11 +171,6 @@ def detach_hooks(model: nn.Module) -> None:
     """Remove the hooks when no law is left on the model."""
     if any(len(holder.laws) for holder in _holders(model)):
         return
-    for hooks, function in ((model._forward_pre_hooks, begin_forward), (model._forward_hooks, end_forward)):
-        for key in [key for key, hook in hooks.items() if hook is function]:
-            del hooks[key]
-            model._forward_pre_hooks_with_kwargs.pop(key, None)
-            model._forward_hooks_always_called.pop(key, None)
-            model._forward_hooks_with_kwargs.pop(key, None)
+    remove_hooks(model, begin_forward, end_forward)
     if getattr(model.__dict__.get("forward"), "is_entrance", False):
         del model.forward

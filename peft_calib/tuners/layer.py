@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from peft.utils.other import transpose
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..internals.peft import TunerLayer, in_out_features
 from .factors import Slot
 from .holder import FactorHolder
 
@@ -86,7 +87,7 @@ class FactorSlot(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
 
 
-class FactorLinear(nn.Module, BaseTunerLayer):
+class FactorLinear(nn.Module, TunerLayer):
     """A linear map (`nn.Linear`, `Conv1D` or quantised) with low-rank updates read from a `FactorHolder`.
 
     Args:
@@ -110,7 +111,7 @@ class FactorLinear(nn.Module, BaseTunerLayer):
         self.quantization_backend = resolve_quantization_backend(
             self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
         )
-        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
+        self.in_features, self.out_features = in_out_features(self.get_base_layer())
         if self.in_features is None or self.out_features is None:
             raise TypeError(f"The sizes of {type(base_layer)} cannot be determined, so it cannot be adapted.")
         self.fan_in_fan_out = fan_in_fan_out
@@ -118,7 +119,6 @@ class FactorLinear(nn.Module, BaseTunerLayer):
         self.r: dict[str, int] = {}
         self.lora_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
-        self._disable_adapters = False
         self.merged_adapters = []
         self._merged_factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._holder = (holder,)  # a tuple is no submodule, yet follows copy and pickle
@@ -160,7 +160,7 @@ class FactorLinear(nn.Module, BaseTunerLayer):
     def _adapt(self, adapter: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         slot = self.factor_slots[adapter]
         A, B = self.holder.read(adapter, slot.index, x.device)
-        x = self._cast_input_dtype(x, A.dtype)
+        x = self.cast_input(x, A.dtype)
         result = add_low_rank(result, slot.dropout(x), A, B, self.scaling[adapter])
         perturbation = self.holder.perturbation(adapter)
         addition = None if perturbation is None else perturbation(self, adapter, x, A, B)
@@ -277,9 +277,9 @@ class FactorLinear(nn.Module, BaseTunerLayer):
         super().delete_adapter(adapter_name)
         self.holder.discard(adapter_name)
 
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        super()._move_adapter_to_device_of_base_layer(adapter_name, device)
-        self.holder.place(adapter_name, device or self._get_base_layer_device_and_dtype(self.get_base_layer())[0])
+    def moved(self, adapter_name: str, device: torch.device | None) -> None:
+        """Move the law, too."""
+        self.holder.place(adapter_name, device)
 
     def extra_repr(self) -> str:
         """Sizes and quantisation."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from accelerate import init_empty_weights
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils import CONFIG_NAME, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, resolve_quantization_backend
 from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs
@@ -20,6 +20,8 @@ from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from ..identity import Identity
+from ..internals.peft import StateDict, Tuner
+from ..internals.torch import without_compiler
 from .arrival import check_on_arrival
 from .asked import forward_replaced
 from .config import CalibLoraConfig
@@ -32,7 +34,7 @@ from .sealing import check_tensors_recorded, record_of
 from .state import check_complete, embedding_names, modules_trained_whole, saved_name, withdraw
 
 
-class FactorModel(BaseTuner):
+class FactorModel(Tuner):
     """Base of the tuner models; a method adds a prefix, a holder name and the class of its law.
 
     Args:
@@ -83,11 +85,11 @@ class FactorModel(BaseTuner):
                 raise ValueError(f"{CONFIG_NAME} does not fit this base model: {error}") from error
             raise
 
-    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
-        # PEFT comes here when all targets are wrapped and before it touches anything else: the place to turn back
+    def mark_trainable(self, model: nn.Module) -> None:
+        """Hold the slots against those an adapter was saved with: the last place where one can turn back."""
         if self._expected_slots is not None:
             SlotTable(self._slots).check(self._expected_slots)
-        super()._mark_only_adapters_as_trainable(model)
+        super().mark_trainable(model)
 
     def _install_law(self, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool) -> None:
         config, slots, holder = self.peft_config[adapter_name], SlotTable(self._slots), self.get_holder(model)
@@ -95,7 +97,7 @@ class FactorModel(BaseTuner):
             law = self.build_law(config, slots)
         law.start_seed = config.start_seed
         layer = next(m for m in model.modules() if self._is_own(m, holder))
-        device, dtype = layer._get_base_layer_device_and_dtype(layer.get_base_layer())
+        device, dtype = layer.base_place()
         if dtype == torch.float64:
             law.to(dtype)
         holder.add(adapter_name, law, device, adapter_name in self.active_adapters and not config.inference_mode)
@@ -111,35 +113,33 @@ class FactorModel(BaseTuner):
                     parent, _, child = name.rpartition(".")
                     setattr(model.get_submodule(parent), child, module.base_layer)
         if first:
-            model._modules.pop(self.holder_name, None)
+            self._remove_holder(model)
         else:
             self.get_holder(model).discard(adapter_name)
         self.peft_config.pop(adapter_name, None)
 
-    def _create_and_replace(
+    def adapt(
         self,
-        peft_config: CalibLoraConfig,
+        config: CalibLoraConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
+        key: str,
+        parameter_name: str | None,
     ) -> None:
+        """Give a target module a slot, and put our layer around it if there is none of this type yet."""
         if parameter_name is not None:
             raise ValueError(f"{type(self).__name__} adapts linear modules; target_parameters is not supported.")
         holder = self.get_holder(self.model)
-        layer = (
-            target if self._is_own(target, holder) else self._wrap(peft_config, target, parent, current_key, holder)
-        )
-        r, alpha = peft_config.rank_of(current_key), peft_config.alpha_of(current_key)
-        name = current_key.replace("_orig_mod.", "")
-        slot = Slot(name, layer.in_features, layer.out_features, r, peft_config.scaling(r, alpha))
-        layer.update_layer(adapter_name, slot, len(self._slots), alpha, peft_config.lora_dropout)
-        layer.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
+        layer = target if self._is_own(target, holder) else self._wrap(config, target, parent, key, holder)
+        r, alpha = config.rank_of(key), config.alpha_of(key)
+        slot = Slot(without_compiler(key), layer.in_features, layer.out_features, r, config.scaling(r, alpha))
+        layer.update_layer(adapter_name, slot, len(self._slots), alpha, config.lora_dropout)
+        layer.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._slots.append(slot)
         if layer is not target:
-            self._replace_module(parent, target_name, layer, target)
+            setattr(parent, target_name, layer)
 
     def _wrap(
         self, config: CalibLoraConfig, target: nn.Module, parent: nn.Module, key: str, holder: FactorHolder
@@ -159,7 +159,11 @@ class FactorModel(BaseTuner):
     @classmethod
     def get_holder(cls, model: nn.Module) -> FactorHolder | None:
         """The holder of this tuner type inside a base model, or `None`."""
-        return model._modules.get(cls.holder_name)
+        return getattr(model, cls.holder_name, None)
+
+    def _remove_holder(self, model: nn.Module) -> None:
+        if hasattr(model, self.holder_name):
+            delattr(model, self.holder_name)
 
     @classmethod
     def _find_holder(cls, model: nn.Module) -> FactorHolder:
@@ -167,11 +171,9 @@ class FactorModel(BaseTuner):
         name = f"{cls.prefix}law"
         return next(holder for holder in holders_of(model) if holder.laws_name == name)
 
-    def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool | re.Match[str] | None:
-        # the laws are modules of the base model too, whoever's they are, and must not be adapted themselves
-        if _is_inside_holder(self.model, key):
-            return None
-        return check_target_module_exists(peft_config, key)
+    def is_target(self, config: PeftConfig, key: str) -> bool | re.Match[str] | None:
+        """By the configuration; the laws are modules of the base model too, whoever's they are, and never targets."""
+        return None if _is_inside_holder(self.model, key) else check_target_module_exists(config, key)
 
     def get_law(self, adapter_name: str = "default") -> Law:
         """The law of an adapter."""
@@ -205,23 +207,19 @@ class FactorModel(BaseTuner):
         """Forget cached factors; needed only after editing parameters through `.data`."""
         self.get_holder(self.model).invalidate()
 
-    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        if autocast_adapter_dtype:
-            return  # laws are created in float32 and stay there
+    def cast(self, adapter_name: str, autocast: bool) -> None:
+        """Leave a law in float32, in which it is made, or give it the base model's dtype where PEFT is told so."""
+        if autocast:
+            return
         holder = self.get_holder(self.model)
-        layer = next(module for module in self.model.modules() if self._is_own(module, holder))
-        dtype = layer._get_base_layer_device_and_dtype(layer.get_base_layer())[1]
+        dtype = next(module for module in self.model.modules() if self._is_own(module, holder)).base_place()[1]
         if dtype is not None and dtype.is_floating_point:
             holder.laws[adapter_name].to(dtype)
 
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's default also hands weight and bias over, which a head of several layers does not have
-        setattr(parent, child_name, new_module)
-
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
-        model = super()._unload_and_optionally_merge(*args, **kwargs)
-        model._modules.pop(self.holder_name, None)
+    def take_out(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Take the layers out, and what they read from."""
+        model = super().take_out(*args, **kwargs)
+        self._remove_holder(model)
         detach_hooks(model)
         return model
 
@@ -233,8 +231,8 @@ class FactorModel(BaseTuner):
     # ----------------------------------------------------------------- mixed batches
 
     @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any):
-        adapter_names = kwargs.pop("adapter_names", None)
+    def mixing(self, adapter_names: list[str] | None, kwargs: dict[str, Any]) -> Iterator[None]:
+        """Tell every layer the adapter of each row, in this call chain only."""
         if adapter_names is None:
             yield
             return
@@ -263,10 +261,10 @@ class FactorModel(BaseTuner):
         return f"{cls.holder_name}.{cls.prefix}law.{adapter_name}."
 
     @classmethod
-    def _get_adapter_state_dict(
-        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict, unwanted_adapter_names: list
-    ) -> dict[str, torch.Tensor]:
-        selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+    def tensors_to_save(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: StateDict, selected: StateDict
+    ) -> StateDict:
+        """What PEFT has selected, and the law; what the adapter is, is recorded in its configuration."""
         # bias="all" also selects the biases of modules_to_save, which PEFT adds by itself under their own names
         selected = {key: value for key, value in selected.items() if ".modules_to_save." not in key}
         # the config object may have served another adapter since: what is saved is this one's table and seed
@@ -294,21 +292,23 @@ class FactorModel(BaseTuner):
         tensors = {**saved, **modules_trained_whole(model, adapter_name, state_dict)}
         if any(isinstance(value, DTensor) or value.is_meta for value in tensors.values()):
             return None
-        named = {cls._remove_adapter_name_from_key(key, adapter_name): value for key, value in tensors.items()}
+        named = {cls.name_in_file(key, adapter_name): value for key, value in tensors.items()}
         return record_of(Identity.of(config, named))
 
     @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+    def name_in_file(cls, key: str, adapter_name: str) -> str:
+        """A tensor's name without that of its adapter."""
         marker = cls._law_marker(adapter_name)
         if marker in key:
             return key.replace(marker, f"{cls.holder_name}.{cls.prefix}law.", 1)
-        return super()._remove_adapter_name_from_key(key, adapter_name)
+        return super().name_in_file(key, adapter_name)
 
     @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+    def names_in_model(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: StateDict
+    ) -> StateDict:
+        """The tensors of a file under the names that they have in the model; refused unless they are all of them."""
+        state_dict = super().names_in_model(model, config, adapter_name, state_dict)
         saved, own = f"{cls.holder_name}.{cls.prefix}law.", cls._law_marker(adapter_name)
         root = next((name for name, _ in model.named_modules() if name.endswith(cls.holder_name)), cls.holder_name)
         root = root.removesuffix(cls.holder_name)
@@ -319,10 +319,10 @@ class FactorModel(BaseTuner):
             remapped = {key: whole[key] for key in optional if key in whole} | remapped
             own_keys = {key for key in whole if own in key}
             own_keys |= modules_trained_whole(model, adapter_name, whole, keep_names=True).keys()
-            own_keys |= super()._get_adapter_state_dict(model, config, adapter_name, whole, []).keys()
+            own_keys |= cls.peft_names(model, config, adapter_name, whole)
             check_complete(whole, remapped, own, own_keys | embedding_names(model, config))
             if config.unverified and config.inference_mode:
-                names = {key: cls._remove_adapter_name_from_key(saved_name(key), adapter_name) for key in remapped}
+                names = {key: cls.name_in_file(saved_name(key), adapter_name) for key in remapped}
                 check_tensors_recorded(config, {names[key]: value for key, value in remapped.items()})
             config.unverified = False
         except ValueError:
@@ -335,7 +335,7 @@ class FactorModel(BaseTuner):
 def _is_inside_holder(model: nn.Module, key: str) -> bool:
     module = model
     for part in key.split("."):
-        module = module._modules[part]
+        module = getattr(module, part)
         if isinstance(module, FactorHolder):
             return True
     return False

@@ -43,7 +43,7 @@ class Receipt:
 
     def __init__(self, terms: list[torch.Tensor]) -> None:
         self.reached = False
-        self._values = [term.detach() for term in terms if term.requires_grad]
+        self._terms = [term.detach() for term in terms if term.requires_grad]
         for term in terms:
             if term.requires_grad:
                 term.register_hook(self.claim)
@@ -59,7 +59,7 @@ class Receipt:
 
     def settle(self) -> None:
         """Warn if the regularisers had no gradient."""
-        if not self.reached and any(bool(value != 0) for value in self._values):
+        if not self.reached and any(bool(value != 0) for value in self._terms):
             warnings.warn(DROPPED, UserWarning, stacklevel=2)
         self.reached = True
 

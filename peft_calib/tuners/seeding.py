@@ -11,6 +11,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from ..internals.torch import default_store
+
 #: How long a process waits for the seed of the first one before it takes its own.
 PATIENCE = timedelta(seconds=60)
 _asked: Counter[str] = Counter()
@@ -74,7 +76,7 @@ def _first_process_seed(seed: int, adapter_name: str) -> int:
     # Through the store and not by a broadcast: a process that builds a model which the others do not build must not
     # hang. The n-th adapter of a name that one process builds is taken for the n-th that the others build.
     _asked[adapter_name] += 1
-    store, key = dist.distributed_c10d._get_default_store(), f"peft_calib/seed/{adapter_name}/{_asked[adapter_name]}"
+    store, key = default_store(), f"peft_calib/seed/{adapter_name}/{_asked[adapter_name]}"
     if dist.get_rank() == 0:
         store.set(key, str(seed))
         return seed

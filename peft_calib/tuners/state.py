@@ -10,6 +10,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from ..internals.torch import without_fsdp
 from .config import CalibLoraConfig
 from .sealing import check_values
 
@@ -28,7 +29,7 @@ def modules_trained_whole(
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, AuxiliaryTrainingWrapper):
-            name = name.removeprefix("_fsdp_wrapped_module.")
+            name = without_fsdp(name)
             inside = {k.removeprefix(f"{name}."): v for k, v in state_dict.items() if k.startswith(f"{name}.")}
             state = module.adapter_state_dict(adapter_name, inside)
             names = module.adapter_state_dict_load_map(adapter_name) if keep_names else {}

@@ -11,6 +11,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 from torch.func import functional_call
 
+from ...internals.torch import MovesAlong
 from ..holder import FactorHolder
 from ..transfer import to_device
 from .config import CurveLoraConfig
@@ -77,7 +78,7 @@ class HeadPoints(nn.Module):
 _TEMPLATES = threading.RLock()
 
 
-class CurvedModule(nn.Module):
+class CurvedModule(MovesAlong):
     """A module whose tensors come from the holder: what stands in PEFT's `modules_to_save` of a curved head.
 
     Args:
@@ -93,14 +94,18 @@ class CurvedModule(nn.Module):
         self._template, self._holder = (template.requires_grad_(False),), (holder,)
         self.adapter, self.name = adapter, name
 
+    def companions(self) -> tuple[nn.Module, ...]:
+        """The template, whose dtype is that of the tensors."""
+        return self._template
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Apply the module with the tensors of the current points; the rows of K points come point-major."""
         if torch.compiler.is_compiling():
-            return self._apply(self._template[0], args, kwargs)
+            return self._call(self._template[0], args, kwargs)
         with _TEMPLATES:  # a functional call puts its tensors into the one template for its duration
-            return self._apply(self._template[0], args, kwargs)
+            return self._call(self._template[0], args, kwargs)
 
-    def _apply(self, template: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
+    def _call(self, template: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
         tensors = self._tensors()
         template.train(self.training)
         count = len(next(iter(tensors.values())))
@@ -138,16 +143,20 @@ def trained_modules(model: nn.Module, adapter: str) -> dict[str, tuple[ModulesTo
 def freeze_tensors(module: nn.Module) -> None:
     """Turn a module's parameters into buffers: PEFT unfreezes parameters whenever an adapter is activated."""
     for part in module.modules():
-        part._frozen_names = [name for name, parameter in part._parameters.items() if parameter is not None]
+        part._frozen_names = [name for name, _ in part.named_parameters(recurse=False, remove_duplicate=False)]
         for name in part._frozen_names:
-            part.register_buffer(name, part._parameters.pop(name).detach())
+            tensor = getattr(part, name).detach()
+            delattr(part, name)
+            part.register_buffer(name, tensor)
 
 
 def thaw_tensors(module: nn.Module) -> None:
     """Turn what `freeze_tensors` froze back into parameters."""
     for part in module.modules():
         for name in part.__dict__.pop("_frozen_names", ()):
-            part.register_parameter(name, nn.Parameter(part._buffers.pop(name)))
+            tensor = getattr(part, name)
+            delattr(part, name)
+            part.register_parameter(name, nn.Parameter(tensor))
 
 
 def _tensor_of(anchor: Heads, module: str, name: str, start: torch.Tensor) -> torch.Tensor:

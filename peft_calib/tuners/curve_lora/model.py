@@ -8,6 +8,7 @@ import torch
 from peft import PeftConfig
 from torch import nn
 
+from ...internals.peft import StateDict
 from ..factors import SlotTable
 from ..model import FactorModel
 from .anchors import Anchors, read_anchors
@@ -104,21 +105,23 @@ class CurveLoraModel(FactorModel):
         return not (config.leaves_anchors_out and _is_anchor(key))
 
     @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: CurveLoraConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
+    def names_in_model(
+        cls, model: nn.Module, config: CurveLoraConfig, adapter_name: str, state_dict: StateDict
+    ) -> StateDict:
+        """Those of a file, with the anchors that lie in their own folders."""
         if config.leaves_anchors_out:  # read from their folders when the law was built
             saved, own = f"{cls.holder_name}.{cls.prefix}law.", cls._law_marker(adapter_name)
             anchors = {key: value for key, value in model.state_dict().items() if own in key and _is_anchor(key)}
             state_dict = {**{key.replace(own, saved, 1): value for key, value in anchors.items()}, **state_dict}
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        return super().names_in_model(model, config, adapter_name, state_dict)
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def take_out(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Leave heads that are part of the curve as they are at its point."""
         for adapter in self.peft_config:
             for wrapper, module in trained_modules(self.model, adapter).values():
                 if isinstance(module, CurvedModule):
                     wrapper.modules_to_save[adapter] = module.materialize()
-        return super()._unload_and_optionally_merge(*args, **kwargs)
+        return super().take_out(*args, **kwargs)
 
 
 def _is_anchor(key: str) -> bool:

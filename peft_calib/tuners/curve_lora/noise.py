@@ -16,6 +16,7 @@ import torch
 from peft.utils.other import transpose
 from torch import nn
 
+from ...internals.torch import version_of
 from ..layer import FactorLinear
 from ..seeding import keyed_generator
 
@@ -74,7 +75,7 @@ class BaseNorms:
         if torch.compiler.is_compiling():
             return _row_squares(layer)  # a cache that fills up would have the graph built again
         base = layer.get_base_layer()
-        stamp = tuple((t.data_ptr(), t._version, t.device) for t in (*base.parameters(), *base.buffers()))
+        stamp = tuple((t.data_ptr(), version_of(t), t.device) for t in (*base.parameters(), *base.buffers()))
         if index not in self._squares or self._squares[index][0] != stamp:
             self._squares[index] = stamp, _row_squares(layer)
         return self._squares[index][1]

@@ -256,4 +256,4 @@ def _draw_frozen_again(law: HyperLaw, _: Any) -> None:
     before = {name: tensor for name, tensor in law.named_buffers() if name.startswith(("fixed_A", "anchor_"))}
     law._build_frozen(draws, None)
     for name, tensor in before.items():
-        law._buffers[name] = law._buffers[name].to(tensor.device, tensor.dtype)
+        setattr(law, name, getattr(law, name).to(tensor.device, tensor.dtype))

@@ -545,3 +545,10 @@ def test_a_point_that_is_no_number_is_refused(t, tmp_path):
     if t is not None:
         with pytest.raises((ValueError, TypeError)):
             export_lora(model, tmp_path / "out", t=t)
+
+
+def test_a_model_with_a_head_on_the_curve_can_be_cast():
+    model, batch = adapt(task_type="SEQ_CLS", curve_modules_to_save=True).eval(), FAMILIES["bert"].batch()
+    expected = logits(model, batch)
+    torch.testing.assert_close(logits(model.double(), batch), expected.double(), rtol=0, atol=1e-5)
+    assert logits(model.merge_and_unload(), batch).dtype == torch.float64
