@@ -11,19 +11,25 @@ thousand; `rmsce_debiased` estimates the population's `rmsce`.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from harness import describe_machine, parser, write
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
 from peft_calib.calibration import calibration_report
 from peft_calib.calibration.bins import uniform_bins
 from peft_calib.calibration.inputs import Rows
+from peft_calib.calibration.resampling.intervals import bootstrap_draws
 from peft_calib.calibration.scores.panel import KEYS, build_tables, compute_panel
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 ROWS = (100, 400, 2000)
+ALTERNATIVES = ("percentile", "basic", "standard", "bias-corrected")
 
 
 def drawn_labels(generator: np.random.Generator, p: np.ndarray) -> np.ndarray:
@@ -80,37 +86,95 @@ def truth(draw: Draw, num_rows: int = 300_000) -> dict[str, float]:
     return values | {"mce": float(gaps.max()), "average_gap": float(gaps.mean())}
 
 
-def study(draw: Draw, expected: dict[str, float], num_rows: int, repeats: int, resamples: int, method: str) -> dict:
-    """Of every score: coverage, misses on either side, median width."""
-    inside, below, above, defined = (dict.fromkeys(KEYS, 0) for _ in range(4))
-    widths: dict[str, list[float]] = {key: [] for key in KEYS}
+def alternatives(draws: np.ndarray, point: float, num_rows: int) -> dict[str, tuple[float, float]]:
+    """What else could be done with the same resamples of a score: the methods of the textbooks."""
+    draws = draws[np.isfinite(draws)]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    reach = student_t.ppf(0.975, num_rows - 1) * draws.std()
+    below = np.clip(((draws < point).sum() + 0.5 * (draws == point).sum()) / len(draws), 1e-3, 1.0 - 1e-3)
+    corrected = np.quantile(draws, norm.cdf(2.0 * norm.ppf(below) + norm.ppf([0.025, 0.975])))
+    return {
+        "percentile": (low, high),
+        "basic": (2.0 * point - high, 2.0 * point - low),
+        "standard": (point - reach, point + reach),
+        "bias-corrected": (corrected[0], corrected[1]),
+    }
+
+
+class Count:
+    """Intervals of one score by one method."""
+
+    def __init__(self, truth: float) -> None:
+        self.truth, self.below, self.above, self.widths = truth, 0, 0, list[float]()
+
+    def add(self, low: float, high: float) -> None:
+        """One more interval; none if the score was not defined."""
+        if np.isfinite([low, high]).all():
+            self.below += high < self.truth - 1e-9
+            self.above += low > self.truth + 1e-9
+            self.widths.append(high - low)
+
+    def content(self) -> dict:
+        """Coverage, misses on either side, median width."""
+        size = max(len(self.widths), 1)
+        return {
+            "sets": len(self.widths),
+            "coverage": 1.0 - (self.below + self.above) / size,
+            "below": self.below / size,
+            "above": self.above / size,
+            "width": float(np.median(self.widths)) if self.widths else None,
+        }
+
+
+def study(draw: Draw, expected: dict[str, float], num_rows: int, repeats: int, resamples: int) -> dict:
+    """Of every score and method: coverage, misses on either side, median width."""
+    counts = {key: {way: Count(expected[key]) for way in ("ours", *ALTERNATIVES)} for key in KEYS}
     under_floor = 0
     for repeat in range(repeats):
-        generator = np.random.default_rng([num_rows, repeat])
-        options = {"num_resamples": resamples, "seed": repeat, "interval_method": method}
-        report = calibration_report(*draw(generator, num_rows), **options)
-        for key, (low, high) in report.intervals.items():
-            if np.isfinite([low, high]).all():
-                defined[key] += 1
-                below[key] += high < expected[key] - 1e-9
-                above[key] += low > expected[key] + 1e-9
-                widths[key].append(high - low)
+        p, labels = draw(np.random.default_rng([num_rows, repeat]), num_rows)
+        report = calibration_report(p, labels, num_resamples=resamples, seed=repeat)
+        draws = bootstrap_draws(Rows(p, labels), num_resamples=resamples, seed=repeat)
+        for key, interval in report.intervals.items():
+            counts[key]["ours"].add(*interval)
+            if np.isfinite(report[key]) and np.isfinite(draws[key]).any():
+                for way, ends in alternatives(draws[key], report[key], num_rows).items():
+                    counts[key][way].add(*ends)
         under_floor += any(report.intervals[k][1] < report.floor[k].mean for k in ("ece", "ace", "smooth_ece", "tace"))
-    for key in KEYS:
-        inside[key] = defined[key] - below[key] - above[key]
     return {
-        "scores": {
-            key: {
-                "truth": expected[key],
-                "coverage": inside[key] / max(defined[key], 1),
-                "below": below[key] / max(defined[key], 1),
-                "above": above[key] / max(defined[key], 1),
-                "width": float(np.median(widths[key])) if widths[key] else None,
-            }
-            for key in KEYS
-        },
+        "truth": expected,
+        "scores": {key: {way: count.content() for way, count in ways.items()} for key, ways in counts.items()},
         "ends below the noise floor's mean": under_floor,
     }
+
+
+def summary(results: dict[str, dict], rows: list[int]) -> str:
+    """One line a score: coverage over the models, the worst one, and the width against the shortest adequate method.
+
+    Adequate is a method that covers in every model as often as 93 % would, two standard errors allowed; the ratio is
+    the mean over models, ours against the shortest of ours and the adequate ones.
+    """
+    lines = [
+        "| score | " + " | ".join(f"{n:,} rows: mean, worst, width" for n in rows) + " |",
+        "|---" * (len(rows) + 1) + "|",
+    ]
+    for key in KEYS:
+        cells = []
+        for n in rows:
+            found = [cell["scores"][key] for name, cell in results.items() if name.endswith(f", {n} rows")]
+            found = [ways for ways in found if ways["ours"]["width"] is not None]
+            if not found:
+                cells.append("none")
+                continue
+            coverage = {way: np.array([ways[way]["coverage"] for ways in found]) for way in found[0]}
+            sets = min(ways["ours"]["sets"] for ways in found)
+            least = 0.93 - 2.0 * np.sqrt(0.93 * 0.07 / sets)
+            adequate = [way for way in found[0] if way == "ours" or coverage[way].min() >= least]
+            ratios = [
+                ways["ours"]["width"] / max(min(ways[way]["width"] for way in adequate), 1e-12) for ways in found
+            ]
+            cells.append(f"{coverage['ours'].mean():.3f}, {coverage['ours'].min():.2f}, {np.mean(ratios):.2f}")
+        lines.append(f"| `{key}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -120,20 +184,23 @@ def main() -> None:
     flags.add_argument("--resamples", type=int, default=400)
     flags.add_argument("--rows", type=int, nargs="+", default=ROWS)
     flags.add_argument("--models", nargs="+", default=list(MODELS))
-    flags.add_argument("--method", default="bca")
+    flags.add_argument("--table", type=Path, nargs="+", help="print the table of results that were written before")
     arguments = flags.parse_args()
+    if arguments.table:
+        results = {k: v for path in arguments.table for k, v in json.loads(path.read_text("utf-8"))["results"].items()}
+        print(summary(results, sorted({int(name.split(", ")[-1].split()[0]) for name in results})))
+        return
     warnings.simplefilter("ignore", UserWarning)
     results = {}
     expected = {name: truth(MODELS[name]) for name in arguments.models}
     for num_rows in arguments.rows:
         for name in arguments.models:
-            options = arguments.repeats, arguments.resamples, arguments.method
-            found = study(MODELS[name], expected[name], num_rows, *options)
+            found = study(MODELS[name], expected[name], num_rows, arguments.repeats, arguments.resamples)
             results[f"{name}, {num_rows} rows"] = found
             low = {
-                key: (round(s["coverage"], 3), round(s["below"], 3), round(s["above"], 3))
-                for key, s in found["scores"].items()
-                if s["coverage"] < 0.93 and s["width"] is not None
+                key: tuple(round(ways["ours"][part], 3) for part in ("coverage", "below", "above"))
+                for key, ways in found["scores"].items()
+                if ways["ours"]["coverage"] < 0.93 and ways["ours"]["width"] is not None
             }
             print(name, num_rows, low, found["ends below the noise floor's mean"], flush=True)
             # after every cell: an interrupted study is not lost

@@ -16,7 +16,8 @@ the rows is needed. The interval holds the truths under which the observed score
 Where all gaps are clear that is the interval of their sum; where they are not it takes the bias off as far as the
 rows show it. Two refinements of the upper end: a score below the lower quartile of what a perfect model gets is luck,
 and is taken for that quartile; and the end lies half-way to the quantile of the resampled scores, or on it where that
-is lower. That quantile has the bias twice, the inverted end is a little short, as the gaps it starts from have noise.
+is lower or the interval does not reach zero. That quantile has the bias twice, which is little where the gaps are
+clear; the inverted end is a little short, as the gaps it starts from have noise.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def folded_interval(folded: Folded, tail: float) -> tuple[float, float]:
     # tell all of it, as with labels that change inside a bin.
     start = min(float(folded.truth(folded.moved(low))[0]), folded.observed)
     end, resampled = float(folded.truth(folded.moved(high))[0]), float(np.quantile(folded.samples(0.0), 1.0 - tail))
-    end = resampled if resampled < end else 0.5 * (end + resampled)
+    end = resampled if resampled < end or start > 0.0 else 0.5 * (end + resampled)
     return start, max(end, folded.observed if not folded.side else start)
 
 
@@ -128,7 +129,8 @@ def widened(deviations: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.n
     """Deviations with no standard error below that of labels drawn from the predictions.
 
     A bin of one row, or of rows that are all right, hardly varies in resamples, though its labels might have been
-    others.
+    others. Normal noise makes up for what is missing: resamples of one error among a hundred rows cannot have fewer
+    than none, however they are stretched, where four are to be expected.
 
     Args:
         deviations: `(M, R)`.
@@ -138,9 +140,13 @@ def widened(deviations: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.n
         The deviations, and `(M,)` their standard errors.
     """
     errors = deviations.std(axis=1)
-    factor = np.divide(least, errors, out=np.ones(len(errors)), where=errors > 0.0)
-    factor = np.maximum(factor, 1.0)
-    return deviations * factor[:, None], np.maximum(errors * factor, np.where(errors > 0.0, 0.0, least))
+    return deviations + missing_noise(errors, least, deviations.shape[1]), np.maximum(errors, least)
+
+
+def missing_noise(errors: np.ndarray, least: np.ndarray, size: int) -> np.ndarray:
+    """`(M, size)` normal deviates that take standard errors `errors` to `least` where these are larger."""
+    missing = np.sqrt(np.maximum(least**2 - errors**2, 0.0))
+    return missing[:, None] * np.random.default_rng(0).normal(size=(len(missing), size))
 
 
 def absolute(weights: np.ndarray | None = None) -> Score:

@@ -18,6 +18,7 @@ from peft_calib.calibration.resampling.bands import (
     wilson_interval,
 )
 from peft_calib.calibration.resampling.folded import folded_interval
+from peft_calib.calibration.resampling.ranked import auroc_interval, one_more
 from peft_calib.calibration.resampling.replicate_bins import ClassSums, RowSums, SmoothSums, TopSums
 from peft_calib.calibration.resampling.replicate_ranking import AreaSums, DriftSums, PrecisionSums
 from peft_calib.calibration.resampling.replicates import BLOCK, Batch, Design
@@ -47,6 +48,7 @@ MOST_ROWS_IN_FULL = 10
 WITHOUT_INTERVAL = frozenset({"brier_within_bin"})
 # Scores of how errors are ranked.
 RANKED = frozenset({"error_auroc", "error_aupr", "success_aupr", "aurc", "e_aurc", "augrc"})
+WITH_ONE_MORE = frozenset({"success_aupr", "aurc", "e_aurc", "augrc"})
 
 
 class Band(NamedTuple):
@@ -88,8 +90,9 @@ def bootstrap_intervals(
     skewness, with the acceleration from a jackknife that leaves out one of 100 random groups of rows at a time. Both
     widen the tails as Student's quantile is wider than the normal one; with `"bca"` the interval of `nll` and `brier`,
     whose rows have heavy tails, also holds that of a mean with its skewness taken off. Rankings of errors live by the
-    rarer of right and wrong rows: there Student's quantile is that of so many rows, and the shifted quantiles never
-    shorten the interval. `brier_within_bin` has none.
+    rarer of right and wrong rows: there Student's quantile is that of so many rows, the shifted quantiles never
+    shorten the interval, it reaches to where one row more of that kind would take the score, and `error_auroc` has
+    Wilson's form (see `ranked`). `brier_within_bin` has none.
 
     Args:
         rows: checked rows.
@@ -121,7 +124,7 @@ def bootstrap_intervals(
         low, high = intervals["brier_uncertainty"]
         most = 1.0 - 1.0 / rows.num_classes
         intervals["brier_uncertainty"] = (max(most - high, 0.0), most - low)
-    others = {key: values[:-1] for key, values in draws.items() if key not in intervals}
+    others = {key: values for key, values in draws.items() if key not in intervals}
     intervals |= _unfolded(rows, num_bins, others, tail, seed, method)
     if "accuracy" in draws:
         right = np.array([draws["accuracy"][-1] * len(rows.labels)])
@@ -132,28 +135,54 @@ def bootstrap_intervals(
 
 
 def _unfolded(
-    rows: Rows, num_bins: int, draws: dict[str, np.ndarray], tail: float, seed: int, method: str
+    rows: Rows, num_bins: int, drawn: dict[str, np.ndarray], tail: float, seed: int, method: str
 ) -> dict[str, tuple[float, float]]:
-    """Quantiles of the resampled scores."""
+    """Quantiles of the resampled scores; a last column has those of the rows at hand."""
     wrong = int((top_label(rows.probabilities)[1] != rows.labels).sum())
     size = len(rows.labels)
     rarer = min(wrong, size - wrong)
-    ranked = {key: key in RANKED for key in draws}
-    tails = {key: _student_tail(tail, rarer if ranked[key] and rarer > 1 else size) for key in draws}
+    draws = {key: values[:-1] for key, values in drawn.items()}
+    tails = {key: _student_tail(tail, rarer if key in RANKED and rarer > 1 else size) for key in draws}
     intervals = {key: _quantiles(values, (tails[key], 1.0 - tails[key])) for key, values in draws.items()}
-    if method != "bca" or size < 2 or not draws:
-        return intervals
-    for key, levels in _bca_levels(rows, num_bins, draws, tails, seed).items():
-        low, high = _quantiles(draws[key], levels)
-        plain = intervals[key] if ranked[key] else (low, high)
-        intervals[key] = min(plain[0], low), max(plain[1], high)
+    if method == "bca" and size >= 2 and draws:
+        for key, levels in _bca_levels(rows, num_bins, draws, tails, seed).items():
+            low, high = _quantiles(draws[key], levels)
+            plain = intervals[key] if key in RANKED else (low, high)
+            intervals[key] = min(plain[0], low), max(plain[1], high)
+        intervals |= _of_means(rows, intervals, tail)
+    for key in sorted(WITH_ONE_MORE & set(draws)):
+        if np.isfinite(drawn[key][-1]):
+            intervals[key] = _with_one_more(intervals[key], draws[key], key, wrong, size, tail, seed)
+    if "error_auroc" in draws and rarer:
+        variance = float(np.nanvar(draws["error_auroc"]))
+        intervals["error_auroc"] = auroc_interval(float(drawn["error_auroc"][-1]), variance, rarer, size, tail)
+    return intervals
+
+
+def _with_one_more(
+    interval: tuple[float, float], draws: np.ndarray, key: str, wrong: int, num_rows: int, tail: float, seed: int
+) -> tuple[float, float]:
+    """Takes an interval to where one row more of the rarer kind would: a wrong one upwards, a right one downwards."""
+    falls = key == "success_aupr"
+    low, high = (1.0 - interval[1], 1.0 - interval[0]) if falls else interval
+    errors = 1.0 - draws[np.isfinite(draws)] if falls else draws
+    if 2 * wrong <= num_rows:
+        high = max(high, min(float(np.quantile(one_more(errors, key, num_rows, seed), 1.0 - tail)), 1.0))
+    else:
+        low = min(low, max(1.0 - float(np.quantile(one_more(1.0 - errors, key, num_rows, seed), 1.0 - tail)), 0.0))
+    return (1.0 - high, 1.0 - low) if falls else (low, high)
+
+
+def _of_means(rows: Rows, intervals: dict[str, tuple[float, float]], tail: float) -> dict[str, tuple[float, float]]:
+    """Those of `nll` and `brier`, which also hold the interval of a mean with its skewness taken off."""
+    found = {}
     if "nll" in intervals:
-        of_label = rows.probabilities[np.arange(size), rows.labels]
-        intervals["nll"] = _both(intervals["nll"], skewed_mean_interval(loss_of_label(of_label), tail), np.inf)
+        of_label = rows.probabilities[np.arange(len(rows.labels)), rows.labels]
+        found["nll"] = _both(intervals["nll"], skewed_mean_interval(loss_of_label(of_label), tail), np.inf)
     if "brier" in intervals:
         of_rows = row_brier(rows.probabilities, rows.labels)
-        intervals["brier"] = _both(intervals["brier"], skewed_mean_interval(of_rows, tail), 2.0)
-    return intervals
+        found["brier"] = _both(intervals["brier"], skewed_mean_interval(of_rows, tail), 2.0)
+    return found
 
 
 def _both(one: tuple[float, float], other: tuple[float, float], most: float) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from peft_calib.calibration.bins import uniform_index
-from peft_calib.calibration.resampling.folded import Folded, Score, absolute, squares, widened
+from peft_calib.calibration.resampling.folded import Folded, Score, absolute, missing_noise, squares, widened
 from peft_calib.calibration.resampling.replicates import Batch, Design
 from peft_calib.calibration.scores.binned import loss_of_label
 from peft_calib.calibration.scores.panel import row_entropy
@@ -211,8 +211,7 @@ class Cells(NamedTuple):
     def widened(self, deviations: np.ndarray, least: np.ndarray) -> np.ndarray:
         """`(N, R)` deviations of cells, those of a bin together no smaller than `(M,)` standard errors."""
         errors = self.sum_up(deviations).std(axis=1)
-        factor = np.maximum(np.divide(least, errors, out=np.ones(len(errors)), where=errors > 0.0), 1.0)
-        return deviations * (factor @ self.member)[:, None]
+        return deviations + self.pattern @ missing_noise(errors, least, deviations.shape[1])
 
 
 def coarse_cells(bins: np.ndarray, mass: np.ndarray) -> Cells:
@@ -299,7 +298,7 @@ class ClassSums:
             "tace_classwise": of(gap[:, parts[2]], absolute(each / np.repeat(kept, bins)), least[:, parts[2]]),
             "tace": of(pooled, absolute(), pooled_noise),
             "brier_reliability": of(gap[:, parts[0]], squares(inverse), least[:, parts[0]]),
-            "brier_resolution": of(above, squares(inverse), np.zeros(above.shape[:2])),
+            "brier_resolution": of(above, squares(inverse), least[:, parts[0]]),
             # Of the distance from equal frequencies, by which it falls short of 1 - 1/C. A class that no row has is
             # as uncertain as one of a single row: resamples do not know that it might have been seen.
             "brier_uncertainty": of(
