@@ -126,12 +126,13 @@ class Count:
         }
 
 
-def study(draw: Draw, expected: dict[str, float], num_rows: int, repeats: int, resamples: int) -> dict:
-    """Of every score and method: coverage, misses on either side, median width."""
+def study(model: int, expected: dict[str, float], num_rows: int, repeats: int, resamples: int) -> dict:
+    """Of every score and method: coverage, misses on either side, median width; no two models share a draw."""
+    draw = list(MODELS.values())[model]
     counts = {key: {way: Count(expected[key]) for way in ("ours", *ALTERNATIVES)} for key in KEYS}
     under_floor = 0
     for repeat in range(repeats):
-        p, labels = draw(np.random.default_rng([num_rows, repeat]), num_rows)
+        p, labels = draw(np.random.default_rng([num_rows, repeat, model]), num_rows)
         report = calibration_report(p, labels, num_resamples=resamples, seed=repeat)
         draws = bootstrap_draws(Rows(p, labels), num_resamples=resamples, seed=repeat)
         for key, interval in report.intervals.items():
@@ -195,7 +196,7 @@ def main() -> None:
     expected = {name: truth(MODELS[name]) for name in arguments.models}
     for num_rows in arguments.rows:
         for name in arguments.models:
-            found = study(MODELS[name], expected[name], num_rows, arguments.repeats, arguments.resamples)
+            found = study(list(MODELS).index(name), expected[name], num_rows, arguments.repeats, arguments.resamples)
             results[f"{name}, {num_rows} rows"] = found
             low = {
                 key: tuple(round(ways["ours"][part], 3) for part in ("coverage", "below", "above"))
