@@ -30,7 +30,7 @@ from .methods import ADAPTER, config_class, member_names, prediction_variants
 from .processes import processes
 from .settings import RunConfig
 from .stage import load_base, load_tokenizer
-from .tasks import TASK_CLASSES, Task
+from .tasks import Task, task_class
 
 __all__ = ["FinishedRun", "log_probabilities"]
 
@@ -176,7 +176,7 @@ def load_task(folder: RunFolder) -> Task:
         config_class(config.method)  # one from outside is known to PEFT once it is imported
         stored = resolved.mapping("labels", None)
         labels = None if stored is None else LabelMap.from_dict(dict(stored.content))
-        return TASK_CLASSES[config.task](config, labels)
+        return task_class(config.task)(config, labels)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder.config} is damaged: {type(error).__name__} {error}. {resolved.mend}.") from error
     except ValueError as error:

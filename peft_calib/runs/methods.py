@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,6 +11,7 @@ from peft import LoraConfig, PeftConfig
 from peft_calib.tuners import BayesianLoraConfig, CalibLoraConfig, CurveLoraConfig, HyperLoraConfig
 
 from .folder import RunFolder
+from .from_outside import named_class
 from .settings import RunConfig
 
 __all__ = [
@@ -46,7 +44,7 @@ COMMON = {"r": "rank", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout
 def config_class(method: str) -> type:
     """The configuration class of a method: one of the table, or from outside as `module:Class`.
 
-    Whoever names a module has it imported, from the folder they are in too, which registers its method with PEFT.
+    Importing the module of one from outside registers its method with PEFT.
 
     Args:
         method: its name.
@@ -54,18 +52,7 @@ def config_class(method: str) -> type:
     Raises:
         ValueError: if there is no such class, or it is none of this package's kind.
     """
-    if method in CONFIGS:
-        return CONFIGS[method]
-    module, _, name = method.partition(":")
-    if os.getcwd() not in sys.path:  # as for a script, whose folder Python looks in by itself
-        sys.path.append(os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except ImportError as error:
-        raise ValueError(f"method is {method!r}, but {module} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, CalibLoraConfig)):
-        raise ValueError(f"method is {method!r}, which names no subclass of peft_calib.tuners.CalibLoraConfig")
-    return found
+    return CONFIGS[method] if method in CONFIGS else named_class(method, "method", CalibLoraConfig)
 
 
 @dataclass(frozen=True)

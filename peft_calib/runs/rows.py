@@ -14,7 +14,7 @@ from peft_calib.splits import MAX_OVERLAP, RowSet, SplitRecord, calibration_spli
 from .columns import without_missing
 from .settings import RunConfig
 from .sources import FileFormat, read_splits, source_name
-from .tasks import TASK_CLASSES, Task
+from .tasks import Task, task_class
 
 __all__ = [
     "RunRows",
@@ -112,7 +112,7 @@ def learn_rows(config: RunConfig, splits: DatasetDict) -> tuple[Task, Dataset, i
     Raises:
         ValueError: if the split or a column is missing, the split is empty, or the labels are no classes.
     """
-    kind = TASK_CLASSES[config.task]
+    kind = task_class(config.task)
     rows, without_value = filled(
         _split(splits, config.train_split, config.data), kind, config, config.data, config.drop_missing
     )

@@ -49,7 +49,7 @@ class RunConfig:
 
     data: str = _setting("", "A .csv, .tsv, .json(l) or .parquet file (or .gz of it), a folder of such, or a Hub id.")
     model: str = _setting("", "Base model: a Hub id or a folder.")
-    task: str = _setting("seq-cls", f"One of {', '.join(TASKS)}.")
+    task: str = _setting("seq-cls", f"One of {', '.join(TASKS)}, or module:Class of a task of your own.")
     method: str = _setting("lora", f"One of {', '.join(METHODS)}, or module:Class of a configuration of your own.")
     # the data
     subset: str | None = _setting(None, "Configuration name of a Hub data set.")
@@ -109,7 +109,7 @@ class RunConfig:
             if not getattr(self, name):
                 raise ValueError(f"{name} is missing: give --{name}, or `{name}:` in the configuration file")
         for name, choices in (("task", TASKS), ("method", METHODS), ("mode", MODES)):
-            of_ones_own = name == "method" and _FROM_OUTSIDE.fullmatch(self.method)
+            of_ones_own = name != "mode" and _FROM_OUTSIDE.fullmatch(getattr(self, name))
             if getattr(self, name) not in choices and not of_ones_own:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
         check_metrics(self.metrics)
@@ -132,8 +132,9 @@ class RunConfig:
             low_open = name == "calibration_fraction"
             if not (0 < getattr(self, name) < 1 or (getattr(self, name) == 0 and not low_open)):
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        if not 1 <= len(self.text_column) <= (2 if self.task == "seq-cls" else 1):
-            two = ", or two for sentence pairs" if self.task == "seq-cls" else ""
+        pairs = self.task not in TASKS or self.task == "seq-cls"
+        if not 1 <= len(self.text_column) <= (2 if pairs else 1):
+            two = ", or two for sentence pairs" if pairs else ""
             raise ValueError(f"text_column names one column{two}; got {self.text_column}")
 
     @classmethod

@@ -1,12 +1,13 @@
 """The tasks of the command line."""
 
+from ..from_outside import named_class
 from .base import Task
 from .choice import MultipleChoice
 from .language import CausalLanguageModelling
 from .sequence import SequenceClassification
 from .token import TokenClassification
 
-__all__ = ["TASK_CLASSES", "Task"]
+__all__ = ["TASK_CLASSES", "Task", "task_class"]
 
 TASK_CLASSES: dict[str, type[Task]] = {
     "seq-cls": SequenceClassification,
@@ -14,3 +15,12 @@ TASK_CLASSES: dict[str, type[Task]] = {
     "token-cls": TokenClassification,
     "causal-lm": CausalLanguageModelling,
 }
+
+
+def task_class(task: str) -> type[Task]:
+    """The class of a task: one of the table, or from outside as `module:Class`.
+
+    Raises:
+        ValueError: if there is no such class, or it is no `Task`.
+    """
+    return TASK_CLASSES[task] if task in TASK_CLASSES else named_class(task, "task", Task)

@@ -1,0 +1,37 @@
+"""Classes of one's own on the command line: `module:Class`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TypeVar
+
+__all__ = ["named_class"]
+
+Kind = TypeVar("Kind", bound=type)
+
+
+def named_class(name: str, what: str, base: Kind) -> Kind:
+    """The class under `module:Class`.
+
+    Whoever names a module has it imported, from the folder they are in too.
+
+    Args:
+        name: of module and class.
+        what: the setting that names it, for messages.
+        base: what it must derive from.
+
+    Raises:
+        ValueError: if there is no such class, or it derives from something else.
+    """
+    module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:  # as for a script, whose folder Python looks in by itself
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        raise ValueError(f"{what} is {name!r}, but {module} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"{what} is {name!r}, which names no subclass of {base.__module__}.{base.__name__}")
+    return found

@@ -1,0 +1,86 @@
+"""Who imports whom in the package, imports inside functions included, in rooms and on floors.
+
+    python tests/support/import_graph.py    # the table of docs/architecture.md
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = {
+    "peft_calib": ROOT / "peft_calib",
+    "peft_calib.trainer_callbacks": ROOT / "trainer_callbacks",
+    "peft_calib.metrics": ROOT / "metrics",
+}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name."""
+    found = {}
+    for name, folder in FOLDERS.items():
+        for file in sorted(folder.rglob("*.py")):
+            parts = file.relative_to(folder).with_suffix("").parts
+            found[".".join([name, *(part for part in parts if part != "__init__")])] = file
+    return found
+
+
+def imports(name: str, file: Path, known: Iterable[str]) -> set[str]:
+    """Modules of the package that a module imports, wherever in it; what only type checkers see does not count."""
+    tree = ast.parse(file.read_text())
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    unseen = {
+        id(node)
+        for test in ast.walk(tree)
+        if isinstance(test, ast.If) and ast.unparse(test.test).endswith("TYPE_CHECKING")
+        for node in ast.walk(test)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in unseen:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            # `from package import module` imports the module; `from module import name` the module alone
+            found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base for alias in node.names}
+    return {other for other in found if other in known and other != name}
+
+
+def graph() -> dict[str, set[str]]:
+    """Module to the modules it imports."""
+    known = modules()
+    return {name: imports(name, file, known) for name, file in known.items()}
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of two or more that reach each other (Tarjan's strongly connected components)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in arrows[node]:
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            group = [stack.pop()]
+            while group[-1] != node:
+                group.append(stack.pop())
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for node in arrows:
+        if node not in index:
+            visit(node)
+    return found
