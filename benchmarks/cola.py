@@ -1,4 +1,4 @@
-"""Every method of `peft-calib train` on CoLA, through the command line alone: train, evaluate, compare.
+"""Every method of `peft-calib train` on CoLA, as the command line makes it: train, evaluate, compare.
 
 MiniLM on a part of CoLA's training rows, the same rows, head, learning rate and steps for every adapter; a temperature
 on the calibration rows of each run; all numbers on the development rows, in domain and out of domain. The question at
@@ -14,14 +14,15 @@ Runs are kept in `--runs`: an interrupted benchmark goes on where it stood.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 from pathlib import Path
 
 from harness import describe_machine, parser, write
 
 from peft_calib.cli import main as peft_calib
+from peft_calib.runs.comparison import compare_runs
 from peft_calib.runs.embedded import embedded_model
+from peft_calib.runs.evaluation import evaluate_run
 
 SHOWN = ("accuracy", "nll", "brier", "ece", "aurc")
 DOMAINS = ("dev_in_domain", "dev_out_of_domain")
@@ -54,15 +55,6 @@ def train(name: str, out: Path, args: argparse.Namespace) -> None:
     call("train", "--output-dir", out, *common, *RUNS[name])
 
 
-def evaluation(run: Path, domain: str, args: argparse.Namespace) -> dict:
-    call("evaluate", run, "--data", args.data / f"{domain}.jsonl.gz")
-    for report in run.glob("evaluation/*/report.json"):
-        content = json.loads(report.read_text())
-        if Path(content["data"]).name.startswith(domain + "."):
-            return content
-    raise FileNotFoundError(f"{run} has no evaluation on {domain}")
-
-
 def shortened(content: dict) -> dict:
     """The scores that are shown, with intervals and the noise floor of the ECE."""
     variants = {}
@@ -74,22 +66,6 @@ def shortened(content: dict) -> dict:
             scores["ece"]["noise_floor"] = found["noise_floor"]["ece"]
             variants[name][stage] = scores
     return {"rows": content["rows"], "rows_left_out": content["rows_left_out"], "variants": variants}
-
-
-def comparison(domain: str, runs: dict[str, Path], args: argparse.Namespace) -> list[dict]:
-    """Every run against LoRA, each with its own temperature."""
-    out = args.runs / f"compare-{domain}.json"
-    out.unlink(missing_ok=True)
-    scores = [part for name in SHOWN for part in ("--metric", name)]
-    call("compare", *runs.values(), "--data", args.data / f"{domain}.jsonl.gz", *scores, "--output", out)
-    return json.loads(out.read_text())["pairs"]
-
-
-def majority_share(domain: str, args: argparse.Namespace) -> float:
-    """Accuracy of always answering the more frequent class, which a trained model should beat."""
-    with gzip.open(args.data / f"{domain}.jsonl.gz", "rt", encoding="utf-8") as rows:
-        labels = [json.loads(row)["label"] for row in rows]
-    return max(labels.count(0), labels.count(1)) / len(labels)
 
 
 def to_markdown(results: dict) -> str:
@@ -153,12 +129,14 @@ def main() -> None:
         if not (out / "run.json").exists():
             train(name, out, args)
         for domain in DOMAINS:
-            domains[domain]["methods"][name] = shortened(evaluation(out, domain, args))
+            found = evaluate_run(out, data=args.data / f"{domain}.jsonl.gz", progress=False).content
+            domains[domain]["methods"][name] = shortened(found)
+            domains[domain]["majority_share"] = found["baseline"]["accuracy"]
     if "lora" not in runs or len(runs) < 2:
         return
     for domain in DOMAINS:
-        domains[domain]["against_lora"] = comparison(domain, runs, args)
-        domains[domain]["majority_share"] = majority_share(domain, args)
+        options = {"data": args.data / f"{domain}.jsonl.gz", "metrics": SHOWN, "progress": False}
+        domains[domain]["against_lora"] = compare_runs(list(runs.values()), **options).to_dict()["pairs"]
     facts = {name: json.loads((out / "run.json").read_text()) for name, out in runs.items()}
     results = {
         "machine": describe_machine(),

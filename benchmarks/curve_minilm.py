@@ -23,7 +23,6 @@ A FOLDER is one that `peft-calib train` reads; without `--data` the embedded sen
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from harness import describe_machine, kept, parser, write
+from harness import describe_machine, kept, of_rows, parser, point_scores, write
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from rich.console import Console
 from safetensors.torch import load_file, save_file
@@ -46,12 +45,12 @@ from peft_calib import CurveLoraConfig, Prediction, predict_dataset
 from peft_calib.calibration import TemperatureScaling, calibration_report, log_probabilities
 from peft_calib.console import own_random_state, progress_bars
 from peft_calib.demo import demo_config
+from peft_calib.provenance.splits import SplitRecord
 from peft_calib.runs.folder import RunFolder
 from peft_calib.runs.methods import Stage
 from peft_calib.runs.rows import load_run_rows, load_test_rows
 from peft_calib.runs.stage import load_base, load_tokenizer, run_stage
 from peft_calib.runs.training import material_of
-from peft_calib.splits import SplitRecord
 
 COMMON = {"r": 8, "lora_alpha": 16, "target_modules": ["query", "value"]}
 CURVE = {**COMMON, "num_anchors": 3, "num_handles": 2}
@@ -208,29 +207,10 @@ def temperature_scaled(study: Study, line: PeftModel) -> dict:
     return {**scores(prediction, study.labels), "temperature": scaling.temperature}
 
 
-def of_rows(prediction: Prediction, labels: torch.Tensor) -> dict[str, np.ndarray]:
-    """Log-likelihood, correctness and mutual information of each row."""
-    chosen = prediction.probabilities.double().gather(1, labels.unsqueeze(1)).squeeze(1)
-    return {
-        "log_likelihood": log_probabilities(chosen).numpy(),
-        "accuracy": (prediction.predictions == labels).double().numpy(),
-        "mutual_information": prediction.mutual_information.double().numpy(),
-    }
-
-
 def scores(prediction: Prediction, labels: torch.Tensor) -> dict[str, float]:
-    """Means over the rows and the calibration error; mutual information also of three points at a time."""
-    found = {key: float(values.mean()) for key, values in of_rows(prediction, labels).items()}
+    """Means over the rows, and the calibration error."""
     report = calibration_report(prediction.probabilities, labels, confidence_level=None)
-    found["ece"] = report["ece"]
-    draws = prediction.sample_probabilities
-    if len(draws) >= 3:
-        triples = [
-            Prediction(sample_probabilities=draws[list(t)], num_forwards=3)
-            for t in itertools.combinations(range(len(draws)), 3)
-        ]
-        found["mutual_information_of_three"] = statistics.mean(float(t.mutual_information.mean()) for t in triples)
-    return found
+    return {**point_scores(prediction.sample_probabilities, labels), "ece": report["ece"]}
 
 
 def differences(predictions: dict[str, Prediction], labels: torch.Tensor) -> dict[str, dict]:
@@ -247,7 +227,7 @@ def differences(predictions: dict[str, Prediction], labels: torch.Tensor) -> dic
         "(d) LL, lambda 1 - lambda 0": (FULL, ZERO, "log_likelihood"),
         "(d) ACC, lambda 1 - lambda 0": (FULL, ZERO, "accuracy"),
     }
-    return {name: paired(rows[a][key], rows[b][key]) for name, (a, b, key) in asked.items()}
+    return {name: paired(rows[a][key].numpy(), rows[b][key].numpy()) for name, (a, b, key) in asked.items()}
 
 
 def paired(a: np.ndarray, b: np.ndarray, resamples: int = 2000) -> dict:

@@ -19,7 +19,6 @@ repeated.
 from __future__ import annotations
 
 import copy
-import itertools
 import statistics
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import describe_machine, kept, parser, spread_of, write
+from harness import describe_machine, kept, parser, point_scores, spread_of, write
 from peft import LoraConfig, PeftModel, get_peft_model
 from sklearn.datasets import load_digits
 from torch import nn
@@ -121,34 +120,12 @@ def build(base: Network, seed: int, folders: list[str] | None, **fields) -> Peft
 # --------------------------------------------------------------------- measuring
 
 
-def scores(sample_probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Of the mean of K functions' probabilities (K, N, C); mutual information also of three of them at a time."""
-    p = sample_probabilities.double()
-    mean = p.mean(0)
-    found = {
-        "log_likelihood": float(mean[torch.arange(len(labels)), labels].clamp_min(1e-300).log().mean()),
-        "accuracy": float((mean.argmax(1) == labels).double().mean()),
-        "mutual_information": mutual_information(p),
-    }
-    if len(p) >= 3:
-        triples = itertools.combinations(range(len(p)), 3)
-        found["mutual_information_of_three"] = statistics.mean(mutual_information(p[list(t)]) for t in triples)
-    return found
-
-
-def mutual_information(p: torch.Tensor) -> float:
-    def entropy(q: torch.Tensor) -> torch.Tensor:
-        return -torch.special.xlogy(q, q).sum(-1)
-
-    return float((entropy(p.mean(0)) - entropy(p).mean(0)).mean())
-
-
 def measure(model: PeftModel, train: Rows, test: Rows) -> dict[str, float]:
     """Scores of the average over the curve's own grid, and the barrier on the training rows."""
     prediction = peft_calib.predict(model, {"x": test[0]})
     rows = [{"x": x, "labels": label} for x, label in zip(*train, strict=True)]
     profile = peft_calib.loss_profile(model, rows, POINTS, batch_size=len(rows))
-    return {**scores(prediction.sample_probabilities, test[1]), "barrier": profile.barrier}
+    return {**point_scores(prediction.sample_probabilities, test[1]), "barrier": profile.barrier}
 
 
 @torch.no_grad()
@@ -174,7 +151,7 @@ def measure_lines_in_weights(base: Network, line: PeftModel, train: Rows, test: 
     log_p = logits(shape.grid(POINTS), train[0]).double().log_softmax(-1)
     losses = -log_p[:, torch.arange(len(train[1])), train[1]].mean(1)
     barrier = float(losses.max() - losses[:: POINTS // 2].max())  # the anchors are the ends and the middle
-    return {**scores(logits(shape.grid(), test[0]).softmax(-1), test[1]), "barrier": barrier}
+    return {**point_scores(logits(shape.grid(), test[0]).softmax(-1), test[1]), "barrier": barrier}
 
 
 # --------------------------------------------------------------------- the study
@@ -191,9 +168,9 @@ def run(seed: int, anchor_steps: int, curve_steps: int) -> dict[str, dict[str, f
         folders = train_anchors(base, train, Path(scratch), seed, anchor_steps)
         line = build(base, seed, folders, num_handles=0)
         members = peft_calib.predict(line, {"x": test[0]}, num_samples=3).sample_probabilities
-        singles = [scores(member.unsqueeze(0), test[1]) for member in members]
+        singles = [point_scores(member.unsqueeze(0), test[1]) for member in members]
         found["MAP"] = {key: statistics.mean(single[key] for single in singles) for key in singles[0]}
-        found["DE(3)"] = scores(members, test[1])
+        found["DE(3)"] = point_scores(members, test[1])
         found["Lin(3)"] = measure(line, train, test)
         aligned = build(base, seed, folders, num_handles=0, gauge_align="procrustes")
         found["Lin(3), balanced and aligned"] = measure(aligned, train, test)

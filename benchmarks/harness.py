@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ import torch
 from transformers import logging
 
 import peft_calib
+from peft_calib.calibration import log_probabilities
 
 if TYPE_CHECKING:  # where there is little more than torch and transformers, the benchmarks of steps run without it
     from peft_calib.runs.loading import FinishedRun
@@ -85,6 +87,31 @@ def trained(folder: Path, method: str, data: str = "documentation", **settings: 
     config, _ = demo_config(data, method=method, **settings)
     train_in(config, RunFolder(folder), Console(quiet=True))
     return FinishedRun.load(folder)
+
+
+def of_rows(prediction: peft_calib.Prediction, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Log-likelihood, correctness and mutual information of each row, float64."""
+    chosen = prediction.probabilities.double().gather(1, labels.unsqueeze(1)).squeeze(1)
+    return {
+        "log_likelihood": log_probabilities(chosen),
+        "accuracy": (prediction.predictions == labels).double(),
+        "mutual_information": prediction.mutual_information.double(),
+    }
+
+
+def point_scores(probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Of the mean of K functions' probabilities (K, N, C); mutual information also of three of them at a time."""
+
+    def of(draws: torch.Tensor) -> dict[str, float]:
+        prediction = peft_calib.Prediction(sample_probabilities=draws, num_forwards=len(draws))
+        return {key: float(values.mean()) for key, values in of_rows(prediction, labels).items()}
+
+    found = of(probabilities)
+    if len(probabilities) >= 3:
+        triples = itertools.combinations(range(len(probabilities)), 3)
+        three = [of(probabilities[list(t)])["mutual_information"] for t in triples]
+        found["mutual_information_of_three"] = statistics.mean(three)
+    return found
 
 
 def spread_of(values: list[float]) -> list[float]:

@@ -36,7 +36,7 @@ from .prediction import (  # noqa: E402
     sample_generate,
     score_texts,
 )
-from .splits import calibration_split  # noqa: E402
+from .provenance.splits import calibration_split  # noqa: E402
 from .tuners import (  # noqa: E402  (a PEFT that cannot work is refused first)
     BayesianLoraConfig,
     BayesianLoraModel,

@@ -137,16 +137,8 @@ def replace_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
     given, path = Path(path), _real(path)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{given} is a file; name a folder.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(path)
-    with _own_name(path, _PARTIAL) as partial:
-        partial.mkdir()
-        try:
-            write(partial)
-            _sync_files(partial)
-            move_into_place(partial, path)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with _written_aside(path, write) as partial:
+        move_into_place(partial, path)
     _sync_folder(path.parent)
     return given
 
@@ -185,15 +177,23 @@ def fill_folder(path: str | Path, write: Callable[[Path], None], last: str) -> N
     """
     path = _real(path)
     path.mkdir(parents=True, exist_ok=True)
+    with _written_aside(path, write) as partial:
+        (path / last).unlink(missing_ok=True)
+        for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == last):
+            move_into_place(entry, path / entry.name)
+
+
+@contextmanager
+def _written_aside(path: Path, write: Callable[[Path], None]) -> Iterator[Path]:
+    """A folder beside a path, filled and on the disk; what is still there when the block ends goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path)
     with _own_name(path, _PARTIAL) as partial:
         partial.mkdir()
         try:
             write(partial)
             _sync_files(partial)
-            (path / last).unlink(missing_ok=True)
-            for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == last):
-                move_into_place(entry, path / entry.name)
+            yield partial
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

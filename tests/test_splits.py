@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from peft_calib import HyperLoraConfig, calibration_split
-from peft_calib.companions import attach_file
 from peft_calib.files import write_atomically
-from peft_calib.row_hashes import hash_rows
+from peft_calib.provenance.companions import attach_file
+from peft_calib.provenance.row_hashes import hash_rows
 from peft_calib.splits import SPLIT_FILE, RowSet, SplitRecord, check_unseen, read_split, record_split
 
 

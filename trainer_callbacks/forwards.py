@@ -12,7 +12,7 @@ import torch
 from peft_calib.calibration.answers import log_probabilities
 from peft_calib.calibration.inputs import as_numpy
 from peft_calib.prediction.draws import draws, evaluating
-from peft_calib.row_tables import as_rows
+from peft_calib.provenance.row_tables import as_rows
 from peft_calib.tuners.rows import to_device
 
 from .outputs import (

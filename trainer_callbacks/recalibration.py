@@ -16,14 +16,14 @@ from transformers.utils import logging
 
 from peft_calib.calibration.recalibrate import Recalibrator, TemperatureScaling, load_state
 from peft_calib.calibration.recalibrate.temperature import check_enough_rows
-from peft_calib.companions import attach_file, detach_file
 from peft_calib.files import write_atomically
 from peft_calib.identity import adapter_digest
 from peft_calib.items import untouched_randomness
 from peft_calib.json_files import read_json
 from peft_calib.prediction.draws import check_num_samples
-from peft_calib.row_tables import as_rows
-from peft_calib.splits import RowSet, record_split
+from peft_calib.provenance.companions import attach_file, detach_file
+from peft_calib.provenance.row_tables import as_rows
+from peft_calib.provenance.splits import RowSet, record_split
 from peft_calib.tuners.laws import laws_of
 
 from .adapter_state import belongs_to_folder, check_readable, digest_of_folder

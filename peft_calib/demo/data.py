@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from ..runs.embedded import DOCUMENTATION as EMBEDDED
 from ..runs.embedded import OUTSIDE
 from ..runs.rows import cut_rows, filled, is_hidden, learn_rows, limited, load_outside_rows
 from ..runs.settings import RunConfig
 from ..runs.sources import FileFormat, read_splits, source_name
+from ..runs.tasks import Task
 
 __all__ = ["DOCUMENTATION", "TextData", "load_text_data", "with_embedded"]
 
@@ -110,24 +111,36 @@ def load_text_data(
     form = FileFormat(encoding, delimiter)
     splits = read_splits(source, subset, form)
     task, train, left_out = learn_rows(config, splits)
-    held_out = []
-    for name in ("validation", "test"):
-        if name in splits and not is_hidden(splits[name], label_column):
-            rows, count = filled(splits[name], type(task), config, config.data, drop_missing)
-            held_out.append(task.canonical(rows, config.data, name))
-            left_out += count
-    test = held_out.pop() if held_out else None
-    if test is None:
-        train, test = cut_rows(train, config.test_fraction, seed)
-    calibration = held_out.pop() if held_out else None
-    if calibration is None:
-        train, calibration = cut_rows(train, config.calibration_fraction, seed)
+    given, lacking = _given(splits, task, config)
+    train, calibration, test = _three(train, given, config)
     other = None
     if outside is not None:
         other = load_outside_rows(task, outside, form, drop_missing).rows.remove_columns("label")
     assert task.labels is not None
     name = config.data.removeprefix("embedded:")
-    return TextData(name, limited(train, config), calibration, test, task.labels.names, other, left_out)
+    return TextData(name, train, calibration, test, task.labels.names, other, left_out + lacking)
+
+
+def _given(splits: DatasetDict, task: Task, config: RunConfig) -> tuple[list[Dataset], int]:
+    """The labelled splits that the source brings beside `train`, those to test on last, and rows left out of them."""
+    found, left_out = [], 0
+    for name in ("validation", "test"):
+        if name in splits and not is_hidden(splits[name], config.label_column):
+            rows, count = filled(splits[name], type(task), config, config.data, config.drop_missing)
+            found.append(task.canonical(rows, config.data, name))
+            left_out += count
+    return found, left_out
+
+
+def _three(train: Dataset, given: list[Dataset], config: RunConfig) -> tuple[Dataset, Dataset, Dataset]:
+    """Train, calibration and test rows: what was given, and cuts of the training rows for what was not."""
+    test = given.pop() if given else None
+    if test is None:
+        train, test = cut_rows(train, config.test_fraction, config.seed)
+    calibration = given.pop() if given else None
+    if calibration is None:
+        train, calibration = cut_rows(train, config.calibration_fraction, config.seed)
+    return limited(train, config), calibration, test
 
 
 def with_embedded(source: Any, outside: Any, fractions: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:

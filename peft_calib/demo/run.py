@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from ..console import own_random_state, quiet
 from ..files import fill_folder, folder_lock
+from ..provenance.splits import SplitRecord
 from ..runs.embedded import called, embedded_model
 from ..runs.evaluation import AFTER, BEFORE, Evaluation, evaluate_run
 from ..runs.folder import STAGE, RunFolder, read_json, write_json
@@ -29,7 +30,6 @@ from ..runs.settings import RunConfig
 from ..runs.sources import FileFormat, read_splits
 from ..runs.stage import load_base
 from ..runs.training import train_in
-from ..splits import SplitRecord
 from .data import with_embedded
 from .table import Line, reliability_grid, result_table
 

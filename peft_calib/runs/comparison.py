@@ -68,18 +68,13 @@ class RunComparison:
 def compare_runs(
     run_dirs: Sequence[str | Path],
     *,
-    data: Any = None,
-    subset: str | None = None,
-    split: str | None = None,
-    encoding: str | None = None,
-    delimiter: str | None = None,
-    drop_missing: bool = False,
     num_samples: int | None = None,
     metrics: Sequence[str] | None = None,
     after_temperature: bool = True,
     every_pair: bool = False,
     seed: int = 0,
     progress: bool = True,
+    **where: Any,
 ) -> RunComparison:
     """Compare finished runs by a paired bootstrap on the rows that none of them has seen.
 
@@ -88,18 +83,14 @@ def compare_runs(
 
     Args:
         run_dirs: folders of runs; the first is the baseline.
-        data: rows to test on; each run's own test rows if not given.
-        subset: configuration name of a Hub data set.
-        split: which split.
-        encoding: of text files that are not UTF-8.
-        delimiter: of CSV files whose delimiter cannot be found from their rows.
-        drop_missing: leave out rows without a text or a label.
         num_samples: draws of the stochastic runs.
         metrics: scores to compare.
         after_temperature: compare probabilities after each run's temperature.
         every_pair: compare each run with each, instead of each with the first.
         seed: key of the draws and of the bootstrap.
         progress: show bars.
+        where: rows to test on, as `evaluate_run` takes them: `data`, `subset`, `split`, `encoding`, `delimiter`,
+            `drop_missing`; each run's own test rows if not given.
 
     Returns:
         The comparison.
@@ -111,8 +102,7 @@ def compare_runs(
     names = _names(run_dirs)
     scores = list(metrics or COMPARED)
     check_metrics(scores)
-    options: dict[str, Any] = {"data": data, "subset": subset, "split": split, "seed": seed, "progress": progress}
-    options |= {"encoding": encoding, "delimiter": delimiter, "drop_missing": drop_missing}
+    options = {"seed": seed, "progress": progress, **where}
     evaluations = {name: _evaluated(path, num_samples, options) for name, path in zip(names, run_dirs, strict=True)}
     order = _common_order(evaluations)
     stage = AFTER if after_temperature else BEFORE

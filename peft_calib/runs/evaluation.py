@@ -166,12 +166,10 @@ def evaluate_run(
             made = _class_report(run, rows, variants, seed, progress, other)
             made.content["baseline"] = _baseline(run, made, seed)
     content = {"run": folder.path.name, "method": task.config.method, **_described(rows, seed), **made.content}
-    content |= {"metrics": shown, "identity": identity}
-    if processes().is_main_process:
-        replace_folder(place, lambda new: _write(new, Made(without_nan(content), made.arrays, made.html)))
-    processes().wait_for_everyone()
+    content = without_nan(content | {"metrics": shown, "identity": identity})
+    _write(place, Made(content, made.arrays, made.html))
     _warn_of_another_adapter(folder, identity)
-    return Evaluation(place, without_nan(content))
+    return Evaluation(place, content)
 
 
 def _made_before(place: Path, identity: dict[str, Any]) -> Evaluation | None:
@@ -318,11 +316,17 @@ def _described(rows: TestRows, seed: int) -> dict[str, Any]:
 
 
 def _write(place: Path, made: Made) -> None:
-    """The numbers last: a folder with them is complete."""
-    if made.arrays:
-        save_file(made.arrays, place / ROWS)
-        made.content["rows_file"] = _file_digest(place / ROWS)
-    if made.html is not None:
-        write_atomically(place / "report.html", made.html)
-    write_atomically(place / "report.md", evaluation_markdown(made.content, made.content["metrics"]))
-    write_json(place / REPORT, made.content)
+    """Write a folder on the main process; the numbers last: a folder with them is complete."""
+
+    def write(new: Path) -> None:
+        if made.arrays:
+            save_file(made.arrays, new / ROWS)
+            made.content["rows_file"] = _file_digest(new / ROWS)
+        if made.html is not None:
+            write_atomically(new / "report.html", made.html)
+        write_atomically(new / "report.md", evaluation_markdown(made.content, made.content["metrics"]))
+        write_json(new / REPORT, made.content)
+
+    if processes().is_main_process:
+        replace_folder(place, write)
+    processes().wait_for_everyone()

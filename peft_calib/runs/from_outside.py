@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import TypeVar
+from typing import Any
 
 __all__ = ["named_class"]
 
-Kind = TypeVar("Kind", bound=type)
 
-
-def named_class(name: str, what: str, base: Kind) -> Kind:
+def named_class(name: str, what: str, base: type) -> Any:
     """The class under `module:Class`.
 
     Whoever names a module has it imported, from the folder they are in too.

@@ -21,7 +21,7 @@ from peft_calib.calibration.recalibrate.temperature import POSSIBLE
 from peft_calib.identity import folder_digest
 from peft_calib.json_files import Fields
 from peft_calib.prediction import Prediction, predict_dataset
-from peft_calib.splits import SplitRecord, read_split
+from peft_calib.provenance.splits import SplitRecord, read_split
 
 from ..console import own_random_state
 from .folder import RunFolder, read_fields, read_json

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from peft_calib.row_hashes import hash_rows
-from peft_calib.splits import MAX_OVERLAP, RowSet, SplitRecord, calibration_split, check_unseen
+from peft_calib.provenance.row_hashes import hash_rows
+from peft_calib.provenance.splits import MAX_OVERLAP, RowSet, SplitRecord, calibration_split, check_unseen
 
 from .columns import without_missing
 from .settings import RunConfig

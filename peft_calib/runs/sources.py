@@ -78,9 +78,9 @@ def read_splits(source: Any, subset: str | None = None, form: FileFormat | None 
     path = Path(source)
     suffix = _suffix(path)
     if path.is_dir():
-        return _folder(path, form) if subset is None else load_dataset(str(source), subset)
+        return _folder(path, form) if subset is None else _of_hub(str(source), subset)
     if suffix not in READERS and not path.exists():
-        return load_dataset(str(source), subset)
+        return _of_hub(str(source), subset)
     if not path.exists():
         raise FileNotFoundError(f"there is no data file {source}")
     if suffix not in READERS:
@@ -91,6 +91,16 @@ def read_splits(source: Any, subset: str | None = None, form: FileFormat | None 
 def source_name(source: Any) -> str:
     """How messages and reports call a source."""
     return str(source) if isinstance(source, (str, Path)) else f"the {type(source).__name__} given"
+
+
+def _of_hub(name: str, subset: str | None) -> DatasetDict:
+    """A data set of the Hub, or of a folder that is laid out like one."""
+    try:
+        return load_dataset(name, subset)
+    except OSError as error:  # also what `datasets` and the Hub's client raise
+        told = str(error).strip().partition("\n")[0]
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+        raise kind(f"{name} is no file or folder here, and cannot be read from the Hub: {told}") from error
 
 
 def _in_memory(source: Any) -> DatasetDict:

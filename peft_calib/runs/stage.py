@@ -27,7 +27,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from peft_calib.files import move_into_place
-from peft_calib.splits import SplitRecord, record_split
+from peft_calib.provenance.splits import SplitRecord, record_split
 from peft_calib.trainer_callbacks import (
     BestCalibrationCallback,
     CalibrationCallback,
@@ -43,6 +43,7 @@ from .methods import Stage
 from .processes import on_cpu, processes
 from .settings import RunConfig
 from .tasks import Task
+from .tasks.base import load_model_config
 
 __all__ = ["Material", "load_tokenizer", "run_stage", "training_arguments"]
 
@@ -65,6 +66,7 @@ class Material:
 
 def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, able to pad."""
+    load_model_config(config)  # says which model there is none of; a tokenizer's own message is about its files
     words = {"add_prefix_space": True} if config.task == "token-cls" else {}  # byte-level tokenizers need it for words
     tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision, **words)
     if tokenizer.pad_token is None:  # decoders: any token serves, padding is masked

@@ -37,6 +37,10 @@ BLANKS = re.compile(r"[ \t\n\r]*")
 EXCEL_HINT = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 
 
+#: How .xlsx, .docx and .zip begin, and the older .xls and .doc.
+PACKED = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+
+
 def decoded(content: bytes, source: str, encoding: str | None = None) -> str:
     """The text of a file: UTF-8, whatever a byte order mark says, or the named encoding.
 
@@ -49,6 +53,11 @@ def decoded(content: bytes, source: str, encoding: str | None = None) -> str:
         >>> decoded("café".encode("utf-16"), "menu.csv")
         'café'
     """
+    if content.startswith(PACKED):
+        raise ValueError(
+            f"{source} is no text but a packed or binary file, as Excel and other programs write them: save the table "
+            "as CSV there, or read it in Python (pandas.read_excel) and give the data frame"
+        )
     named = next((name for mark, name in MARKS.items() if content.startswith(mark)), None)
     chosen = encoding or named or "utf-8"
     try:
@@ -67,6 +76,9 @@ def decoded(content: bytes, source: str, encoding: str | None = None) -> str:
             "encoding with --encoding (encoding=... in Python): cp1252 for files of Windows programs, latin-1, "
             "utf-16, ..."
         ) from error
+    if encoding is None and 4 * text.count("\0") < len(text) and "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"{source}: line {line} holds a NUL character, which is no text; the file may be damaged")
     if encoding is None and "\0" in text:
         likely = "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
         raise ValueError(f"{source} holds NUL characters, as UTF-16 does: name its encoding with --encoding {likely}")

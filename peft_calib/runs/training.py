@@ -14,7 +14,7 @@ from rich.console import Console
 from peft_calib.export import export_lora
 from peft_calib.identity import folder_digest
 from peft_calib.items import count_items
-from peft_calib.splits import RowSet, SplitRecord
+from peft_calib.provenance.splits import RowSet, SplitRecord
 from peft_calib.trainer_callbacks.recalibration import RECALIBRATION_FILE
 
 from ..console import progress_bars, quiet
@@ -134,6 +134,9 @@ def _about_rows(task: Task, rows: RunRows, baseline: MostFrequent | None) -> lis
     lines = []
     if rows.without_value:
         lines.append(f"{rows.without_value} row(s) without a text or a label were left out")
+    for names in () if task.labels is None else task.labels.alike:
+        told = ", ".join(map(repr, names))
+        lines.append(f"{told} differ in blanks or capitals only, and are different classes; make them one if they are")
     lines.append(f"{task.config.epochs:g} epoch(s) at a learning rate of {task.config.learning_rate:g}")
     if baseline is not None:
         scores = baseline.scores(task.class_indices(rows.calibration), task.config.metrics)

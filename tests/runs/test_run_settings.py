@@ -172,7 +172,9 @@ def test_unknown_places(place, tmp_path):
     (tmp_path / "typed.yaml").write_text("rank: eight\n")
     assert "rank must be a whole number, got 'eight'" in place(GOOD, "--config", tmp_path / "typed.yaml")
     (tmp_path / "worse.yaml").write_text("a: [")
-    assert "not valid YAML" in place(GOOD, "--config", tmp_path / "worse.yaml")
+    worse = place(GOOD, "--config", tmp_path / "worse.yaml")
+    assert "not valid YAML: line" in worse
+    assert "\n" not in worse
 
 
 def test_a_finished_run_is_not_replaced(trained, train_file, tiny_model_folder):

@@ -12,7 +12,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from peft_calib.demo.data import load_text_data
-from peft_calib.runs.columns import classes_of, texts_of, without_missing
+from peft_calib.runs.columns import texts_of, without_missing
 from peft_calib.runs.labels import LabelMap
 from peft_calib.runs.origins import at
 from peft_calib.runs.sources import FileFormat, read_splits
@@ -193,7 +193,7 @@ def test_messages_count_lines_as_an_editor_does(tmp_path):
     with pytest.raises(ValueError, match=r"rows\.csv, line 6: row 1 has no text .*--drop-missing"):
         texts_of(rows, "text", "text", "rows")
     with pytest.raises(ValueError, match=r"rows\.csv, line 7: row 2 of train has the label None; .*--drop-missing"):
-        classes_of({"train": rows["label"][:]}, None, "rows", rows={"train": rows})
+        LabelMap.learn(rows["label"][:], None, "rows", rows=rows)
     left, count = without_missing(rows, ["text", "label"])
     assert (left.to_dict(), count) == ({"text": ["over\nthree\nlines"], "label": ["a"]}, 2)
 
@@ -372,3 +372,25 @@ def test_saved_data_sets_and_categories(tmp_path):
     assert list(read_splits(tmp_path / "saved")) == ["train", "test"]
     pd.DataFrame({"text": ["a", "b"], "label": pd.Categorical(["x", "y"])}).to_parquet(tmp_path / "frame.parquet")
     assert read_splits(tmp_path / "frame.parquet")["train"]["label"][:] == ["x", "y"]
+
+
+def test_a_workbook_named_csv_and_a_stray_nul_are_told_apart_from_an_encoding(tmp_path):
+    book = tmp_path / "book.csv"
+    book.write_bytes(b"PK\x03\x04\x14\x00" + bytes(60))
+    with pytest.raises(ValueError, match="packed or binary file, as Excel"):
+        read_splits(book)
+    damaged = tmp_path / "damaged.csv"
+    damaged.write_bytes(b"text,label\n" + b"a text,1\n" * 20 + b"b\0roken,0\n")
+    with pytest.raises(ValueError, match="line 22 holds a NUL character"):
+        read_splits(damaged)
+
+
+def test_an_unknown_hub_id_is_named():
+    with pytest.raises(OSError, match="nobody/nothing is no file or folder here"):
+        read_splits("nobody/nothing")
+
+
+def test_labels_that_differ_in_blanks_or_capitals_only_are_found():
+    labels = LabelMap.learn(["Good", "good ", "bad", "very  bad", "Very bad"], None, "rows.csv")
+    assert sorted(map(sorted, labels.alike)) == [["Good", "good "], ["Very bad", "very  bad"]]
+    assert LabelMap.learn(["good", "bad"], None, "rows.csv").alike == []

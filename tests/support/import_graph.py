@@ -1,6 +1,6 @@
 """Who imports whom in the package, imports inside functions included, in rooms and on floors.
 
-    python tests/support/import_graph.py    # the table of docs/architecture.md
+python tests/support/import_graph.py    # the table of docs/architecture.md
 """
 
 from __future__ import annotations
@@ -84,3 +84,50 @@ def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
         if node not in index:
             visit(node)
     return found
+
+
+#: Rooms from the ground up: an arrow goes to a room further up in this list, that is, down in the house.
+FLOORS = {
+    "ground": ("internals", "files", "json_files", "registry", "identity", "console"),
+    "foundations": ("tuners", "calibration"),
+    "what lies on one of them": (
+        "lora_form",
+        "provenance",
+        "splits",
+        "draws_index",
+        "edits",
+        "items",
+        "param_groups",
+        "prediction",
+    ),
+    "tools": ("export", "curves", "bayesianize", "metrics", "trainer_callbacks"),
+    "roads": ("runs", "demo", "cli"),
+}
+
+
+def room(module: str) -> str:
+    """The folder or file at the top of the package that a module lies in; the package's own names are `""`."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+def rooms(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Room to the rooms it imports."""
+    found: dict[str, set[str]] = {}
+    for name, others in arrows.items():
+        found.setdefault(room(name), set()).update(room(other) for other in others if room(other) != room(name))
+    return found
+
+
+def table() -> str:
+    """Rooms by floor, the highest first, and what each imports, as Markdown."""
+    found = rooms(graph())
+    lines = ["| floor | room | imports |", "|---|---|---|"]
+    for floor, members in reversed(FLOORS.items()):
+        for member in reversed(members):
+            below = [other for floor_ in FLOORS.values() for other in floor_ if other in found[member]]
+            lines.append(f"| {floor} | `{member}` | {', '.join(f'`{other}`' for other in below) or '-'} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

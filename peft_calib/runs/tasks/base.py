@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets import Dataset
@@ -107,5 +108,15 @@ class Task(ABC):
 
 
 def load_model_config(config: RunConfig) -> PreTrainedConfig:
-    """Configuration of the base model."""
-    return AutoConfig.from_pretrained(config.model, revision=config.revision)
+    """Configuration of the base model.
+
+    Raises:
+        OSError: if there is no such model; the message names it.
+    """
+    try:
+        return AutoConfig.from_pretrained(config.model, revision=config.revision)
+    except OSError as error:
+        if Path(config.model).is_dir():
+            raise
+        told = str(error).strip().partition("\n")[0]
+        raise OSError(f"{config.model} is no folder here, and cannot be read from the Hub: {told}") from error

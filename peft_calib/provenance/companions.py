@@ -9,8 +9,8 @@ from peft import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import nn
 
-from .files import write_atomically
-from .identity import active_adapter
+from ..files import write_atomically
+from ..identity import active_adapter
 
 
 def attach_file(model: nn.Module, name: str, text: str, adapter_name: str | None = None) -> None:
