@@ -7,19 +7,18 @@ come back to is kept by thread as well, and once more for all: on an accelerator
 from __future__ import annotations
 
 import threading
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from .asked import Asked
 from .factors import Draw, Law
-from .generation import Generation, Traced
+from .generation import Contents, Generation
 from .objective import Receipt
-
-if TYPE_CHECKING:
-    from .holder import FactorHolder
 
 
 @dataclass(eq=False)
@@ -34,7 +33,6 @@ class Part:
     draw: Draw | None
     comparing: list[Law]
     factors: dict[str, Generation] = field(default_factory=dict)
-    traced: dict[str, Traced] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
@@ -50,14 +48,14 @@ class Forward:
         root: The base model.
         asked: What the call chain asked of it.
         trains: What `Modes.begin_forward` answered.
-        parts: What it has from each holder.
+        parts: What it has from each `FactorHolder`.
         lent: A configuration with a padding token on loan, see `padding`.
     """
 
     root: nn.Module
     asked: Asked | None
     trains: bool
-    parts: dict[FactorHolder, Part] = field(default_factory=dict)
+    parts: dict[nn.Module, Part] = field(default_factory=dict)
     lent: Any = None
 
     @property
@@ -95,7 +93,7 @@ def is_running(root: nn.Module) -> bool:
     return any(forward.root is root for forward in _RUNNING.forwards)
 
 
-def running_part(holder: FactorHolder) -> Part | None:
+def running_part(holder: nn.Module) -> Part | None:
     """What the forward under way in this thread has from a holder."""
     for forward in reversed(_RUNNING.forwards):
         if holder in forward.parts:
@@ -111,8 +109,43 @@ class Here(threading.local):
         self.latest: dict[str, Generation] = {}
         #: Position of the slot that was read last by a direct call of a part of the model, by adapter.
         self.position: dict[str, int] = {}
+        #: The regularisers of the last training forward.
         self.pending: list[torch.Tensor] = []
         self.receipt: Receipt | None = None
+        #: Whether they are in no loss yet.
         self.unclaimed = False
-        self.last_task_loss: torch.Tensor | None = None
-        self.last_regularizer: torch.Tensor | None = None
+
+
+@dataclass
+class ForwardState:
+    """What a holder knows between the beginning of a forward and the end of its backward.
+
+    A copy, or a pickle that is read, starts afresh: generations hang on an autograd graph, which can neither be copied
+    nor pickled, and none of it is part of what a law is.
+
+    Args:
+        here: Of this thread.
+        latest: The last generation of any thread that gradients may come back to, by adapter: a backward on an
+            accelerator runs in threads of its own, which have made none.
+        cached: The last generation without gradients, with what it was made of, by adapter.
+        uses: Whether gradients have come back to the generations that are alive, by adapter.
+        tracing: What the forward has that torch.compile is building a graph of.
+        root: The base model, once a forward of it has begun.
+        awaited: Checks of weights that are still to be loaded, by adapter.
+    """
+
+    here: Here = field(default_factory=Here)
+    latest: dict[str, Generation] = field(default_factory=dict)
+    cached: dict[str, tuple[Generation, Contents]] = field(default_factory=dict)
+    uses: dict[str, list[weakref.ref]] = field(default_factory=dict)
+    tracing: Part | None = None
+    root: weakref.ref[nn.Module] | None = None
+    awaited: dict[str, Callable[[], None]] = field(default_factory=dict)
+
+    def forget(self, adapter: str) -> None:
+        """Drop the generations of an adapter."""
+        for kept in (self.cached, self.latest, self.here.latest):
+            kept.pop(adapter, None)
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return ForwardState, ()

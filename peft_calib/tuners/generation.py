@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..internals.torch import at_end_of_backward, is_functorch_wrapped, version_of
+from ..internals.torch import at_end_of_backward, in_backward, inside_checkpoint, is_functorch_wrapped, version_of
 from .factors import Draw, Factors, Law, Perturbation, Points
 from .memory import answer
 from .objective import Receipt, settle_receipts
@@ -56,8 +56,9 @@ class Generation:
     regularizer: torch.Tensor | None
     stamp: tuple
     has_graph: bool
-    # an object of its own: the tensor hook that marks it must not keep the generation alive
-    use: _Use = field(default_factory=_Use)
+    # An object of its own, because the tensor hook that marks it must not keep the generation, and so a whole graph,
+    # alive. None in a traced generation: torch.compile has hooks and weak references of its own.
+    use: _Use | None = None
     roots: list[torch.Tensor] = field(default_factory=list)
     leaves: list[torch.Tensor] = field(default_factory=list)
     perturbation: Perturbation | None = None
@@ -71,12 +72,17 @@ class Generation:
         """What was asked for."""
         return self.stamp[0]
 
-    def pair(self, index: int, in_backward: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def pair(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A and B of one slot, as the calling layer may use them."""
-        if not self.has_graph or not torch.is_grad_enabled():
+        if not self.has_graph:
+            return self.pairs[index]
+        backward = in_backward()
+        if not torch.is_grad_enabled():
+            if not backward and inside_checkpoint():
+                self.begin_reentrant()
             return self.pairs[index]
         if self.reentrant:
-            return self._bridge(index, in_backward)
+            return self._bridge(index, backward)
         self.read_directly = True
         return self.pairs[index]
 
@@ -112,13 +118,13 @@ class Generation:
             )
         self.reentrant = True
 
-    def _bridge(self, index: int, in_backward: bool = False) -> tuple[torch.Tensor, ...]:
+    def _bridge(self, index: int, backward: bool = False) -> tuple[torch.Tensor, ...]:
         if index not in self.bridges:
             self.bridges[index] = tuple(as_leaf(tensor) for tensor in self._bank(index))
             for leaf in self.bridges[index]:
-                if leaf.requires_grad and not in_backward:
+                if leaf.requires_grad and not backward:
                     leaf.register_post_accumulate_grad_hook(lambda _: at_end_of_backward(self._cross))
-        if in_backward:
+        if backward:
             at_end_of_backward(self._cross)
         return self.bridges[index]
 
@@ -128,16 +134,6 @@ class Generation:
     def _cross(self) -> None:
         banks = [tensor for index in self.bridges for tensor in self._bank(index)]
         _carry(banks, [leaf for leaves in self.bridges.values() for leaf in leaves])
-
-
-@dataclass
-class Traced:
-    """The factors of one adapter inside a graph that torch.compile is building."""
-
-    pairs: list[tuple[torch.Tensor, torch.Tensor]]
-    regularizer: torch.Tensor | None
-    perturbation: Perturbation | None
-    heads: dict[str, dict[str, torch.Tensor]]
 
 
 def _carry(tensors: list[torch.Tensor], leaves: list[torch.Tensor]) -> None:
@@ -168,7 +164,7 @@ def generate(law: Law, draw: Draw, wants_graph: bool) -> Generation:
         factors = ask(law, draw)
         roots = [stack for pair in factors.groups.values() for stack in pair if stack.requires_grad]
         # stamped last: a law may count its generations in a buffer
-        generation = Generation([], factors.regularizer, (), has_graph=bool(roots))
+        generation = Generation([], factors.regularizer, (), has_graph=bool(roots), use=_Use())
         if roots and law.regenerate == "step":
             factors.groups = {g: tuple(as_leaf(t) for t in pair) for g, pair in factors.groups.items()}
             generation.roots = roots
@@ -180,6 +176,15 @@ def generate(law: Law, draw: Draw, wants_graph: bool) -> Generation:
         generation.perturbation, generation.heads = factors.perturbation, factors.heads
     generation.stamp = stamp_of(law, draw)
     return generation
+
+
+def trace(law: Law, draw: Draw) -> Generation:
+    """Ask a law inside the graph that torch.compile is building: no stamp, cache or tensor hook there."""
+    factors = ask(law, draw)
+    pairs = factors.per_slot(law.slots, draw.num_samples)
+    found = Generation(pairs, factors.regularizer, (), has_graph=False)
+    found.perturbation, found.heads = factors.perturbation, factors.heads
+    return found
 
 
 def ask(law: Law, draw: Draw) -> Factors:

@@ -13,25 +13,24 @@ LoRA. The tuner layers pass on to it what PEFT and transformers tell them (activ
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..internals.torch import in_backward, inside_checkpoint
+from ..internals.torch import in_backward
 from .asked import asked_for
 from .factors import Draw, Law, Mean, Perturbation, Train
-from .forward import Here, Part, running_part
+from .forward import ForwardState, Part, running_part
 from .generation import (
     Contents,
     Generation,
-    Traced,
-    ask,
     generate,
     is_transformed,
     stamp_of,
     tensors_of,
+    trace,
 )
 from .memory import load_copies, settle
 from .modes import modes_of
@@ -51,32 +50,17 @@ class FactorHolder(nn.Module):
         self.add_module(self.laws_name, nn.ModuleDict())
         #: Adapters in the base weights: their layers read nothing.
         self.merged: set[str] = set()
-        self._active: tuple[str, ...] = ()
-        self._enabled = True
-        self._here: Here
-        self._latest: dict[str, Generation]
-        self._cached: dict[str, tuple[Generation, Contents]]
-        self._uses: dict[str, list[weakref.ref]]
-        self._tracing: Part | None
-        self._root: weakref.ref[nn.Module] | None
-        #: Checks of weights that are still to be loaded, by adapter.
-        self.awaited: dict[str, Callable[[], None]]
-        self.__dict__.update(_nothing_generated())
+        #: Names of the active adapters.
+        self.active: tuple[str, ...] = ()
+        #: Whether the adapters are switched on.
+        self.enabled = True
+        #: Of single forwards.
+        self.now = ForwardState()
 
     @property
     def laws(self) -> nn.ModuleDict:
         """The law of each adapter."""
         return getattr(self, self.laws_name)
-
-    @property
-    def active(self) -> tuple[str, ...]:
-        """Names of the active adapters."""
-        return self._active
-
-    @property
-    def enabled(self) -> bool:
-        """Whether the adapters are switched on."""
-        return self._enabled
 
     def forward(self, x: Any) -> Any:
         """Identity: a base model that is an `nn.Sequential` calls its children one after the other."""
@@ -87,37 +71,22 @@ class FactorHolder(nn.Module):
     @property
     def root(self) -> nn.Module | None:
         """The base model, once a forward of it has begun."""
-        return None if self._root is None else self._root()
+        return None if self.now.root is None else self.now.root()
 
     def belong_to(self, root: nn.Module) -> None:
         """Say which module is the base model."""
         if self.root is not root:
-            self._root = weakref.ref(root)
+            self.now.root = weakref.ref(root)
 
     @property
     def draw(self) -> Draw | None:
         """What this call chain asks for in place of the model's own answer; see `asked`."""
         return asked_for(self)
 
-    @property
-    def unclaimed(self) -> bool:
-        """Whether the regulariser of this thread's last training forward is in no loss yet."""
-        return self._here.unclaimed
-
-    @property
-    def last_task_loss(self) -> torch.Tensor | None:
-        """The loss of this thread's last training forward before the regulariser was added, detached."""
-        return self._here.last_task_loss
-
-    @property
-    def last_regularizer(self) -> torch.Tensor | None:
-        """The regulariser of this thread's last training forward, detached."""
-        return self._here.last_regularizer
-
     def _laws_to_compare(self, draw: Draw | None) -> list[Law]:
-        if draw is not None or not self._enabled or not torch.is_grad_enabled():
+        if draw is not None or not self.enabled or not torch.is_grad_enabled():
             return []
-        laws = [self.laws[adapter] for adapter in self._active if adapter in self.laws]
+        laws = [self.laws[adapter] for adapter in self.active if adapter in self.laws]
         laws = [law for law in laws if law.training and law.train_samples > 1]
         return [law for law in laws if any(p.requires_grad for p in law.parameters())]
 
@@ -128,19 +97,26 @@ class FactorHolder(nn.Module):
             draw: What the call chain asks for.
         """
         part = Part(draw, self._laws_to_compare(draw))
-        if torch.compiler.is_compiling():
-            self._trace(part)
-            self._tracing = part
-            return part
-        here = self._here
+        compiling = torch.compiler.is_compiling()
+        if compiling:
+            self.now.tracing = part
+        else:
+            self._settle_last_forward()
+        for adapter in self.active if self.enabled else ():
+            if adapter in self.laws and compiling:
+                law = self.laws[adapter]
+                part.factors[adapter] = trace(law, draw or self._own_draw(law, law.training, part))
+            elif adapter in self.laws and adapter not in self.merged:
+                part.factors[adapter] = self._refresh(adapter, part)
+        return part
+
+    def _settle_last_forward(self) -> None:
+        """Warn if the regularisers of this thread's last training forward have reached no loss until now."""
+        here = self.now.here
         if torch.is_grad_enabled() or not self.training:  # not one in between, for metrics
             if here.unclaimed and here.receipt is not None and here.pending:
                 here.receipt.settle()
             here.unclaimed = False
-        for adapter in self._active if self._enabled else ():
-            if adapter in self.laws and adapter not in self.merged:
-                part.factors[adapter] = self._refresh(adapter, part)
-        return part
 
     def end_forward(self, part: Part, model: nn.Module, outputs: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
         """Called after each forward of the base model, also when it raised.
@@ -155,29 +131,32 @@ class FactorHolder(nn.Module):
             The regularisers of the adapters that took part, none outside training.
         """
         terms = [law.output_term(model, outputs, inputs) for law in part.comparing if outputs is not None]
-        if torch.compiler.is_compiling():
-            self._tracing = None
-            terms += [traced.regularizer for traced in part.traced.values()]
-            return [term for term in terms if term is not None]
         terms += [generation.term() for generation in part.factors.values()]
         found = [term for term in terms if term is not None]
-        if torch.is_grad_enabled() or not self.training:
-            self._here.pending = found
+        if torch.compiler.is_compiling():
+            self.now.tracing = None
+        elif torch.is_grad_enabled() or not self.training:
+            self.now.here.pending = found
         return found
 
-    def note_loss(self, task: torch.Tensor | None, regularizer: torch.Tensor, unclaimed: bool) -> None:
-        """Keep what a training forward added to its loss, and whether it reached one."""
-        here = self._here
-        here.last_task_loss, here.last_regularizer, here.unclaimed = task, regularizer, unclaimed
+    def expect(self, part: Part, receipt: Receipt, reached: bool) -> None:
+        """Have it noticed if the regularisers of the forward that has just ended reach no loss.
 
-    def expect(self, part: Part, receipt: Receipt) -> None:
-        """Have it noticed if the regularisers of the forward that has just ended reach no loss."""
-        self._here.receipt = receipt
+        Args:
+            part: What the forward had.
+            receipt: Of its regularisers.
+            reached: Whether they were added to a loss in its outputs.
+        """
+        self.now.here.receipt, self.now.here.unclaimed = receipt, not reached
         for generation in part.factors.values():
             generation.use.receipt = receipt
 
-    def read(self, adapter: str, index: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The factors of one slot: what a layer calls in its forward.
+    # ----------------------------------------------------------------- reading
+
+    def read(
+        self, adapter: str, index: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor, Perturbation | None]:
+        """What a layer calls in its forward.
 
         Args:
             adapter: Adapter name.
@@ -185,47 +164,46 @@ class FactorHolder(nn.Module):
             device: Where the layer computes.
 
         Returns:
-            A of shape (r, d_in) and B of shape (d_out, r), with a leading K when draws are asked for.
+            The slot's A of shape (r, d_in) and B of shape (d_out, r), with a leading K when draws are asked for, and
+            what the layer adds beside their update, if anything.
+        """
+        generation = self._readable(adapter, index)
+        A, B = generation.pair(index)
+        if A.device != device:
+            A, B = A.to(device), B.to(device)
+        return A, B, generation.perturbation
+
+    def heads(self, adapter: str) -> dict[str, dict[str, torch.Tensor]]:
+        """The tensors of modules trained whole that the law answers for, by module and tensor name."""
+        return self._readable(adapter).heads
+
+    def _readable(self, adapter: str, index: int | None = None) -> Generation:
+        """The generation that the caller, a layer or a head, is to read.
+
+        Four callers come here, and each would be wrong with the answer for another: a layer in a forward (that
+        forward's own generation, whatever other threads do), one in a graph that is being traced (the traced one), a
+        checkpointed block that is recomputed in backward (the generation its forward had, which may be over: the last
+        one that gradients come back to), and a part of the model that is called directly (one made for the call).
         """
         if torch.compiler.is_compiling():
-            return self._tracing.traced[adapter].pairs[index]
+            return self.now.tracing.factors[adapter]
         backward = in_backward()
-        generation = self._readable(adapter, backward, index)
-        if generation.has_graph and not torch.is_grad_enabled() and not backward and inside_checkpoint():
-            generation.begin_reentrant()
-        A, B = generation.pair(index, backward)
-        return (A, B) if A.device == device else (A.to(device), B.to(device))
-
-    def _readable(self, adapter: str, backward: bool, index: int | None = None) -> Generation:
         if backward and self.laws[adapter].stochastic:
             self._check_single_forward(adapter)
         part = running_part(self)
         if part is not None and adapter in part.factors:
             return part.factors[adapter]
-        latest = self._here.latest.get(adapter) or self._latest.get(adapter)
+        # of this thread first: another one may have begun a forward since
+        latest = self.now.here.latest.get(adapter) or self.now.latest.get(adapter)
         if backward and latest is not None:
             if isinstance(latest.draw, Train) and (root := self.root) is not None:
                 modes_of(root).check_recomputation()
             return latest
         # A part of the base model was called directly; its layers are read in their order, so going back is a new call
-        position = self._here.position
-        same_call = index is None or index > position.get(adapter, -1)
+        position = self.now.here.position
+        same_call = index is not None and index > position.get(adapter, -1)
         position[adapter] = position.get(adapter, -1) if index is None else index
         return self._refresh(adapter, trusted=same_call)
-
-    def perturbation(self, adapter: str) -> Perturbation | None:
-        """What the layers add beside the update just read, if anything."""
-        if torch.compiler.is_compiling():
-            return self._tracing.traced[adapter].perturbation
-        return self._readable(adapter, in_backward()).perturbation
-
-    def heads(self, adapter: str) -> dict[str, dict[str, torch.Tensor]]:
-        """The tensors of modules trained whole that the law answers for, by module and tensor name."""
-        if torch.compiler.is_compiling():
-            return self._tracing.traced[adapter].heads
-        part = running_part(self)
-        known = part is not None and adapter in part.factors
-        return part.factors[adapter].heads if known else self._refresh(adapter).heads
 
     def check_exportable(self, adapter: str) -> None:
         """Raise `ValueError` if the adapter has no single pair of factors now."""
@@ -257,12 +235,12 @@ class FactorHolder(nn.Module):
         if generation is None:
             generation = generate(law, draw, wants_graph)
             if generation.has_graph and law.stochastic:
-                alive = [use for use in self._uses.get(adapter, []) if use() is not None]
-                self._uses[adapter] = [*alive, weakref.ref(generation.use)]
+                alive = [use for use in self.now.uses.get(adapter, []) if use() is not None]
+                self.now.uses[adapter] = [*alive, weakref.ref(generation.use)]
             if not wants_graph and not is_transformed(law):
-                self._cached[adapter] = generation, Contents(law)
+                self.now.cached[adapter] = generation, Contents(law)
         if torch.is_grad_enabled():
-            self._here.latest[adapter] = self._latest[adapter] = generation
+            self.now.here.latest[adapter] = self.now.latest[adapter] = generation
         return generation
 
     def _own_draw(self, law: Law, trains: bool, part: Part | None) -> Draw:
@@ -275,15 +253,15 @@ class FactorHolder(nn.Module):
     ) -> Generation | None:
         """A generation made before that is still good."""
         if not wants_graph:
-            generation, contents = self._cached.get(adapter, (None, None))
+            generation, contents = self.now.cached.get(adapter, (None, None))
             if generation is None:
                 return None
             if not trusted and not contents.hold(law):
-                self._cached.pop(adapter, None)
+                self.now.cached.pop(adapter, None)
                 law.invalidate()
                 return None
             return generation if generation.stamp == stamp and (law.cache or not in_forward) else None
-        old = self._here.latest.get(adapter)
+        old = self.now.here.latest.get(adapter)
         if old is None:
             return None
         if old.leaves:
@@ -298,18 +276,8 @@ class FactorHolder(nn.Module):
         shared = old.has_graph and old.stamp == stamp and not old.use.consumed and not in_forward
         return old if shared else None
 
-    def _trace(self, part: Part) -> None:
-        """Generate inside the graph that torch.compile is building: no stamps, caches or tensor hooks there."""
-        for adapter in self._active if self._enabled else ():
-            if adapter in self.laws:
-                law = self.laws[adapter]
-                draw = part.draw or self._own_draw(law, law.training, part)
-                factors = ask(law, draw)
-                pairs = factors.per_slot(law.slots, draw.num_samples)
-                part.traced[adapter] = Traced(pairs, factors.regularizer, factors.perturbation, factors.heads)
-
     def _check_single_forward(self, adapter: str) -> None:
-        open_uses = [use() for use in self._uses.get(adapter, [])]
+        open_uses = [use() for use in self.now.uses.get(adapter, [])]
         if sum(use is not None and not use.consumed for use in open_uses) > 1:
             raise RuntimeError(
                 "Gradient checkpointing recomputes a block in backward, but since its forward the adapter has drawn "
@@ -323,20 +291,16 @@ class FactorHolder(nn.Module):
         Args:
             adapter: Adapter name.
         """
-        generation = self._here.latest.get(adapter)
+        generation = self.now.here.latest.get(adapter)
         if generation is not None and generation.leaves:
             generation.flush()
-            self._forget(adapter)
+            self.now.forget(adapter)
 
     def invalidate(self) -> None:
         """Forget cached factors. Writes to parameters are noticed without it, in evaluation even those by `.data`."""
         for adapter, law in self.laws.items():
-            self._forget(adapter)
+            self.now.forget(adapter)
             law.invalidate()
-
-    def _forget(self, adapter: str) -> None:
-        for kept in (self._cached, self._latest, self._here.latest):
-            kept.pop(adapter, None)
 
     # ----------------------------------------------------------------- lifecycle, as told by the layers
 
@@ -361,28 +325,28 @@ class FactorHolder(nn.Module):
         if device is None or any(t.is_meta for t in tensors) or all(t.device == device for t in tensors):
             return
         self.laws[adapter].to(device)
-        self._forget(adapter)
+        self.now.forget(adapter)
 
     def set_adapter(self, adapters: Iterable[str], inference_mode: bool) -> None:
         """Make `adapters` the active ones; only their laws are trainable, and none in inference mode."""
-        self._active = tuple(adapters)
+        self.active = tuple(adapters)
         for name, law in self.laws.items():
-            law.requires_grad_(name in self._active and not inference_mode)
-            if name not in self._active:
-                self._forget(name)
+            law.requires_grad_(name in self.active and not inference_mode)
+            if name not in self.active:
+                self.now.forget(name)
                 law.invalidate()
 
     def requires_grad_(self, requires_grad: bool = True) -> FactorHolder:
         """Freeze or unfreeze all laws. transformers does so when it has loaded one: without any copy, or check."""
         super().requires_grad_(requires_grad)
         settle(self.laws, frozen_only=True)
-        while self.awaited and not requires_grad:
-            self.awaited.popitem()[1]()
+        while self.now.awaited and not requires_grad:
+            self.now.awaited.popitem()[1]()
         return self
 
     def enable(self, enabled: bool) -> None:
         """Switch generation on or off; a disabled adapter costs nothing and is frozen."""
-        self._enabled = enabled
+        self.enabled = enabled
         if not enabled:
             self.laws.requires_grad_(False)
             self.invalidate()
@@ -391,14 +355,14 @@ class FactorHolder(nn.Module):
         """Delete a law and everything kept for it."""
         if adapter in self.laws:
             del self.laws[adapter]
-        self._forget(adapter)
-        self._uses.pop(adapter, None)
-        self.awaited.pop(adapter, None)
-        self._here.pending = []
+        self.now.forget(adapter)
+        self.now.uses.pop(adapter, None)
+        self.now.awaited.pop(adapter, None)
+        self.now.here.pending = []
 
     def take_pending(self) -> list[torch.Tensor]:
         """The regularisers of the last forward, once."""
-        here = self._here
+        here = self.now.here
         pending, here.pending = here.pending, []
         if here.receipt is not None:
             here.receipt.claim()
@@ -407,26 +371,13 @@ class FactorHolder(nn.Module):
     @property
     def pending(self) -> list[torch.Tensor]:
         """The regularisers of this thread's last training forward, wherever they are by now."""
-        return list(self._here.pending)
+        return list(self.now.here.pending)
 
     def train(self, mode: bool = True) -> FactorHolder:
         """Switch the laws' mode, and say so to whoever evaluates draws in another thread."""
         if (root := self.root) is not None:
             modes_of(root).note_switch(mode)
         return super().train(mode)
-
-    def __getstate__(self) -> dict:
-        # generations hang on an autograd graph, which can neither be copied nor pickled
-        return {name: value for name, value in self.__dict__.items() if name not in _nothing_generated()}
-
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
-        self.__dict__.update(_nothing_generated())
-
-
-def _nothing_generated() -> dict:
-    """The part of a holder's state that belongs to single forwards, as it is before the first."""
-    return {"_here": Here(), "_latest": {}, "_cached": {}, "_uses": {}, "_tracing": None, "_root": None, "awaited": {}}
 
 
 def holders_of(model: nn.Module) -> list[FactorHolder]:

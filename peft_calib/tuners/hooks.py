@@ -23,7 +23,6 @@ from .objective import (
     micro_batch_share,
     named_inputs,
     reaches_loss,
-    task_loss,
 )
 from .padding import check_one_row, give_back, lend, takes_one_row
 from .rows import count_rows, first_rows, main_input_name, repeat_rows, repeat_training_rows
@@ -82,7 +81,7 @@ def _begin(model: nn.Module, asked: Asked | None) -> Forward:
 def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
     """Forward hook of the base model, called also when the forward raised; adds regularisers to the loss."""
     if torch.compiler.is_compiling():
-        parts = {holder: holder._tracing for holder in _holders(model)}
+        parts = {holder: holder.now.tracing for holder in _holders(model)}
     else:
         forward = pop(model)
         if forward is None:  # it was refused before it began
@@ -103,8 +102,7 @@ def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: object) -> 
         if not torch.compiler.is_compiling():
             receipt = Receipt(terms)
             for holder, part in parts.items():
-                holder.note_loss(task_loss(output, labelled), total.detach(), not reaches_loss(output, labelled))
-                holder.expect(part, receipt)
+                holder.expect(part, receipt, reaches_loss(output, labelled))
         output = add_to_outputs(output, total, micro_batch_share(model, inputs), labelled)
     return output if num_samples == 1 else first_rows(output, num_samples, count_rows(inputs, main_input_name(model)))
 
@@ -129,7 +127,7 @@ def _entrance(forward: Callable[..., Any]) -> Callable[..., Any]:
     def enter(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         holders = _holders(self)
         compiling = torch.compiler.is_compiling()
-        begun = any(holder._tracing is not None for holder in holders) if compiling else is_running(self)
+        begun = any(holder.now.tracing is not None for holder in holders) if compiling else is_running(self)
         if not holders or (compiling and begun):
             return forward(self, *args, **kwargs)
         if begun:

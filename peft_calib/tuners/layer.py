@@ -159,10 +159,9 @@ class FactorLinear(nn.Module, TunerLayer):
 
     def _adapt(self, adapter: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         slot = self.factor_slots[adapter]
-        A, B = self.holder.read(adapter, slot.index, x.device)
+        A, B, perturbation = self.holder.read(adapter, slot.index, x.device)
         x = self.cast_input(x, A.dtype)
         result = add_low_rank(result, slot.dropout(x), A, B, self.scaling[adapter])
-        perturbation = self.holder.perturbation(adapter)
         addition = None if perturbation is None else perturbation(self, adapter, x, A, B)
         return result if addition is None else result + addition
 

@@ -102,7 +102,7 @@ class FactorModel(Tuner):
             law.to(dtype)
         holder.add(adapter_name, law, device, adapter_name in self.active_adapters and not config.inference_mode)
         if config.unverified:
-            holder.awaited[adapter_name] = check_on_arrival(model, config, adapter_name)
+            holder.now.awaited[adapter_name] = check_on_arrival(model, config, adapter_name)
         attach_hooks(model)
 
     def _roll_back(self, model: nn.Module, adapter_name: str, first: bool) -> None:

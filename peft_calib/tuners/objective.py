@@ -148,16 +148,9 @@ def add_to_outputs(outputs: Any, regularizer: torch.Tensor, share: torch.Tensor 
 
 def reaches_loss(outputs: Any, has_labels: bool) -> bool:
     """Whether `add_to_outputs` finds a place in these outputs from which a trainer takes its loss."""
-    carried = isinstance(outputs, dict) and isinstance(outputs.get("log_probs"), torch.Tensor)
-    return carried or task_loss(outputs, has_labels) is not None
-
-
-def task_loss(outputs: Any, has_labels: bool) -> torch.Tensor | None:
-    """The loss inside a model's outputs before anything is added, detached; `None` where there is none."""
-    loss = outputs.get("loss") if isinstance(outputs, dict) else None
-    if loss is None and has_labels and isinstance(outputs, (tuple, list)) and outputs and _is_first_loss(outputs[0]):
-        loss = outputs[0]
-    return loss.detach() if _is_loss(loss) else None
+    if isinstance(outputs, dict):
+        return isinstance(outputs.get("log_probs"), torch.Tensor) or _is_loss(outputs.get("loss"))
+    return has_labels and isinstance(outputs, (tuple, list)) and bool(outputs) and _is_first_loss(outputs[0])
 
 
 def micro_batch_share(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor | float:

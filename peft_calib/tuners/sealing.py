@@ -10,9 +10,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from peft import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from ..identity import (
@@ -29,9 +30,6 @@ from ..identity import (
     tensor_hash,
 )
 from ..json_files import Fields
-
-if TYPE_CHECKING:
-    from .config import CalibLoraConfig
 
 _PREFIX = "base_model.model."
 #: How numbers of an adapter may be stored; whole numbers are counts and seeds only.
@@ -50,7 +48,7 @@ def record_of(identity: Identity, embeddings: dict[str, str] | None = None) -> d
     return record if embeddings is None else {**record, "embeddings": embeddings}
 
 
-def recorded(config: CalibLoraConfig) -> Identity | None:
+def recorded(config: PeftConfig) -> Identity | None:
     """The identity that a configuration was saved with.
 
     Raises:
@@ -67,7 +65,7 @@ def recorded(config: CalibLoraConfig) -> Identity | None:
     return identity
 
 
-def check_fields_recorded(config: CalibLoraConfig) -> None:
+def check_fields_recorded(config: PeftConfig) -> None:
     """Refuse a configuration whose fields are not those it was saved with.
 
     Raises:
@@ -78,7 +76,7 @@ def check_fields_recorded(config: CalibLoraConfig) -> None:
         _refuse(difference(saved, Identity(function_fields(config), saved.tensors), field_defaults(config)))
 
 
-def check_tensors_recorded(config: CalibLoraConfig, tensors: dict[str, torch.Tensor]) -> None:
+def check_tensors_recorded(config: PeftConfig, tensors: dict[str, torch.Tensor]) -> None:
     """Refuse tensors that are not those a configuration was saved with.
 
     Args:
@@ -94,7 +92,7 @@ def check_tensors_recorded(config: CalibLoraConfig, tensors: dict[str, torch.Ten
         _refuse(difference(saved, Identity(saved.fields, found.tensors)))
 
 
-def check_folder(config: CalibLoraConfig, folder: Path) -> None:
+def check_folder(config: PeftConfig, folder: Path) -> None:
     """Hold a configuration against the weights beside it, before anything is built.
 
     Args:
@@ -141,7 +139,7 @@ def _expected_dtype(name: str, tensor: torch.Tensor) -> torch.dtype:
     return torch.float32 if tensor.is_floating_point() or tensor.is_complex() else tensor.dtype
 
 
-def _check_embeddings(config: CalibLoraConfig, found: dict[str, str]) -> None:
+def _check_embeddings(config: PeftConfig, found: dict[str, str]) -> None:
     saved = config.identity.get("embeddings") if config.identity else None
     if saved is None:  # written by transformers, which saves the configuration before the weights
         return
@@ -152,7 +150,7 @@ def _check_embeddings(config: CalibLoraConfig, found: dict[str, str]) -> None:
             _refuse(f"{SAFETENSORS_WEIGHTS_NAME}: the tensor {name} is missing, or not the one that was saved")
 
 
-def _check_sizes(config: CalibLoraConfig, shapes: dict[str, tuple[int, ...]]) -> None:
+def _check_sizes(config: PeftConfig, shapes: dict[str, tuple[int, ...]]) -> None:
     """Refuse sizes in a configuration that are larger than its tensors: smaller ones cost nothing to build."""
     own = {name.partition("_law.")[2]: shape for name, shape in shapes.items() if "_law." in name}
     for field, allowed in config.sizes_in(own).items():
@@ -184,7 +182,7 @@ def check_values(name: str, tensor: torch.Tensor, source: str, expected: torch.d
         raise ValueError(f"{source}: the tensor {name} holds NaN or infinity. {ADAPTER_MENDS}.")
 
 
-def embeddings_beside(config: CalibLoraConfig, folder: Path) -> dict[str, str] | None:
+def embeddings_beside(config: PeftConfig, folder: Path) -> dict[str, str] | None:
     """Hashes of the tensors in a file that are not the adapter's own; `None` if the file is that of another save."""
     saved = recorded(config)
     if saved is None or not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
@@ -200,7 +198,7 @@ def embeddings_beside(config: CalibLoraConfig, folder: Path) -> dict[str, str] |
         return {name.removeprefix(_PREFIX): tensor_hash(file.get_tensor(name)) for name in sorted(others)}
 
 
-def stamp(config: CalibLoraConfig, folder: Path) -> None:
+def stamp(config: PeftConfig, folder: Path) -> None:
     """Write the digest of a configuration's record into the weights beside it."""
     saved = recorded(config)
     if saved is not None:

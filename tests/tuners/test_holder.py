@@ -138,7 +138,7 @@ def test_cached_factors_made_in_inference_mode_serve_autograd(bert, adapt):
 def test_deleted_generation_frees_its_graph(bert, adapt):
     model = adapt(bert).train()
     model(**bert.batch())
-    factor = weakref.ref(model.base_model.get_holder(model.get_base_model())._latest["default"].pairs[0][0])
+    factor = weakref.ref(model.base_model.get_holder(model.get_base_model()).now.latest["default"].pairs[0][0])
     assert factor() is not None
     with model.disable_adapter():
         assert factor() is None

@@ -111,7 +111,7 @@ def test_an_unchanged_law_is_asked_once_and_training_looks_at_nothing():
         logits(model, batch)
     assert len(calls) == 1
     holder = holders_of(model)[0]
-    contents = holder._cached["default"][1]
+    contents = holder.now.cached["default"][1]
     contents.hold = lambda _: pytest.fail("a training step compared the law's tensors")
     model.train()(**batch).logits.sum().backward()
 
