@@ -13,8 +13,8 @@ from .registry import check_peft_version
 
 check_peft_version()
 
-from .bayesianize import bayesianize  # noqa: E402
-from .curves import (  # noqa: E402
+from .methods.bayesian import bayesianize  # noqa: E402
+from .methods.curve import (  # noqa: E402
     LossProfile,
     arc_length,
     control_polygon_length,
@@ -22,7 +22,6 @@ from .curves import (  # noqa: E402
     lipschitz_bound,
     loss_profile,
 )
-from .param_groups import param_groups  # noqa: E402
 from .prediction import (  # noqa: E402
     Prediction,
     RegressionPrediction,
@@ -47,6 +46,7 @@ from .tuners import (  # noqa: E402  (a PEFT that cannot work is refused first)
 )
 from .tuners.holder import regularization_loss  # noqa: E402
 from .tuners.objective import prepare_for_trainer  # noqa: E402
+from .tuners.param_groups import param_groups  # noqa: E402
 
 __version__ = "0.1.0"
 

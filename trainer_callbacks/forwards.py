@@ -13,7 +13,7 @@ from peft_calib.calibration.answers import log_probabilities
 from peft_calib.calibration.inputs import as_numpy
 from peft_calib.prediction.draws import draws, evaluating
 from peft_calib.provenance.row_tables import as_rows
-from peft_calib.tuners.rows import to_device
+from peft_calib.tuners.rows import move_batch
 
 from .outputs import (
     answers_before_labels,
@@ -110,7 +110,7 @@ def logits_of_rows(
     with evaluating(model), torch.no_grad():
         for start in range(0, len(rows), batch_size):
             batch = collate([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
-            batch = {name: to_device(value, device) for name, value in batch.items()}
+            batch = {name: move_batch(value, device) for name, value in batch.items()}
             labels = labels_of_batch(batch, names)
             inputs = without_labels(model, batch, names)
 

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import torch
+from scipy.special import stdtrit
 
 #: Draws before the first decision, and between two.
 FIRST, STEP = 4, 4
 #: The same for mirrored pairs, whose means are what is independent.
 FIRST_PAIRED, STEP_PAIRED = 4, 2
-
-#: 97.5 % quantiles of Student's t for 1 ... 30 degrees of freedom.
-_T = (
-    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
-    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
-    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
-)
 
 
 def half_width(samples: torch.Tensor) -> torch.Tensor:
@@ -31,8 +25,7 @@ def half_width(samples: torch.Tensor) -> torch.Tensor:
         6.353
     """
     n = len(samples)
-    quantile = _T[n - 2] if n - 1 <= len(_T) else 1.95996 + 2.4 / (n - 1)
-    return quantile * samples.std(dim=0) / n**0.5
+    return float(stdtrit(n - 1, 0.975)) * samples.std(dim=0) / n**0.5
 
 
 def settled(samples: torch.Tensor, tolerance: float, regression: bool = False) -> torch.Tensor:

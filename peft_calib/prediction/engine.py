@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from ..tuners.padding import takes_one_row
-from ..tuners.rows import count_rows, main_input_name, repeat_rows, to_device
+from ..tuners.rows import count_rows, main_input_name, move_batch, repeat_rows
 from .adaptive import FIRST, FIRST_PAIRED, STEP, STEP_PAIRED, check_adaptive, pair_means, settled
 from .baselines import AdapterDraws, DropoutDraws
+from .budget import draws_per_pass
 from .draws import check_num_samples, evaluating
 from .heads import Head, Items, TokenHead, check_label_tokens, choose_head, media_tokens
 from .late import Prefix, run_prefix
 from .linear import linear_logits
-from .memory import draws_per_pass
 from .result import Prediction, RegressionPrediction
 from .sources import DrawSource, LawDraws, TheModel
 
@@ -72,7 +72,7 @@ def predict(
         task: What the logits are: `"classification"`, `"regression"`, `"token"`, `"next_token"`, or `"auto"`.
         label_tokens: For a language model, the tokens that stand for the classes: ids, or texts of one token each.
         tokenizer: For texts among the label tokens.
-        memory_budget: Bytes for the activations of one forward; see `memory.draws_per_pass`. Where an accelerator
+        memory_budget: Bytes for the activations of one forward; see `budget.draws_per_pass`. Where an accelerator
             runs out of memory all the same, the pass is halved and tried again.
 
     Returns:
@@ -223,7 +223,7 @@ class Predictor:
             raise TypeError(
                 f"The batch must be a mapping of input names to tensors, got {type(batch).__name__}.{hint}"
             )
-        inputs = to_device(dict(batch), self.device)
+        inputs = move_batch(dict(batch), self.device)
         rows = count_rows(inputs, main_input_name(self.source.root))
         if self.no_cache:
             inputs["use_cache"] = False  # rows of different draws share no cache, and nothing is generated

@@ -108,9 +108,10 @@ class Posterior(CountingLaw):
 
     def evidence_weight(self) -> torch.Tensor:
         """What a divergence is multiplied by beside a mean loss: the schedule's factor over N."""
-        return self.kl_factor / self._items()
+        return self.kl_factor / self.num_items()
 
-    def _items(self) -> int:
+    def num_items(self) -> int:
+        """N, the items the loss averages over in one epoch; a guess, with a warning, where nobody has told."""
         if self.num_train_examples is not None:
             return self.num_train_examples
         if not self._warned:

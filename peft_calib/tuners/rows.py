@@ -242,15 +242,15 @@ def _tile(tensor: torch.Tensor, count: int, dim: int) -> torch.Tensor:
     return tensor.repeat(*[count if d == dim else 1 for d in range(tensor.dim())])
 
 
-def to_device(value: Any, device: torch.device) -> Any:
+def move_batch(value: Any, device: torch.device) -> Any:
     """Move the tensors of a batch, however nested, to a device."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, Mapping):
-        moved = {key: to_device(part, device) for key, part in value.items()}
+        moved = {key: move_batch(part, device) for key, part in value.items()}
         return type(value)(**moved) if hasattr(value, "to_tuple") else moved
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return type(value)(to_device(part, device) for part in value)
+        return type(value)(move_batch(part, device) for part in value)
     return value
 
 

@@ -14,7 +14,7 @@ from peft import LoraConfig
 from transformers import BertConfig, BertForSequenceClassification
 
 from peft_calib import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig
-from peft_calib.tuners.bayesian_lora import posterior
+from peft_calib.tuners.bayesian_lora import inducing as posterior
 from peft_calib.tuners.transfer import to_device
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -7,7 +7,7 @@ from stochastic_models import bayesian
 
 from peft_calib import predict
 from peft_calib.prediction.adaptive import half_width, settled
-from peft_calib.prediction.memory import draws_per_pass
+from peft_calib.prediction.budget import draws_per_pass
 
 
 def count_rows_of_forwards(model):

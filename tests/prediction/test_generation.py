@@ -60,7 +60,7 @@ def test_text_ends_at_the_end_token(llama):
 
 
 def test_agreement(llama):
-    from peft_calib.prediction.generation import GeneratedSamples
+    from peft_calib.prediction.texts import GeneratedSamples
 
     sequences = torch.tensor([[[1, 2]], [[1, 2]], [[1, 3]], [[4, 4]]])
     mask = torch.ones_like(sequences, dtype=torch.bool)

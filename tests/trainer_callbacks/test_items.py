@@ -73,7 +73,7 @@ def epoch(folder, base, data, collator, **options):
     )
     trainer.counted, trainer.seen = 0, -1
     trainer.train()
-    return model.base_model.get_law()._num_train_examples(), trainer.counted
+    return model.base_model.get_law().num_items(), trainer.counted
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_packed_rows_of_sft_count_their_targets(tmp_path):
     packed = [row["input_ids"] for row in trainer.train_dataset]
     assert len(packed) < len(data)
     trainer.train()
-    assert trainer.model.base_model.get_law()._num_train_examples() == 2 + 5 + 3 + 4
+    assert trainer.model.base_model.get_law().num_items() == 2 + 5 + 3 + 4
 
 
 def test_masked_language_models_count_what_is_masked_alike_in_every_run():

@@ -59,7 +59,7 @@ def test_bayesian_law_learns_the_number_of_items_and_warms_up(tiny_classifier, t
         output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=4, report_to=[], save_strategy="no"
     )
     Trainer(model, args, train_dataset=sentences(), callbacks=[RegularizerScheduleCallback(), record]).train()
-    assert law._num_train_examples() == (told or 16)
+    assert law.num_items() == (told or 16)
     assert record.seen == [0.5, 1.0, 1.0, 1.0]
     assert not [w for w in recwarn.list if "num_train_examples" in str(w.message)]
 

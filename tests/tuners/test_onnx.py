@@ -6,7 +6,7 @@ from families import FAMILIES, logits, perturb
 from methods import METHODS
 from torch import nn
 
-from peft_calib.tuners.bayesian_lora.posterior import whiten
+from peft_calib.tuners.bayesian_lora.inducing import whiten
 
 BERT = FAMILIES["bert"]
 # a random A is drawn in evaluation too, which no graph can: such an adapter is merged first

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from ..factors import ShapeGroup
-from .posterior import Whitened, combine
+from .inducing import Whitened, combine
 
 #: Whitened bases by group, side ("A" or "B") and role ("rows" or "columns").
 Bases = Mapping[tuple[ShapeGroup, str, str], Whitened]

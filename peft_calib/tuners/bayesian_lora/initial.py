@@ -11,7 +11,7 @@ from ..factors import ShapeGroup
 from ..seeding import uniform
 from ..starts import plain_factors
 from .config import BayesianLoraConfig
-from .posterior import embed
+from .inducing import embed
 
 #: `prior_std="auto"` in units of the root mean square of the core that stands for LoRA's initial A. From 1/2 on the
 #: noise of the prior costs accuracy on a few hundred rows, however it is learned.

@@ -13,9 +13,9 @@ from ..seeding import keyed_generator
 from ..tables import IndexTable
 from . import assembly
 from .config import BayesianLoraConfig
+from .inducing import Whitened, conditional_noise, kl_conditional
 from .initial import FactorStart, core_shape, core_step, start_factors, start_plain
 from .layout import BasisPlace, Layout, Place
-from .posterior import Whitened, conditional_noise, kl_conditional
 from .stacks import BasisStack, BoundedScale, CoreStack
 
 _INIT, _KL = 0, 3  # purposes of a draw, first part of its key; those in between are the base class's

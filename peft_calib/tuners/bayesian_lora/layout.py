@@ -9,8 +9,8 @@ import torch
 
 from ..factors import ShapeGroup, Slot, SlotTable
 from .config import BayesianLoraConfig
+from .inducing import Whitened
 from .initial import core_shape
-from .posterior import Whitened
 
 #: One factor of every slot of a group: the group and the side, "A" or "B".
 Place = tuple[ShapeGroup, str]

@@ -10,7 +10,7 @@ from torch import nn
 from ..transfer import to_device
 from .config import BayesianLoraConfig
 from .flow import MaskedAffineFlow
-from .posterior import (
+from .inducing import (
     CholeskyError,
     Whitened,
     draw_diagonal,

@@ -160,26 +160,3 @@ def bernstein(tau: torch.Tensor, degree: int) -> torch.Tensor:
         rising.append(rising[-1] * tau)
         falling.append(falling[-1] * (1 - tau))
     return torch.stack([math.comb(degree, i) * falling[degree - i] * rising[i] for i in range(degree + 1)], dim=1)
-
-
-def product_control_points(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-    """Control points of the product of two Bezier segments, a curve of twice the degree.
-
-    `B(tau) A(tau) = sum_{k=0..2n} b_{k,2n}(tau) C_k` with
-    `C_k = sum_{i+j=k} C(n, i) C(n, j) / C(2n, k) B_i A_j`: the weight update is quadratic in the factors, so even a
-    straight line between two adapters bends, and half-way carries the cross terms of unrelated runs.
-
-    Args:
-        A: Control points (n + 1, r, d_in).
-        B: Control points (n + 1, d_out, r).
-
-    Returns:
-        (2n + 1, d_out, d_in).
-    """
-    n = len(A) - 1
-    points = [torch.zeros(B.shape[1], A.shape[2], dtype=A.dtype) for _ in range(2 * n + 1)]
-    for i in range(n + 1):
-        for j in range(n + 1):
-            weight = math.comb(n, i) * math.comb(n, j) / math.comb(2 * n, i + j)
-            points[i + j] = points[i + j] + weight * (B[i] @ A[j])
-    return torch.stack(points)

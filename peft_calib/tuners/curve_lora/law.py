@@ -13,10 +13,10 @@ from ..seeding import keyed_generator, uniform
 from ..transfer import to_device
 from .anchors import Anchors
 from .config import CurveLoraConfig
-from .heads import HeadPoints, Heads
-from .noise import BaseNorms, WeightNoise, scheduled_rho
-from .objective import class_logits, diversity_term
+from .curved_modules import HeadPoints, Heads
+from .diversity import class_logits, diversity_term
 from .sampling import at_arc_length, opposite, sample_points, training_position
+from .weight_noise import BaseNorms, WeightNoise, scheduled_rho
 
 _INIT = 0  # purpose of a draw, first part of its key
 #: Intervals by which the length of a segment is measured.

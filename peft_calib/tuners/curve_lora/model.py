@@ -13,7 +13,7 @@ from ..factors import SlotTable
 from ..model import FactorModel
 from .anchors import Anchors, read_anchors
 from .config import CurveLoraConfig
-from .heads import CurvedModule, Heads, freeze_tensors, thaw_tensors, trained_modules
+from .curved_modules import CurvedModule, Heads, freeze_tensors, thaw_tensors, trained_modules
 from .law import CurveLaw
 
 

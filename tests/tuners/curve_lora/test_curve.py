@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from peft_calib.tuners.curve_lora.curve import CurveShape, bernstein, product_control_points
+from peft_calib.tuners.curve_lora.curve import CurveShape
 from peft_calib.tuners.curve_lora.gauge import align, balance, rotate_to
 from peft_calib.tuners.curve_lora.sampling import at_arc_length, opposite, sample_points, training_position
 
@@ -84,17 +84,6 @@ def test_no_handles_is_linear_interpolation():
     k = t.floor().long()
     expected = (1 - (t - k)).unsqueeze(1) * theta[k] + (t - k).unsqueeze(1) * theta[k + 1]
     torch.testing.assert_close(shape.coefficients(t) @ theta, expected, rtol=0, atol=1e-14)
-
-
-@pytest.mark.parametrize("degree", [1, 2, 3, 5])
-def test_the_product_is_a_bezier_curve_of_twice_the_degree(degree):
-    shape, r, d_in, d_out = CurveShape(2, degree - 1), 3, 7, 5
-    A, B, tau = points(shape, r, d_in), points(shape, d_out, r, seed=4), uniform(20, 1.0)
-    c = shape.coefficients(tau)
-    direct = torch.einsum("tk,kor->tor", c, B) @ torch.einsum("tk,kri->tri", c, A)
-    by_points = torch.einsum("tk,koi->toi", bernstein(tau, 2 * degree), product_control_points(A, B))
-    torch.testing.assert_close(by_points, direct, rtol=0, atol=1e-12)
-    assert (torch.linalg.matrix_rank(direct) <= r).all()
 
 
 @pytest.mark.parametrize(("N", "m"), [(2, 1), (3, 2)])

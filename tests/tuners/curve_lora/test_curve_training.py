@@ -15,8 +15,8 @@ from transformers import Trainer, TrainingArguments
 
 from peft_calib import CurveLoraConfig, curve_at, regularization_loss
 from peft_calib.trainer_callbacks import RegularizerScheduleCallback
-from peft_calib.tuners.curve_lora.noise import BaseNorms, WeightNoise, scheduled_rho
-from peft_calib.tuners.curve_lora.objective import diversity_term, jensen_shannon
+from peft_calib.tuners.curve_lora.diversity import diversity_term, jensen_shannon
+from peft_calib.tuners.curve_lora.weight_noise import BaseNorms, WeightNoise, scheduled_rho
 
 LABELS = {"labels": torch.tensor([0, 2])}
 

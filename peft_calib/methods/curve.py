@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .calibration.answers import log_probabilities
-from .prediction import Prediction, curve_at, predict_dataset
-from .prediction.sources import active_holders
-from .tuners.curve_lora.law import CurveLaw
-from .tuners.laws import laws_of
+from ..calibration.answers import log_probabilities
+from ..prediction import Prediction, curve_at, predict_dataset
+from ..prediction.sources import active_holders
+from ..tuners.curve_lora.law import CurveLaw
+from ..tuners.laws import laws_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +56,7 @@ class LossProfile:
         Returns:
             A matplotlib figure of its own, independent of pyplot.
         """
-        from .calibration.report.plots import BLUE, GREY, VERMILLION, new_figure
+        from ..calibration.report.plots import BLUE, GREY, VERMILLION, new_figure
 
         figure = new_figure(6.0, 3.6)
         axes = figure.subplots()

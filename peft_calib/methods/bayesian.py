@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from .items import count_batch, count_items
-from .tuners.bayesian_lora import BayesianLaw, BayesianLoraConfig
+from ..items import count_batch, count_items
+from ..tuners.bayesian_lora import BayesianLaw, BayesianLoraConfig
 
 _FROM_LORA = ("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform")
 _FROM_LORA += ("layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out", "task_type")

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .tuners.laws import laws_of
+from .laws import laws_of
 
 
 def param_groups(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..tuners.rows import count_rows, main_input_name, repeat_rows, to_device
+from ..tuners.rows import count_rows, main_input_name, move_batch, repeat_rows
 from .draws import count_draws, evaluating
 from .result import NotFiniteError
 from .sources import LawDraws
@@ -223,7 +223,7 @@ def score_texts(
 
 
 def _on_device(source: LawDraws, batch: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    inputs = to_device(dict(batch), next(source.root.parameters()).device)
+    inputs = move_batch(dict(batch), next(source.root.parameters()).device)
     inputs.pop("labels", None)
     return inputs, count_rows(inputs, main_input_name(source.root))
 

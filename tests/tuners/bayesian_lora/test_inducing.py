@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from peft_calib.tuners.bayesian_lora import posterior as P
+from peft_calib.tuners.bayesian_lora import inducing as P
 
 R, C, M, N = 3, 2, 4, 6
 JITTER = 1e-5

@@ -1,0 +1,1 @@
+"""What only one method can do: looking along a curve, making a trained LoRA Bayesian."""
