@@ -97,10 +97,9 @@ FLOORS = {
         "draws_index",
         "edits",
         "items",
-        "param_groups",
         "prediction",
     ),
-    "tools": ("export", "curves", "bayesianize", "metrics", "trainer_callbacks"),
+    "tools": ("export", "methods", "metrics", "trainer_callbacks"),
     "roads": ("runs", "demo", "cli"),
 }
 
