@@ -56,6 +56,9 @@ def test_bins_that_hardly_vary_vary_as_labels_would():
     one_error = 0.01 * (1.0 - np.random.default_rng(6).poisson(1.0, 20_000))[None]
     assert one_error.max() == 0.01
     assert (widened(one_error, np.array([0.02]))[0] > 0.03).mean() > 0.025
+    # Bins that go together still do.
+    both = widened(np.concatenate([one_error, -one_error]), np.array([0.02, 0.02]))[0]
+    assert both[0] == pytest.approx(-both[1], abs=1e-12)
 
 
 @pytest.mark.parametrize("method", ["bca", "percentile"])

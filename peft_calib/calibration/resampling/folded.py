@@ -125,28 +125,41 @@ def _crossing(holds: Callable[[float], bool], *, rising: bool) -> float:
     return inside
 
 
-def widened(deviations: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def widened(
+    deviations: np.ndarray, least: np.ndarray, normals: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Deviations with no standard error below that of labels drawn from the predictions.
 
     A bin of one row, or of rows that are all right, hardly varies in resamples, though its labels might have been
-    others. Normal noise makes up for what is missing: resamples of one error among a hundred rows cannot have fewer
-    than none, however they are stretched, where four are to be expected.
+    others. Other noise makes up for what is missing (`missing_noise`).
 
     Args:
         deviations: `(M, R)`.
         least: `(M,)` standard errors under perfect calibration.
+        normals: `(M, R)` for bins that do not vary at all; independent ones by default.
 
     Returns:
         The deviations, and `(M,)` their standard errors.
     """
+    return deviations + missing_noise(deviations, least, normals), np.maximum(deviations.std(axis=1), least)
+
+
+def missing_noise(deviations: np.ndarray, least: np.ndarray, normals: np.ndarray | None = None) -> np.ndarray:
+    """`(M, R)` noise that takes the standard errors of deviations to `least` where these are larger.
+
+    It is the deviations of other resamples, scaled and with their sign turned, so that bins go together as they do in
+    resamples. Turned, because resamples of one error among a hundred rows cannot have fewer than none, where four are
+    to be expected: what is missing is the tail on the other side.
+    """
     errors = deviations.std(axis=1)
-    return deviations + missing_noise(errors, least, deviations.shape[1]), np.maximum(errors, least)
-
-
-def missing_noise(errors: np.ndarray, least: np.ndarray, size: int) -> np.ndarray:
-    """`(M, size)` normal deviates that take standard errors `errors` to `least` where these are larger."""
+    generator = np.random.default_rng(0)
+    other = generator.permutation(deviations.shape[1])
+    if normals is None:
+        normals = generator.normal(size=deviations.shape)
+    varies = errors > 1e-6 * least
+    turned = -deviations[:, other] / np.where(varies, errors, 1.0)[:, None]
     missing = np.sqrt(np.maximum(least**2 - errors**2, 0.0))
-    return missing[:, None] * np.random.default_rng(0).normal(size=(len(missing), size))
+    return missing[:, None] * np.where(varies[:, None], turned, normals)
 
 
 def absolute(weights: np.ndarray | None = None) -> Score:

@@ -210,8 +210,7 @@ class Cells(NamedTuple):
 
     def widened(self, deviations: np.ndarray, least: np.ndarray) -> np.ndarray:
         """`(N, R)` deviations of cells, those of a bin together no smaller than `(M,)` standard errors."""
-        errors = self.sum_up(deviations).std(axis=1)
-        return deviations + self.pattern @ missing_noise(errors, least, deviations.shape[1])
+        return deviations + self.pattern @ missing_noise(self.sum_up(deviations), least)
 
 
 def coarse_cells(bins: np.ndarray, mass: np.ndarray) -> Cells:
@@ -281,14 +280,22 @@ class ClassSums:
         share = self.counts[..., -1] / total[-1]
         inverse = np.divide(1.0, share, out=np.zeros(share.shape), where=share > 1e-12).reshape(-1)
         base = self.hits[:, :bins].sum(axis=1) / total
-        above = (self.hits[:, :bins] - base[:, None] * self.counts) / total
+        # By the shares and base rates of the rows at hand: their noise, ten times that of a few errors, cancels in the
+        # resolution to first order, and would hide from `widened` how little those errors vary in resamples.
+        frequency = ratio(self.hits[:, :bins], self.counts)
+        frequency = np.where(self.counts > 1e-9, frequency, frequency[..., -1:])
+        above = share[..., None] * (frequency - base[:, None, -1:])
         parts = [slice(i * bins, (i + 1) * bins) for i in range(3)]
 
         def of(values: np.ndarray, score: Score, noise: np.ndarray) -> Folded:
             flat = values.reshape(-1, values.shape[-1])
-            moved, errors = widened(flat[:, :-1] - flat[:, -1:], noise.reshape(-1))
+            moved, errors = widened(flat[:, :-1] - flat[:, -1:], noise.reshape(-1), normals[: len(flat)])
             return Folded(flat[:, -1], errors, moved, score, float(score(flat[:, -1:])[0]), score)
 
+        normals = np.random.default_rng(1).normal(size=(classes, bins, gap.shape[-1] - 1))
+        if classes == 2:  # one column is the mirror image of the other
+            normals[1] = -normals[0, ::-1]
+        normals = normals.reshape(classes * bins, -1)
         each = np.full(classes * bins, 1.0 / classes)
         pooled = self.pooled / np.maximum(self.kept[:, -1].sum(), 1e-9)
         pooled_noise = np.sqrt(self.pooled_variance) / np.maximum(self.kept[:, -1].sum(), 1e-9)
