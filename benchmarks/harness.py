@@ -50,9 +50,9 @@ def take_turns(arms: dict[str, Callable[[], float]], unit: str, turns: int) -> d
     """Median seconds of arms that run in turn, and the ratios to one of them formed turn by turn.
 
     Args:
-        arms: each runs once and returns its seconds; the first call of each does not count.
-        unit: the arm that the others are held against.
-        turns: how often.
+        arms: Each runs once and returns its seconds; the first call of each does not count.
+        unit: The arm that the others are held against.
+        turns: How often.
 
     Returns:
         `median_seconds`, `median_ratio` and `ratio_quartiles` of every arm.

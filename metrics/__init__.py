@@ -15,7 +15,7 @@ def metric_path(name: str = "calibration") -> str:
         The folder, for `evaluate.load`.
 
     Raises:
-        ValueError: for an unknown name. (Given a path that does not exist, `evaluate` would look on the Hub and run
+        ValueError: For an unknown name. (Given a path that does not exist, `evaluate` would look on the Hub and run
             whatever it finds there under that name.)
 
     Example:

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """What the bundled `evaluate` modules share."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """The page of each metric's Space: paste or upload rows, see the report. Needs `gradio`."""
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ def parse_rows(text: str) -> tuple[Any, Any]:
     r"""Predictions and references from JSON or CSV text.
 
     Args:
-        text: either of the two `FORMATS`.
+        text: Either of the two `FORMATS`.
 
     Returns:
         Predictions (a list of numbers a row, or one number a row) and integer references.
 
     Raises:
-        ValueError: saying what cannot be read, and in which line.
+        ValueError: Saying what cannot be read, and in which line.
 
     Example:
         >>> parse_rows("p0,p1,label\n0.9,0.1,0\n0.3,0.7,1")
@@ -47,7 +46,7 @@ def read_rows(path: str | Path) -> tuple[Any, Any]:
     """`parse_rows` of a file.
 
     Raises:
-        ValueError: if it is not UTF-8 text, or cannot be parsed.
+        ValueError: If it is not UTF-8 text, or cannot be parsed.
     """
     try:
         return parse_rows(Path(path).read_text(encoding="utf-8-sig"))
@@ -59,10 +58,10 @@ def safely(measure: Measure, text: str, path: str | None, settings: dict[str, An
     """Runs a measure on pasted or uploaded rows; whatever is wrong with them becomes a readable heading.
 
     Args:
-        measure: what to compute.
-        text: pasted rows.
-        path: an uploaded file, which goes before pasted rows.
-        settings: passed on.
+        measure: What to compute.
+        text: Pasted rows.
+        path: An uploaded file, which goes before pasted rows.
+        settings: Passed on.
 
     Returns:
         Markdown and HTML.
@@ -99,12 +98,12 @@ def build_page(
     """The page as `gradio.Blocks`.
 
     Args:
-        title: heading.
+        title: Heading.
         description: Markdown below it.
-        measure: what to compute when the button is pressed.
-        kinds: choices of `settings["input"]`, the first one preset.
-        example: text the box starts with.
-        bins: whether to ask for `settings["num_bins"]`.
+        measure: What to compute when the button is pressed.
+        kinds: Choices of `settings["input"]`, the first one preset.
+        example: Text the box starts with.
+        bins: Whether to ask for `settings["num_bins"]`.
 
     Returns:
         The blocks; `.launch()` serves them.

@@ -1,4 +1,4 @@
-"""The command line: ``peft-calib``."""
+"""The command line: `peft-calib`."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def _interrupted(output_dir: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of ``peft-calib``: an error is one line, with ``--debug`` a traceback."""
+    """Entry point of `peft-calib`: an error is one line, with `--debug` a traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:

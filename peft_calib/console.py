@@ -23,9 +23,9 @@ class StepProgress(TrainerCallback):
     """Optimiser steps of a stage as a bar, or, where bars cannot be drawn, as a few lines; scores as they come.
 
     Args:
-        progress: the bars.
-        description: of the stage.
-        metrics: scores to show after an evaluation, the loss where there are none of these; None shows nothing.
+        progress: The bars.
+        description: Of the stage.
+        metrics: Scores to show after an evaluation, the loss where there are none of these; None shows nothing.
     """
 
     def __init__(self, progress: Progress, description: str, metrics: list[str] | None = None) -> None:

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """An adapter's tensors during training: read, written, put back, told apart, also where a model is sharded."""
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ def adapter_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
     Every process of a sharded model has to call it.
 
     Raises:
-        TypeError: if the model carries no PEFT adapter.
-        ValueError: for DeepSpeed ZeRO-3, which keeps parameters to itself.
+        TypeError: If the model carries no PEFT adapter.
+        ValueError: For DeepSpeed ZeRO-3, which keeps parameters to itself.
     """
     return {name: _whole(tensor).cpu().contiguous() for name, tensor in _live(model).items()}
 
@@ -55,7 +54,7 @@ def restore_adapter(model: PeftModel, folder: Path) -> None:
     """Put an adapter's tensors back into the active adapter.
 
     Raises:
-        ValueError: if the folder holds other tensors than the model needs.
+        ValueError: If the folder holds other tensors than the model needs.
     """
     saved, live = load_file(folder / WEIGHTS), _live(model)
     if set(saved) != set(live):
@@ -120,7 +119,7 @@ def check_readable(model: torch.nn.Module) -> None:
     """Refuse, before training, a model whose adapter a callback could not read at its end.
 
     Raises:
-        ValueError: for DeepSpeed ZeRO-3.
+        ValueError: For DeepSpeed ZeRO-3.
     """
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         raise ValueError(

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Checkpoints that were written to the end, told from those a crash cut short."""
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class CheckpointGuardCallback(TrainerCallback):
         """Refuse to go on from a damaged checkpoint.
 
         Raises:
-            ValueError: if the checkpoint that training resumes from is incomplete.
+            ValueError: If the checkpoint that training resumes from is incomplete.
         """
         folder = _folder(args, state)
         if state.global_step == 0 or not folder.is_dir():

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """The regulariser for trainers that form their own loss, and a clear no to those for which it has no meaning."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Which of a model's outputs are the logits, and which of its inputs the labels: told by name and shape, not place."""
 
 from __future__ import annotations

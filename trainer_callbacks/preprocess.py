@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """What calibration needs of a batch of logits and labels, and nothing more."""
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ def preprocess_logits_for_calibration(
     Args:
         logits: `(B, C)`, `(B, T, C)`, or a tuple with one such tensor that goes with the labels.
         labels: `(B,)`, or `(B, T)` with -100 where there is no label; None for rows without labels.
-        answer_token_ids: the token of each class, for multiple choice by a causal language model; give it with
+        answer_token_ids: The token of each class, for multiple choice by a causal language model; give it with
             `functools.partial`, or use the callback's own `preprocess_logits_for_metrics`.
 
     Returns:
         `(B, C)` or `(B, L, C)` float32, with L at most T and the same in every process.
 
     Raises:
-        ValueError: for a whole vocabulary without `answer_token_ids`, logits that are not those of a classifier,
+        ValueError: For a whole vocabulary without `answer_token_ids`, logits that are not those of a classifier,
             outputs of which none or several could be the logits, or answers without labels, whose place is not known.
 
     Example:
@@ -105,13 +104,13 @@ def labelled_rows(
     Args:
         logits: `(B, C)` or `(B, L, C)`.
         labels: `(B,)`, or `(B, T)` with T at least L.
-        answer_token_ids: the token of each class, if the labels are tokens.
+        answer_token_ids: The token of each class, if the labels are tokens.
 
     Returns:
         `(N, C)` logits and `(N,)` classes.
 
     Raises:
-        ValueError: if the shapes do not go together, or an answer is not among the tokens.
+        ValueError: If the shapes do not go together, or an answer is not among the tokens.
     """
     if answer_token_ids is not None and labels.ndim == 2:
         labels = _answer_classes(labels, answer_token_ids)

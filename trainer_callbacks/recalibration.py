@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """A temperature fitted at the end of training on held-out rows, and stored with the adapter it was fitted for."""
 
 from __future__ import annotations
@@ -49,15 +48,15 @@ class RecalibrationCallback(TrainerCallback):
     adapter is worth more than its temperature.
 
     Args:
-        calibration_dataset: held-out rows with labels, prepared like the training rows, see `calibration_split`; a
+        calibration_dataset: Held-out rows with labels, prepared like the training rows, see `calibration_split`; a
             data frame of such columns will do.
-        method: what to fit; a new `TemperatureScaling` if omitted.
-        num_samples: fit on the mean probabilities of this many draws of the adapter, for those who predict that way;
+        method: What to fit; a new `TemperatureScaling` if omitted.
+        num_samples: Fit on the mean probabilities of this many draws of the adapter, for those who predict that way;
             None takes the deterministic adapter.
-        seed: of the draws.
-        data_collator: makes a batch of rows; the Trainer's if omitted.
-        batch_size: rows of a batch; the Trainer's evaluation batch size if omitted.
-        answer_token_ids: token of each class, for multiple choice by a causal language model.
+        seed: Of the draws.
+        data_collator: Makes a batch of rows; the Trainer's if omitted.
+        batch_size: Rows of a batch; the Trainer's evaluation batch size if omitted.
+        answer_token_ids: Token of each class, for multiple choice by a causal language model.
 
     Example:
         >>> from peft_calib import calibration_split
@@ -90,8 +89,8 @@ class RecalibrationCallback(TrainerCallback):
         """Refuse rows that are trained on too, and record both sets.
 
         Raises:
-            ValueError: if the calibration split overlaps with the training rows, or has no labels.
-            TypeError: if draws are asked for, and the model has no adapter of this package to draw from.
+            ValueError: If the calibration split overlaps with the training rows, or has no labels.
+            TypeError: If draws are asked for, and the model has no adapter of this package to draw from.
         """
         check_readable(model)
         detach_file(model, RECALIBRATION_FILE)  # of an earlier training
@@ -177,14 +176,14 @@ def load_recalibration(folder: str | Path) -> Recalibrator:
     """What `RecalibrationCallback` stored beside an adapter.
 
     Args:
-        folder: of the saved adapter.
+        folder: Of the saved adapter.
 
     Returns:
         The fitted method; `transform(logits)` gives calibrated probabilities.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it was fitted for other weights than the folder's, or is damaged.
+        FileNotFoundError: If there is none.
+        ValueError: If it was fitted for other weights than the folder's, or is damaged.
     """
     path = Path(folder) / RECALIBRATION_FILE
     if not path.is_file():

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Getting numbers and pictures from a callback into the Trainer's logs."""
 
 from __future__ import annotations

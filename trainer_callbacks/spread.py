@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """How far a posterior's standard deviations have moved from where they started."""
 
 from __future__ import annotations

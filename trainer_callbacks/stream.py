@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """The rows of one evaluation: kept while they are few, so that they get intervals, and summed up in O(bins) beyond."""
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ class RowStream:
     """Logits and labels of an evaluation, a batch at a time.
 
     Args:
-        num_bins: bins of every binned score.
-        max_rows: rows up to which all are kept; of more, only the accumulator's state of a few kilobytes is.
+        num_bins: Bins of every binned score.
+        max_rows: Rows up to which all are kept; of more, only the accumulator's state of a few kilobytes is.
     """
 
     def __init__(self, num_bins: int, max_rows: int = MAX_KEPT_ROWS) -> None:
@@ -39,7 +38,7 @@ class RowStream:
         """Adds `(N, C)` logits, where -inf masks a class, and `(N,)` labels.
 
         Raises:
-            ValueError: for labels out of range.
+            ValueError: For labels out of range.
         """
         finite = np.isfinite(logits.max(axis=1)) if len(logits) else np.zeros(0, bool)  # NaN is the maximum of its row
         if not finite.all():
@@ -67,7 +66,7 @@ class RowStream:
         """The scores; intervals and noise floor only if all rows are at hand.
 
         Raises:
-            ValueError: if there was no row.
+            ValueError: If there was no row.
         """
         if self._sums is not None:
             return self._sums.compute()

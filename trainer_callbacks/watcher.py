@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Seeing the forwards of an evaluation loop from a callback, which the Trainer does not show them to."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """The Space: paste or upload probabilities and labels, see the calibration report."""
 
 from typing import Any

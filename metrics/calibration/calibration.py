@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Calibration of probabilistic classifiers, with intervals and noise floors, for `evaluate`."""
 
 from typing import Any

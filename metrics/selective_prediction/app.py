@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """The Space: paste or upload predictions and labels, or uncertainties and errors, see selective prediction."""
 
 from typing import Any

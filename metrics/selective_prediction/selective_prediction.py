@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Selective prediction and error detection for `evaluate`."""
 
 from typing import Any

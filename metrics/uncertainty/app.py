@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """The Space: paste or upload draws and labels, see the uncertainty split."""
 
 from typing import Any

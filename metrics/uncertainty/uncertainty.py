@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Uncertainty of several draws (ensembles, Bayesian adapters, dropout samples) for `evaluate`."""
 
 from typing import Any

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """What a model answers, in whatever wrapping: the one door through which predictions enter the toolkit."""
 
 from __future__ import annotations

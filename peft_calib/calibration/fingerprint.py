@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Which rows were these? Fingerprints that tell whether two sets of rows overlap, in whatever order they come."""
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from peft_calib.json_files import Fields
+from ..json_files import Fields
 
 # Up to this many rows are remembered one by one; of more, those with the smallest hashes (a bottom-k sketch).
 SKETCH_SIZE = 4096
@@ -22,9 +21,9 @@ class SplitFingerprint:
     """A digest of a set of rows, and a sample of row hashes that is the same sample in any other set.
 
     Attributes:
-        digest: hex SHA-256 of the sorted row hashes; equal for the same rows in any order.
-        num_rows: rows in the set.
-        hashes: sorted smallest row hashes, at most `SKETCH_SIZE`.
+        digest: Hex SHA-256 of the sorted row hashes; equal for the same rows in any order.
+        num_rows: Rows in the set.
+        hashes: Sorted smallest row hashes, at most `SKETCH_SIZE`.
     """
 
     digest: str
@@ -65,7 +64,7 @@ class SplitFingerprint:
         """The same for the fields of a file.
 
         Raises:
-            ValueError: if they describe no set of rows; the message names field and value.
+            ValueError: If they describe no set of rows; the message names field and value.
         """
         digest, num_rows = fields.text("digest"), fields.integer("num_rows", least=1)
         hashes: Sequence[str] = fields.listing("hashes", str)

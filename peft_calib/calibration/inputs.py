@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """What may enter the calibration toolkit: arrays of any kind, checked once, turned into float64 rows."""
 
 from __future__ import annotations
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from peft_calib.calibration.answers import log_probabilities, refuse_class_ids, unwrapped
+from .answers import log_probabilities, refuse_class_ids, unwrapped
 
 INPUT_KINDS = ("probabilities", "logits")
 SUM_TOLERANCE = 1e-3
@@ -23,7 +22,7 @@ class Rows(NamedTuple):
         probabilities: `(N, C)` float64, non-negative, rows summing to one up to storage rounding.
         labels: `(N,)` int64 in `[0, C)`.
         binary: True when the caller gave one number per row, the probability of class 1.
-        dtype: numpy dtype the predictions came in (float32 for bfloat16).
+        dtype: Numpy dtype the predictions came in (float32 for bfloat16).
     """
 
     probabilities: np.ndarray
@@ -50,18 +49,18 @@ def as_rows(
         predictions: `(N, C)`, `(N,)` for the probability (or logit) of class 1, or `(..., C)` with labels `(...)` as
             in token classification. Lists, numpy and torch (any device, half precision included) are taken, and a
             model's whole answer: a `ModelOutput`, a mapping with `logits`, a tuple.
-        labels: integer class ids, one a row.
+        labels: Integer class ids, one a row.
         input: `"probabilities"` or `"logits"`. It is checked, never guessed.
-        mask: boolean, of the labels' shape; rows where it is False are dropped.
-        ignore_index: rows with this label are dropped; None keeps (and then checks) every row.
+        mask: Boolean, of the labels' shape; rows where it is False are dropped.
+        ignore_index: Rows with this label are dropped; None keeps (and then checks) every row.
 
     Returns:
         The checked rows.
 
     Raises:
-        ValueError: for wrong shapes, NaN or infinity, numbers that are not probabilities, class ids in place of
+        ValueError: For wrong shapes, NaN or infinity, numbers that are not probabilities, class ids in place of
             probabilities, labels out of range, nothing left to measure.
-        TypeError: for labels that are not integers, or predictions that are not numbers.
+        TypeError: For labels that are not integers, or predictions that are not numbers.
 
     Example:
         >>> as_rows([[0.9, 0.1], [0.4, 0.6]], [0, 1]).probabilities.shape
@@ -96,18 +95,18 @@ def as_logit_rows(
     """Checks a model's answer and its labels as `as_rows` does, and returns flat float64 logits.
 
     Args:
-        answer: as the predictions of `as_rows`; a logit of -inf masks its class.
-        labels: as there.
+        answer: As the predictions of `as_rows`; a logit of -inf masks its class.
+        labels: As there.
         input: `"logits"` or `"probabilities"`, whose logarithm is taken by `log_probabilities`.
-        mask: as there.
-        ignore_index: as there.
+        mask: As there.
+        ignore_index: As there.
 
     Returns:
         The checked rows.
 
     Raises:
-        ValueError: as `as_rows`.
-        TypeError: as `as_rows`.
+        ValueError: As `as_rows`.
+        TypeError: As `as_rows`.
 
     Example:
         >>> as_logit_rows(np.zeros((2, 3, 4)), [[0, -100, -100], [1, 2, 3]]).sequences
@@ -134,8 +133,8 @@ def as_logits(answer: Any, *, input: str = "logits") -> np.ndarray:
         `(..., C)` float64.
 
     Raises:
-        ValueError: for a single column, no row, NaN, infinity, class ids, or numbers that are not what `input` says.
-        TypeError: if they are not numbers.
+        ValueError: For a single column, no row, NaN, infinity, class ids, or numbers that are not what `input` says.
+        TypeError: If they are not numbers.
     """
     _check_kind(input)
     answer = unwrapped(answer)

@@ -33,11 +33,11 @@ class TextData:
     """Splits with the columns `text` (`text_pair` where two were named) and `label` (a class index).
 
     Attributes:
-        name: where the rows came from.
-        train, calibration, test: the three splits; no text occurs in two of those that were cut here.
-        label_names: the name of each class index.
-        outside: texts from another distribution, without labels, or `None`.
-        left_out: rows without a text or a label that were left out.
+        name: Where the rows came from.
+        train, calibration, test: The three splits; no text occurs in two of those that were cut here.
+        label_names: The name of each class index.
+        outside: Texts from another distribution, without labels, or `None`.
+        left_out: Rows without a text or a label that were left out.
     """
 
     name: str
@@ -74,25 +74,25 @@ def load_text_data(
         source: `"documentation"` (embedded, no network), the path of a .csv, .tsv, .json, .jsonl or .parquet file or
             of a folder of such files, the id of a Hub data set, or a table in memory (a data frame, a
             `datasets.Dataset` or `DatasetDict`, a list of rows).
-        text_column: the column of the text, or two columns for sentence pairs.
-        label_column: the column of the label: strings, integers or a `ClassLabel`.
-        subset: configuration name of a Hub data set, such as `"sst2"` of `"nyu-mll/glue"`.
-        outside: a source of out-of-distribution texts with the same text column; the embedded set brings its own.
-        calibration_fraction: share of the training rows held out for calibration, in (0, 1).
-        test_fraction: share of all rows held out for the test, in (0, 1), where the source has no test split.
-        max_train_rows: keep at most this many training rows (a random choice by class), after the cuts.
-        seed: seed of the cuts.
-        encoding: of text files that are not UTF-8, such as `"cp1252"`.
-        delimiter: of CSV files whose delimiter cannot be found from their rows.
-        drop_missing: leave out rows that lack a text or a label, instead of refusing them.
+        text_column: The column of the text, or two columns for sentence pairs.
+        label_column: The column of the label: strings, integers or a `ClassLabel`.
+        subset: Configuration name of a Hub data set, such as `"sst2"` of `"nyu-mll/glue"`.
+        outside: A source of out-of-distribution texts with the same text column; the embedded set brings its own.
+        calibration_fraction: Share of the training rows held out for calibration, in (0, 1).
+        test_fraction: Share of all rows held out for the test, in (0, 1), where the source has no test split.
+        max_train_rows: Keep at most this many training rows (a random choice by class), after the cuts.
+        seed: Seed of the cuts.
+        encoding: Of text files that are not UTF-8, such as `"cp1252"`.
+        delimiter: Of CSV files whose delimiter cannot be found from their rows.
+        drop_missing: Leave out rows that lack a text or a label, instead of refusing them.
 
     Returns:
         The three splits with class names.
 
     Raises:
-        ValueError: if a column is missing, a text or a label is empty, there are fewer than two classes, a fraction
+        ValueError: If a column is missing, a text or a label is empty, there are fewer than two classes, a fraction
             is out of range, a file has an unknown type, or a split would have no row.
-        FileNotFoundError: if the path of a file does not exist.
+        FileNotFoundError: If the path of a file does not exist.
 
     Example:
         >>> data = load_text_data("documentation", seed=0)

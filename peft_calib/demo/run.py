@@ -48,7 +48,7 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
     """The output folder, which must not hold a finished run unless that may be overwritten; nothing is touched.
 
     Raises:
-        FileExistsError: if the folder holds a finished run and `overwrite` is false, or is a file.
+        FileExistsError: If the folder holds a finished run and `overwrite` is false, or is a file.
     """
     path = Path(output_dir)
     if path.exists() and not path.is_dir():
@@ -67,8 +67,8 @@ def demo_config(
 
     Args:
         data: `"documentation"` (embedded, no network), or what `peft-calib train` takes.
-        model: a Hub id or a folder; `None` is the embedded all-MiniLM-L6-v2 encoder.
-        settings: further settings of the runs.
+        model: A Hub id or a folder; `None` is the embedded all-MiniLM-L6-v2 encoder.
+        settings: Further settings of the runs.
     """
     source, outside, fractions = with_embedded(data, None, {"test_fraction": 0.2})
     values: dict[str, Any] = {
@@ -115,17 +115,17 @@ def run_demo(
     adapters, HyperLoRA also as a plain LoRA, `reliability.png`, and `report.json`, last.
 
     Args:
-        config: of the runs, see `demo_config`; its method does not count.
-        output_dir: folder of the results.
-        outside: texts of other origin, as `evaluate_run` takes them.
-        overwrite: replace a finished demonstration.
-        console: where progress and the table are shown.
+        config: Of the runs, see `demo_config`; its method does not count.
+        output_dir: Folder of the results.
+        outside: Texts of other origin, as `evaluate_run` takes them.
+        overwrite: Replace a finished demonstration.
+        console: Where progress and the table are shown.
 
     Returns:
         The content of `report.json`.
 
     Raises:
-        FileExistsError: if the folder holds a finished demonstration.
+        FileExistsError: If the folder holds a finished demonstration.
     """
     place, console = check_output_dir(output_dir, overwrite), console or Console()
     with quiet():

@@ -25,7 +25,7 @@ class Items:
     Args:
         inputs: What the model is called with.
         rows: Number of rows B.
-        positions: int64 (N, 2), batch row and token position of each item; `None` for one item a row.
+        positions: Int64 (N, 2), batch row and token position of each item; `None` for one item a row.
         labels: Labels of the items if the batch has them.
         media_tokens: Ids of the tokens that stand for images, videos and sounds in a text.
     """
@@ -51,7 +51,7 @@ class Items:
         """The items of some rows, where every row is one item.
 
         Args:
-            index: int64 row numbers, on the CPU.
+            index: Int64 row numbers, on the CPU.
         """
         positions = self.positions
         if positions is not None:

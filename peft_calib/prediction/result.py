@@ -24,7 +24,7 @@ class NotFiniteError(ValueError):
     """A model answered with NaN or infinity, of which no prediction can be made.
 
     Args:
-        wrong: bool (K, N), the draws and items concerned.
+        wrong: Bool (K, N), the draws and items concerned.
         where: What the items are part of, for the message.
     """
 
@@ -250,16 +250,16 @@ class Prediction(_Result):
     `MI = E_k KL(p_k || p)` (Houlsby et al. 2011, arXiv 1112.5745) is 0 when all draws say the same.
 
     Args:
-        sample_probabilities: float32 (K, N, C); NaN for draws that an adaptive prediction did not make, and nowhere
+        sample_probabilities: Float32 (K, N, C); NaN for draws that an adaptive prediction did not make, and nowhere
             else.
         num_forwards: Cost in units of one deterministic forward of the batch.
         how: How it was made.
         seed: Key of the draws.
         antithetic: Whether they were made in mirrored pairs.
-        draws_per_row: int64 (N,), number of draws of each item, where they differ.
-        positions: int64 (N, 2), row and token position of each item, where items are tokens.
+        draws_per_row: Int64 (N,), number of draws of each item, where they differ.
+        positions: Int64 (N, 2), row and token position of each item, where items are tokens.
         labels: Labels of the items, if the batch had them.
-        weights: float64 (K,), weights of the draws in every mean; equal when `None`.
+        weights: Float64 (K,), weights of the draws in every mean; equal when `None`.
 
     Example:
         >>> p = Prediction(sample_probabilities=torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]), num_forwards=2)
@@ -342,7 +342,7 @@ class RegressionPrediction(_Result):
     The variance is that of the function over the draws; the noise of the observations is not part of it.
 
     Args:
-        sample_values: float32 (K, N, D); NaN for draws that were not made.
+        sample_values: Float32 (K, N, D); NaN for draws that were not made.
         num_forwards: Cost in units of one deterministic forward of the batch.
         how: How it was made.
         seed: Key of the draws.

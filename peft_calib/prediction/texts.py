@@ -24,11 +24,11 @@ class TextScores:
     """What K draws say about given texts. All tensors are on the CPU; entries behind the end of a text are 0.
 
     Args:
-        sample_log_probabilities: float32 (K, N, T), log-probability of each token under each draw.
-        log_probabilities: float32 (N, T), under the mean of the draws' probabilities.
-        entropy: float32 (N, T), entropy of the predictive distribution of each token, nats.
-        mutual_information: float32 (N, T), what the draws disagree on there, nats.
-        mask: bool (N, T), which entries are tokens of the text.
+        sample_log_probabilities: Float32 (K, N, T), log-probability of each token under each draw.
+        log_probabilities: Float32 (N, T), under the mean of the draws' probabilities.
+        entropy: Float32 (N, T), entropy of the predictive distribution of each token, nats.
+        mutual_information: Float32 (N, T), what the draws disagree on there, nats.
+        mask: Bool (N, T), which entries are tokens of the text.
     """
 
     sample_log_probabilities: torch.Tensor
@@ -58,9 +58,9 @@ class GeneratedSamples:
     """One text for each draw and prompt.
 
     Args:
-        sequences: int64 (K, N, T), the generated tokens without the prompt, padded at the end.
-        log_probabilities: float32 (K, N), log-probability of each text under the draw that wrote it.
-        mask: bool (K, N, T), which entries are tokens of the text.
+        sequences: Int64 (K, N, T), the generated tokens without the prompt, padded at the end.
+        log_probabilities: Float32 (K, N), log-probability of each text under the draw that wrote it.
+        mask: Bool (K, N, T), which entries are tokens of the text.
     """
 
     sequences: torch.Tensor

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from peft_calib.calibration import calibration_report
+from ..calibration import calibration_report
 
 __all__ = ["CALLED", "MostFrequent"]
 
@@ -21,8 +21,8 @@ class MostFrequent:
     """A model that has not read the texts: it gives every row the shares that the classes have in the training rows.
 
     Attributes:
-        names: of the classes.
-        counts: how often each occurs among the rows trained on.
+        names: Of the classes.
+        counts: How often each occurs among the rows trained on.
 
     Example:
         >>> MostFrequent(("no", "yes"), (3, 1)).scores([0, 0, 1, 1], ["accuracy"])
@@ -66,10 +66,10 @@ class MostFrequent:
         """In plain words, that a model is no better than this; `None` where it is better.
 
         Args:
-            name: of the model.
-            accuracy: what it reaches on the rows.
-            interval: of that.
-            labels: of the rows.
+            name: Of the model.
+            accuracy: What it reaches on the rows.
+            interval: Of that.
+            labels: Of the rows.
         """
         here = np.bincount(np.asarray(labels), minlength=len(self.names))
         share = float(here.max() / here.sum())

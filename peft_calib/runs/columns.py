@@ -43,7 +43,7 @@ def texts_of(rows: Dataset, column: str, what: str, source: str) -> list[str]:
     """The texts of a column; whole numbers are read as their digits.
 
     Raises:
-        ValueError: if there is no such column, or for the first value that is no text, or an empty one.
+        ValueError: If there is no such column, or for the first value that is no text, or an empty one.
     """
     check_column(rows, column, what, source)
     values = rows[column][:]

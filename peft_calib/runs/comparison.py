@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from peft_calib.calibration import Comparison, compare_many
-
+from ..calibration import Comparison, compare_many
 from .baseline import CALLED, MostFrequent
 from .comparison_table import comparison_table
 from .evaluation import AFTER, BEFORE, Evaluation, evaluate_run
@@ -31,11 +30,11 @@ class RunComparison:
     """Runs held against the first of them.
 
     Attributes:
-        rows: number of rows that all runs were measured on.
-        items: number of predictions compared; rows, or labelled words.
-        comparisons: one a pair, the better side and its p-value for each score.
-        baseline: the scores of always answering with the most frequent class.
-        verdicts: in words, which runs are no better than that.
+        rows: Number of rows that all runs were measured on.
+        items: Number of predictions compared; rows, or labelled words.
+        comparisons: One a pair, the better side and its p-value for each score.
+        baseline: The scores of always answering with the most frequent class.
+        verdicts: In words, which runs are no better than that.
     """
 
     rows: int
@@ -82,21 +81,21 @@ def compare_runs(
     rows yet is evaluated first. P-values carry Holm's correction for the number of pairs.
 
     Args:
-        run_dirs: folders of runs; the first is the baseline.
-        num_samples: draws of the stochastic runs.
-        metrics: scores to compare.
-        after_temperature: compare probabilities after each run's temperature.
-        every_pair: compare each run with each, instead of each with the first.
-        seed: key of the draws and of the bootstrap.
-        progress: show bars.
-        where: rows to test on, as `evaluate_run` takes them: `data`, `subset`, `split`, `encoding`, `delimiter`,
+        run_dirs: Folders of runs; the first is the baseline.
+        num_samples: Draws of the stochastic runs.
+        metrics: Scores to compare.
+        after_temperature: Compare probabilities after each run's temperature.
+        every_pair: Compare each run with each, instead of each with the first.
+        seed: Key of the draws and of the bootstrap.
+        progress: Show bars.
+        where: Rows to test on, as `evaluate_run` takes them: `data`, `subset`, `split`, `encoding`, `delimiter`,
             `drop_missing`; each run's own test rows if not given.
 
     Returns:
         The comparison.
 
     Raises:
-        ValueError: for fewer than two runs, the same run twice, unknown metrics, or rows that carry other labels or
+        ValueError: For fewer than two runs, the same run twice, unknown metrics, or rows that carry other labels or
             classes in one run than in another.
     """
     names = _names(run_dirs)
@@ -163,7 +162,7 @@ def _common_order(evaluations: dict[str, Evaluation]) -> dict[str, np.ndarray]:
     """For each run the items of the rows that all runs have, in one order.
 
     Raises:
-        ValueError: if there are none, or the items or their labels differ.
+        ValueError: If there are none, or the items or their labels differ.
     """
     items = {name: found.items for name, found in evaluations.items()}
     common = set.intersection(*({*found["keys"].tolist()} for found in items.values()))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from peft_calib.calibration import Comparison
+from ..calibration import Comparison
 
 __all__ = ["comparison_table"]
 
@@ -17,9 +17,9 @@ def comparison_table(pairs: Sequence[Comparison], others: Mapping[str, Mapping[s
     """One line a run and score by score the difference to the run that it is compared with.
 
     Args:
-        pairs: what was compared, the second of each pair being what the first is held against.
-        others: further lines, of what was not compared, by name.
-        title: of the table.
+        pairs: What was compared, the second of each pair being what the first is held against.
+        others: Further lines, of what was not compared, by name.
+        title: Of the table.
     """
     scores = [difference.score for difference in pairs[0].differences]
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)

@@ -16,12 +16,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from peft_calib.calibration import calibration_report
-from peft_calib.calibration.fingerprint import SplitFingerprint
-from peft_calib.files import replace_folder, write_atomically
-from peft_calib.prediction import Prediction
-
+from ..calibration import calibration_report
+from ..calibration.fingerprint import SplitFingerprint
 from ..console import quiet
+from ..files import replace_folder, write_atomically
+from ..prediction import Prediction
 from .baseline import MostFrequent
 from .folder import RunFolder, read_fields, read_json, without_nan, write_json
 from .loading import FinishedRun, load_task, log_probabilities, read_record, run_identity
@@ -46,8 +45,8 @@ class Evaluation:
     """Predictions of test rows and the reports made of them.
 
     Attributes:
-        folder: where it is kept.
-        content: of its `report.json`.
+        folder: Where it is kept.
+        content: Of its `report.json`.
     """
 
     folder: Path
@@ -85,7 +84,7 @@ class Evaluation:
         """The stored arrays; empty for a run without classes.
 
         Raises:
-            ValueError: if the file is missing though the run has classes, or cannot be read.
+            ValueError: If the file is missing though the run has classes, or cannot be read.
         """
         place = self.folder / ROWS
         if not place.is_file():
@@ -121,26 +120,26 @@ def evaluate_run(
     temperatures are those that it was made of.
 
     Args:
-        run_dir: folder of the run.
-        data: rows to test on, a path, a Hub id or a data frame; the run's own test rows if not given.
-        subset: configuration name of a Hub data set.
-        split: which split.
-        num_samples: draws of a stochastic prediction; as many as the run's temperature was fitted with if not given.
-        metrics: scores in the table; those of the run's settings if not given.
-        seed: key of the draws and of the intervals.
-        progress: show a bar.
-        encoding: of text files that are not UTF-8.
-        delimiter: of CSV files whose delimiter cannot be found from their rows.
-        drop_missing: leave out rows without a text or a label.
-        outside: rows of other origin, without labels or with any: how sure the run is of them, and how well its
+        run_dir: Folder of the run.
+        data: Rows to test on, a path, a Hub id or a data frame; the run's own test rows if not given.
+        subset: Configuration name of a Hub data set.
+        split: Which split.
+        num_samples: Draws of a stochastic prediction; as many as the run's temperature was fitted with if not given.
+        metrics: Scores in the table; those of the run's settings if not given.
+        seed: Key of the draws and of the intervals.
+        progress: Show a bar.
+        encoding: Of text files that are not UTF-8.
+        delimiter: Of CSV files whose delimiter cannot be found from their rows.
+        drop_missing: Leave out rows without a text or a label.
+        outside: Rows of other origin, without labels or with any: how sure the run is of them, and how well its
             confidence, and what its draws disagree on, tell them from the test rows.
 
     Returns:
         The evaluation.
 
     Raises:
-        FileNotFoundError: if there is no finished run.
-        ValueError: for unknown metrics, missing or empty rows, or rows that the run has seen.
+        FileNotFoundError: If there is no finished run.
+        ValueError: For unknown metrics, missing or empty rows, or rows that the run has seen.
     """
     if metrics is not None:
         check_metrics(metrics)

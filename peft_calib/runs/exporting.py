@@ -6,11 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from peft_calib.draws_index import write_draws_index
-from peft_calib.export import export_lora
-from peft_calib.files import replace_folder
-
 from ..console import quiet
+from ..draws_index import write_draws_index
+from ..export import export_lora
+from ..files import replace_folder
 from .folder import STAGE, RunFolder
 from .loading import FinishedRun, adapter_names, load_task
 from .methods import ADAPTER
@@ -31,19 +30,19 @@ def export_run(
     A LoRA run is copied; the members of an ensemble are its draws.
 
     Args:
-        run_dir: folder of the run.
-        output_dir: folder to write; it must not hold anything but an earlier export.
-        num_samples: number of draws (`draw-0`, `draw-1`, ...); `None` writes the deterministic adapter.
-        t: point of a curve.
-        seed: key of the draws.
+        run_dir: Folder of the run.
+        output_dir: Folder to write; it must not hold anything but an earlier export.
+        num_samples: Number of draws (`draw-0`, `draw-1`, ...); `None` writes the deterministic adapter.
+        t: Point of a curve.
+        seed: Key of the draws.
 
     Returns:
         The folder.
 
     Raises:
-        FileNotFoundError: if there is no finished run.
-        FileExistsError: if the output folder holds something else.
-        ValueError: if the method has no such draws, or no single LoRA.
+        FileNotFoundError: If there is no finished run.
+        FileExistsError: If the output folder holds something else.
+        ValueError: If the method has no such draws, or no single LoRA.
     """
     folder = RunFolder(Path(run_dir).absolute())
     task = load_task(folder)

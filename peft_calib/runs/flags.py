@@ -22,7 +22,7 @@ def with_setting_flags(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command one flag for each setting; what the user did not give arrives as `None`.
 
     Args:
-        function: a command whose last parameter is `**flags`.
+        function: A command whose last parameter is `**flags`.
 
     Returns:
         A command for typer with the flags in its signature.
@@ -51,12 +51,12 @@ def resolve(config_file: Path | None, flags: dict[str, Any], tell: Callable[[str
     names another method than the file, the file's adapter fields that only other methods have are left out.
 
     Args:
-        config_file: the file, or `None`.
-        flags: setting to value, `None` where no flag was given.
-        tell: called with a line about what was left out.
+        config_file: The file, or `None`.
+        flags: Setting to value, `None` where no flag was given.
+        tell: Called with a line about what was left out.
 
     Raises:
-        ValueError: for a bad file or setting.
+        ValueError: For a bad file or setting.
     """
     values = {} if config_file is None else read_yaml(config_file)
     method = flags.get("method") or values.get("method") or "lora"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_calib import json_files
-from peft_calib.files import clear_leftovers, folder_lock, move_into_place, write_atomically
-from peft_calib.json_files import Fields
+from .. import json_files
+from ..files import clear_leftovers, folder_lock, move_into_place, write_atomically
+from ..json_files import Fields
 
 __all__ = ["RunFolder"]
 
@@ -69,7 +69,7 @@ class RunFolder:
         """Raise unless a run may be made or continued here; nothing is touched.
 
         Raises:
-            FileExistsError: if the folder is a file, holds a finished run, or something that is no run.
+            FileExistsError: If the folder is a file, holds a finished run, or something that is no run.
         """
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} is a file; name a folder")
@@ -107,7 +107,7 @@ class RunFolder:
         """Keep other processes from writing the folder.
 
         Raises:
-            BlockingIOError: if one is at it.
+            BlockingIOError: If one is at it.
         """
         clear_leftovers(self.path)  # what a killed process had moved aside comes back
         with folder_lock(self.path):
@@ -117,8 +117,8 @@ class RunFolder:
         """Write the configuration, or go on with what was begun.
 
         Args:
-            resolved: the configuration.
-            anew: give up what was begun with another configuration.
+            resolved: The configuration.
+            anew: Give up what was begun with another configuration.
         """
         if anew and self.config.exists() and self._differing(resolved):
             shutil.rmtree(self.path)
@@ -135,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Content of a JSON file of ours.
 
     Raises:
-        ValueError: if it is damaged.
+        ValueError: If it is damaged.
     """
     return dict(read_fields(path).content)
 
@@ -144,7 +144,7 @@ def read_fields(path: Path) -> Fields:
     """The same, to be read field by field, each with its type and range.
 
     Raises:
-        ValueError: if it is damaged.
+        ValueError: If it is damaged.
     """
     return json_files.read_json(path, "Restore it from a copy, or train the run again")
 

@@ -16,12 +16,12 @@ def named_class(name: str, what: str, base: type) -> Any:
     Whoever names a module has it imported, from the folder they are in too.
 
     Args:
-        name: of module and class.
-        what: the setting that names it, for messages.
-        base: what it must derive from.
+        name: Of module and class.
+        what: The setting that names it, for messages.
+        base: What it must derive from.
 
     Raises:
-        ValueError: if there is no such class, or it derives from something else.
+        ValueError: If there is no such class, or it derives from something else.
     """
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:  # as for a script, whose folder Python looks in by itself

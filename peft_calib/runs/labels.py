@@ -28,8 +28,8 @@ class LabelMap:
     """Class names in order, and the class of each stored label.
 
     Attributes:
-        names: name of each class.
-        values: stored label and its class, in pairs.
+        names: Name of each class.
+        values: Stored label and its class, in pairs.
 
     Example:
         >>> labels = LabelMap.learn(["no", "yes", "no"], None, "rows.csv")
@@ -55,14 +55,14 @@ class LabelMap:
         classes, in sorted order, numbers by their value.
 
         Args:
-            labels: stored labels.
-            feature: the column's feature; a `ClassLabel` brings its names.
-            source: where the rows come from, for messages.
-            label_names: names of the classes in order, where the user gave them; labels are these or their indices.
-            rows: the rows of the labels, for the lines in messages.
+            labels: Stored labels.
+            feature: The column's feature; a `ClassLabel` brings its names.
+            source: Where the rows come from, for messages.
+            label_names: Names of the classes in order, where the user gave them; labels are these or their indices.
+            rows: The rows of the labels, for the lines in messages.
 
         Raises:
-            ValueError: for labels that are missing, lists, fractions, of mixed kinds, free text, or not among the
+            ValueError: For labels that are missing, lists, fractions, of mixed kinds, free text, or not among the
                 names, and for fewer than two classes.
         """
         names: tuple[str, ...] = ()
@@ -117,15 +117,15 @@ class LabelMap:
         A label may be stored in another form than the training rows had it, as 1, 1.0 or "1".
 
         Args:
-            labels: stored labels.
-            feature: the column's feature.
-            source: where the rows come from, for messages.
-            split: name of the split, for messages.
-            rows: the rows of the labels, for the lines in messages.
-            unit: what has one label, for messages.
+            labels: Stored labels.
+            feature: The column's feature.
+            source: Where the rows come from, for messages.
+            split: Name of the split, for messages.
+            rows: The rows of the labels, for the lines in messages.
+            unit: What has one label, for messages.
 
         Raises:
-            ValueError: for a label that the training rows did not have.
+            ValueError: For a label that the training rows did not have.
         """
         if isinstance(feature, ClassLabel) and set(feature.names) == set(self.names):
             labels = [feature.names[label] if label is not None and label >= 0 else None for label in labels]

@@ -36,9 +36,9 @@ def settled(config: RunConfig, num_rows: int, tokenizer: PreTrainedTokenizerBase
     """The settings with what was left open decided, and what cannot be brought within bounds.
 
     Args:
-        config: as the user gave it.
-        num_rows: rows to train on.
-        tokenizer: of the base model.
+        config: As the user gave it.
+        num_rows: Rows to train on.
+        tokenizer: Of the base model.
 
     Returns:
         The settings, and a line for each that is not what was asked for.
@@ -62,9 +62,9 @@ def position_limit(model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, 
     configuration does not say so, the embedding does.
 
     Args:
-        model: configuration of the base model.
-        tokenizer: its tokenizer, which may have a limit of its own.
-        wanted: tokens that are asked for; a model that certainly has as many is not looked at closely.
+        model: Configuration of the base model.
+        tokenizer: Its tokenizer, which may have a limit of its own.
+        wanted: Tokens that are asked for; a model that certainly has as many is not looked at closely.
 
     Returns:
         The limit, `None` where there is none.

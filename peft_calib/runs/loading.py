@@ -15,15 +15,14 @@ from peft import PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedTokenizerBase
 
-from peft_calib import calibration
-from peft_calib.calibration import TemperatureScaling
-from peft_calib.calibration.recalibrate.temperature import POSSIBLE
-from peft_calib.identity import folder_digest
-from peft_calib.json_files import Fields
-from peft_calib.prediction import Prediction, predict_dataset
-from peft_calib.provenance.splits import SplitRecord, read_split
-
+from .. import calibration
+from ..calibration import TemperatureScaling
+from ..calibration.recalibrate.temperature import POSSIBLE
 from ..console import own_random_state
+from ..identity import folder_digest
+from ..json_files import Fields
+from ..prediction import Prediction, predict_dataset
+from ..provenance.splits import SplitRecord, read_split
 from .folder import RunFolder, read_fields, read_json
 from .labels import LabelMap
 from .methods import ADAPTER, config_class, member_names, prediction_variants
@@ -43,11 +42,11 @@ class FinishedRun:
     """A run's adapters on their base model.
 
     Attributes:
-        folder: of the run.
-        task: with settings and classes.
-        tokenizer: of the base model.
-        model: the base model with the adapters.
-        adapter_names: the run's adapters; several for an ensemble.
+        folder: Of the run.
+        task: With settings and classes.
+        tokenizer: Of the base model.
+        model: The base model with the adapters.
+        adapter_names: The run's adapters; several for an ensemble.
     """
 
     folder: RunFolder
@@ -61,8 +60,8 @@ class FinishedRun:
         """Load a finished run.
 
         Raises:
-            FileNotFoundError: if there is no finished run.
-            ValueError: if its files are damaged or of another format.
+            FileNotFoundError: If there is no finished run.
+            ValueError: If its files are damaged or of another format.
         """
         folder = RunFolder(Path(path).absolute())
         return cls.assemble(folder, load_task(folder))
@@ -88,7 +87,7 @@ class FinishedRun:
         """The temperature stored for a way of predicting.
 
         Raises:
-            ValueError: if the file holds none, or one that cannot be; it is named.
+            ValueError: If the file holds none, or one that cannot be; it is named.
         """
         state = read_fields(self.folder.temperature).mapping(variant)
         wanted = state.mapping("parameters").number("temperature", above=0)
@@ -114,7 +113,7 @@ class FinishedRun:
         """The temperature of a run over a vocabulary.
 
         Raises:
-            ValueError: if the file holds none, or one that cannot be; it is named.
+            ValueError: If the file holds none, or one that cannot be; it is named.
         """
         parameters = read_fields(self.folder.temperature).mapping(variant).mapping("parameters")
         return float(parameters.number("temperature", least=POSSIBLE[0], most=POSSIBLE[1]))
@@ -125,11 +124,11 @@ class FinishedRun:
         """Predict canonical rows.
 
         Args:
-            rows: in canonical columns.
+            rows: In canonical columns.
             variant: `"mean"` or `"sample"`.
-            num_samples: draws K; grid points of a curve, members of an ensemble.
-            seed: key of the draws.
-            progress: show a bar.
+            num_samples: Draws K; grid points of a curve, members of an ensemble.
+            seed: Key of the draws.
+            progress: Show a bar.
 
         Returns:
             The prediction, with labels, in the order of the rows.
@@ -163,7 +162,7 @@ def load_task(folder: RunFolder) -> Task:
     """Task, settings and classes of a finished run.
 
     Raises:
-        FileNotFoundError: if the folder holds none.
+        FileNotFoundError: If the folder holds none.
     """
     if not folder.finished.is_file() or not folder.config.is_file():
         begun = ", only one that was begun: continue it with peft-calib train" if folder.config.is_file() else ""
@@ -187,8 +186,8 @@ def adapter_digests(folder: RunFolder, config: RunConfig) -> dict[str, str]:
     """What the adapters of a run are, by name.
 
     Raises:
-        FileNotFoundError: if one is missing.
-        ValueError: if one is damaged.
+        FileNotFoundError: If one is missing.
+        ValueError: If one is damaged.
     """
     return {name: folder_digest(folder.adapter(name)) for name in adapter_names(config)}
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from peft import LoraConfig, PeftConfig
 
-from peft_calib.tuners import BayesianLoraConfig, CalibLoraConfig, CurveLoraConfig, HyperLoraConfig
-
+from ..tuners import BayesianLoraConfig, CalibLoraConfig, CurveLoraConfig, HyperLoraConfig
 from .folder import RunFolder
 from .from_outside import named_class
 from .settings import RunConfig
@@ -47,10 +46,10 @@ def config_class(method: str) -> type:
     Importing the module of one from outside registers its method with PEFT.
 
     Args:
-        method: its name.
+        method: Its name.
 
     Raises:
-        ValueError: if there is no such class, or it is none of this package's kind.
+        ValueError: If there is no such class, or it is none of this package's kind.
     """
     return CONFIGS[method] if method in CONFIGS else named_class(method, "method", CalibLoraConfig)
 
@@ -60,10 +59,10 @@ class Stage:
     """One adapter to train.
 
     Attributes:
-        name: of its folder in the run.
-        seed: of the adapter's initial values and the order of the rows.
-        config: its PEFT configuration.
-        head_of: the stage whose trained head it takes over and keeps frozen.
+        name: Of its folder in the run.
+        seed: Of the adapter's initial values and the order of the rows.
+        config: Its PEFT configuration.
+        head_of: The stage whose trained head it takes over and keeps frozen.
     """
 
     name: str
@@ -86,15 +85,15 @@ def plan(
     head: the first trains it, the others and the curve keep it frozen, since a curve joins adapters under one head.
 
     Args:
-        config: the run's settings.
-        folder: where the stages' adapters will be.
+        config: The run's settings.
+        folder: Where the stages' adapters will be.
         task_type: PEFT's name of the task.
-        has_head: whether a head is trained along.
-        num_train_items: items the training loss averages over in one epoch, N of the evidence lower bound.
-        answer_tokens: token of each class, where a language model answers.
+        has_head: Whether a head is trained along.
+        num_train_items: Items the training loss averages over in one epoch, N of the evidence lower bound.
+        answer_tokens: Token of each class, where a language model answers.
 
     Raises:
-        ValueError, TypeError: for a field that the method's configuration does not have, or a value it refuses.
+        ValueError, TypeError: For a field that the method's configuration does not have, or a value it refuses.
     """
     common = {"task_type": task_type, **_common(config)}
     if has_head and common["target_modules"] == "all-linear":
@@ -151,8 +150,8 @@ def without_foreign_fields(method: str, values: Mapping[str, Any]) -> tuple[dict
     """Leave out the fields of a configuration file that belong to other methods than the one asked for.
 
     Args:
-        method: name of the method.
-        values: fields for PEFT configurations.
+        method: Name of the method.
+        values: Fields for PEFT configurations.
 
     Returns:
         The fields of this method, with those that no method has; and those left out, with the methods that have them.

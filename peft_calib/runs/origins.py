@@ -21,9 +21,9 @@ class Origin:
     """The file and line of each row.
 
     Attributes:
-        files: names of the files.
-        file_of: index of each row's file.
-        lines: line on which each row begins, 0 where there are no lines.
+        files: Names of the files.
+        file_of: Index of each row's file.
+        lines: Line on which each row begins, 0 where there are no lines.
     """
 
     files: tuple[str, ...]
@@ -86,7 +86,7 @@ def frame_columns(frame: Any) -> dict[str, list[Any]] | None:
     """Columns of a table in memory: pandas, polars, pyarrow, or a list of rows; `None` for anything else.
 
     Raises:
-        ValueError: for two columns of one name.
+        ValueError: For two columns of one name.
     """
     if isinstance(frame, (list, tuple)) and all(isinstance(row, Mapping) for row in frame):
         names = list(dict.fromkeys(str(name) for row in frame for name in row))

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from peft_calib.calibration import TemperatureScaling
-from peft_calib.calibration.scores.selective import error_auroc, rank
-from peft_calib.prediction import Prediction
-
+from ..calibration import TemperatureScaling
+from ..calibration.scores.selective import error_auroc, rank
+from ..prediction import Prediction
 from .loading import log_probabilities
 
 __all__ = ["outside_report"]
@@ -19,9 +18,9 @@ def outside_report(inside: Prediction, outside: Prediction, scaling: Temperature
     """Confidence on rows of other origin, before and after a temperature, and how well it tells them from test rows.
 
     Args:
-        inside: of the test rows.
-        outside: of the rows of other origin.
-        scaling: the temperature of this way of predicting.
+        inside: Of the test rows.
+        outside: Of the rows of other origin.
+        scaling: The temperature of this way of predicting.
 
     Returns:
         Under `before` and `after`: `mean_confidence` there, lower being better, `mean_entropy` in nats, and `auroc`,

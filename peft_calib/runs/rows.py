@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from peft_calib.provenance.row_hashes import hash_rows
-from peft_calib.provenance.splits import MAX_OVERLAP, RowSet, SplitRecord, calibration_split, check_unseen
-
+from ..provenance.row_hashes import hash_rows
+from ..provenance.splits import MAX_OVERLAP, RowSet, SplitRecord, calibration_split, check_unseen
 from .columns import without_missing
 from .settings import RunConfig
 from .sources import FileFormat, read_splits, source_name
@@ -32,9 +31,9 @@ class RunRows:
     """What a run is trained and calibrated on, in canonical columns.
 
     Attributes:
-        train: rows to train on.
-        calibration: rows to calibrate on.
-        without_value: how many rows were left out because they lack a text or a label.
+        train: Rows to train on.
+        calibration: Rows to calibrate on.
+        without_value: How many rows were left out because they lack a text or a label.
     """
 
     train: Dataset
@@ -52,11 +51,11 @@ class TestData:
     """Where to find rows to test on; the run's own test rows if nothing is said.
 
     Attributes:
-        source: a path, a Hub id or a data frame.
-        subset: configuration name of a Hub data set.
-        split: which split.
-        form: encoding and delimiter of text files.
-        drop_missing: leave out rows without a text or a label.
+        source: A path, a Hub id or a data frame.
+        subset: Configuration name of a Hub data set.
+        split: Which split.
+        form: Encoding and delimiter of text files.
+        drop_missing: Leave out rows without a text or a label.
     """
 
     __test__ = False  # the name begins like a test's
@@ -73,11 +72,11 @@ class TestRows:
     """Rows a finished run is measured on.
 
     Attributes:
-        name: of their source and split.
-        rows: in canonical columns, without those that the run has seen.
-        keys: uint64 hash of each row's inputs.
-        left_out: how many rows were left out because the run has seen them.
-        without_value: how many rows were left out because they lack a text or a label.
+        name: Of their source and split.
+        rows: In canonical columns, without those that the run has seen.
+        keys: Uint64 hash of each row's inputs.
+        left_out: How many rows were left out because the run has seen them.
+        without_value: How many rows were left out because they lack a text or a label.
     """
 
     __test__ = False  # the name begins like a test's
@@ -95,8 +94,8 @@ def load_run_rows(config: RunConfig) -> tuple[Task, RunRows]:
     Rows with equal inputs stay on one side of every cut.
 
     Raises:
-        ValueError: if a split or column is missing, a split is empty, or the labels are no classes.
-        FileNotFoundError: if there is no such file.
+        ValueError: If a split or column is missing, a split is empty, or the labels are no classes.
+        FileNotFoundError: If there is no such file.
     """
     splits = read_splits(config.data, config.subset, FileFormat(config.encoding, config.delimiter))
     task, train, without_value = learn_rows(config, splits)
@@ -110,7 +109,7 @@ def learn_rows(config: RunConfig, splits: DatasetDict) -> tuple[Task, Dataset, i
     """The task with the classes of the training rows, these rows in canonical columns, and how many lacked a value.
 
     Raises:
-        ValueError: if the split or a column is missing, the split is empty, or the labels are no classes.
+        ValueError: If the split or a column is missing, the split is empty, or the labels are no classes.
     """
     kind = task_class(config.task)
     rows, without_value = filled(
@@ -134,12 +133,12 @@ def load_test_rows(task: Task, record: SplitRecord, where: TestData | None = Non
     a source of one split stands for itself.
 
     Args:
-        task: of the run.
-        record: what the run was trained and calibrated on.
-        where: which rows.
+        task: Of the run.
+        record: What the run was trained and calibrated on.
+        where: Which rows.
 
     Raises:
-        ValueError: if there are no such rows, they are empty, or more than 5 % of them were trained or calibrated on.
+        ValueError: If there are no such rows, they are empty, or more than 5 % of them were trained or calibrated on.
     """
     config, where = task.config, where or TestData()
     own = where.source is None
@@ -164,13 +163,13 @@ def load_outside_rows(task: Task, source: Any, form: FileFormat, drop_missing: b
     """Rows of other origin than the training rows, whose labels, if they have some, are not read.
 
     Args:
-        task: of the run.
-        source: a path, a Hub id or a data frame, with the task's columns but for the label.
-        form: encoding and delimiter of text files.
-        drop_missing: leave out rows that lack a value.
+        task: Of the run.
+        source: A path, a Hub id or a data frame, with the task's columns but for the label.
+        form: Encoding and delimiter of text files.
+        drop_missing: Leave out rows that lack a value.
 
     Raises:
-        ValueError: if the task has no classes, a column is missing, or there is no row.
+        ValueError: If the task has no classes, a column is missing, or there is no row.
     """
     splits, name = read_splits(source, form=form), source_name(source)
     chosen = "test" if "test" in splits else next(iter(splits))
@@ -184,7 +183,7 @@ def without_seen_rows(name: str, rows: Dataset, record: SplitRecord) -> TestRows
     """Leave out the few rows that a run has seen by chance; refuse rows of which it has seen many.
 
     Raises:
-        ValueError: if more than 5 % of the rows were trained or calibrated on.
+        ValueError: If more than 5 % of the rows were trained or calibrated on.
     """
     kind, keys = hash_rows(rows)
     known = [s[kind].hashes for s in (record.trained_on, record.calibrated_on) if kind in s]
@@ -246,7 +245,7 @@ def cut_rows(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     """Split off a share of the rows by class; rows with equal inputs stay on one side.
 
     Raises:
-        ValueError: if that is less than a row.
+        ValueError: If that is less than a row.
     """
     if round(fraction * len(rows)) < 1:
         raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from peft_calib.calibration.scores.panel import KEYS
+from ..calibration.scores.panel import KEYS
 
 __all__ = ["METHODS", "MODES", "TASKS", "RunConfig", "check_metrics", "read_yaml"]
 
@@ -39,8 +39,8 @@ class RunConfig:
     The meaning of a field is its `metadata["help"]`, which `peft-calib train --help` prints.
 
     Raises:
-        ValueError: for an unknown task, method, mode or metric, a number out of range, or a missing data or model.
-        TypeError: for a value of the wrong type.
+        ValueError: For an unknown task, method, mode or metric, a number out of range, or a missing data or model.
+        TypeError: For a value of the wrong type.
 
     Example:
         >>> RunConfig(data="rows.csv", model="bert-base-uncased", method="bayesian-lora").rank
@@ -142,7 +142,7 @@ class RunConfig:
         """A configuration from plain values.
 
         Raises:
-            ValueError: for an unknown key; the message names those that are known.
+            ValueError: For an unknown key; the message names those that are known.
         """
         known = [item.name for item in fields(cls)]
         unknown = sorted(set(values) - set(known))
@@ -166,8 +166,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The settings of a YAML file.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not YAML, or no mapping of settings.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not YAML, or no mapping of settings.
     """
     file = Path(path)
     if not file.is_file():
@@ -188,7 +188,7 @@ def parse_assignments(name: str, lines: Sequence[str]) -> dict[str, Any]:
     """`["kl_weight=0.1", "posterior=full"]` as a mapping; values are read as YAML.
 
     Raises:
-        ValueError: for a line without `=`.
+        ValueError: For a line without `=`.
     """
     values = {}
     for line in lines:

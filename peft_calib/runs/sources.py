@@ -29,11 +29,11 @@ class FileFormat:
     r"""What a text file does not say of itself.
 
     Attributes:
-        encoding: as Python names it; UTF-8, or what a byte order mark says, if `None`.
-        delimiter: one character, or `tab`, `comma`, `semicolon`, `pipe`; found from the rows if `None`.
+        encoding: As Python names it; UTF-8, or what a byte order mark says, if `None`.
+        delimiter: One character, or `tab`, `comma`, `semicolon`, `pipe`; found from the rows if `None`.
 
     Raises:
-        ValueError: for a delimiter that is not one character.
+        ValueError: For a delimiter that is not one character.
 
     Example:
         >>> FileFormat(delimiter="tab").delimiter
@@ -57,18 +57,18 @@ def read_splits(source: Any, subset: str | None = None, form: FileFormat | None 
     """Read every split of a source.
 
     Args:
-        source: path of a .csv, .tsv, .json, .jsonl or .parquet file (also .gz of those; its rows are the split
+        source: Path of a .csv, .tsv, .json, .jsonl or .parquet file (also .gz of those; its rows are the split
             `train`), of a folder of such files, the id of a Hub data set, `"embedded:documentation"`; or a table in
             memory: a data frame, a `datasets.Dataset` or `DatasetDict`, a list of rows.
-        subset: configuration name of a Hub data set, such as `"cola"` of `"nyu-mll/glue"`.
-        form: encoding and delimiter of text files.
+        subset: Configuration name of a Hub data set, such as `"cola"` of `"nyu-mll/glue"`.
+        form: Encoding and delimiter of text files.
 
     Returns:
         The splits by name.
 
     Raises:
-        FileNotFoundError: if the path of a file does not exist.
-        ValueError: if a file has an unknown type, cannot be read as that type, or holds nothing.
+        FileNotFoundError: If the path of a file does not exist.
+        ValueError: If a file has an unknown type, cannot be read as that type, or holds nothing.
     """
     form = form or FileFormat()
     if not isinstance(source, (str, Path)):

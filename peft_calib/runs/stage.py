@@ -26,18 +26,17 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from peft_calib.files import move_into_place
-from peft_calib.provenance.splits import SplitRecord, record_split
-from peft_calib.trainer_callbacks import (
+from ..console import StepProgress, own_random_state
+from ..files import move_into_place
+from ..provenance.splits import SplitRecord, record_split
+from ..trainer_callbacks import (
     BestCalibrationCallback,
     CalibrationCallback,
     CheckpointGuardCallback,
     RegularizerScheduleCallback,
     last_complete_checkpoint,
 )
-from peft_calib.tuners.objective import prepare_for_trainer
-
-from ..console import StepProgress, own_random_state
+from ..tuners.objective import prepare_for_trainer
 from .folder import CLASSES, STAGE, RunFolder, write_json
 from .methods import Stage
 from .processes import on_cpu, processes
@@ -86,10 +85,10 @@ def run_stage(stage: Stage, material: Material, folder: RunFolder, progress: Pro
     """Train one adapter, or keep the one that is complete.
 
     Args:
-        stage: what to train.
-        material: what to train on.
-        folder: of the run.
-        progress: bars.
+        stage: What to train.
+        material: What to train on.
+        folder: Of the run.
+        progress: Bars.
 
     Returns:
         Facts about the stage: trainable parameters, seconds, steps.
@@ -130,7 +129,7 @@ def take_head(model: PeftModel, folder: RunFolder, other: str) -> None:
     """Give a model the head that another stage trained, and keep it there.
 
     Raises:
-        ValueError: if the other stage has no such head.
+        ValueError: If the other stage has no such head.
     """
     saved = load_file(folder.adapter(other) / SAFETENSORS_WEIGHTS_NAME)
     for name, module in model.named_modules():
@@ -146,11 +145,11 @@ def training_arguments(config: RunConfig, **own: Any) -> TrainingArguments:
     """The Trainer's arguments: what the settings say, then the user's further fields.
 
     Args:
-        config: the run's settings.
-        own: what the stage decides.
+        config: The run's settings.
+        own: What the stage decides.
 
     Raises:
-        ValueError: for a field that TrainingArguments does not have, or that a setting or the run decides.
+        ValueError: For a field that TrainingArguments does not have, or that a setting or the run decides.
     """
     settings: dict[str, Any] = {
         "num_train_epochs": 3.0 if config.epochs is None else config.epochs,
@@ -217,7 +216,7 @@ def best_callbacks(config: RunConfig) -> list[TrainerCallback]:
     """What keeps the best evaluation's adapter, if that was asked for.
 
     Raises:
-        ValueError: for a score that cannot choose a model.
+        ValueError: For a score that cannot choose a model.
     """
     if config.best_metric is None:
         return []

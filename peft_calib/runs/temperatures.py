@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from peft_calib.calibration import TemperatureScaling
-from peft_calib.calibration.fingerprint import SplitFingerprint
-from peft_calib.calibration.recalibrate.temperature import BOUNDS, FEWEST_ROWS, TemperatureFit
-from peft_calib.calibration.recalibrate.temperature_fit import LEVEL, judged
+from ..calibration import TemperatureScaling
+from ..calibration.fingerprint import SplitFingerprint
+from ..calibration.recalibrate.temperature import BOUNDS, FEWEST_ROWS, TemperatureFit
+from ..calibration.recalibrate.temperature_fit import LEVEL, judged
 
 __all__ = ["class_temperature", "shown", "text_temperature"]
 
@@ -45,9 +45,9 @@ def text_temperature(temperatures: np.ndarray, losses: np.ndarray, seed: int = 0
     """A temperature over a vocabulary, from the losses of whole texts, whose tokens hang together.
 
     Args:
-        temperatures: those tried, (T,).
-        losses: summed loss of each text at each of them, (N, T).
-        seed: of the resamples.
+        temperatures: Those tried, (T,).
+        losses: Summed loss of each text at each of them, (N, T).
+        seed: Of the resamples.
 
     Returns:
         The one of least loss with a percentile interval over texts, and whether it is used.

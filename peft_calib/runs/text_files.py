@@ -47,7 +47,7 @@ def decoded(content: bytes, source: str, encoding: str | None = None) -> str:
     Other encodings are not guessed: Latin-1 reads every file, most of them wrongly.
 
     Raises:
-        ValueError: if the file is not of that encoding, or there is no such encoding.
+        ValueError: If the file is not of that encoding, or there is no such encoding.
 
     Example:
         >>> decoded("café".encode("utf-16"), "menu.csv")
@@ -89,16 +89,16 @@ def read_csv(text: str, source: str, delimiter: str | None = None, usual: str = 
     r"""A table whose first line names the columns.
 
     Args:
-        text: of the file.
-        source: its name, for messages.
-        delimiter: what stands between two fields; found from the header and the first rows if `None`.
-        usual: delimiter of such files, which wins where several fit.
+        text: Of the file.
+        source: Its name, for messages.
+        delimiter: What stands between two fields; found from the header and the first rows if `None`.
+        usual: Delimiter of such files, which wins where several fit.
 
     Returns:
         Columns, and the line on which each row begins. An empty field is `None`.
 
     Raises:
-        ValueError: for quote marks that do not close, rows with more fields than the header, or a name that occurs
+        ValueError: For quote marks that do not close, rows with more fields than the header, or a name that occurs
             twice; the message counts lines as an editor does.
 
     Example:
@@ -134,15 +134,15 @@ def read_json(text: str, source: str, lines_of_json: bool = False) -> Columns:
     r"""JSON lines, one array of objects, or one object of columns, these as lists or as pandas writes them.
 
     Args:
-        text: of the file.
-        source: its name, for messages.
-        lines_of_json: a single object is a row, not a table of columns.
+        text: Of the file.
+        source: Its name, for messages.
+        lines_of_json: A single object is a row, not a table of columns.
 
     Returns:
         Columns, and the line on which each row begins. A key that a row lacks is `None`.
 
     Raises:
-        ValueError: for what is no JSON, or no table; the message names the line.
+        ValueError: For what is no JSON, or no table; the message names the line.
 
     Example:
         >>> read_json('{"text": "one", "label": "a"}\n\n{"text": "two"}\n', "rows.jsonl")

@@ -10,11 +10,10 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from peft_calib.calibration import log_probabilities
-from peft_calib.calibration.recalibrate.temperature import BOUNDS, TemperatureFit
-from peft_calib.prediction.draws import evaluating
-from peft_calib.prediction.engine import choose_source
-
+from ..calibration import log_probabilities
+from ..calibration.recalibrate.temperature import BOUNDS, TemperatureFit
+from ..prediction.draws import evaluating
+from ..prediction.engine import choose_source
 from .loading import FinishedRun
 from .rows import TestRows
 from .temperatures import text_temperature
@@ -33,10 +32,10 @@ def text_report(run: FinishedRun, rows: TestRows, variants: dict[str, int], seed
     the tokens of one text hang together.
 
     Args:
-        run: a run of causal language modelling.
-        rows: texts.
-        variants: ways of predicting.
-        seed: key of the draws and of the intervals.
+        run: A run of causal language modelling.
+        rows: Texts.
+        variants: Ways of predicting.
+        seed: Key of the draws and of the intervals.
 
     Returns:
         `items` (number of tokens) and `variants`.
@@ -64,10 +63,10 @@ def fit_text_temperature(run: FinishedRun, rows: Dataset, variant: str, count: i
     kept.
 
     Args:
-        run: a run of causal language modelling.
-        rows: canonical texts.
-        variant: way of predicting.
-        count: draws.
+        run: A run of causal language modelling.
+        rows: Canonical texts.
+        variant: Way of predicting.
+        count: Draws.
 
     Returns:
         The temperature, within [0.01, 116], with an interval over texts, and whether it is used.

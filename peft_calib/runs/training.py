@@ -11,13 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
-from peft_calib.export import export_lora
-from peft_calib.identity import folder_digest
-from peft_calib.items import count_items
-from peft_calib.provenance.splits import RowSet, SplitRecord
-from peft_calib.trainer_callbacks.recalibration import RECALIBRATION_FILE
-
 from ..console import progress_bars, quiet
+from ..export import export_lora
+from ..identity import folder_digest
+from ..items import count_items
+from ..provenance.splits import RowSet, SplitRecord
+from ..trainer_callbacks.recalibration import RECALIBRATION_FILE
 from .baseline import CALLED, MostFrequent
 from .folder import RunFolder, write_json
 from .limits import settled
@@ -46,19 +45,19 @@ def train_run(
     Under `accelerate launch` every process calls this; the main one writes.
 
     Args:
-        config: the settings.
-        output_dir: folder of the run.
-        overwrite: replace what an earlier run left there, once the new run is finished. An interrupted replacement is
+        config: The settings.
+        output_dir: Folder of the run.
+        overwrite: Replace what an earlier run left there, once the new run is finished. An interrupted replacement is
             continued by the same command.
-        console: where progress is shown.
+        console: Where progress is shown.
 
     Returns:
         The content of `run.json`.
 
     Raises:
-        FileExistsError: if the folder holds a finished run, or something that is no run.
-        BlockingIOError: if another process is writing the folder.
-        ValueError: for bad settings or data, or a folder that was begun with another configuration.
+        FileExistsError: If the folder holds a finished run, or something that is no run.
+        BlockingIOError: If another process is writing the folder.
+        ValueError: For bad settings or data, or a folder that was begun with another configuration.
     """
     state = processes()
     console = console or Console(quiet=not state.is_main_process)
@@ -81,10 +80,10 @@ def train_in(config: RunConfig, folder: RunFolder, console: Console, anew: bool 
     """Train a run in a folder that no other process writes, from the data to `run.json`.
 
     Args:
-        config: the settings.
-        folder: of the run.
-        console: where progress is shown.
-        anew: give up what was begun there with another configuration.
+        config: The settings.
+        folder: Of the run.
+        console: Where progress is shown.
+        anew: Give up what was begun there with another configuration.
 
     Returns:
         The content of `run.json` on the main process, nothing on others.

@@ -1,21 +1,20 @@
-# SPDX-License-Identifier: Apache-2.0
 """Post-hoc recalibration: methods fitted on held-out logits, and never reported on the rows they were fitted on."""
 
-from peft_calib.calibration.recalibrate.base import LogitScaling, Recalibrator
-from peft_calib.calibration.recalibrate.linear import MatrixScaling, VectorScaling
-from peft_calib.calibration.recalibrate.per_class import (
+from ...json_files import Fields
+from .base import LogitScaling, Recalibrator
+from .linear import MatrixScaling, VectorScaling
+from .per_class import (
     BetaCalibration,
     HistogramCalibration,
     IsotonicCalibration,
     OneVersusRest,
 )
-from peft_calib.calibration.recalibrate.temperature import (
+from .temperature import (
     FEWEST_ROWS,
     TemperatureFit,
     TemperatureScaling,
     check_enough_rows,
 )
-from peft_calib.json_files import Fields
 
 __all__ = [
     "BetaCalibration",

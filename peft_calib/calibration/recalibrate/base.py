@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """What every recalibration method shares: fit, transform, evaluate on other rows, JSON in and out."""
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 
-from peft_calib.calibration.answers import unwrapped, without_masks
-from peft_calib.calibration.fingerprint import SplitFingerprint, row_hashes
-from peft_calib.calibration.inputs import LogitRows, as_logit_rows, as_logits, softmax
-from peft_calib.calibration.report.report import CalibrationReport, calibration_report
-from peft_calib.files import write_atomically
-from peft_calib.json_files import Fields, describe, read_json
+from ...files import write_atomically
+from ...json_files import Fields, describe, read_json
+from ..answers import unwrapped, without_masks
+from ..fingerprint import SplitFingerprint, row_hashes
+from ..inputs import LogitRows, as_logit_rows, as_logits, softmax
+from ..report.report import CalibrationReport, calibration_report
 
 # Share of evaluated rows that may also have been fitted on: chance duplicates, not a re-used split.
 MAX_OVERLAP = 0.05
@@ -162,7 +161,7 @@ class Recalibrator(ABC):
         """Reads a method saved by `save`.
 
         Raises:
-            ValueError: if the file holds another method, is not such a file, or holds values that cannot be; the
+            ValueError: If the file holds another method, is not such a file, or holds values that cannot be; the
                 message names file, field and value.
         """
         return cls.from_state(read_json(path, MEND))
@@ -172,10 +171,10 @@ class Recalibrator(ABC):
         """The inverse of `state`.
 
         Args:
-            state: what `state` gave, or the fields of a file.
+            state: What `state` gave, or the fields of a file.
 
         Raises:
-            ValueError: if it is of another method, or a value cannot be; the message names field and value.
+            ValueError: If it is of another method, or a value cannot be; the message names field and value.
         """
         fields = state if isinstance(state, Fields) else Fields(state, f"A saved {cls.__name__}", MEND)
         if fields.text("method") != cls.__name__:

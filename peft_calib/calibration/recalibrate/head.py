@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Finding the linear layer whose output is a classifier's logits."""
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ def final_linear(model: nn.Module, num_classes: int) -> nn.Linear:
     """The last linear layer of a classification head.
 
     Args:
-        model: any model with a head under one of `HEAD_NAMES`; a PEFT model's trained copy of it is the one found.
-        num_classes: the outputs it must have.
+        model: Any model with a head under one of `HEAD_NAMES`; a PEFT model's trained copy of it is the one found.
+        num_classes: The outputs it must have.
 
     Returns:
         The layer.
 
     Raises:
-        ValueError: if there is none, it has another number of outputs, or its weights are quantised.
+        ValueError: If there is none, it has another number of outputs, or its weights are quantised.
     """
     found = None
     for name, module in model.named_modules():

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Vector and matrix scaling: a regularised multinomial logistic regression on logits."""
 
 from __future__ import annotations
@@ -8,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from peft_calib.calibration.recalibrate.base import LogitScaling
-from peft_calib.calibration.recalibrate.temperature import fit_temperature
-from peft_calib.json_files import Fields
+from ...json_files import Fields
+from .base import LogitScaling
+from .temperature import fit_temperature
 
 
 class _AffineScaling(LogitScaling):
@@ -71,10 +70,10 @@ class VectorScaling(_AffineScaling):
     """`softmax(w * z + b)`, a scale and a bias a class (Guo et al., 2017), regularised towards temperature scaling.
 
     Args:
-        regularization: strength of the pull towards temperature scaling, in nats a unit of squared distance.
+        regularization: Strength of the pull towards temperature scaling, in nats a unit of squared distance.
 
     Raises:
-        ValueError: if it is not positive.
+        ValueError: If it is not positive.
     """
 
     def _read_parameter(self, parameters: Fields, name: str) -> Any:
@@ -91,10 +90,10 @@ class MatrixScaling(_AffineScaling):
     """`softmax(W z + b)` with a full matrix (Guo et al., 2017), regularised as Kull et al. (2019) advise.
 
     Args:
-        regularization: strength of the pull towards temperature scaling, in nats a unit of squared distance.
+        regularization: Strength of the pull towards temperature scaling, in nats a unit of squared distance.
 
     Raises:
-        ValueError: if it is not positive.
+        ValueError: If it is not positive.
     """
 
     def _fit(self, logits: np.ndarray, labels: np.ndarray) -> None:

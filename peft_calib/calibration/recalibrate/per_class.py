@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """One calibration map a class column, renormalised: isotonic, histogram and beta calibration, one against the rest."""
 
 from __future__ import annotations
@@ -8,10 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from peft_calib.calibration.bins import group_by_value
-from peft_calib.calibration.inputs import check_num_bins, softmax
-from peft_calib.calibration.recalibrate.base import Recalibrator
-from peft_calib.json_files import Fields
+from ...json_files import Fields
+from ..bins import group_by_value
+from ..inputs import check_num_bins, softmax
+from .base import Recalibrator
 
 # The least probability a map may give, so that a class never seen in some range keeps a finite likelihood.
 FLOOR = 1e-6
@@ -108,10 +107,10 @@ class HistogramCalibration(OneVersusRest):
     """The observed frequency in equal-mass bins (Zadrozny & Elkan, 2001), smoothed by one virtual row a bin.
 
     Args:
-        num_bins: bins a class; fewer where values tie.
+        num_bins: Bins a class; fewer where values tie.
 
     Raises:
-        ValueError: if it is not a positive integer.
+        ValueError: If it is not a positive integer.
     """
 
     parameter_names = ("maps", "num_bins")
@@ -204,7 +203,7 @@ def logistic_regression(features: np.ndarray, outcomes: np.ndarray, ridge: float
     Args:
         features: `(N, D)`.
         outcomes: `(N,)` booleans.
-        ridge: tiny quadratic penalty a row, which bounds the answer on separable data.
+        ridge: Tiny quadratic penalty a row, which bounds the answer on separable data.
 
     Returns:
         `(D + 1,)` coefficients, the intercept last.

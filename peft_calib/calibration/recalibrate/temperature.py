@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Temperature scaling, solved where it is convex, and left off where the rows do not support it."""
 
 from __future__ import annotations
@@ -9,17 +8,17 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from peft_calib.calibration.inputs import LogitRows
-from peft_calib.calibration.recalibrate.base import LogitScaling
-from peft_calib.calibration.recalibrate.head import final_linear
-from peft_calib.calibration.recalibrate.temperature_fit import (
+from ...json_files import Fields
+from ..inputs import LogitRows
+from .base import LogitScaling
+from .head import final_linear
+from .temperature_fit import (
     BOUNDS,
     FEWEST_ROWS,
     TemperatureFit,
     check_enough_rows,
     temperature_fit,
 )
-from peft_calib.json_files import Fields
 
 __all__ = ["BOUNDS", "FEWEST_ROWS", "TemperatureFit", "TemperatureScaling", "check_enough_rows", "fit_temperature"]
 
@@ -36,7 +35,7 @@ class TemperatureScaling(LogitScaling):
 
     Attributes:
         temperature: `T`, after `fit`; above 1 the model was over-confident, 1 where it is left off.
-        fit_result: fitted value, interval, whether it is applied and why; None for a file of an earlier version.
+        fit_result: Fitted value, interval, whether it is applied and why; None for a file of an earlier version.
 
     Example:
         >>> logits = np.tile([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [0.0, 4.0]], (10, 1))
@@ -89,13 +88,13 @@ class TemperatureScaling(LogitScaling):
         Afterwards the model itself gives calibrated logits wherever it is served.
 
         Args:
-            model: a model with a linear classification head (`classifier`, `score`, ...), plain or adapted by PEFT.
+            model: A model with a linear classification head (`classifier`, `score`, ...), plain or adapted by PEFT.
 
         Returns:
             The layer that was changed.
 
         Raises:
-            ValueError: if the method is not fitted, or no such layer with the right number of outputs is found.
+            ValueError: If the method is not fitted, or no such layer with the right number of outputs is found.
         """
         self._check_fitted()
         assert self.num_classes is not None

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """The temperature of least NLL, how sure the rows are of it, and whether they support one at all.
 
 In the inverse temperature `b = 1 / T` the mean NLL `L(b) = mean(log sum_k exp(b z_k) - b z_y)` is convex in one
@@ -13,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from peft_calib.calibration.answers import without_masks
-from peft_calib.calibration.inputs import LogitRows
-from peft_calib.calibration.resampling.bands import student_quantile
+from ..answers import without_masks
+from ..inputs import LogitRows
+from ..resampling.bands import student_quantile
 
 # Temperatures outside this range mean that the data do not determine one.
 BOUNDS = (1e-2, 1e3)
@@ -35,11 +34,11 @@ class TemperatureFit:
 
     Attributes:
         fitted: `T` of least NLL, within `BOUNDS`.
-        low, high: its 95 % interval; an end at a bound means that the rows set none on that side.
-        num_rows: labelled rows it was fitted on.
-        applied: whether it is used; if not, `T = 1` is, which changes nothing.
+        low, high: Its 95 % interval; an end at a bound means that the rows set none on that side.
+        num_rows: Labelled rows it was fitted on.
+        applied: Whether it is used; if not, `T = 1` is, which changes nothing.
         at_bound: `"low"` or `"high"` where the fit ran into `BOUNDS`, else None.
-        reason: one sentence with all this, for a person.
+        reason: One sentence with all this, for a person.
     """
 
     fitted: float

@@ -1,5 +1,5 @@
 """The report of one set of predictions, as numbers, text, page and pictures."""
 
-from peft_calib.calibration.report.report import CalibrationReport, calibration_report
+from .report import CalibrationReport, calibration_report
 
 __all__ = ["CalibrationReport", "calibration_report"]

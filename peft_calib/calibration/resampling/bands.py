@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Intervals by formula: of the frequency in one bin, and of a mean."""
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def skewed_mean_interval(values: np.ndarray, tail: float) -> tuple[float, float]
 
     Args:
         values: `(N,)`.
-        tail: probability outside on each side.
+        tail: Probability outside on each side.
 
     Returns:
         Lower and upper end; the mean itself where values do not differ or are fewer than three.
@@ -92,7 +91,7 @@ def wilson_interval(hits: np.ndarray, counts: np.ndarray, confidence_level: floa
     Args:
         hits: `(B,)` number of events, or their mass.
         counts: `(B,)` number of trials.
-        confidence_level: nominal coverage.
+        confidence_level: Nominal coverage.
 
     Returns:
         `(B,)` lower and upper ends, NaN where there was no trial.
@@ -119,7 +118,7 @@ def consistency_band(
     Args:
         confidence: `(B,)` mean confidence of each bin.
         counts: `(B,)` rows in each bin.
-        confidence_level: share of such frequencies inside.
+        confidence_level: Share of such frequencies inside.
 
     Returns:
         `(B,)` lower and upper ends, NaN where a bin is empty.

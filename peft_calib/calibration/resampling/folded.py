@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 r"""Intervals of scores that fold at zero: sums of absolute gaps, their squares and maxima.
 
 Such a score is biased upwards by noise, and more so in a resample; near zero it is the absolute value of something
@@ -38,7 +37,7 @@ class Folded(NamedTuple):
         errors: `(M,)` their standard errors.
         deviations: `(N, R)` what resamples deviate by, after `spread`.
         score: `(N, R)` spread gaps, deviations added, to `(R,)` scores; what samples are compared by.
-        observed: the score of the rows at hand, as `score` takes it.
+        observed: The score of the rows at hand, as `score` takes it.
         truth: `(M, 1)` gaps to `(1,)`: the score of a whole population with these gaps.
         spread: `(M, 1)` gaps to `(N, 1)`: where they lie on the axis that deviations live on; the same by default.
         side: 0 if gaps of either sign count, 1 or -1 if only positive or negative ones do: then a larger truth moves

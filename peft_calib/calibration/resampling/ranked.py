@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Intervals of scores of a ranking where one of its two kinds of row, the right or the wrong, is rare.
 
 Resamples of four wrong rows hold each of them again and again, but never a fifth, nor one in another place: quantiles
@@ -9,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from peft_calib.calibration.resampling.bands import student_quantile
+from .bands import student_quantile
 
 
 def auroc_interval(auroc: float, variance: float, rarer: int, num_rows: int, tail: float) -> tuple[float, float]:

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Row-wise and binned scores of many replicates; every sum over rows is one matrix product.
 
 Counts are exact in float32, and what a block adds is summed up in float64. Other sums are good to 1e-6, far below the
@@ -11,12 +10,12 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from peft_calib.calibration.bins import uniform_index
-from peft_calib.calibration.resampling.folded import Folded, Score, absolute, missing_noise, squares, widened
-from peft_calib.calibration.resampling.replicates import Batch, Design
-from peft_calib.calibration.scores.binned import loss_of_label
-from peft_calib.calibration.scores.panel import row_entropy
-from peft_calib.calibration.scores.smooth import SMALLEST_BANDWIDTH, cosine_series, smooth_error_of_grid, smoothed
+from ..bins import uniform_index
+from ..scores.binned import loss_of_label
+from ..scores.panel import row_entropy
+from ..scores.smooth import SMALLEST_BANDWIDTH, cosine_series, smooth_error_of_grid, smoothed
+from .folded import Folded, Score, absolute, missing_noise, squares, widened
+from .replicates import Batch, Design
 
 GRID = 512
 

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Uncertainty of predictions made of several draws, split into what more data could and could not remove."""
 
 from __future__ import annotations
@@ -7,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from peft_calib.calibration.bins import top_label
-from peft_calib.calibration.inputs import INPUT_KINDS, SUM_TOLERANCE, as_float64, as_numpy, as_rows, softmax
-from peft_calib.calibration.scores.binned import row_brier, row_nll
-from peft_calib.calibration.scores.panel import row_entropy
-from peft_calib.calibration.scores.selective import error_auroc, rank
+from ..bins import top_label
+from ..inputs import INPUT_KINDS, SUM_TOLERANCE, as_float64, as_numpy, as_rows, softmax
+from .binned import row_brier, row_nll
+from .panel import row_entropy
+from .selective import error_auroc, rank
 
 
 class DrawUncertainty(NamedTuple):
@@ -43,7 +42,7 @@ def draw_uncertainty(sample_probabilities: Any, *, input: str = "probabilities")
         The parts, one number a row.
 
     Raises:
-        ValueError: for draws of different shapes, another number of axes, or numbers that are not probabilities.
+        ValueError: For draws of different shapes, another number of axes, or numbers that are not probabilities.
 
     Example:
         >>> parts = draw_uncertainty([[[1.0, 0.0]], [[0.0, 1.0]]])
@@ -62,8 +61,8 @@ def check_draws(sample_probabilities: Any, *, input: str = "probabilities") -> n
     """Checks `(K, N, C)` draws and returns their probabilities in float64.
 
     Raises:
-        ValueError: as `draw_uncertainty`.
-        TypeError: if they are not numbers.
+        ValueError: As `draw_uncertainty`.
+        TypeError: If they are not numbers.
     """
     if input not in INPUT_KINDS:
         raise ValueError(f"`input` must be one of {INPUT_KINDS}, got {input!r}.")
@@ -98,7 +97,7 @@ def uncertainty_scores(predictions: Any, labels: Any, *, input: str = "probabili
         Score to number; AUROCs are NaN when there is no error, or nothing else.
 
     Raises:
-        ValueError: for rows with different numbers of draws or classes, or as `draw_uncertainty` and `as_rows`.
+        ValueError: For rows with different numbers of draws or classes, or as `draw_uncertainty` and `as_rows`.
     """
     if isinstance(predictions, (list, tuple)):
         shapes = sorted({np.shape(as_numpy(row, "draws")) for row in predictions})

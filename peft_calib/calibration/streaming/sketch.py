@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """A mergeable histogram fine enough to stand in for sorted rows.
 
 Cells are fixed beforehand, so two sketches merge by adding, over batches and over ranks. They are equal steps of
@@ -11,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from peft_calib.calibration.bins import BinStatistics, Groups, uniform_edges, uniform_index
+from ..bins import BinStatistics, Groups, uniform_edges, uniform_index
 
 STEEPNESS = 0.05
 SOFTENING = 1e-7
@@ -23,9 +22,9 @@ class Grid:
     """The cells of a sketch.
 
     Args:
-        num_cells: steps of the warped axis.
-        num_bins: uniform bins that no cell may straddle.
-        threshold: a value that no cell may straddle.
+        num_cells: Steps of the warped axis.
+        num_bins: Uniform bins that no cell may straddle.
+        threshold: A value that no cell may straddle.
     """
 
     def __init__(self, num_cells: int, num_bins: int, threshold: float) -> None:
@@ -63,8 +62,8 @@ class Sketch:
     """Counts, value sums and outcome counts in the cells of a grid, for one or several columns.
 
     Args:
-        grid: the cells.
-        num_columns: independent histograms, one a class.
+        grid: The cells.
+        num_columns: Independent histograms, one a class.
     """
 
     def __init__(self, grid: Grid, num_columns: int = 1) -> None:

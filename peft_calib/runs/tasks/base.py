@@ -21,8 +21,8 @@ class Task(ABC):
     """One way to read rows and to ask a model about them.
 
     Attributes:
-        config: the run's settings.
-        labels: the classes, where the task has some.
+        config: The run's settings.
+        labels: The classes, where the task has some.
     """
 
     config: RunConfig
@@ -41,7 +41,7 @@ class Task(ABC):
         """The task with the classes of the training rows.
 
         Raises:
-            ValueError: if a column is missing, or the labels are no classes.
+            ValueError: If a column is missing, or the labels are no classes.
         """
 
     @classmethod
@@ -54,14 +54,14 @@ class Task(ABC):
         """The rows under canonical column names, checked.
 
         Raises:
-            ValueError: if a column is missing, or a value is not what it should be.
+            ValueError: If a column is missing, or a value is not what it should be.
         """
 
     def with_any_label(self, rows: Dataset) -> Dataset:
         """The rows with a label that nothing reads, for rows of other origin, which belong to no class.
 
         Raises:
-            ValueError: if the task has no classes.
+            ValueError: If the task has no classes.
         """
         if self.labels is None:
             raise ValueError(f"rows of other origin are told by confidence, of which {self.config.task} has none")
@@ -111,7 +111,7 @@ def load_model_config(config: RunConfig) -> PreTrainedConfig:
     """Configuration of the base model.
 
     Raises:
-        OSError: if there is no such model; the message names it.
+        OSError: If there is no such model; the message names it.
     """
     try:
         return AutoConfig.from_pretrained(config.model, revision=config.revision)

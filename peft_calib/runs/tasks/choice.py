@@ -18,8 +18,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from peft_calib.prediction.heads import check_label_tokens
-
+from ...prediction.heads import check_label_tokens
 from ..columns import check_column, texts_of
 from ..labels import LabelMap
 from ..origins import at, with_column

@@ -212,7 +212,7 @@ def kl_conditional(scale: torch.Tensor, numel: torch.Tensor) -> torch.Tensor:
     """KL of N(M, lambda^2 S) from N(M, S): `sum m n (0.5 lambda^2 - log lambda - 0.5)`, whatever S is, in nats.
 
     Args:
-        scale: lambda of each factor.
+        scale: Lambda of each factor.
         numel: Entries m n of each factor.
     """
     return (numel * (0.5 * scale.square() - scale.log() - 0.5)).sum()

@@ -35,7 +35,7 @@ class CurveLoraConfig(CalibLoraConfig):
 
     Args:
         num_anchors: N, the points that the curve is certain to pass through; it has N - 1 segments.
-        num_handles: m, further control points of each segment, which bend it; its degree is m + 1.
+        num_handles: M, further control points of each segment, which bend it; its degree is m + 1.
         curve_mode: `"free"` trains all control points from scratch. `"anchored"` freezes the anchors, trained LoRA
             adapters, and trains the handles between them.
         anchor_adapters: Folders of N LoRA adapters, in the order in which the curve is to visit them.

@@ -38,7 +38,7 @@ def diversity_term(logits: torch.Tensor, margin: float, weight: float) -> tuple[
     Args:
         logits: Class logits of the two points, (2, N, C).
         margin: Divergence above which the term is silent, nats.
-        weight: lambda.
+        weight: Lambda.
 
     Returns:
         The term and D, detached.

@@ -26,7 +26,7 @@ def keyed_normal(key: torch.Tensor, part: int, size: list[int], like: torch.Tens
     """Standard normals made by a private generator: equal keys give equal numbers, whatever drew before.
 
     Args:
-        key: int64 (2,): seed and step.
+        key: Int64 (2,): seed and step.
         part: A further integer, such as the index of a slot.
         size: Shape.
         like: A tensor whose device and dtype the answer has.
@@ -99,7 +99,7 @@ class WeightNoise:
 
     Args:
         rho: Size, a scalar tensor.
-        key: int64 (2,), seed and number of the forward.
+        key: Int64 (2,), seed and number of the forward.
         kind: `"dense"` or `"local"`.
         norms: Squared row norms of the base weights.
     """
