@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -286,13 +287,7 @@ def stamp_weights(path: str | Path, digest: str) -> None:
         text += b" " * (-len(text) % 8)
         with replacing(path) as partial, open(partial, "wb") as changed:
             changed.write(struct.pack("<Q", len(text)) + text)
-            for chunk in _chunks(file):
-                changed.write(chunk)
-
-
-def _chunks(file: Any) -> Iterator[bytes]:
-    while chunk := file.read(1 << 22):
-        yield chunk
+            shutil.copyfileobj(file, changed)
 
 
 def difference(recorded: Identity, found: Identity, defaults: Mapping[str, Any] | None = None) -> str | None:

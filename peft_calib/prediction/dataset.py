@@ -84,7 +84,6 @@ def predict_dataset(
     source = choose_source(model, how, seed, dropout, adapter_names, antithetic)
     options = {"task": task, "label_tokens": label_tokens, "tokenizer": processing_class, "budget": memory_budget}
     options["weights"] = weights
-    first = 0
     if split not in ("rows", "draws"):
         raise ValueError(f"split must be 'rows' or 'draws', got {split!r}.")
     rank, world = (state.process_index, state.num_processes) if split == "rows" else (0, 1)
@@ -92,22 +91,28 @@ def predict_dataset(
     predictor: Predictor | None
     predictor = Predictor(source, how, num_samples, seed, tolerance=tolerance, max_samples=max_samples, **options)
     if split == "draws" and state.num_processes > 1:
-        if how == "mean" or num_samples == "auto":
-            raise ValueError("split='draws' deals a fixed number of draws; use split='rows' here.")
-        total = predictor.num_samples
-        share = torch.arange(total).tensor_split(state.num_processes)[state.process_index].tolist()
-        first = share[0] if share else 0
-        predictor = Predictor(source, how, len(share), seed, first=first, total=total, **options) if share else None
+        predictor = _own_share(predictor, state, options)
     loader, batches = _loader(data, predictor, source.root, batch_size, processing_class, collate_fn, state)
     hide = not (progress and state.is_main_process)
     bar = tqdm(
         _dealt(loader, rank, world), total=batches and -(-(batches - rank) // world), desc="predict", disable=hide
     )
-    parts = [] if predictor is None else _predicted(predictor, bar, first)
+    parts = [] if predictor is None else _predicted(predictor, bar)
     return _joined(gather_object(parts) if state.num_processes > 1 else parts)
 
 
-def _predicted(predictor: Predictor, batches: Iterable[tuple[int, Mapping[str, Any]]], first: int) -> list[tuple]:
+def _own_share(whole: Predictor, state: Any, options: dict[str, Any]) -> Predictor | None:
+    """The prediction of this process's share of the draws; `None` where there are more processes than draws."""
+    if whole.how == "mean" or whole.adaptive:
+        raise ValueError("split='draws' deals a fixed number of draws; use split='rows' here.")
+    total = whole.num_samples
+    share = torch.arange(total).tensor_split(state.num_processes)[state.process_index].tolist()
+    if not share:
+        return None
+    return Predictor(whole.source, whole.how, len(share), whole.seed, first=share[0], total=total, **options)
+
+
+def _predicted(predictor: Predictor, batches: Iterable[tuple[int, Mapping[str, Any]]]) -> list[tuple]:
     """Number, first draw, rows and prediction of each batch; an answer that is not finite is told when all are in.
 
     It ends neither this process before the others, which would wait for it, nor the search for more of its kind.
@@ -116,9 +121,9 @@ def _predicted(predictor: Predictor, batches: Iterable[tuple[int, Mapping[str, A
     for index, batch in batches:
         rows = count_rows(batch, main_input_name(predictor.source.root))
         try:
-            parts.append((index, first, rows, predictor(batch)))
+            parts.append((index, predictor.first, rows, predictor(batch)))
         except NotFiniteError as error:
-            parts.append((index, first, rows, error.wrong))
+            parts.append((index, predictor.first, rows, error.wrong))
     return parts
 
 

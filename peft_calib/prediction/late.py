@@ -77,6 +77,10 @@ def run_prefix(
     def keep(block: nn.Module, _: Any, output: Any) -> None:
         outputs.append((block, output))
 
+    # The run ends where the draws begin, by an exception: at the entrance of the first block that holds a varying
+    # layer, or at a varying layer outside of all blocks (a head). Without it the blocks behind would run too, and what
+    # they answered for one draw would be replayed for all draws: a wrong prediction, not a slow one. Layers inside a
+    # block need no stop of their own, since the entrance of their block comes first.
     stops = [block for block in blocks if inside[id(block)]] + [m for m in varying if id(m) not in in_blocks]
     with only_here() as here, ExitStack() as stack:
         for module in stops:

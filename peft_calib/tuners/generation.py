@@ -118,6 +118,12 @@ class Generation:
             )
         self.reentrant = True
 
+    # Why two hooks lead to one crossing: a block's own backward ends at its bridge and knows of no other, and
+    # which block is last depends on the model. If each crossed by itself, the first would walk the law's graph and
+    # free it under the second ("Trying to backward through the graph a second time"), and with `retain_graph` every
+    # block would pay for the whole law. So each only asks the engine to call `_cross` when the outer backward is over.
+    # The engine takes such a request during a backward alone: in the forward pass the bridge is made and given a hook
+    # that asks once its gradient has come; a bridge that is first met in the recomputation asks at once.
     def _bridge(self, index: int, backward: bool = False) -> tuple[torch.Tensor, ...]:
         if index not in self.bridges:
             self.bridges[index] = tuple(as_leaf(tensor) for tensor in self._bank(index))

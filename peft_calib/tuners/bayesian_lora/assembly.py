@@ -45,24 +45,17 @@ def middle(bases: Bases, group: ShapeGroup) -> torch.Tensor:
     return bases[group, "B", "columns"].G @ bases[group, "A", "rows"].G.mT
 
 
-def core_form(bases: Bases, cores: PerFactor, sigma: PerFactor) -> dict[ShapeGroup, tuple[torch.Tensor, ...]]:
-    """P = sigma_B G_r^B^T (n, d_out, R), M (K, n, R, C) and Q = sigma_A G_c^A (n, C, d_in) with `B A = P M Q`.
+def assemble_core_form(bases: Bases, cores: PerFactor, sigma: PerFactor) -> Pairs:
+    """A = Q, the same for every draw, and B = P M: the same product `B A = P M Q` as that of the factors.
 
     Args:
-        bases: Whitened bases.
-        cores: M of each group, under side `"A"`.
+        bases: Whitened bases: `P = sigma_B G_r^B^T` (n, d_out, R) and `Q = sigma_A G_c^A` (n, C, d_in).
+        cores: M (K, n, R, C) of each group, under side `"A"`.
         sigma: Prior standard deviations.
     """
-    return {
-        group: (
-            bases[group, "B", "rows"].G.mT * sigma[group, "B"],
-            cores[group, "A"],
-            bases[group, "A", "columns"].G * sigma[group, "A"],
-        )
-        for group in groups_of(bases)
-    }
-
-
-def assemble_core_form(bases: Bases, cores: PerFactor, sigma: PerFactor) -> Pairs:
-    """A = Q, the same for every draw, and B = P M: the same product B A as that of the factors."""
-    return {g: (Q.unsqueeze(0), P @ M) for g, (P, M, Q) in core_form(bases, cores, sigma).items()}
+    pairs = {}
+    for group in groups_of(bases):
+        P = bases[group, "B", "rows"].G.mT * sigma[group, "B"]
+        Q = bases[group, "A", "columns"].G * sigma[group, "A"]
+        pairs[group] = Q.unsqueeze(0), P @ cores[group, "A"]
+    return pairs

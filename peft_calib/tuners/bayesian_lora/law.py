@@ -49,7 +49,6 @@ class BayesianLaw(Posterior):
         self._build_posterior(pairs, generator)
         self._build_plain(pairs, generator)
         self._whitened: tuple | None = None
-        self.last_kl: torch.Tensor | None = None
 
     # ----------------------------------------------------------------- construction
 
@@ -195,27 +194,6 @@ class BayesianLaw(Posterior):
         )
         return tuple(stack.index_select(1, order) for stack in both)
 
-    def core_form(self, draw: Sample) -> dict[ShapeGroup, tuple[torch.Tensor, ...]]:
-        """Draws as small cores between two shared factors: `B A = P M Q`, the compact way to store them.
-
-        Args:
-            draw: Which draws.
-
-        Returns:
-            For each group of slots with a posterior P (n, d_out, R), M (K, n, R, C) and Q (n, C, d_in), without the
-            slots' scaling.
-
-        Raises:
-            ValueError: If the configuration has conditional noise, which no core can hold.
-        """
-        if self.config.conditional_noise != "none":
-            raise ValueError("Draws with conditional noise have no core form; set conditional_noise='none'.")
-        bases, normals, sigma = self._bases(), self.normals(draw), self._prior_std()
-        cores = {key: stack.draw(self._normal(stack.shape, normals)) for key, stack in self.cores.items()}
-        V = self.layout.split_cores(cores)
-        products = {(g, "A"): V[g, "B"] @ assembly.middle(bases, g) @ V[g, "A"] for g in self.layout.members}
-        return assembly.core_form(bases, products, sigma)
-
     # ----------------------------------------------------------------- divergence
 
     def kl(self) -> torch.Tensor:
@@ -232,7 +210,6 @@ class BayesianLaw(Posterior):
     def _regularizer(self, divergence: torch.Tensor) -> torch.Tensor:
         """`kl_factor (kl_weight KL_U + kl_conditional_weight KL_W|U) / N`."""
         config, conditional = self.config, self._conditional_kl()
-        self.last_kl = (divergence + conditional).detach()
         weight = config.kl_weight if config.kl_conditional_weight is None else config.kl_conditional_weight
         return (config.kl_weight * divergence + weight * conditional) * self.evidence_weight()
 

@@ -151,19 +151,6 @@ def chunked(law: BayesianLaw, first: int, count: int) -> list[torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("variant", ["default", "random", "full", "maf", "wide"])
-def test_core_form_is_the_draw(variant):
-    law, draw = make(**VARIANTS[variant]), Sample(4, seed=9)
-    with torch.no_grad():
-        forms = law.core_form(draw)
-    whole = deltas(law, draw)
-    for group, indices in law.slots.groups.items():
-        P, M, Q = forms[group]
-        assert M.shape[:2] == (4, len(indices))
-        for place, index in enumerate(indices):
-            torch.testing.assert_close(P[place] @ M[:, place] @ Q[place], whole[index], rtol=1e-12, atol=1e-14)
-
-
 def test_core_form_of_draws_equals_their_factors():
     """The shortcut taken for draws (A shared, B = P M) is the product of separately assembled factors."""
     law, draw = make(init="random"), Sample(3, seed=1)
@@ -442,11 +429,6 @@ def chosen(**fields) -> set[str]:
 def test_shared_cores_need_square_sizes():
     with pytest.raises(ValueError, match="inducing_rows = inducing_cols = r"):
         make(init="random", share_inducing=True, inducing_rows=3)
-
-
-def test_core_form_is_refused_with_conditional_noise():
-    with pytest.raises(ValueError, match="no core form"):
-        make(conditional_noise="projected").core_form(Sample(1))
 
 
 @pytest.mark.parametrize(
