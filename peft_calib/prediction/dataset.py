@@ -48,8 +48,7 @@ def predict_dataset(
     """Predict every row of a data set; each process gets the whole result.
 
     Draw k is the same function for all rows, so the result depends neither on the batch size nor on the number of
-    processes. Batches are formed first and then dealt to the processes, so nothing is padded to an even number and
-    nothing has to be cut off.
+    processes. Batches are formed first and then dealt out, so nothing is padded and nothing has to be cut off.
 
     Args:
         model: As for `predict`; on every process the same.
@@ -82,22 +81,16 @@ def predict_dataset(
     """
     state = PartialState() if accelerator is None else accelerator
     source = choose_source(model, how, seed, dropout, adapter_names, antithetic)
-    options = {"task": task, "label_tokens": label_tokens, "tokenizer": processing_class, "budget": memory_budget}
-    options["weights"] = weights
+    options = {"task": task, "label_tokens": label_tokens, "tokenizer": processing_class, "weights": weights}
+    options["budget"] = memory_budget
     if split not in ("rows", "draws"):
         raise ValueError(f"split must be 'rows' or 'draws', got {split!r}.")
-    rank, world = (state.process_index, state.num_processes) if split == "rows" else (0, 1)
     # checked before the draws are dealt, so that bad input is refused on every process alike
-    predictor: Predictor | None
-    predictor = Predictor(source, how, num_samples, seed, tolerance=tolerance, max_samples=max_samples, **options)
-    if split == "draws" and state.num_processes > 1:
-        predictor = _own_share(predictor, state, options)
+    whole = Predictor(source, how, num_samples, seed, tolerance=tolerance, max_samples=max_samples, **options)
+    predictor = _own_share(whole, state, options) if split == "draws" and state.num_processes > 1 else whole
     loader, batches = _loader(data, predictor, source.root, batch_size, processing_class, collate_fn, state)
-    hide = not (progress and state.is_main_process)
-    bar = tqdm(
-        _dealt(loader, rank, world), total=batches and -(-(batches - rank) // world), desc="predict", disable=hide
-    )
-    parts = [] if predictor is None else _predicted(predictor, bar)
+    dealt = _dealt(loader, batches, split, state, progress and state.is_main_process)
+    parts = [] if predictor is None else _predicted(predictor, dealt)
     return _joined(gather_object(parts) if state.num_processes > 1 else parts)
 
 
@@ -154,7 +147,16 @@ def _joined(parts: list[tuple[int, int, int, Any]]) -> Prediction | RegressionPr
     return type(whole[0]).concatenate(whole, rows)
 
 
-def _dealt(loader: Any, rank: int, world: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _dealt(
+    loader: Any, batches: int | None, split: str, state: Any, progress: bool
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """This process's share of the batches, each with its number, under a bar."""
+    rank, world = (state.process_index, state.num_processes) if split == "rows" else (0, 1)
+    own = _share_of(loader, rank, world)
+    yield from tqdm(own, total=batches and -(-(batches - rank) // world), desc="predict", disable=not progress)
+
+
+def _share_of(loader: Any, rank: int, world: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
     random_state = torch.get_rng_state()
     batches = iter(loader)  # takes a seed for its workers from the global generator
     torch.set_rng_state(random_state)

@@ -47,13 +47,10 @@ def draws(
     Example:
         >>> import torch
         >>> from peft import get_peft_model
-        >>> from transformers import BertConfig, BertForSequenceClassification
         >>> from peft_calib import BayesianLoraConfig
-        >>> sizes = dict(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
-        >>> base = BertForSequenceClassification(BertConfig(**sizes))
-        >>> model = get_peft_model(base, BayesianLoraConfig(r=2, target_modules=["query"]))
+        >>> model = get_peft_model(nn.Sequential(nn.Linear(5, 2)), BayesianLoraConfig(r=2, target_modules=["0"]))
         >>> with torch.no_grad(), draws(model, num_samples=4):
-        ...     model(input_ids=torch.ones(3, 5, dtype=torch.long)).logits.shape
+        ...     model(torch.ones(3, 5)).shape
         torch.Size([12, 2])
     """
     source = LawDraws(model, seed, antithetic)

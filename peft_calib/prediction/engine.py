@@ -86,12 +86,9 @@ def predict(
 
     Example:
         >>> from peft import get_peft_model
-        >>> from transformers import BertConfig, BertForSequenceClassification
         >>> from peft_calib import BayesianLoraConfig
-        >>> sizes = dict(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
-        >>> base = BertForSequenceClassification(BertConfig(**sizes))
-        >>> model = get_peft_model(base, BayesianLoraConfig(r=2, target_modules=["query"]))
-        >>> predict(model, {"input_ids": torch.ones(3, 5, dtype=torch.long)}, num_samples=4).probabilities.shape
+        >>> model = get_peft_model(nn.Sequential(nn.Linear(5, 2)), BayesianLoraConfig(r=2, target_modules=["0"]))
+        >>> predict(model, {"input": torch.ones(3, 5)}, num_samples=4).probabilities.shape
         torch.Size([3, 2])
     """
     source = choose_source(model, how, seed, dropout, adapter_names, antithetic)
