@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Logits in evaluation: of one batch with K draws, or of a whole set of rows without a data loader."""
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ def sampled_logits(
     One draw at a time, so that the memory is that of a forward.
 
     Args:
-        model: a model with an active adapter of this package.
-        inputs: a batch, without what only the loss needs (`without_labels`).
-        preprocess: picks what is kept of the model's outputs.
-        num_samples: number of draws K.
-        seed: key of the draws.
+        model: A model with an active adapter of this package.
+        inputs: A batch, without what only the loss needs (`without_labels`).
+        preprocess: Picks what is kept of the model's outputs.
+        num_samples: Number of draws K.
+        seed: Key of the draws.
 
     Returns:
         Float32, of the shape that `preprocess` gives.
@@ -88,21 +87,21 @@ def logits_of_rows(
     which a data loader would not leave alone.
 
     Args:
-        model: the model.
-        rows: the rows, with labels.
-        collate: makes a batch of rows.
-        batch_size: rows of a batch.
-        num_samples: draws whose mean probabilities are taken; None takes the mean adapter.
-        seed: of the draws.
-        answer_token_ids: the token of each class, for a language model.
-        label_names: of the label columns; the model's own if omitted.
+        model: The model.
+        rows: The rows, with labels.
+        collate: Makes a batch of rows.
+        batch_size: Rows of a batch.
+        num_samples: Draws whose mean probabilities are taken; None takes the mean adapter.
+        seed: Of the draws.
+        answer_token_ids: The token of each class, for a language model.
+        label_names: Of the label columns; the model's own if omitted.
 
     Returns:
         `(N, C)` float32 logits, of the mean adapter or of K draws, and `(N,)` classes; for token classification
         `(N, T, C)` and `(N, T)` with -100 where there is no label.
 
     Raises:
-        ValueError: if the rows have no labels, or the model's outputs have no logits.
+        ValueError: If the rows have no labels, or the model's outputs have no logits.
     """
     device = next(model.parameters()).device
     rows, names = as_rows(rows), label_names_of(model, label_names)
@@ -155,7 +154,7 @@ def labels_of_batch(batch: Mapping[str, Any], names: Sequence[str]) -> torch.Ten
     """The classes of a batch.
 
     Raises:
-        ValueError: if it has none, or numbers instead of classes.
+        ValueError: If it has none, or numbers instead of classes.
     """
     found = {name: batch[name] for name in dict.fromkeys((*names, "labels")) if batch.get(name) is not None}
     labels = labels_among(tuple(found.values()), list(found)) if found else None

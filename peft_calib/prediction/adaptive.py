@@ -15,7 +15,7 @@ def half_width(samples: torch.Tensor) -> torch.Tensor:
     """Half-width of the 95 % confidence interval of a mean over draws, by Student's t.
 
     Args:
-        samples: float (n, ...), at least two draws.
+        samples: Float (n, ...), at least two draws.
 
     Returns:
         Tensor (...).

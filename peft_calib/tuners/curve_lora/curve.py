@@ -19,7 +19,7 @@ class CurveShape:
 
     Args:
         num_anchors: N, at least 1; one anchor makes the curve a point.
-        num_handles: m, handles of each segment, at least 0; none makes the segments straight.
+        num_handles: M, handles of each segment, at least 0; none makes the segments straight.
 
     Raises:
         ValueError: If either number is too small.
@@ -105,7 +105,7 @@ class CurveShape:
         repeated products, whose derivative is finite at both ends.
 
         Args:
-            t: float (K,), in [0, N_seg]; may require a gradient.
+            t: Float (K,), in [0, N_seg]; may require a gradient.
 
         Returns:
             (K, N_cp) in the dtype of `t`, each row summing to one.
@@ -121,7 +121,7 @@ class CurveShape:
         """Weights of the control points in the velocity: `zeta'(t) = n sum_i b_{i,n-1} (theta_{i+1} - theta_i)`.
 
         Args:
-            t: float (K,). At an anchor the velocity is that of the segment which starts there.
+            t: Float (K,). At an anchor the velocity is that of the segment which starts there.
 
         Returns:
             (K, N_cp), each row summing to zero.
@@ -144,8 +144,8 @@ def bernstein(tau: torch.Tensor, degree: int) -> torch.Tensor:
     """Bernstein polynomials of a degree.
 
     Args:
-        tau: float (K,), in [0, 1].
-        degree: n, at least 0.
+        tau: Float (K,), in [0, 1].
+        degree: N, at least 0.
 
     Returns:
         (K, n + 1).
