@@ -78,8 +78,9 @@ class TemperatureScaling(LogitScaling):
             ValueError: If it is not such a state, or the fit in it is not the temperature's.
         """
         method = super().from_state(state)
-        if "fit" in state:
-            method.fit_result = TemperatureFit.from_dict(state.get("fit"), method.temperature)
+        # Null is what a temperature of an even earlier version had when it was saved again.
+        if (recorded := state.get("fit", None)) is not None:
+            method.fit_result = TemperatureFit.from_dict(recorded, method.temperature)
         return method
 
     def fold_into_head(self, model: nn.Module) -> nn.Linear:
