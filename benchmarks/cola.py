@@ -19,12 +19,12 @@ from pathlib import Path
 
 from harness import describe_machine, parser, write
 
+from peft_calib.calibration.scores.table import COMPARED
 from peft_calib.cli import main as peft_calib
 from peft_calib.runs.comparison import compare_runs
 from peft_calib.runs.embedded import embedded_model
 from peft_calib.runs.evaluation import evaluate_run
 
-SHOWN = ("accuracy", "nll", "brier", "ece", "aurc")
 DOMAINS = ("dev_in_domain", "dev_out_of_domain")
 #: Name of a run, and what its command adds to the common settings.
 RUNS = {
@@ -62,7 +62,7 @@ def shortened(content: dict) -> dict:
         variants[name] = {key: report[key] for key in ("num_samples", "temperature", "mutual_information")}
         for stage in ("before", "after"):
             found = report[stage]
-            scores = {key: {"value": found[key], "interval": found["intervals"][key]} for key in SHOWN}
+            scores = {key: {"value": found[key], "interval": found["intervals"][key]} for key in COMPARED}
             scores["ece"]["noise_floor"] = found["noise_floor"]["ece"]
             variants[name][stage] = scores
     return {"rows": content["rows"], "rows_left_out": content["rows_left_out"], "variants": variants}
@@ -81,14 +81,14 @@ def to_markdown(results: dict) -> str:
     for domain, found in results["domains"].items():
         lines += ["", f"## {domain}: {next(iter(found['methods'].values()))['rows']} rows", ""]
         lines += [f"Always answering the more frequent class: accuracy {found['majority_share']:.3f}.", ""]
-        lines += ["| run | draws | T | " + " | ".join(SHOWN) + " |", "|---|---:|---:|" + "---:|" * len(SHOWN)]
+        lines += ["| run | draws | T | " + " | ".join(COMPARED) + " |", "|---|---:|---:|" + "---:|" * len(COMPARED)]
         for name, method in found["methods"].items():
             for variant, report in method["variants"].items():
                 for stage in ("before", "after"):
                     scaled = f"{report['temperature']:.2f}" if stage == "after" else "–"
                     label = name if variant == "sample" or len(method["variants"]) == 1 else f"{name}, mean adapter"
                     cells = [label, str(report["num_samples"]), scaled]
-                    for key in SHOWN:
+                    for key in COMPARED:
                         low, high = report[stage][key]["interval"]
                         cells.append(f"{report[stage][key]['value']:.3f} [{low:.3f}, {high:.3f}]")
                     lines.append(f"| {' | '.join(cells)} |")
@@ -135,7 +135,7 @@ def main() -> None:
     if "lora" not in runs or len(runs) < 2:
         return
     for domain in DOMAINS:
-        options = {"data": args.data / f"{domain}.jsonl.gz", "metrics": SHOWN, "progress": False}
+        options = {"data": args.data / f"{domain}.jsonl.gz", "metrics": list(COMPARED), "progress": False}
         domains[domain]["against_lora"] = compare_runs(list(runs.values()), **options).to_dict()["pairs"]
     facts = {name: json.loads((out / "run.json").read_text()) for name, out in runs.items()}
     results = {

@@ -22,10 +22,10 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from peft_calib.calibration import calibration_report
-from peft_calib.calibration.bins import uniform_bins
 from peft_calib.calibration.inputs import Rows
 from peft_calib.calibration.resampling.intervals import bootstrap_draws
-from peft_calib.calibration.scores.panel import KEYS, build_tables, compute_panel
+from peft_calib.calibration.scores.panel import build_tables, compute_panel
+from peft_calib.calibration.scores.table import KEYS
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 ROWS = (100, 400, 2000)
@@ -80,8 +80,7 @@ def truth(draw: Draw, num_rows: int = 300_000) -> dict[str, float]:
     rows = Rows(*draw(np.random.default_rng(12345), num_rows))
     values = compute_panel(rows, 15)
     values["rmsce_debiased"] = values["rmsce"]
-    tables = build_tables(rows, 15)
-    top = uniform_bins(tables.confidence, tables.correct, 15)
+    top = build_tables(rows, 15).sums.bins
     gaps = np.abs(top.gaps[top.weights >= 1e-3])
     return values | {"mce": float(gaps.max()), "average_gap": float(gaps.mean())}
 

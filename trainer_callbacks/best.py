@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """The best checkpoint by a proper score, among those that are not clearly less accurate."""
 
 from __future__ import annotations
@@ -15,11 +14,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy
 
+from peft_calib.calibration.scores.table import BLIND_SCORES, PROPER_SCORES
+
 from .adapter_state import WEIGHTS, barrier, check_readable, restore_adapter, write_adapter
-from .choice import CALIBRATION_ERRORS, WHY_NOT, bare_name
+from .choice import WHY_NOT, bare_name
 from .stream import NOT_FINITE
 
-PROPER = ("nll", "brier", "sample_nll", "sample_brier")
+PROPER = tuple(prefix + key for prefix in ("", "sample_") for key in PROPER_SCORES)
 FOLDER = "best-calibration"
 _NO_STRATEGY = "Set eval_strategy in TrainingArguments"
 
@@ -67,7 +68,7 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
         restore: bool = True,
         prefix: str = "eval",
     ) -> None:
-        if bare_name(metric) in CALIBRATION_ERRORS:
+        if bare_name(metric) in BLIND_SCORES:
             raise ValueError(f"metric={metric!r}: {WHY_NOT}")
         metric = metric.removeprefix("eval_")
         if metric not in PROPER:

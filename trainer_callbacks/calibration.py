@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Calibration at every evaluation of the stock Trainer, without a subclass."""
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl, Traine
 from peft_calib.calibration import CalibrationReport
 from peft_calib.calibration.inputs import as_numpy, check_num_bins
 from peft_calib.calibration.report.plots import reliability_figure
-from peft_calib.calibration.scores.panel import KEYS
+from peft_calib.calibration.scores.table import HEADLINES, WATCHED, refuse_unknown
 from peft_calib.files import write_atomically
 from peft_calib.prediction.draws import check_num_samples
 
@@ -34,22 +33,6 @@ from .preprocess import keep_for_calibration, labelled_rows, preprocess_logits_f
 from .reporting import WAY_OUT, LateLog, Tally, metric_prefix
 from .stream import MAX_KEPT_ROWS, NOT_FINITE, RowStream
 from .watcher import Forward, ForwardWatcher, gather_rows, labels_of_step
-
-DEFAULT_SCORES = (
-    "accuracy",
-    "nll",
-    "brier",
-    "ece",
-    "mce",
-    "ace",
-    "classwise_ece",
-    "smooth_ece",
-    "aurc",
-    "error_auroc",
-    "mean_confidence",
-)
-#: Scores whose intervals are logged; the JSON file has those of all.
-INTERVALS = ("accuracy", "nll", "brier", "ece")
 
 
 class CalibrationCallback(TrainerCallback):
@@ -89,7 +72,7 @@ class CalibrationCallback(TrainerCallback):
         self,
         num_bins: int = 15,
         *,
-        scores: Sequence[str] = DEFAULT_SCORES,
+        scores: Sequence[str] = WATCHED,
         confidence_level: float | None = 0.95,
         num_samples: int | None = None,
         seed: int = 0,
@@ -98,9 +81,7 @@ class CalibrationCallback(TrainerCallback):
         diagram: bool = True,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
     ) -> None:
-        unknown = sorted(set(scores) - set(KEYS))
-        if unknown:
-            raise ValueError(f"Unknown scores {unknown}; a report has {', '.join(KEYS)}.")
+        refuse_unknown(scores)
         self.num_bins = check_num_bins(num_bins)
         self.scores = tuple(scores)
         self.confidence_level = confidence_level
@@ -368,7 +349,7 @@ class CalibrationCallback(TrainerCallback):
             p = numbers["accuracy"]
             numbers["accuracy_se"] = math.sqrt(p * (1 - p) / report.settings["num_rows"])
         if report.intervals is not None and report.floor is not None:
-            for key in INTERVALS:
+            for key in HEADLINES:
                 if key in numbers:
                     numbers[f"{key}_low"], numbers[f"{key}_high"] = report.intervals[key]
             numbers["ece_floor"] = report.floor["ece"].high

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """By which score a checkpoint may be chosen: proper scores can tell a good model from a useless one, ECE cannot."""
 
 from __future__ import annotations
@@ -8,13 +7,8 @@ import warnings
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 
-#: Scores that are zero for a model which has learned nothing and predicts the share of each class.
-CALIBRATION_ERRORS = frozenset(
-    "ece mce rmsce rmsce_debiased ace ace_classwise tace tace_classwise classwise_ece smooth_ece ks_error "
-    "overconfidence underconfidence average_gap confidence_gap".split()
-)
-LOWER_IS_BETTER = CALIBRATION_ERRORS | {"nll", "brier", "brier_reliability", "aurc", "e_aurc", "augrc"}
-HIGHER_IS_BETTER = frozenset({"accuracy", "brier_resolution", "error_auroc", "error_aupr", "success_aupr"})
+from peft_calib.calibration.scores.table import BLIND_SCORES, HIGHER_IS_BETTER, LOWER_IS_BETTER
+
 WHY_NOT = (
     "A calibration error alone cannot choose a model: one that ignores its input and predicts the share of each class "
     "is perfectly calibrated. Use a proper score, 'nll' or 'brier'."
@@ -48,5 +42,5 @@ def check_metric_for_best_model(args: TrainingArguments) -> None:
                 f"{args.greater_is_better} would keep the worst checkpoint; the Trainer guesses True for names that "
                 f"do not end in 'loss'. Set greater_is_better={better} in TrainingArguments."
             )
-    if name in CALIBRATION_ERRORS:
+    if name in BLIND_SCORES:
         warnings.warn(f"metric_for_best_model={args.metric_for_best_model!r}: {WHY_NOT}", UserWarning, stacklevel=2)

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """The only kernel: rows in, sufficient statistics out, in one pass, in float64 sums and int64 counts.
 
 Uniform (equal-width) bins are `(lo, hi]` with the first closed at zero. Equal-mass bins hold *exactly* `N / num_bins`
@@ -9,7 +8,7 @@ independent of the order of the rows and of how often the data are repeated, whi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
 
 import numpy as np
 
@@ -70,7 +69,8 @@ class BinStatistics:
         return np.nan_to_num(_divide(self.confidence_sums - self.outcome_sums, self.counts))
 
 
-class Groups(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Groups:
     """Rows grouped by distinct value, ascending: the exact form of an equal-mass sketch.
 
     Attributes:
@@ -82,6 +82,15 @@ class Groups(NamedTuple):
     counts: np.ndarray
     value_sums: np.ndarray
     outcome_sums: np.ndarray
+
+    @cached_property
+    def up_to(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`(G + 1,)` float64 sums of rows, values and outcomes below each group, and of all."""
+        rows, values, outcomes = np.zeros((3, len(self.counts) + 1))
+        np.cumsum(self.counts, out=rows[1:])
+        np.cumsum(self.value_sums, out=values[1:])
+        np.cumsum(self.outcome_sums, out=outcomes[1:])
+        return rows, values, outcomes
 
 
 # Bins are found by multiplication with a little less than their number, so that a value on an edge, or an ulp from
@@ -184,6 +193,62 @@ def tie_key(values: np.ndarray) -> np.ndarray:
     return keys.view(np.float64)
 
 
+# A value's distance from the nearer end of [0, 1] is told apart down to this.
+FINEST = np.float32(2.0**-30)
+
+
+def cells_of(values: np.ndarray, fineness: int) -> np.ndarray:
+    """The cell of each value, of cells that narrow towards 0 and 1, where models keep their probabilities.
+
+    Each octave of the distance from the nearer end has `2 ** fineness` cells, so that the leading bits of that
+    distance are the cell's number. A greater value is never in an earlier cell; what counts as tied is in one.
+
+    Args:
+        values: `(N,)` float64 in [0, 1].
+        fineness: at most 9.
+
+    Returns:
+        `(N,)` uint16, below `num_cells(fineness)`.
+    """
+    cells = np.empty(len(values), np.uint16)
+    first, last = np.array(FINEST).view(np.int32) >> 23 - fineness, num_cells(fineness) - 1
+    for start in range(0, len(values), CHUNK):
+        # what counts as tied becomes equal first; then rounding keeps the order
+        keys = (values[start : start + CHUNK].view(np.int64) & ~1).view(np.float64).astype(np.float32)
+        distance = np.float32(1.0) - keys
+        upper = distance < np.float32(0.5)
+        np.minimum(distance, keys, out=distance)
+        np.maximum(distance, FINEST, out=distance)
+        index = distance.view(np.int32)
+        index >>= 23 - fineness
+        index -= first + last * upper.astype(np.int32)
+        cells[start : start + CHUNK] = np.abs(index, out=index)
+    return cells
+
+
+def num_cells(fineness: int) -> int:
+    """How many cells there are: those of the lower half, the one of a half, and those of the upper."""
+    return 2 * (29 << fineness) + 1
+
+
+def ascending(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Sorts int64 keys that are in the order of their values, cell by cell: half the time of one sort of many.
+
+    Args:
+        keys: `(N,)`.
+        values: `(N,)` float64 in [0, 1].
+    """
+    if len(keys) < 1 << 16:
+        return np.sort(keys)
+    cells = cells_of(values, 6)
+    keys = keys[np.argsort(cells, kind="stable")]
+    start = 0
+    for end in np.cumsum(np.bincount(cells)).tolist():
+        keys[start:end].sort()
+        start = end
+    return keys
+
+
 def group_by_value(values: np.ndarray, outcomes: np.ndarray) -> Groups:
     """Groups rows by distinct value in ascending order.
 
@@ -191,7 +256,7 @@ def group_by_value(values: np.ndarray, outcomes: np.ndarray) -> Groups:
     both. Values that differ in that bit only, by one part in 10^16, count as tied.
 
     Args:
-        values: `(N,)` float64, non-negative.
+        values: `(N,)` float64 in [0, 1].
         outcomes: `(N,)` bool.
 
     Returns:
@@ -199,15 +264,15 @@ def group_by_value(values: np.ndarray, outcomes: np.ndarray) -> Groups:
     """
     keys = tie_key(values).view(np.int64)
     keys |= outcomes.astype(np.int64)
-    keys.sort()
+    keys = ascending(keys, values)
     hits = (keys & 1).astype(np.float64)
     keys &= ~1
-    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    new = keys[1:] != keys[:-1]
+    if new.all():
+        return Groups(np.ones(len(keys), np.int64), keys.view(np.float64), hits)
+    starts = np.append(0, np.flatnonzero(new) + 1)
     counts = np.diff(np.append(starts, len(keys)))
-    if len(starts) < len(keys):
-        hits = np.add.reduceat(hits, starts) if len(keys) else hits
-        keys = keys[starts]
-    return Groups(counts, keys.view(np.float64) * counts, hits)
+    return Groups(counts, keys[starts].view(np.float64) * counts, np.add.reduceat(hits, starts))
 
 
 def equal_mass_bins(groups: Groups, num_bins: int) -> BinStatistics:
@@ -228,14 +293,12 @@ def equal_mass_bins(groups: Groups, num_bins: int) -> BinStatistics:
         >>> equal_mass_bins(groups, 2).outcome.round(3)
         array([0.5  , 0.833])
     """
-    mass = _cumulative(groups.counts)
-    if mass[-1] == 0.0:
+    rows, values, outcomes = groups.up_to
+    if rows[-1] == 0.0:
         return _zeros((num_bins,))
-    targets = mass[-1] * np.arange(num_bins + 1) / num_bins
+    targets = rows[-1] * np.arange(num_bins + 1) / num_bins
     return BinStatistics(
-        np.diff(targets),
-        np.diff(np.interp(targets, mass, _cumulative(groups.value_sums))),
-        np.diff(np.interp(targets, mass, _cumulative(groups.outcome_sums))),
+        np.diff(targets), np.diff(np.interp(targets, rows, values)), np.diff(np.interp(targets, rows, outcomes))
     )
 
 
@@ -261,10 +324,6 @@ def top_label(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             np.maximum(best, columns[k], out=best)
         confidence[start : start + CHUNK] = best
     return confidence, predicted
-
-
-def _cumulative(values: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
 
 
 def _divide(numerator: np.ndarray, counts: np.ndarray) -> np.ndarray:

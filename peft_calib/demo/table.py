@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ..calibration import calibration_report
 from ..calibration.report.plots import draw_histogram, draw_reliability, new_figure
+from ..calibration.scores.table import HEADLINES
 from ..runs.baseline import CALLED
 from ..runs.evaluation import AFTER, BEFORE, Evaluation
 
@@ -72,7 +73,7 @@ def reliability_grid(lines: Sequence[Line]) -> Figure:
 
 
 def _cells(report: Mapping[str, Any], outside: Mapping[str, float] | None) -> list[str]:
-    cells = [f"{report[key]:.3f}" for key in ("accuracy", "nll", "brier", "ece")]
+    cells = [f"{report[key]:.3f}" for key in HEADLINES]
     intervals = report.get("intervals")
     cells.append("{:.2f}-{:.2f}".format(*intervals["ece"]) if intervals else "")
     return cells if outside is None else [*cells, f"{outside['mean_confidence']:.3f}", f"{outside['auroc']:.3f}"]

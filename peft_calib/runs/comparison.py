@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from ..calibration import Comparison, compare_many
+from ..calibration.scores.table import COMPARED
 from .baseline import CALLED, MostFrequent
 from .comparison_table import comparison_table
 from .evaluation import AFTER, BEFORE, Evaluation, evaluate_run
@@ -21,8 +22,6 @@ from .processes import processes
 from .settings import check_metrics
 
 __all__ = ["RunComparison", "compare_runs", "write_comparison"]
-
-COMPARED = ("accuracy", "nll", "brier", "ece", "aurc")
 
 
 @dataclass(frozen=True)

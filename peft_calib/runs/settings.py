@@ -11,14 +11,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ..calibration.scores.panel import KEYS
+from ..calibration.scores.table import KEYS, TABLED
 
 __all__ = ["METHODS", "MODES", "TASKS", "RunConfig", "check_metrics", "read_yaml"]
 
 TASKS = ("seq-cls", "multiple-choice", "token-cls", "causal-lm")
 METHODS = ("lora", "hyper-lora", "bayesian-lora", "curve-lora", "ensemble")
 MODES = ("anchored", "free")
-SHOWN = ("accuracy", "nll", "brier", "ece", "smooth_ece", "aurc")
 #: A method from outside: its configuration's module and class.
 _FROM_OUTSIDE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 # YAML 1.1 reads 1e-3 as text, because it has no dot
@@ -93,7 +92,7 @@ class RunConfig:
     save_steps: float = _setting(0.2, "Steps between two checkpoints; below 1 a share of the training.")
     trainer: dict[str, Any] = _setting({}, "Further fields of transformers.TrainingArguments, such as bf16.")
     metrics: list[str] = _setting(
-        list(SHOWN), "Scores shown while training and in tables, also separated by commas; files hold all."
+        list(TABLED), "Scores shown while training and in tables, also separated by commas; files hold all."
     )
     best_metric: str | None = _setting(None, "Keep the evaluation of least 'nll' or 'brier' instead of the last.")
     seed: int = _setting(0, "Of the splits, a fresh head, the adapters and the order of the rows.")

@@ -8,7 +8,8 @@ from peft_calib.calibration.inputs import Rows
 from peft_calib.calibration.resampling.bands import skewed_mean_interval, wilson_interval
 from peft_calib.calibration.resampling.folded import Folded, absolute, folded_interval, widened
 from peft_calib.calibration.resampling.intervals import bootstrap_intervals, down_to_zero, noise_floor
-from peft_calib.calibration.scores.panel import CALIBRATION_ERRORS, KEYS, compute_panel
+from peft_calib.calibration.scores.panel import compute_panel
+from peft_calib.calibration.scores.table import CALIBRATION_ERRORS, KEYS
 
 
 def _one_bin(seed, size, confidence=0.56, accuracy=0.56):

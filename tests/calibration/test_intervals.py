@@ -20,7 +20,8 @@ from peft_calib.calibration.resampling.intervals import (
     perfect_draws,
 )
 from peft_calib.calibration.resampling.replicates import Design
-from peft_calib.calibration.scores.panel import KEYS, compute_panel
+from peft_calib.calibration.scores.panel import compute_panel
+from peft_calib.calibration.scores.table import KEYS
 
 # Equal-mass edges stay those of the full data in a replicate, and smoothing uses a coarser grid there.
 EDGES_HELD = {"ace", "ace_classwise", "tace", "tace_classwise"}

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Many classes: what is measured costs no more than a few copies of the predictions, and its values stay exact."""
 
 import tracemalloc
@@ -10,13 +9,8 @@ from peft_calib.calibration import CalibrationAccumulator, calibration_report, c
 from peft_calib.calibration.bins import equal_mass_bins, group_by_value
 from peft_calib.calibration.inputs import Rows
 from peft_calib.calibration.scores.binned import calibration_error
-from peft_calib.calibration.scores.panel import (
-    CLASSWISE_KEYS,
-    KEYS,
-    MOST_RESAMPLED_CLASSES,
-    TACE_THRESHOLD,
-    compute_panel,
-)
+from peft_calib.calibration.scores.panel import compute_panel
+from peft_calib.calibration.scores.table import CLASSWISE_KEYS, KEYS, MOST_RESAMPLED_CLASSES, TACE_THRESHOLD
 
 ROWS = 64
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from peft_calib.calibration import CalibrationAccumulator, calibration_report
-from peft_calib.calibration.scores.panel import KEYS
+from peft_calib.calibration.scores.table import KEYS
 
 # Scores that take every row for a new observation by definition: the finite-sample rule of AURC, the debiased error.
 CHANGED_BY_REPETITION = {"aurc", "e_aurc", "rmsce_debiased"}

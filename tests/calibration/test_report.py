@@ -22,8 +22,8 @@ from peft_calib.calibration import (
 )
 from peft_calib.calibration.bins import group_by_value
 from peft_calib.calibration.resampling.bands import consistency_band, wilson_interval
-from peft_calib.calibration.scores.panel import DEFINITIONS, KEYS
 from peft_calib.calibration.scores.smooth import residual_grid, smooth_calibration_error
+from peft_calib.calibration.scores.table import DEFINITIONS, KEYS
 
 
 @pytest.fixture(scope="module")

@@ -8,17 +8,15 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from peft_calib.calibration.scores.selective import (
     accuracy_at_coverage,
-    augrc,
     aurc,
     correct_flagged_at,
     coverage_at_risk,
-    e_aurc,
     error_aupr,
     error_auroc,
     errors_accepted_at,
-    harmonic,
     prediction_rejection_ratio,
     rank,
+    ranking_scores,
     risk_coverage_curve,
     selective_scores,
     success_aupr,
@@ -75,24 +73,24 @@ def test_augrc_is_the_area_under_the_generalised_curve():
     ranking = rank(u, e)
     coverage, risk = risk_coverage_curve(ranking)
     x, joint = np.append(0, coverage), np.append(0, coverage * risk)
-    assert augrc(ranking) == pytest.approx(np.trapezoid(joint, x), abs=1e-12)
+    assert ranking_scores(ranking)["augrc"] == pytest.approx(np.trapezoid(joint, x), abs=1e-12)
 
 
 def test_limits():
     u = np.arange(50) / 50
     oracle = rank(u, u > 0.795)
-    assert e_aurc(oracle) == pytest.approx(0, abs=1e-12)
+    assert ranking_scores(oracle)["e_aurc"] == pytest.approx(0, abs=1e-12)
     assert prediction_rejection_ratio(oracle) == pytest.approx(1)
-    assert augrc(oracle) == pytest.approx(0.5 * 0.2**2)
+    assert ranking_scores(oracle)["augrc"] == pytest.approx(0.5 * 0.2**2)
     constant = rank(np.ones(50), u > 0.795)
     assert error_auroc(constant) == 0.5
     assert aurc(constant) == pytest.approx(0.2)
     assert prediction_rejection_ratio(constant) == pytest.approx(0)
     nothing = rank(u, np.zeros(50))
-    assert aurc(nothing) == e_aurc(nothing) == augrc(nothing) == 0
+    assert aurc(nothing) == ranking_scores(nothing)["e_aurc"] == ranking_scores(nothing)["augrc"] == 0
     assert np.isnan(error_auroc(nothing)) and np.isnan(error_aupr(nothing))
     everything = rank(u, np.ones(50))
-    assert aurc(everything) == pytest.approx(1) and augrc(everything) == pytest.approx(0.5)
+    assert aurc(everything) == pytest.approx(1) and ranking_scores(everything)["augrc"] == pytest.approx(0.5)
     assert np.isnan(error_auroc(everything)) and np.isnan(success_aupr(everything))
 
 
@@ -127,10 +125,3 @@ def test_probabilities_rank_by_their_maximum():
     by_score = selective_scores(1 - p.max(axis=1), [0, 1, 0], input="uncertainty")
     assert by_rows == pytest.approx(by_score)
     assert by_rows["num_distinct_scores"] == 3
-
-
-def test_harmonic_numbers():
-    exact = np.cumsum(1 / np.arange(1, 5001))
-    n = np.array([1, 2, 254, 255, 256, 257, 1000, 5000])
-    assert harmonic(n) == pytest.approx(exact[n - 1], rel=1e-14)
-    assert harmonic(np.array([0]))[0] == 0

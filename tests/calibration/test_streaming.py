@@ -12,7 +12,7 @@ from processes import run_ranks
 
 from peft_calib.calibration import CalibrationAccumulator, calibration_report
 from peft_calib.calibration.bins import uniform_index
-from peft_calib.calibration.scores.panel import KEYS, TACE_THRESHOLD, UNORDERED_KEYS
+from peft_calib.calibration.scores.table import KEYS, TACE_THRESHOLD, UNORDERED_KEYS
 from peft_calib.calibration.streaming.sketch import CLASS_CELLS, Grid
 
 # Scores that a histogram of cells stands in for, and how far it may be off.

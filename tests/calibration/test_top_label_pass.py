@@ -1,7 +1,5 @@
 """The fused pass against the same sums taken plainly: one search among the edges, one argmax, one logarithm a row."""
 
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -9,18 +7,10 @@ import pytest
 
 from peft_calib.calibration import CalibrationAccumulator, calibration_report
 from peft_calib.calibration.bins import uniform_edges
+from peft_calib.calibration.scores import top_label_pass
 from peft_calib.calibration.scores.binned import SMALLEST_PROBABILITY
-from peft_calib.calibration.scores.panel import UNORDERED_KEYS
-from peft_calib.calibration.streaming import top_label_pass
-from peft_calib.calibration.streaming.top_label_pass import TopLabelSums
-
-
-@pytest.fixture(params=["vectorised", "compiled"])
-def each(request, monkeypatch):
-    """Each implementation in turn, whatever the number of rows."""
-    if request.param == "compiled":
-        pytest.importorskip("numba")
-    monkeypatch.setattr(top_label_pass, "FEWEST_COMPILED_ROWS", 1 if request.param == "compiled" else 1 << 62)
+from peft_calib.calibration.scores.table import UNORDERED_KEYS
+from peft_calib.calibration.scores.top_label_pass import TopLabelSums
 
 
 def _rows(seed: int, size: int, classes: int, scale: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
@@ -59,7 +49,6 @@ def _added(p: np.ndarray, y: np.ndarray, num_bins: int) -> TopLabelSums:
     return sums
 
 
-@pytest.mark.usefixtures("each")
 @pytest.mark.parametrize("classes", [2, 3, 4, 50, 5000])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_sums_of_many_chunks(classes, dtype):
@@ -68,7 +57,6 @@ def test_sums_of_many_chunks(classes, dtype):
     _assert_equal(_added(p, y, 15), _plain(p, y, 15), squares=1e-8 if dtype == np.float32 else 1e-12)
 
 
-@pytest.mark.usefixtures("each")
 @pytest.mark.parametrize("num_bins", [*range(1, 41), 97, 98, 100, 196, 1000, 1 << 14, 3_000_000])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_values_on_edges_and_next_to_them(num_bins, dtype):
@@ -81,7 +69,6 @@ def test_values_on_edges_and_next_to_them(num_bins, dtype):
     _assert_equal(_added(p, np.arange(len(p)) % 2, num_bins), _plain(p, np.arange(len(p)) % 2, num_bins), squares=1e-7)
 
 
-@pytest.mark.usefixtures("each")
 def test_decimals_lie_on_edges_by_the_thousand():
     generator = np.random.default_rng(1)
     p = np.round(generator.random(30_000) / 2 + 0.5, 1)
@@ -90,7 +77,6 @@ def test_decimals_lie_on_edges_by_the_thousand():
         _assert_equal(_added(p, y, num_bins), _plain(p, y, num_bins))
 
 
-@pytest.mark.usefixtures("each")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_ties_go_to_the_first_class(dtype):
     generator = np.random.default_rng(2)
@@ -99,7 +85,6 @@ def test_ties_go_to_the_first_class(dtype):
     _assert_equal(_added(p, y, 15), _plain(p, y, 15))
 
 
-@pytest.mark.usefixtures("each")
 @pytest.mark.parametrize("change", [np.asfortranarray, lambda p: np.repeat(p, 2, axis=0)[::2], lambda p: p[::-1]])
 def test_memory_layouts(change):
     p, y = _rows(3, 20_000, 4)
@@ -107,7 +92,6 @@ def test_memory_layouts(change):
     _assert_equal(_added(given, y, 15), _plain(np.ascontiguousarray(given), y, 15))
 
 
-@pytest.mark.usefixtures("each")
 @pytest.mark.parametrize("row", [[0.7, 0.2, 0.1], [0.4, 0.3, 0.3], [0.999, 0.0005, 0.0005]])
 def test_float32_squares_do_not_drift(row):
     """The worst case for sums in float32: one row over and over, so that all roundings point the same way."""
@@ -116,7 +100,6 @@ def test_float32_squares_do_not_drift(row):
     assert _added(p, y, 15).brier / len(p) == pytest.approx(_plain(p, y, 15)["brier"] / len(p), abs=1e-7)
 
 
-@pytest.mark.usefixtures("each")
 def test_impossible_rows_are_counted_and_clipped():
     p = np.tile([[1.0, 0.0], [0.5, 0.5], [1e-15, 1 - 1e-15]], (5000, 1))
     y = np.tile([1, 0, 0], 5000)
@@ -137,30 +120,12 @@ def test_a_packed_count_is_exact_up_to_its_largest():
     assert sums.counts.tolist() == [0, 0, 0, top_label_pass.FOLD]
 
 
-def test_loops_take_over_where_they_are_worth_it(monkeypatch):
-    loops = pytest.importorskip("peft_calib.calibration.streaming.top_label_loops")
-    taken = []
-    monkeypatch.setattr(loops, "sum_rows", lambda *args: taken.append(len(args[1])) or False)
-    for rows, classes in ((1 << 16, 2), ((1 << 16) - 1, 2), (1 << 16, 33)):
-        _added(np.full((rows, classes), 1 / classes), np.zeros(rows, np.int64), 15)
-    assert taken == [1 << 16]
-
-
-def test_without_numba_nothing_changes(monkeypatch):
-    monkeypatch.setitem(sys.modules, "peft_calib.calibration.streaming.top_label_loops", None)
-    top_label_pass._compiled_loops.cache_clear()
-    p, y = _rows(9, 1 << 16, 3)
-    _assert_equal(_added(p, y, 15), _plain(p, y, 15))
-    top_label_pass._compiled_loops.cache_clear()
-
-
 def _with(p: np.ndarray, row: int, values: list[float]) -> np.ndarray:
     p = p.copy()
     p[row] = values
     return p
 
 
-@pytest.mark.usefixtures("each")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     "values",
@@ -181,7 +146,6 @@ def test_one_bad_row_among_thousands_is_noticed(values, dtype):
     assert not TopLabelSums(15).add(_with(p, 29_999, values).astype(dtype), y, checked=False)
 
 
-@pytest.mark.usefixtures("each")
 @pytest.mark.parametrize("label", [-1, 3, -100, np.iinfo(np.int64).min])
 def test_one_bad_label_is_noticed(label):
     p, y = _rows(6, 30_000, 3)
@@ -189,7 +153,6 @@ def test_one_bad_label_is_noticed(label):
     assert not TopLabelSums(15).add(p, y, checked=False)
 
 
-@pytest.mark.usefixtures("each")
 def test_a_probability_just_above_one_counts_as_one():
     p, y = _rows(7, 500, 3)
     p = _with(p, 3, [1.0005, 0.0, 0.0])
@@ -209,22 +172,3 @@ def test_an_ignored_label_may_be_a_class(ordered):
     kept = calibration_report(p[y != 0], y[y != 0], confidence_level=None)
     assert accumulator.num_rows == (y != 0).sum()
     assert accumulator.compute()["ece"] == pytest.approx(kept["ece"], abs=1e-12)
-
-
-def test_loading_the_loops_leaves_the_host_alone():
-    pytest.importorskip("numba")
-    script = (
-        "import logging, random, warnings\n"
-        "import numpy as np, torch\n"
-        "from peft_calib.calibration import CalibrationAccumulator\n"
-        "def host():\n"
-        "    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()\n"
-        "    return *states, list(warnings.filters), logging.root.level, list(logging.root.handlers), np.geterr()\n"
-        "before = host()\n"
-        "CalibrationAccumulator(ordered=False).update(np.full((70_000, 2), 0.5), np.zeros(70_000, int))\n"
-        "import sys\n"
-        "assert 'numba' in sys.modules\n"
-        "assert host() == before\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import yaml
 
 import peft_calib
 from peft_calib.calibration import calibration_report
-from peft_calib.calibration.scores.panel import KEYS
+from peft_calib.calibration.scores.table import KEYS
 from peft_calib.metrics.page import parse_rows, safely
 
 NAMES = ["calibration", "selective_prediction", "uncertainty"]

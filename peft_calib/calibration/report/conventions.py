@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Whose number is it? Definitions of other libraries, so that tables begun with them can be continued.
 
 Each convention replaces just the scores its library defines differently; every other key keeps its own definition.
@@ -7,15 +6,19 @@ Other libraries' order dependence is reproduced too: `hypelora` splits ties by t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
-from peft_calib.calibration.bins import BinStatistics, accumulate, top_label
-from peft_calib.calibration.inputs import Rows
-from peft_calib.calibration.scores.binned import calibration_error
-from peft_calib.calibration.scores.panel import TACE_THRESHOLD
+from ..bins import BinStatistics, accumulate, top_label
+from ..inputs import Rows
+from ..scores.binned import calibration_error
+from ..scores.table import TACE_THRESHOLD
+
+# Numpy's numbers: scores act on the last axis of arrays.
+Redefined = Mapping[str, Any]
 
 
 def convention_scores(convention: str, rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[str, float]:
@@ -35,14 +38,14 @@ def convention_scores(convention: str, rows: Rows, num_bins: int, scores: dict[s
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"`convention` must be one of {sorted(CONVENTIONS)}, got {convention!r}.")
-    return CONVENTIONS[convention](rows, num_bins, scores)
+    return {key: float(value) for key, value in CONVENTIONS[convention](rows, num_bins, scores).items()}
 
 
-def _own(rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[str, float]:
+def _own(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefined:
     return {}
 
 
-def _torchmetrics(rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[str, float]:
+def _torchmetrics(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefined:
     """Torchmetrics 1.9: `[lo, hi)` bins and one more for exactly 1.0; float32 edges for several classes.
 
     One number a row means P(y = 1) against y, not the top label against correctness.
@@ -61,7 +64,7 @@ def _torchmetrics(rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[s
     return _three_norms(bins)
 
 
-def _netcal(rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[str, float]:
+def _netcal(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefined:
     """Netcal 1.4: `[lo, hi)` bins with the last closed; ACE is the *average* error.
 
     Two classes mean P(y = 1) against y.
@@ -70,23 +73,23 @@ def _netcal(rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[str, fl
     eps = float(np.finfo(rows.dtype).eps)
     values = np.clip(values, eps, 1.0 - eps)
     bins = accumulate(_left_closed(values, num_bins), values, outcomes, num_bins)
-    return _three_norms(bins) | {"ace": calibration_error(bins, "mean")}
+    return {**_three_norms(bins), "ace": calibration_error(bins, "mean")}
 
 
-def _sklearn(rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[str, float]:
+def _sklearn(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefined:
     """scikit-learn 1.9: Brier halved for two classes; calibration curves of P(y = 1), equal-mass by percentiles."""
     values, outcomes = _positive_class_or_top(rows)
     uniform = np.linspace(0.0, 1.0, num_bins + 1)
     quantiles = np.percentile(values, uniform * 100)
     bins = accumulate(np.searchsorted(uniform[1:-1], values), values, outcomes, num_bins)
     mass = accumulate(np.searchsorted(quantiles[1:-1], values), values, outcomes, num_bins)
-    replaced = _three_norms(bins) | {"ace": calibration_error(mass)}
+    replaced = {**_three_norms(bins), "ace": calibration_error(mass)}
     if rows.num_classes == 2:
         replaced["brier"] = 0.5 * scores["brier"]
     return replaced
 
 
-def _nixon(rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[str, float]:
+def _nixon(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefined:
     """Nixon et al. (2019), their released code: ACE and TACE class by class, edges at data values, `[lo, hi)`."""
     confidence, predicted = top_label(rows.probabilities)
     edges = np.linspace(0.0, 1.0, num_bins + 1)[1:]
@@ -97,7 +100,7 @@ def _nixon(rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[str, flo
     for k in range(rows.num_classes):
         values, outcomes = rows.probabilities[:, k], rows.labels == k
         index = np.searchsorted(edges, values, side="right")
-        static.append(calibration_error(accumulate(index, values, outcomes, num_bins + 1)))
+        static.append(float(calibration_error(accumulate(index, values, outcomes, num_bins + 1))))
         adaptive.append(_value_edged_error(values, outcomes, num_bins, 0.0))
         thresholded.append(_value_edged_error(values, outcomes, num_bins, TACE_THRESHOLD))
     ace, tace = float(np.mean(adaptive)), float(np.mean(thresholded))
@@ -111,7 +114,7 @@ def _nixon(rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[str, flo
     }
 
 
-def _hypelora(rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[str, float]:
+def _hypelora(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefined:
     """HypeLoRA's evaluation: equal-count chunks of `floor(N / B)` rows, the last taking the rest.
 
     TACE pools what is at or above the threshold. Their TACE compared probabilities with other rows' labels; this is
@@ -127,7 +130,7 @@ def _hypelora(rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[str, 
     }
 
 
-Overrides = Callable[[Rows, int, dict[str, float]], dict[str, float]]
+Overrides = Callable[[Rows, int, dict[str, float]], Redefined]
 CONVENTIONS: dict[str, Overrides] = {
     "peft_calib": _own,
     "torchmetrics": _torchmetrics,
@@ -138,7 +141,7 @@ CONVENTIONS: dict[str, Overrides] = {
 }
 
 
-def _three_norms(bins: BinStatistics) -> dict[str, float]:
+def _three_norms(bins: BinStatistics) -> Redefined:
     return {
         "ece": calibration_error(bins),
         "mce": calibration_error(bins, "max"),
@@ -165,7 +168,9 @@ def _value_edged_error(values: np.ndarray, outcomes: np.ndarray, num_bins: int, 
         return 0.0
     ranks = np.round(np.arange(1, num_bins) * len(values) / num_bins).astype(np.int64)
     edges = np.sort(values)[np.minimum(ranks, len(values) - 1)]
-    return calibration_error(accumulate(np.searchsorted(edges, values, side="right"), values, outcomes, num_bins))
+    return float(
+        calibration_error(accumulate(np.searchsorted(edges, values, side="right"), values, outcomes, num_bins))
+    )
 
 
 def _chunked_error(values: np.ndarray, outcomes: np.ndarray, num_bins: int) -> float:
@@ -174,4 +179,4 @@ def _chunked_error(values: np.ndarray, outcomes: np.ndarray, num_bins: int) -> f
     index = np.empty(len(values), np.int64)
     size = max(1, len(values) // num_bins) if len(values) >= num_bins else len(values)
     index[np.argsort(values, kind="stable")] = np.minimum(np.arange(len(values)) // size, num_bins - 1)
-    return calibration_error(accumulate(index, values, outcomes, num_bins))
+    return float(calibration_error(accumulate(index, values, outcomes, num_bins)))

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Pictures of calibration: matplotlib figures that never touch pyplot, its global state or its backend.
 
 Colours are Okabe and Ito's, told apart under every common colour vision deficiency.
@@ -11,12 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peft_calib.calibration.bins import BinStatistics, classwise_uniform_bins, group_by_value, top_label, uniform_edges
-from peft_calib.calibration.inputs import as_rows, check_confidence_level, check_num_bins
-from peft_calib.calibration.resampling.bands import consistency_band, wilson_interval
-from peft_calib.calibration.scores.binned import calibration_error
-from peft_calib.calibration.scores.panel import build_tables
-from peft_calib.calibration.scores.selective import aurc, rank_by_confidence, risk_coverage_curve
+from ..bins import (
+    BinStatistics,
+    classwise_uniform_bins,
+    group_by_value,
+    top_label,
+    uniform_bins,
+    uniform_edges,
+)
+from ..inputs import Rows, as_rows, check_confidence_level, check_num_bins
+from ..resampling.bands import consistency_band, wilson_interval
+from ..scores.binned import calibration_error
+from ..scores.selective import aurc, rank_by_confidence, risk_coverage_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,7 +110,13 @@ def reliability_diagram(
     """
     num_bins = check_num_bins(num_bins)
     rows = as_rows(probabilities, labels, input=input, mask=mask, ignore_index=ignore_index)
-    return reliability_figure(build_tables(rows, num_bins).top, confidence_level=confidence_level, title=title)
+    return reliability_figure(top_bins(rows, num_bins), confidence_level=confidence_level, title=title)
+
+
+def top_bins(rows: Rows, num_bins: int) -> BinStatistics:
+    """Equal-width bins of top-label confidence against correctness."""
+    confidence, predicted = top_label(rows.probabilities)
+    return uniform_bins(confidence, predicted == rows.labels, num_bins)
 
 
 def reliability_figure(bins: BinStatistics, *, confidence_level: float = 0.95, title: str | None = None) -> Figure:
@@ -288,7 +299,7 @@ def before_after_diagram(
     styles = (("before", before, VERMILLION, "s--"), ("after", after, BLUE, "o-"))
     for name, predictions, color, style in styles:
         rows = as_rows(predictions, labels, input=input)
-        bins = build_tables(rows, check_num_bins(num_bins)).top
+        bins = top_bins(rows, check_num_bins(num_bins))
         # A bin of one or two rows says nothing and would pull the eye to 0 or 1.
         filled = bins.counts >= min(MIN_DRAWN, bins.counts.max())
         low, high = wilson_interval(bins.outcome_sums, bins.counts, 0.95)

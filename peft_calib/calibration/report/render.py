@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """A report as text: Markdown for a terminal or a model card, HTML for a browser."""
 
 from __future__ import annotations
@@ -9,12 +8,12 @@ import io
 import math
 from typing import TYPE_CHECKING
 
-from peft_calib.calibration.scores.panel import DEFINITIONS, MOST_RESAMPLED_CLASSES
+from ..scores.table import DEFINITIONS, MOST_RESAMPLED_CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from peft_calib.calibration.report.report import CalibrationReport
+    from .report import CalibrationReport
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
@@ -127,7 +126,7 @@ def _pair(ends: tuple[float, float] | None) -> str:
 
 def _pictures(report: CalibrationReport) -> str:
     try:
-        from peft_calib.calibration.report import plots
+        from . import plots
 
         named = [("Reliability diagram", plots.reliability_figure(report.bins))]
         if report.rows is not None:

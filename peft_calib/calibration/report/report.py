@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """`calibration_report`: probabilities and labels in, numbers one can defend out."""
 
 from __future__ import annotations
@@ -9,10 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft_calib.calibration.bins import BinStatistics
-from peft_calib.calibration.inputs import Rows, as_rows, check_confidence_level, check_num_bins
-from peft_calib.calibration.report.conventions import convention_scores
-from peft_calib.calibration.resampling.intervals import (
+from ..bins import BinStatistics
+from ..inputs import Rows, as_rows, check_confidence_level, check_num_bins
+from ..resampling.intervals import (
     NoiseFloor,
     bootstrap_intervals,
     down_to_zero,
@@ -20,7 +18,8 @@ from peft_calib.calibration.resampling.intervals import (
     num_resamples_for,
     resampled_keys,
 )
-from peft_calib.calibration.scores.panel import DEFINITIONS, build_tables, compute_panel
+from ..scores.panel import build_tables, compute_panel
+from .conventions import convention_scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +29,7 @@ class CalibrationReport(Mapping[str, float]):
     As a mapping it holds the scores alone; `to_dict` has everything.
 
     Attributes:
-        scores: key to number; the keys are those of `peft_calib.calibration.scores.panel.DEFINITIONS`.
+        scores: key to number; the keys are those of `peft_calib.calibration.scores.table.DEFINITIONS`.
         settings: what the numbers depend on: rows, classes, bins, convention, resamples, seed.
         intervals: key to `(low, high)`, or None if none were asked for. Above 200 classes scores over class columns
             have neither interval nor band: replicates of all their bins would cost more than all else together.
@@ -78,19 +77,19 @@ class CalibrationReport(Mapping[str, float]):
 
     def to_markdown(self) -> str:
         """A table with one line a score, and the verdict on the calibration error, in Markdown."""
-        from peft_calib.calibration.report.render import report_markdown
+        from .render import report_markdown
 
         return report_markdown(self)
 
     def to_html(self) -> str:
         """One self-contained page, pictures included, that needs no network."""
-        from peft_calib.calibration.report.render import report_html
+        from .render import report_html
 
         return report_html(self)
 
     def verdict(self) -> str:
         """In words: how the ECE compares with what a perfectly calibrated model would score on these rows."""
-        from peft_calib.calibration.report.render import verdict
+        from .render import verdict
 
         return verdict(self)
 
@@ -163,12 +162,9 @@ def calibration_report(
         intervals = down_to_zero(bootstrap_intervals(rows, method=interval_method, **options), values, floor)
         settings |= {"confidence_level": confidence_level, "interval_method": interval_method}
         settings |= {"num_resamples": resamples, "seed": seed}
-    return CalibrationReport(values | redefined, settings, tables.top, tables.classwise, intervals, floor, rows)
-
-
-def describe(key: str) -> str:
-    """What a key of the report means, in one line."""
-    return DEFINITIONS[key]
+    return CalibrationReport(
+        values | redefined, settings, tables.sums.bins, tables.columns.uniform, intervals, floor, rows
+    )
 
 
 def _without_nan(value: Any) -> Any:

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Is one model better than another on the same rows? Paired bootstrap, with a verdict in words."""
 
 from __future__ import annotations
@@ -9,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from peft_calib.calibration.inputs import Rows, as_rows, check_confidence_level, check_num_bins
-from peft_calib.calibration.resampling.intervals import bootstrap_draws, num_resamples_for, swapped_draws
-from peft_calib.calibration.scores.panel import HIGHER_IS_BETTER, KEYS, compute_panel
-
-COMPARED = ("accuracy", "nll", "brier", "ece", "aurc")
+from ..inputs import Rows, as_rows, check_confidence_level, check_num_bins
+from ..scores.panel import compute_panel
+from ..scores.table import COMPARED, HIGHER_IS_BETTER, refuse_unknown
+from .intervals import bootstrap_draws, num_resamples_for, swapped_draws
 
 
 @dataclass(frozen=True)
@@ -236,9 +234,7 @@ def compare_many(
 
 
 def _check_request(names: list[str], baseline: str | None, scores: Sequence[str]) -> None:
-    unknown = sorted(set(scores) - set(KEYS))
-    if unknown:
-        raise ValueError(f"Unknown scores {unknown}; a report has {', '.join(KEYS)}.")
+    refuse_unknown(scores)
     if len(names) < 2 or (baseline is not None and baseline not in names):
         raise ValueError(f"Give at least two models, the baseline {baseline!r} among them; got {names}.")
 

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """How sure a score is: bootstrap intervals, and the noise floor of a perfectly calibrated model."""
 
 from __future__ import annotations
@@ -8,22 +7,28 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from peft_calib.calibration.bins import top_label
-from peft_calib.calibration.inputs import Rows
-from peft_calib.calibration.resampling.bands import (
+from ..bins import top_label
+from ..inputs import Rows
+from ..scores.binned import loss_of_label, row_brier
+from ..scores.table import (
+    CALIBRATION_ERRORS,
+    CLASSWISE_KEYS,
+    KEYS,
+    MOST_RESAMPLED_CLASSES,
+    RANKED,
+)
+from .bands import (
     normal_cdf,
     normal_quantile,
     skewed_mean_interval,
     student_quantile,
     wilson_interval,
 )
-from peft_calib.calibration.resampling.folded import folded_interval
-from peft_calib.calibration.resampling.ranked import auroc_interval, one_more
-from peft_calib.calibration.resampling.replicate_bins import ClassSums, RowSums, SmoothSums, TopSums
-from peft_calib.calibration.resampling.replicate_ranking import AreaSums, DriftSums, PrecisionSums
-from peft_calib.calibration.resampling.replicates import BLOCK, Batch, Design
-from peft_calib.calibration.scores.binned import loss_of_label, row_brier
-from peft_calib.calibration.scores.panel import CALIBRATION_ERRORS, CLASSWISE_KEYS, KEYS, MOST_RESAMPLED_CLASSES
+from .folded import folded_interval
+from .ranked import auroc_interval, one_more
+from .replicate_bins import ClassSums, RowSums, SmoothSums, TopSums
+from .replicate_ranking import AreaSums, DriftSums, PrecisionSums
+from .replicates import BLOCK, Batch, Design
 
 
 class Family(Protocol):
@@ -46,9 +51,7 @@ MOST_ROWS_IN_FULL = 10
 # What is left inside bins lives by bins of few rows, where it shrinks with every row that a resample has twice: its
 # quantiles held the truth in 88 of 100 data sets of 100 rows, and no correction tried did better everywhere.
 WITHOUT_INTERVAL = frozenset({"brier_within_bin"})
-# Scores of how errors are ranked.
-RANKED = frozenset({"error_auroc", "error_aupr", "success_aupr", "aurc", "e_aurc", "augrc"})
-WITH_ONE_MORE = frozenset({"success_aupr", "aurc", "e_aurc", "augrc"})
+WITH_ONE_MORE = RANKED - {"error_auroc", "error_aupr"}
 
 
 class Band(NamedTuple):

@@ -10,10 +10,18 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ..bins import uniform_index
-from ..scores.binned import loss_of_label
+from ..bins import BinStatistics, uniform_index
+from ..scores.binned import (
+    brier_of_sums,
+    calibration_error,
+    loss_of_label,
+    scores_of_bins,
+    scores_of_columns,
+)
+from ..scores.columns import ColumnBins
 from ..scores.panel import row_entropy
 from ..scores.smooth import SMALLEST_BANDWIDTH, cosine_series, smooth_error_of_grid, smoothed
+from ..scores.table import keys_from
 from .folded import Folded, Score, absolute, missing_noise, squares, widened
 from .replicates import Batch, Design
 
@@ -23,7 +31,7 @@ GRID = 512
 class RowSums:
     """Means over rows: accuracy, NLL, Brier score, confidence, entropy."""
 
-    keys: ClassVar[tuple[str, ...]] = ("accuracy", "nll", "brier", "mean_confidence", "mean_entropy")
+    keys: ClassVar[tuple[str, ...]] = keys_from("rows")
 
     def __init__(self, design: Design, total: np.ndarray) -> None:
         self.design, self.total = design, total
@@ -50,7 +58,7 @@ class RowSums:
         return {
             "accuracy": self.correct / self.total,
             "nll": self.nll / self.total,
-            "brier": squares - 2.0 * self.of_label / self.total + 1.0,
+            "brier": brier_of_sums(squares, self.of_label / self.total),
             "mean_confidence": confidence,
             "mean_entropy": entropy,
         }
@@ -59,17 +67,7 @@ class RowSums:
 class TopSums:
     """Scores over the top label's uniform and equal-mass bins."""
 
-    keys: ClassVar[tuple[str, ...]] = (
-        "ece",
-        "mce",
-        "rmsce",
-        "rmsce_debiased",
-        "ace",
-        "overconfidence",
-        "underconfidence",
-        "average_gap",
-        "confidence_gap",
-    )
+    keys: ClassVar[tuple[str, ...]] = keys_from("top")
 
     def __init__(self, design: Design, total: np.ndarray) -> None:
         self.design, self.total = design, total
@@ -88,22 +86,10 @@ class TopSums:
         self.hits += shares.T @ batch.correct
 
     def scores(self) -> dict[str, np.ndarray]:
-        bins, counts, gap = self.design.num_bins, self.counts, self.confidence - self.hits
-        weighted, mean_gap = gap[:bins] / self.total, ratio(gap[:bins], counts)
-        frequency = ratio(self.hits[:bins], counts)
-        variance = frequency * (1.0 - frequency) / np.maximum(counts - 1.0, 1.0)
-        debiased = np.where(counts >= 2, mean_gap**2 - variance, 0.0) * (counts / self.total)
-        return {
-            "ece": np.abs(weighted).sum(axis=0),
-            "mce": np.abs(mean_gap).max(axis=0),
-            "rmsce": np.sqrt((mean_gap * weighted).sum(axis=0)),
-            "rmsce_debiased": np.sqrt(np.maximum(debiased.sum(axis=0), 0.0)),
-            "ace": np.abs(gap[bins:] / self.total).sum(axis=0),
-            "overconfidence": np.maximum(weighted, 0.0).sum(axis=0),
-            "underconfidence": np.maximum(-weighted, 0.0).sum(axis=0),
-            "average_gap": np.abs(mean_gap).sum(axis=0) / np.maximum((counts > 0).sum(axis=0), 1),
-            "confidence_gap": weighted.sum(axis=0),
-        }
+        bins = self.design.num_bins
+        top = _replicates_first(self.counts, self.confidence[:bins], self.hits[:bins])
+        mass = _replicates_first(self.total / bins, self.confidence[bins:], self.hits[bins:])
+        return {**scores_of_bins(top), "ace": calibration_error(mass)}
 
     def folded(self) -> dict[str, Folded]:
         """The scores that fold at zero; the last replicate is the rows at hand."""
@@ -143,7 +129,7 @@ class TopSums:
 class SmoothSums:
     """Smooth ECE, over a grid of residuals; rows come in order of confidence, so each cell is a run of them."""
 
-    keys: ClassVar[tuple[str, ...]] = ("smooth_ece",)
+    keys: ClassVar[tuple[str, ...]] = keys_from("smooth")
 
     def __init__(self, design: Design, total: np.ndarray) -> None:
         self.design, self.total = design, total
@@ -222,8 +208,7 @@ def coarse_cells(bins: np.ndarray, mass: np.ndarray) -> Cells:
 class ClassSums:
     """Scores over the bins of every class column, and Murphy's decomposition of the Brier score."""
 
-    keys: ClassVar[tuple[str, ...]] = ("classwise_ece", "ace_classwise", "tace_classwise", "tace",
-            "brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within_bin")  # fmt: skip
+    keys: ClassVar[tuple[str, ...]] = keys_from("classes")
 
     def __init__(self, design: Design, total: np.ndarray) -> None:
         self.design, self.total = design, total
@@ -261,15 +246,16 @@ class ClassSums:
 
     def scores(self) -> dict[str, np.ndarray]:
         bins = self.design.num_bins
-        gap = np.abs(self.values - self.hits)
-        uniform, every, kept = (gap[:, i * bins : (i + 1) * bins].sum(axis=1) for i in range(3))
-        return {
-            "classwise_ece": uniform.mean(axis=0) / self.total,
-            "ace_classwise": every.mean(axis=0) / self.total,
-            "tace_classwise": ratio(kept, self.kept).mean(axis=0),
-            "tace": ratio(np.abs(self.pooled).sum(axis=0), self.kept.sum(axis=0)),
-            **self._brier_parts(),
-        }
+        parts = [slice(i * bins, (i + 1) * bins) for i in range(3)]
+        counts = (self.counts, self.total[None, None] / bins, self.kept[:, None] / bins)
+        uniform, mass, kept = (
+            _replicates_first(count, self.values[:, part], self.hits[:, part])
+            for count, part in zip(counts, parts, strict=True)
+        )
+        # of the pooled bins the gap is at hand, which is all that an error needs
+        pooled = _replicates_first(self.kept.sum(axis=0) / bins, self.pooled, np.zeros(1))
+        brier = brier_of_sums(self.squares / self.total, self.of_label / self.total)
+        return scores_of_columns(ColumnBins(uniform, mass, kept, pooled), brier)
 
     def folded(self) -> dict[str, Folded]:
         """The scores that fold at zero; the last replicate is the rows at hand."""
@@ -312,21 +298,10 @@ class ClassSums:
             ),
         }
 
-    def _brier_parts(self) -> dict[str, np.ndarray]:
-        bins, total = self.design.num_bins, self.total
-        counts, hits = self.counts, self.hits[:, :bins]
-        frequency, gap = ratio(hits, counts), ratio(self.values[:, :bins] - hits, counts)
-        share, base = counts / total, hits.sum(axis=1, keepdims=True) / total
-        reliability = (share * gap**2).sum(axis=(0, 1))
-        resolution = (share * (frequency - base) ** 2).sum(axis=(0, 1))
-        uncertainty = (base * (1.0 - base)).sum(axis=(0, 1))
-        brier = (self.squares - 2.0 * self.of_label) / total + 1.0
-        return {
-            "brier_reliability": reliability,
-            "brier_resolution": resolution,
-            "brier_uncertainty": uncertainty,
-            "brier_within_bin": brier - (reliability - resolution + uncertainty),
-        }
+
+def _replicates_first(*parts: np.ndarray) -> BinStatistics:
+    """Statistics of many sets of rows from sums whose last axis is the replicate."""
+    return BinStatistics(*(np.moveaxis(part, -1, 0) for part in np.broadcast_arrays(*parts)))
 
 
 def bernoulli(probabilities: np.ndarray) -> np.ndarray:

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Error-ranking scores of many replicates, streamed over rows in order of falling confidence."""
 
 from __future__ import annotations
@@ -6,18 +5,20 @@ from __future__ import annotations
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+from scipy.special import digamma
 
-from peft_calib.calibration.bins import uniform_index
-from peft_calib.calibration.resampling.folded import Folded
-from peft_calib.calibration.resampling.replicate_bins import coarse_cells
-from peft_calib.calibration.resampling.replicates import Batch, Design
-from peft_calib.calibration.scores.selective import harmonic
+from ..bins import uniform_index
+from ..scores.selective import augrc, auroc_of_pairs, oracle_aurc
+from ..scores.table import keys_from
+from .folded import Folded
+from .replicate_bins import coarse_cells
+from .replicates import Batch, Design
 
 # Runs of rows that the drift of replicates is kept at.
 RUNS = 256
 
 
-class Groups(NamedTuple):
+class Tied(NamedTuple):
     """Whole groups of tied rows: `(g, R)` float32 counts and errors; `(g, 1)` counts if all replicates agree."""
 
     counts: np.ndarray
@@ -29,23 +30,23 @@ class TieGrouper:
 
     def __init__(self, last_of_group: np.ndarray) -> None:
         self.last_of_group = last_of_group
-        self.open: Groups | None = None
+        self.open: Tied | None = None
 
-    def groups(self, batch: Batch) -> Groups | None:
+    def groups(self, batch: Batch) -> Tied | None:
         """The groups that end in this block; None if none does."""
         last = self.last_of_group[batch.rows]
-        values = Groups(batch.weights, batch.weights - batch.correct)
+        values = Tied(batch.weights, batch.weights - batch.correct)
         if self.open is None and last.all():
             return values
         starts = np.append(0, np.flatnonzero(last) + 1)
         unfinished = starts[-1] < len(last)
         cuts = starts if unfinished else starts[:-1]
-        values = Groups(*(np.add.reduceat(part, cuts, axis=0) for part in values))
+        values = Tied(*(np.add.reduceat(part, cuts, axis=0) for part in values))
         if self.open is not None:
             for part, opened in zip(values, self.open, strict=True):
                 part[0] += opened
-        self.open = Groups(*(part[-1] for part in values)) if unfinished else None
-        closed = Groups(*(part[:-1] for part in values)) if unfinished else values
+        self.open = Tied(*(part[-1] for part in values)) if unfinished else None
+        closed = Tied(*(part[:-1] for part in values)) if unfinished else values
         return closed if len(closed.counts) else None
 
 
@@ -56,12 +57,12 @@ class AreaSums:
     number `sum_g e_g m_g - E^2 / 2`, ties half: no running count of errors is needed.
     """
 
-    keys: ClassVar[tuple[str, ...]] = ("error_auroc", "aurc", "e_aurc", "augrc")
+    keys: ClassVar[tuple[str, ...]] = keys_from("areas")
 
     def __init__(self, design: Design, total: np.ndarray) -> None:
         self.total = np.asarray(total, dtype=np.int64)
         whole = np.arange(int(self.total.max()) + 1)
-        self.harmonic = harmonic(whole)
+        self.harmonic = digamma(whole + 1.0) + np.euler_gamma
         # sum_{i <= c} (H_N - H_{i-1}) = c (1 + H_N - H_c): all but the term in H_N, which is linear in c.
         self.table = whole * (1.0 - self.harmonic)
         self.grouper = TieGrouper(design.last_of_group)
@@ -92,27 +93,20 @@ class AreaSums:
         self.area -= share[0] * (self.table[seen] + total * seen)
 
     def scores(self) -> dict[str, np.ndarray]:
-        total, wrong = self.total, self.wrong
-        right = total - wrong
-        with np.errstate(divide="ignore", invalid="ignore"):
-            auroc = (self.weighted - 0.5 * wrong**2) / (wrong * right)
-        rate, whole = wrong / total, np.rint(right).astype(np.int64)
-        best = self.table[whole] + whole * self.harmonic[total]
-        oracle = np.where(wrong > 0, (total - best) / total, 0.0)
-        aurc = self.area / total
-        mixed = (wrong > 0) & (right > 0)
+        total, wrong, area = self.total, self.wrong, self.area / self.total
+        auroc = auroc_of_pairs(self.weighted, total, wrong)
         return {
-            "error_auroc": np.where(mixed, auroc, np.nan),
-            "aurc": aurc,
-            "e_aurc": aurc - oracle,
-            "augrc": np.where(mixed, (1.0 - auroc) * rate * (1.0 - rate) + 0.5 * rate**2, 0.5 * rate),
+            "error_auroc": auroc,
+            "aurc": area,
+            "e_aurc": area - oracle_aurc(total, wrong),
+            "augrc": augrc(auroc, total, wrong),
         }
 
 
 class PrecisionSums:
     """Average precision of errors, which runs from the least sure row, and of correct rows, from the surest."""
 
-    keys: ClassVar[tuple[str, ...]] = ("error_aupr", "success_aupr")
+    keys: ClassVar[tuple[str, ...]] = keys_from("precisions")
 
     def __init__(self, design: Design, total: np.ndarray) -> None:
         self.total = np.asarray(total, dtype=np.float32)
@@ -149,7 +143,7 @@ class PrecisionSums:
 class DriftSums:
     """Kolmogorov-Smirnov calibration error: the largest cumulative residual, at the end of a group."""
 
-    keys: ClassVar[tuple[str, ...]] = ("ks_error",)
+    keys: ClassVar[tuple[str, ...]] = keys_from("drift")
 
     def __init__(self, design: Design, total: np.ndarray) -> None:
         self.design, self.total = design, total

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """What replicated data sets have in common: rows in order of confidence, and the bins they fall into.
 
 A replicate is the same rows with other weights (bootstrap) or other labels (perfect calibration). Bin edges,
@@ -11,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from peft_calib.calibration.bins import tie_key, top_label, uniform_index
-from peft_calib.calibration.inputs import Rows
-from peft_calib.calibration.scores.panel import TACE_THRESHOLD
+from ..bins import tie_key, top_label, uniform_index
+from ..inputs import Rows
+from ..scores.table import TACE_THRESHOLD
 
 BLOCK = 512
 

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Proper scores and calibration errors as pure functions of rows or of sufficient statistics.
 
 Below, bin `b` holds the share `w_b` of the rows, with mean confidence `conf_b` and observed frequency `acc_b`.
@@ -7,16 +6,11 @@ Below, bin `b` holds the share `w_b` of the rows, with mean confidence `conf_b` 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 
 import numpy as np
 
-from peft_calib.calibration.bins import (
-    BinStatistics,
-    Groups,
-    equal_mass_bins,
-    group_by_value,
-)
+from ..bins import BinStatistics, Groups
+from .columns import ColumnBins
 
 # The smallest probability a logarithm is taken of; scikit-learn's choice for float64.
 SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
@@ -56,36 +50,41 @@ def warn_impossible(num_impossible: int, num_rows: int) -> None:
 def row_brier(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """`(N,)` Brier score of each row, `sum_k (p_k - 1[y = k])^2`, in [0, 2] (Brier, 1950)."""
     of_label = np.take(probabilities.reshape(-1), np.arange(len(labels)) * probabilities.shape[1] + labels)
-    return np.einsum("nk,nk->n", probabilities, probabilities) - 2.0 * of_label + 1.0
+    return brier_of_sums(np.einsum("nk,nk->n", probabilities, probabilities), of_label)
 
 
-def calibration_error(bins: BinStatistics, norm: str = "l1") -> float:
-    """Binned calibration error of one set of bins.
+def brier_of_sums(squares: np.ndarray, of_label: np.ndarray) -> np.ndarray:
+    """The Brier score of `sum_k p_k^2` and `p_y`, of a row or of their means."""
+    return squares - 2.0 * of_label + 1.0
+
+
+def calibration_error(bins: BinStatistics, norm: str = "l1") -> np.ndarray:
+    """Binned calibration error.
 
     `l1`: `sum_b w_b |conf_b - acc_b|` (ECE, Naeini et al., 2015; Guo et al., 2017). `l2`: `sqrt(sum_b w_b (conf_b -
     acc_b)^2)` (RMSCE). `max`: `max_b |conf_b - acc_b|` over bins that are not empty (MCE). `mean`: the mean gap of the
     bins that are not empty (netcal's "average calibration error").
 
     Args:
-        bins: `(B,)` statistics.
+        bins: `(..., B)` statistics.
         norm: `"l1"`, `"l2"`, `"max"` or `"mean"`.
 
     Returns:
-        The error, in [0, 1].
+        `(...)` errors, in [0, 1].
     """
-    gaps, weights = np.abs(bins.gaps), bins.weights
+    gaps = np.abs(bins.gaps)
     if norm == "l1":
-        return float(weights @ gaps)
+        return (bins.weights * gaps).sum(axis=-1)
     if norm == "l2":
-        return float(np.sqrt(weights @ gaps**2))
+        return np.sqrt((bins.weights * gaps**2).sum(axis=-1))
     if norm == "max":
-        return float(gaps.max())
+        return gaps.max(axis=-1)
     if norm == "mean":
-        return float(gaps[bins.counts > 0].mean())
+        return gaps.sum(axis=-1) / np.maximum((bins.counts > 0).sum(axis=-1), 1)
     raise ValueError(f'`norm` must be "l1", "l2", "max" or "mean", got {norm!r}.')
 
 
-def debiased_l2_error(bins: BinStatistics) -> float:
+def debiased_l2_error(bins: BinStatistics) -> np.ndarray:
     """L2 calibration error with the sampling variance of the frequencies taken off (Kumar, Liang & Ma, 2019).
 
     `sqrt(max(0, sum_b w_b [(conf_b - acc_b)^2 - acc_b (1 - acc_b) / (n_b - 1)]))` over bins with at least two rows.
@@ -94,80 +93,64 @@ def debiased_l2_error(bins: BinStatistics) -> float:
     counts, frequency = bins.counts, np.nan_to_num(bins.outcome)
     variance = frequency * (1.0 - frequency) / np.maximum(counts - 1.0, 1.0)
     terms = np.where(counts >= 2, bins.gaps**2 - variance, 0.0)
-    return float(np.sqrt(max(0.0, float(bins.weights @ terms))))
+    return np.sqrt(np.maximum((bins.weights * terms).sum(axis=-1), 0.0))
 
 
-def over_and_under_confidence(bins: BinStatistics) -> tuple[float, float]:
-    """The two parts of the L1 error: `sum_b w_b max(conf_b - acc_b, 0)` and `sum_b w_b max(acc_b - conf_b, 0)`."""
-    weighted = bins.weights * bins.gaps
-    return float(weighted[weighted > 0].sum()), float(-weighted[weighted < 0].sum())
-
-
-def classwise_error(bins: BinStatistics) -> float:
-    """Class-wise ECE, also static calibration error (Nixon et al., 2019): the mean L1 error of the class columns.
+def scores_of_bins(top: BinStatistics) -> dict[str, np.ndarray]:
+    """The scores that follow from the top label's equal-width bins alone.
 
     Args:
-        bins: `(C, B)` statistics of each class column against `labels == class`.
+        top: `(..., B)` statistics, of one set of rows or of many.
 
     Returns:
-        `(1 / C) sum_k sum_b w_kb |conf_kb - acc_kb|`; a class without rows counts as zero.
+        Key to `(...)` scores.
     """
-    return float((bins.weights * np.abs(bins.gaps)).sum(axis=-1).mean())
+    weighted = top.weights * top.gaps
+    return {
+        "ece": calibration_error(top),
+        "mce": calibration_error(top, "max"),
+        "rmsce": calibration_error(top, "l2"),
+        "rmsce_debiased": debiased_l2_error(top),
+        "overconfidence": np.maximum(weighted, 0.0).sum(axis=-1),
+        "underconfidence": np.maximum(-weighted, 0.0).sum(axis=-1),
+        "average_gap": calibration_error(top, "mean"),
+        "confidence_gap": weighted.sum(axis=-1),
+    }
 
 
-def adaptive_classwise_error(
-    probabilities: np.ndarray, labels: np.ndarray, num_bins: int, threshold: float | None = None
-) -> float:
-    """Class-conditional adaptive calibration error: `(1 / (C R)) sum_k sum_r |conf_kr - acc_kr|` (Nixon et al., 2019).
-
-    `R` equal-mass bins a class, with ties spread. A class that is no row's label has frequency 0 in every bin, so that
-    its error is its mean probability: only those that are need an order of rows.
+def classwise_error(bins: BinStatistics) -> np.ndarray:
+    """The mean L1 error of the class columns: over equal-width bins class-wise ECE (Nixon et al., 2019).
 
     Args:
-        probabilities: `(N, C)`.
-        labels: `(N,)`.
-        num_bins: `R`.
-        threshold: only probabilities above it count.
+        bins: `(..., C, B)` statistics of each class column against `labels == class`.
 
     Returns:
-        The error; a class with no row counts as zero.
-
-    Example:
-        >>> p = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1]])
-        >>> round(adaptive_classwise_error(p, np.array([0, 1]), 1), 6)  # (.15 + .25 + .1) / 3
-        0.166667
+        `(...)`, `(1 / C) sum_k sum_b w_kb |conf_kb - acc_kb|`; a class without rows counts as zero.
     """
-    kept = probabilities if threshold is None else np.where(probabilities > threshold, probabilities, 0.0)
-    counts = len(labels) if threshold is None else (kept > 0.0).sum(axis=0)
-    errors = kept.sum(axis=0) / np.maximum(counts, 1)
-    for k in np.unique(labels):
-        values, outcomes = probabilities[:, k], labels == k
-        if threshold is not None:
-            values, outcomes = values[kept[:, k] > 0.0], outcomes[kept[:, k] > 0.0]
-        errors[k] = grouped_classwise_error([group_by_value(values, outcomes)], num_bins)
-    return float(errors.mean())
+    return calibration_error(bins).mean(axis=-1)
 
 
-def grouped_classwise_error(groups: Iterable[Groups], num_bins: int) -> float:
-    """`adaptive_classwise_error` of classes whose rows (or cells) are grouped by value already.
+def scores_of_columns(columns: ColumnBins, brier: np.ndarray | float) -> dict[str, np.ndarray]:
+    """The scores over bins of every class column.
 
     Args:
-        groups: one entry a class.
-        num_bins: equal-mass bins a class.
+        columns: their bins, of one set of rows or of many.
+        brier: `(...)` Brier score of the same rows.
 
     Returns:
-        The error; a class with no row counts as zero.
+        Key to `(...)` scores.
     """
-    errors = [calibration_error(equal_mass_bins(g, num_bins)) if len(g.counts) else 0.0 for g in groups]
-    return float(np.mean(errors))
+    return {
+        **scores_of_uniform_columns(columns.uniform, brier),
+        "ace_classwise": classwise_error(columns.mass),
+        "tace": calibration_error(columns.pooled),
+        "tace_classwise": classwise_error(columns.kept),
+    }
 
 
-def pooled_adaptive_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int, threshold: float) -> float:
-    """Equal-mass L1 error of all `N C` probabilities above a threshold, pooled over classes; 0 if there is none."""
-    outcomes = np.arange(probabilities.shape[1]) == labels[:, None]
-    keep = probabilities > threshold
-    groups = group_by_value(probabilities[keep], outcomes[keep])
-    return calibration_error(equal_mass_bins(groups, num_bins)) if len(groups.counts) else 0.0
+def scores_of_uniform_columns(bins: BinStatistics, brier: np.ndarray | float) -> dict[str, np.ndarray]:
+    """Those of them that equal-width bins are enough for."""
+    return {**brier_decomposition(bins, brier), "classwise_ece": classwise_error(bins)}
 
 
 def ks_error(groups: Groups) -> float:
@@ -179,35 +162,32 @@ def ks_error(groups: Groups) -> float:
     Returns:
         The error, in [0, 1]. It needs no bins.
     """
-    drift = np.cumsum(groups.value_sums - groups.outcome_sums)
-    return float(np.abs(drift).max() / groups.counts.sum())
+    rows, values, outcomes = groups.up_to
+    return float(np.abs(values - outcomes).max() / rows[-1])
 
 
-def brier_decomposition(bins: BinStatistics, brier: float) -> dict[str, float]:
+def brier_decomposition(bins: BinStatistics, brier: np.ndarray | float) -> dict[str, np.ndarray]:
     """Murphy's (1973) decomposition of the multi-class Brier score over class-wise bins.
 
     With the base rate `q_k` of each class: reliability `sum_kb w_kb (conf_kb - acc_kb)^2`, resolution `sum_kb w_kb
-        (acc_kb
-    - q_k)^2`, uncertainty `sum_k q_k (1 - q_k)`. Grouping unequal forecasts in one bin leaves a remainder (Stephenson
-    et al., 2008), reported as `within_bin`, so that `brier = reliability - resolution + uncertainty + within_bin`
-    exactly.
+    (acc_kb - q_k)^2`, uncertainty `sum_k q_k (1 - q_k)`. Grouping unequal forecasts in one bin leaves a remainder
+    (Stephenson et al., 2008), so that `brier = reliability - resolution + uncertainty + within_bin` exactly.
 
     Args:
-        bins: `(C, B)` statistics of each class column.
-        brier: the Brier score of the same rows.
+        bins: `(..., C, B)` statistics of each class column.
+        brier: `(...)` Brier score of the same rows.
 
     Returns:
-        The four terms under the keys `reliability`, `resolution`, `uncertainty`, `within_bin`.
+        The four terms under their keys in a report, `(...)` each.
     """
     weights, frequency = bins.weights, np.nan_to_num(bins.outcome)
     base = bins.outcome_sums.sum(axis=-1, keepdims=True) / bins.counts.sum(axis=-1, keepdims=True)
-    reliability = float((weights * bins.gaps**2).sum())
-    resolution = float((weights * (frequency - base) ** 2).sum())
-    uncertainty = float((base * (1.0 - base)).sum())
-    remainder = brier - (reliability - resolution + uncertainty)
+    reliability = (weights * bins.gaps**2).sum(axis=(-2, -1))
+    resolution = (weights * (frequency - base) ** 2).sum(axis=(-2, -1))
+    uncertainty = (base * (1.0 - base)).sum(axis=(-2, -1))
     return {
-        "reliability": reliability,
-        "resolution": resolution,
-        "uncertainty": uncertainty,
-        "within_bin": float(remainder),
+        "brier_reliability": reliability,
+        "brier_resolution": resolution,
+        "brier_uncertainty": uncertainty,
+        "brier_within_bin": brier - (reliability - resolution + uncertainty),
     }

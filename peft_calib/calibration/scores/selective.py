@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Selective prediction and error detection: does the uncertainty know where the errors are?
 
 Every function takes `Ranking`, rows grouped by distinct uncertainty, so tied scores are handled exactly (as the
@@ -11,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import digamma
 
-from peft_calib.calibration.bins import Groups, top_label
-from peft_calib.calibration.inputs import as_numpy, as_rows
+from ..bins import Groups, top_label
+from ..inputs import as_numpy, as_rows
 
 
 class Ranking(NamedTuple):
@@ -22,18 +22,26 @@ class Ranking(NamedTuple):
     Attributes:
         counts: `(G,)` rows of each distinct uncertainty.
         errors: `(G,)` errors among them.
+        ends: `(G,)` rows up to each group, the group included.
+        wrong: `(G,)` errors likewise.
     """
 
     counts: np.ndarray
     errors: np.ndarray
+    ends: np.ndarray
+    wrong: np.ndarray
 
     @property
     def num_rows(self) -> int:
-        return int(self.counts.sum())
+        return int(self.ends[-1])
+
+    @property
+    def num_errors(self) -> float:
+        return float(self.wrong[-1])
 
     @property
     def error_rate(self) -> float:
-        return float(self.errors.sum() / self.counts.sum())
+        return self.num_errors / self.num_rows
 
 
 def rank(uncertainty: Any, errors: Any) -> Ranking:
@@ -63,12 +71,16 @@ def rank(uncertainty: Any, errors: Any) -> Ranking:
     if not np.isin(wrong, (0, 1)).all():
         raise ValueError("errors must be booleans or zeros and ones (1 where the prediction is wrong).")
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    return Ranking(counts, np.bincount(inverse.reshape(-1), weights=wrong.astype(np.float64), minlength=len(counts)))
+    errors = np.bincount(inverse.reshape(-1), weights=wrong.astype(np.float64), minlength=len(counts))
+    return Ranking(counts, errors, np.cumsum(counts), np.cumsum(errors))
 
 
 def rank_by_confidence(groups: Groups) -> Ranking:
     """Ranking by top-label confidence, from rows grouped by it in ascending order."""
-    return Ranking(groups.counts[::-1], (groups.counts - groups.outcome_sums)[::-1])
+    rows, _, right = groups.up_to
+    ends = (rows[-1] - rows[:-1])[::-1]
+    counts = groups.counts[::-1].astype(np.float64)
+    return Ranking(counts, counts - groups.outcome_sums[::-1], ends, ends - (right[-1] - right[:-1])[::-1])
 
 
 def selective_scores(
@@ -102,12 +114,7 @@ def selective_scores(
         ranking = rank(1.0 - confidence, predicted != rows.labels)
     return {
         "error_rate": ranking.error_rate,
-        "error_auroc": error_auroc(ranking),
-        "error_aupr": error_aupr(ranking),
-        "success_aupr": success_aupr(ranking),
-        "aurc": aurc(ranking),
-        "e_aurc": e_aurc(ranking),
-        "augrc": augrc(ranking),
+        **ranking_scores(ranking),
         "prediction_rejection_ratio": prediction_rejection_ratio(ranking),
         "errors_accepted_at_95": errors_accepted_at(ranking),
         "correct_flagged_at_95": correct_flagged_at(ranking),
@@ -117,58 +124,95 @@ def selective_scores(
     }
 
 
+def ranking_scores(ranking: Ranking) -> dict[str, float]:
+    """The scores of a report that follow from a ranking alone."""
+    auroc, area = error_auroc(ranking), aurc(ranking)
+    return {
+        "error_auroc": auroc,
+        "error_aupr": error_aupr(ranking),
+        "success_aupr": success_aupr(ranking),
+        "aurc": area,
+        "e_aurc": area - float(oracle_aurc(ranking.num_rows, ranking.num_errors)),
+        "augrc": float(augrc(auroc, ranking.num_rows, ranking.num_errors)),
+    }
+
+
 def error_auroc(ranking: Ranking) -> float:
     """`P(u_error > u_correct) + P(tie) / 2`; NaN when there is no error, or nothing else."""
-    correct = ranking.counts - ranking.errors
-    num_errors, num_correct = ranking.errors.sum(), correct.sum()
-    if num_errors == 0 or num_correct == 0:
-        return float("nan")
-    surer = np.cumsum(correct) - 0.5 * correct
-    return float(ranking.errors @ surer / (num_errors * num_correct))
+    surer = ranking.errors @ (ranking.ends - 0.5 * ranking.counts)
+    return float(auroc_of_pairs(surer, ranking.num_rows, ranking.num_errors))
+
+
+def auroc_of_pairs(
+    surer: np.ndarray | float, num_rows: np.ndarray | int, num_errors: np.ndarray | float
+) -> np.ndarray:
+    """The AUROC of errors by counting pairs.
+
+    The pairs of an error and a surer correct row number `sum_g e_g m_g - E^2 / 2`, ties half, with `m_g` the number of
+    surer rows plus half the group: no running count of correct rows is needed.
+
+    Args:
+        surer: `(...)` sums `sum_g e_g m_g`.
+        num_rows: `(...)` rows.
+        num_errors: `(...)` errors.
+
+    Returns:
+        `(...)`, NaN where there is no error, or nothing else.
+    """
+    pairs = np.asarray(num_errors * (num_rows - num_errors), dtype=np.float64)
+    return np.divide(surer - 0.5 * num_errors**2, pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0)
 
 
 def error_aupr(ranking: Ranking) -> float:
     """Average precision of errors, ranked by uncertainty; chance is the error rate. NaN without errors."""
-    return _average_precision(ranking.errors[::-1], ranking.counts[::-1])
+    before = ranking.ends - ranking.counts, ranking.wrong - ranking.errors
+    found = ranking.num_errors - before[1]
+    return _average_precision(ranking.errors, found, ranking.num_rows - before[0], ranking.num_errors)
 
 
 def success_aupr(ranking: Ranking) -> float:
     """Average precision of correct rows, ranked by confidence; chance is the accuracy. NaN without one."""
-    return _average_precision(ranking.counts - ranking.errors, ranking.counts)
+    num_correct = ranking.num_rows - ranking.num_errors
+    return _average_precision(ranking.counts - ranking.errors, ranking.ends - ranking.wrong, ranking.ends, num_correct)
 
 
 def aurc(ranking: Ranking) -> float:
     """Area under the risk-coverage curve, `(1/N) sum_k r_k` with `r_k` the error rate of the k surest rows.
 
-    Written as `(1/N) sum_i e_(i) (H_N - H_{i-1})` with harmonic numbers, where each tied row carries its group's mean
-    error. A random ranking scores the error rate (Geifman & El-Yaniv, 2017).
+    Over a group of ties, in expectation, errors come evenly: with `w` errors before its first row and `e` a row in it,
+    `sum_k (w + e (k - a)) / k` over its rows `k = a + 1 .. b` is `e (b - a) + (w - e a) (H_b - H_a)`.
+    A random ranking scores the error rate (Geifman & El-Yaniv, 2017).
     """
-    ends = np.cumsum(ranking.counts)
-    area = _harmonic_area(np.concatenate([[0], ends]), int(ends[-1]))
-    return float((ranking.errors / ranking.counts) @ np.diff(area) / ends[-1])
+    counts, errors, ends, wrong = ranking
+    before, share, harmonic = ends - counts, errors / counts, 1.0 / ends
+    tied = np.flatnonzero(counts > 1)
+    harmonic[tied] = digamma(ends[tied] + 1.0) - digamma(before[tied] + 1.0)
+    return float((ranking.num_errors + (wrong - errors - share * before) @ harmonic) / ranking.num_rows)
 
 
-def oracle_aurc(ranking: Ranking) -> float:
-    """AURC, by the same finite-sample rule, of the order that puts every error last."""
-    return aurc(_oracle(ranking.num_rows, round(float(ranking.errors.sum()))))
+def oracle_aurc(num_rows: np.ndarray | int, num_errors: np.ndarray | float) -> np.ndarray:
+    """AURC, by the same finite-sample rule, of the order that puts every error last; `(...)` as its arguments.
+
+    Subtracted from `aurc` it leaves the excess `e_aurc`, 0 for a perfect ranking (Geifman et al., 2019).
+    """
+    return 1.0 - harmonic_area(np.rint(num_rows - num_errors), num_rows) / num_rows
 
 
-def e_aurc(ranking: Ranking) -> float:
-    """Excess AURC over the oracle order; 0 for a perfect ranking (Geifman et al., 2019)."""
-    return aurc(ranking) - oracle_aurc(ranking)
+def augrc(auroc: np.ndarray | float, num_rows: np.ndarray | int, num_errors: np.ndarray | float) -> np.ndarray:
+    """Area under the generalised risk-coverage curve, `(1 - AUROC) e (1 - e) + e^2 / 2` (Traub et al., 2024).
 
-
-def augrc(ranking: Ranking) -> float:
-    """Area under the generalised risk-coverage curve, `(1 - AUROC) e (1 - e) + e^2 / 2` (Traub et al., 2024)."""
-    rate = ranking.error_rate
-    if rate in (0.0, 1.0):
-        return 0.5 * rate
-    return float((1.0 - error_auroc(ranking)) * rate * (1.0 - rate) + 0.5 * rate**2)
+    Args:
+        auroc: `(...)` of errors; NaN, where there is nothing to rank, has no weight.
+        num_rows: `(...)` rows.
+        num_errors: `(...)` errors.
+    """
+    rate = num_errors / num_rows
+    return np.nan_to_num((1.0 - auroc) * rate * (1.0 - rate)) + 0.5 * rate**2
 
 
 def prediction_rejection_ratio(ranking: Ranking) -> float:
     """Share of the attainable AURC gain over a random ranking: 1 for the oracle, 0 for random, NaN if none is."""
-    attainable = ranking.error_rate - oracle_aurc(ranking)
+    attainable = ranking.error_rate - float(oracle_aurc(ranking.num_rows, ranking.num_errors))
     return float((ranking.error_rate - aurc(ranking)) / attainable) if attainable > 1e-12 else float("nan")
 
 
@@ -178,8 +222,7 @@ def risk_coverage_curve(ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         `(G,)` coverages, ascending to 1, and `(G,)` risks.
     """
-    ends = np.cumsum(ranking.counts)
-    return ends / ends[-1], np.cumsum(ranking.errors) / ends
+    return ranking.ends / ranking.num_rows, ranking.wrong / ranking.ends
 
 
 def accuracy_at_coverage(ranking: Ranking, coverage: float) -> float:
@@ -190,10 +233,10 @@ def accuracy_at_coverage(ranking: Ranking, coverage: float) -> float:
     """
     if not 0.0 < coverage <= 1.0:
         raise ValueError(f"coverage must lie in (0, 1], got {coverage!r}.")
-    ends = np.concatenate([[0], np.cumsum(ranking.counts)])
+    ends, wrong = (np.concatenate([[0], part]) for part in (ranking.ends, ranking.wrong))
     # 0.07 * 100 is 7.000000000000001: without the guard the ceiling would accept an eighth row.
     accepted = np.ceil(coverage * ends[-1] - 1e-9)
-    return float(1.0 - np.interp(accepted, ends, np.concatenate([[0.0], np.cumsum(ranking.errors)])) / accepted)
+    return float(1.0 - np.interp(accepted, ends, wrong) / accepted)
 
 
 def coverage_at_risk(ranking: Ranking, risk: float) -> float:
@@ -228,28 +271,15 @@ def _rate_at(positives: np.ndarray, negatives: np.ndarray, recall: float) -> flo
     return float(np.cumsum(negatives)[np.argmax(reached)] / negatives.sum())
 
 
-def _average_precision(positives: np.ndarray, counts: np.ndarray) -> float:
-    if positives.sum() == 0:
-        return float("nan")
-    precision = np.cumsum(positives) / np.cumsum(counts)
-    return float(precision @ positives / positives.sum())
+def _average_precision(positives: np.ndarray, found: np.ndarray, looked_at: np.ndarray, total: float) -> float:
+    return float((found / looked_at) @ positives / total) if total else float("nan")
 
 
-def _oracle(num_rows: int, num_errors: int) -> Ranking:
-    counts = np.array([num_rows - num_errors, num_errors])
-    errors = np.array([0.0, float(num_errors)])
-    return Ranking(counts[counts > 0], errors[counts > 0])
+def harmonic_area(ends: np.ndarray, total: np.ndarray | int) -> np.ndarray:
+    """`sum_{i <= c} (H_N - H_{i-1}) = c (1 + H_N - H_c)` at each `c`; `H_n = digamma(n + 1) + 0.577...` is harmonic.
 
-
-def harmonic(n: np.ndarray) -> np.ndarray:
-    """Harmonic numbers `H_n` to float64 rounding: summed below 256, by their asymptotic series above."""
-    n = np.asarray(n)
-    small = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, 256))])
-    large = np.maximum(n, 1).astype(np.float64)
-    series = np.log(large) + np.euler_gamma + 0.5 / large - 1.0 / (12.0 * large**2) + 1.0 / (120.0 * large**4)
-    return np.where(n < 256, small[np.minimum(n, 255)], series)
-
-
-def _harmonic_area(ends: np.ndarray, total: int) -> np.ndarray:
-    """`sum_{i <= c} (H_N - H_{i-1}) = c (1 + H_N - H_c)` at each `c`."""
-    return ends * (1.0 + harmonic(np.array([total])) - harmonic(ends))
+    Example:
+        >>> harmonic_area(np.array([1, 2]), 2)  # 1 + 1/2, and 1/2 more
+        array([1.5, 2. ])
+    """
+    return ends * (1.0 + digamma(np.add(total, 1.0)) - digamma(np.add(ends, 1.0)))

@@ -1,11 +1,11 @@
-# SPDX-License-Identifier: Apache-2.0
 """Smooth calibration error: a kernel instead of bins, with a bandwidth the data choose."""
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.fft import dct
 
-from peft_calib.calibration.bins import Groups
+from ..bins import Groups
 
 # Cells of [0, 1] that residuals are collected in; the error this makes is below 1 / (2 GRID).
 GRID = 2048
@@ -22,19 +22,15 @@ def residual_grid(groups: Groups, size: int = GRID) -> np.ndarray:
     Returns:
         `(size,)` float64.
     """
-    total = groups.counts.sum()
-    occupied = groups.counts > 0
-    means = groups.value_sums[occupied] / groups.counts[occupied]
+    means = groups.value_sums / groups.counts
     index = np.minimum((means * size).astype(np.int64), size - 1)
-    residuals = (groups.outcome_sums - groups.value_sums)[occupied]
-    return np.bincount(index, weights=residuals, minlength=size) / total
+    residuals = groups.outcome_sums - groups.value_sums
+    return np.bincount(index, weights=residuals, minlength=size) / groups.counts.sum()
 
 
 def cosine_series(residuals: np.ndarray) -> np.ndarray:
     """Cosine coefficients (DCT-II) of `(..., G)` residuals over their even extension, `(..., G)`."""
-    size = residuals.shape[-1]
-    spectrum = np.fft.rfft(np.concatenate([residuals, residuals[..., ::-1]], axis=-1), axis=-1)[..., :size]
-    return (spectrum * np.exp(-0.5j * np.pi * np.arange(size) / size)).real / size
+    return dct(residuals, axis=-1) / residuals.shape[-1]
 
 
 def smoothed_error(series: np.ndarray, bandwidth: np.ndarray) -> np.ndarray:
@@ -86,7 +82,7 @@ def smooth_error_of_grid(residuals: np.ndarray, iterations: int = 12) -> np.ndar
     return smoothed_error(series, high)
 
 
-def smooth_calibration_error(groups: Groups) -> float:
+def smooth_calibration_error(groups: Groups) -> np.ndarray:
     """SmECE of Blasiok & Nakkiran (2023), arXiv:2309.12236: consistent, and continuous in the predictions.
 
     Args:
@@ -95,4 +91,4 @@ def smooth_calibration_error(groups: Groups) -> float:
     Returns:
         The error, in [0, 1].
     """
-    return float(smooth_error_of_grid(residual_grid(groups)[None])[0])
+    return smooth_error_of_grid(residual_grid(groups)[None])[0]

@@ -1,30 +1,24 @@
-# SPDX-License-Identifier: Apache-2.0
 """Calibration of any number of rows in fixed memory, over batches and processes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from peft_calib.calibration.answers import unwrapped
-from peft_calib.calibration.bins import CHUNK, FEWEST_ROWS, equal_mass_bins, top_label
-from peft_calib.calibration.inputs import Rows, as_numpy, as_rows, check_num_bins
-from peft_calib.calibration.report.report import CalibrationReport
-from peft_calib.calibration.scores import binned
-from peft_calib.calibration.scores.binned import warn_impossible
-from peft_calib.calibration.scores.panel import (
-    KEYS,
-    MOST_RESAMPLED_CLASSES,
-    TACE_THRESHOLD,
-    compute_panel,
-    panel_of_bins,
-    panel_of_groups,
-    row_entropy,
-)
-from peft_calib.calibration.streaming.sketch import CLASS_CELLS, TOP_CELLS, Grid, Sketch
-from peft_calib.calibration.streaming.top_label_pass import TopLabelSums
+from ..answers import unwrapped
+from ..bins import CHUNK, FEWEST_ROWS, equal_mass_bins, top_label
+from ..inputs import Rows, as_numpy, as_rows, check_num_bins
+from ..report.report import CalibrationReport
+from ..scores import binned
+from ..scores.binned import warn_impossible
+from ..scores.columns import ColumnBins, stacked
+from ..scores.panel import compute_panel, panel_of, row_entropy, scores_of_groups
+from ..scores.table import MOST_RESAMPLED_CLASSES, TACE_THRESHOLD
+from ..scores.top_label_pass import TopLabelSums
+from .sketch import CLASS_CELLS, TOP_CELLS, Grid, Sketch
 
 # Bytes of rows kept as they are, so that small data sets get exact answers for every score.
 EXACT_BYTES = 8192
@@ -39,10 +33,9 @@ class CalibrationAccumulator:
     are exact while the rows fit in 8 kB, and come from a histogram of some 500 cells afterwards: `order_error` bounds
     what that does to ACE.
 
-    With `ordered=False` only the twelve scores of `panel.UNORDERED_KEYS` are kept, in one kilobyte and some eight
-    times faster; with numba some seventeen times, for batches of 65,536 rows and more of up to 32 classes. They are
-    fastest on probabilities in order of rows, which is what a model gives. Without numba the squares of float32
-    numbers are summed 128 at a time in float32; everything else is in float64.
+    With `ordered=False` only the twelve scores of `table.UNORDERED_KEYS` are kept, in one kilobyte and some eight
+    times faster. They are fastest on probabilities in order of rows, which is what a model gives. The squares of
+    float32 numbers are summed 128 at a time in float32; everything else is in float64.
 
     In a distributed evaluation each process updates its own accumulator, then `reduce(accelerator)` adds them up.
 
@@ -275,11 +268,10 @@ class CalibrationAccumulator:
         self._check_started()
         if self.num_rows == 0:
             raise ValueError("There is no row to measure: no batch was added, or every row was masked.")
-        values = self._unordered()
         if self._kept is not None:
             values = compute_panel(_concatenated(self._kept), self.num_bins)
-        elif self.ordered:
-            values |= self._ordered(values["brier"])
+        else:
+            values = panel_of(*self._parts())
         settings = {
             "num_rows": self.num_rows,
             "num_classes": self.num_classes,
@@ -289,8 +281,7 @@ class CalibrationAccumulator:
             "exact": self.is_exact,
         }
         class_bins = None if self._classes is None else self._classes.bins()
-        scores_in_order = {key: values[key] for key in KEYS if key in values}
-        return CalibrationReport(scores_in_order, settings, self._sums.bins, class_bins)
+        return CalibrationReport(values, settings, self._sums.bins, class_bins)
 
     def order_error(self) -> float:
         """Bound on the error of `ace` that the histogram causes, `2 / N` times the rows in cells on a bin's boundary.
@@ -307,37 +298,29 @@ class CalibrationAccumulator:
         kept = [array for rows in self._kept or [] for array in (rows.probabilities, rows.labels)]
         return sum(tensor.nbytes for tensor in self.state().values()) + sum(array.nbytes for array in kept)
 
-    def _unordered(self) -> dict[str, float]:
-        top = self._sums.bins
-        return {
-            "accuracy": float(top.outcome_sums.sum() / self.num_rows),
-            "nll": self._sums.nll / self.num_rows,
-            "brier": self._sums.brier / self.num_rows,
-            "mean_confidence": float(top.confidence_sums.sum() / self.num_rows),
-            **panel_of_bins(top),
-        }
+    def _parts(self) -> Iterator[Mapping[str, np.ndarray | float]]:
+        """The scores of sums, of bins, and of cells in order."""
+        means = self._sums.means()
+        yield means | ({"mean_entropy": self._entropy / self.num_rows} if self.ordered else {})
+        yield binned.scores_of_bins(self._sums.bins)
+        if self._top is None or self._classes is None:
+            return
+        yield scores_of_groups(self._top.groups(), self.num_bins)
+        if self._in_order:
+            yield binned.scores_of_columns(self._columns(self._classes), means["brier"])
+        else:
+            yield binned.scores_of_uniform_columns(self._classes.bins(), means["brier"])
 
-    def _ordered(self, brier: float) -> dict[str, float]:
-        assert self._top is not None and self._classes is not None
-        classes = self._classes.bins()
-        return {
-            **(self._in_order_of_columns(self._classes) if self._in_order else {}),
-            "classwise_ece": binned.classwise_error(classes),
-            "mean_entropy": self._entropy / self.num_rows,
-            **{f"brier_{key}": value for key, value in binned.brier_decomposition(classes, brier).items()},
-            **panel_of_groups(self._top.groups(), self.num_bins),
-        }
-
-    def _in_order_of_columns(self, sketch: Sketch) -> dict[str, float]:
-        assert self.num_classes is not None
-        every = range(self.num_classes)
-        above = (sketch.groups(k, above_threshold=True) for k in every)
-        pooled = equal_mass_bins(sketch.groups(None, above_threshold=True), self.num_bins)
-        return {
-            "ace_classwise": binned.grouped_classwise_error(map(sketch.groups, every), self.num_bins),
-            "tace": binned.calibration_error(pooled),
-            "tace_classwise": binned.grouped_classwise_error(above, self.num_bins),
-        }
+    def _columns(self, sketch: Sketch) -> ColumnBins:
+        """Bins of the class columns, cells standing for their rows where an equal-mass bin ends."""
+        kept = [sketch.groups(k, above_threshold=True) for k in range(len(sketch.counts))]
+        pooled = sketch.groups(None, above_threshold=True)
+        return ColumnBins(
+            sketch.bins(),
+            stacked([equal_mass_bins(sketch.groups(k), self.num_bins) for k in range(len(kept))]),
+            stacked([equal_mass_bins(groups, self.num_bins) for groups in kept]),
+            equal_mass_bins(pooled, self.num_bins),
+        )
 
     def _check_started(self) -> None:
         if self.num_classes is None:

@@ -1,15 +1,10 @@
 """Everything about the top label in one fused pass: checks, losses and uniform bins, without a copy of the data.
 
 Rows are taken in chunks that stay in a core's own cache, and each number is computed by as few vectorised calls as it
-needs: their count, and the memory they touch, is what the pass costs. Large batches of few classes go to compiled
-loops where numba is installed.
+needs: their count, and the memory they touch, is what the pass costs.
 """
 
 from __future__ import annotations
-
-import importlib
-from functools import cache
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -27,8 +22,6 @@ ROW = float(1 << 26)
 MOST_BINS_BY_PRODUCT = 1 << 14
 # Squares of float32 numbers summed in float32 before float64 takes over.
 SEGMENT = 128
-# Fewer rows are not worth a compilation, and the compiled loops over more classes do not dissolve.
-FEWEST_COMPILED_ROWS, MOST_COMPILED_CLASSES = 1 << 16, 32
 
 
 class TopLabelSums:
@@ -57,26 +50,42 @@ class TopLabelSums:
         pairs = self.counts.reshape(-1, 2)
         return BinStatistics(pairs.sum(axis=1), self.confidence, pairs[:, 1].astype(np.float64))
 
+    def means(self) -> dict[str, float]:
+        """The scores that are means over rows."""
+        bins = self.bins
+        sums = {
+            "accuracy": bins.outcome_sums.sum(),
+            "nll": self.nll,
+            "brier": self.brier,
+            "mean_confidence": bins.confidence_sums.sum(),
+        }
+        return {key: float(value / self.num_rows) for key, value in sums.items()}
+
     def __iadd__(self, other: TopLabelSums) -> TopLabelSums:
         for name in ("counts", "confidence", "nll", "brier", "num_rows", "num_impossible"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         return self
 
-    def add(self, probabilities: np.ndarray, labels: np.ndarray, *, checked: bool) -> bool:
+    def add(
+        self,
+        probabilities: np.ndarray,
+        labels: np.ndarray,
+        *,
+        checked: bool,
+        into: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> bool:
         """Adds rows, and checks them on the way unless that is done.
 
         Args:
             probabilities: `(N, C)` float32 or float64.
             labels: `(N,)` int64.
-            checked: Whether the rows come from `as_rows`.
+            checked: whether the rows come from `as_rows`.
+            into: `(N,)` float64 and `(N,)` bool that take each row's confidence and whether it is right.
 
         Returns:
             False if a row is not a distribution within the usual tolerance, holds a number above 1, or has a label
             outside `[0, C)`. Then only part of the rows has been added, and the object is of no further use.
         """
-        loops = _compiled_loops() if _worth_compiling(probabilities, self.num_bins) else None
-        if loops is not None and self._add_compiled(loops, probabilities, labels):
-            return True
         size = max(LOG_GROUP, min(CHUNK, CHUNK_ENTRIES // probabilities.shape[1]))
         for first in range(0, len(labels), FOLD):
             last = min(first + FOLD, len(labels))
@@ -88,25 +97,11 @@ class TopLabelSums:
                     buffers = _Buffers(part.shape[1], len(part), part.dtype, self.num_bins)
                 if not self._add_chunk(buffers, part, labels[start : start + len(part)], packed, checked):
                     return False
+                if into is not None:
+                    for place, found in zip(into, (buffers.wide_best, buffers.correct), strict=True):
+                        place[start : start + len(part)] = found
             if not self._unpack(packed.numpy()) and not checked:
                 return False
-        self.num_rows += len(labels)
-        return True
-
-    def _add_compiled(self, loops: ModuleType, probabilities: np.ndarray, labels: np.ndarray) -> bool:
-        """False, and nothing added, if there is anything wrong or a number above 1."""
-        shape = (loops.LANES, 2 * self.num_bins)
-        counts, confidence, totals = np.zeros(shape, np.int64), np.zeros(shape), np.zeros(3)
-        rows = np.ascontiguousarray(probabilities).reshape(-1)
-        classes, edges = (0,) * probabilities.shape[1], uniform_edges(self.num_bins)
-        if not loops.sum_rows(rows, np.ascontiguousarray(labels), classes, edges, counts, confidence, totals):
-            return False
-        self.counts += counts.sum(axis=0)
-        self.confidence += confidence.sum(axis=0).reshape(-1, 2).sum(axis=1)
-        nll, brier, impossible = totals.tolist()
-        self.nll += nll
-        self.brier += brier
-        self.num_impossible += int(impossible)
         self.num_rows += len(labels)
         return True
 
@@ -199,19 +194,6 @@ class _Buffers:
         if self.best is not self.wide_best:
             np.copyto(self.wide_best, self.best)
             np.copyto(self.wide_of_label, self.of_label)
-
-
-def _worth_compiling(probabilities: np.ndarray, num_bins: int) -> bool:
-    rows, classes = probabilities.shape
-    return rows >= FEWEST_COMPILED_ROWS and classes <= MOST_COMPILED_CLASSES and num_bins <= MOST_BINS_BY_PRODUCT
-
-
-@cache
-def _compiled_loops() -> ModuleType | None:
-    try:
-        return importlib.import_module("peft_calib.calibration.streaming.top_label_loops")
-    except ImportError:  # numba is not installed, or not made for this numpy
-        return None
 
 
 def _packed(num_bins: int) -> torch.Tensor:
