@@ -2,7 +2,9 @@
 
 import ast
 import importlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +73,50 @@ def test_a_law_from_the_page_holds_the_contract(page, tmp_path):
     command += ["--law", "gauss_law:GaussConfig", "-o", f"pythonpath={tmp_path} tests/support tests/tuners"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+SCORE = """
+import numpy as np
+from peft_calib.calibration import CalibrationAccumulator, calibration_report, compare
+rng = np.random.default_rng(0)
+p = rng.dirichlet(np.ones(3), 3000)
+labels = rng.integers(0, 3, 3000)
+report = calibration_report(p, labels, num_resamples=50)
+bins = np.ceil(p.max(1) * 15)
+right = p.argmax(1) == labels
+gaps = [(p.max(1) - right)[bins == b].mean() for b in np.unique(bins)]
+assert abs(report["worst_overconfidence"] - max(gaps)) < 1e-12, (report["worst_overconfidence"], max(gaps))
+low, high = report.intervals["worst_overconfidence"]
+assert 0 < low < high < 1
+assert "worst_overconfidence" in str(report)
+stream = CalibrationAccumulator()
+stream.update(p, labels)
+assert abs(stream.compute()["worst_overconfidence"] - max(gaps)) < 1e-12
+found = compare(p, p[:, ::-1], labels, scores=["worst_overconfidence"], num_resamples=50)
+assert found["worst_overconfidence"].a > 0
+"""
+
+
+def test_a_score_from_the_page(tmp_path):
+    """Two lines in a copy of the package: every list of scores, interval, stream and comparison has it."""
+    package = shutil.copytree(ROOT / "peft_calib", tmp_path / "peft_calib")
+    for folder in ("trainer_callbacks", "metrics"):
+        shutil.copytree(ROOT / folder, package / folder)
+    places = {"table.py": "SCORES: tuple[Score, ...] = (\n", "binned.py": "def scores_of_bins("}
+    for name, place in places.items():
+        (block,) = re.findall(rf"scores/{name}`:\n```\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+        file = package / "calibration" / "scores" / name
+        before, mark, after = file.read_text().partition(place)
+        if name == "binned.py":
+            body, entry, rest = after.partition("return {\n")
+            file.write_text(before + mark + body + entry + block + rest)
+        else:
+            file.write_text(before + mark + block + after)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCORE], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_recalibration_from_the_page(page, tmp_path):

@@ -42,14 +42,14 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
     Args:
         metric: `"nll"` or `"brier"`; with K draws (`CalibrationCallback(num_samples=K)`) `"sample_nll"` or
             `"sample_brier"`.
-        accuracy_tolerance: standard errors of the accuracy by which an evaluation may fall short of the most accurate
+        accuracy_tolerance: Standard errors of the accuracy by which an evaluation may fall short of the most accurate
             one; None compares the score alone.
-        patience: stop after this many evaluations without a new best; None never stops.
-        restore: whether to put the best adapter back into the model when training ends.
-        prefix: of the metrics, for one of several evaluation sets `"eval_<name>"`.
+        patience: Stop after this many evaluations without a new best; None never stops.
+        restore: Whether to put the best adapter back into the model when training ends.
+        prefix: Of the metrics, for one of several evaluation sets `"eval_<name>"`.
 
     Raises:
-        ValueError: for a calibration error as metric, another unknown one, or bad numbers.
+        ValueError: For a calibration error as metric, another unknown one, or bad numbers.
 
     Example:
         >>> from peft_calib.trainer_callbacks import CalibrationCallback
@@ -222,8 +222,8 @@ def choose(points: Sequence[Point], accuracy_tolerance: float | None) -> Point |
     """The point of least value among those accurate enough; of equal ones the first.
 
     Args:
-        points: evaluations with `value`, `accuracy` and `accuracy_se`.
-        accuracy_tolerance: standard errors (of the highest accuracy) that an accuracy may be below the highest.
+        points: Evaluations with `value`, `accuracy` and `accuracy_se`.
+        accuracy_tolerance: Standard errors (of the highest accuracy) that an accuracy may be below the highest.
 
     Example:
         >>> collapsed = {"step": 1, "value": 0.6, "accuracy": 0.5, "accuracy_se": 0.05}

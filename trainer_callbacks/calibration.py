@@ -51,21 +51,21 @@ class CalibrationCallback(TrainerCallback):
     `calibration_<split>_step_<n>.json`, written by the main process, and TensorBoard the picture.
 
     Args:
-        num_bins: bins of every binned score.
-        scores: which scores of the report to log; the JSON file has them all. `accuracy_se`, the standard error of the
+        num_bins: Bins of every binned score.
+        scores: Which scores of the report to log; the JSON file has them all. `accuracy_se`, the standard error of the
             accuracy, comes with the accuracy.
-        confidence_level: of the intervals `<score>_low` and `<score>_high` of accuracy, NLL, Brier score and ECE, and
+        confidence_level: Of the intervals `<score>_low` and `<score>_high` of accuracy, NLL, Brier score and ECE, and
             of the noise band whose upper end is `ece_floor`; None computes none.
-        num_samples: if given, each batch is evaluated with this many draws of the adapter as well, and the scores of
+        num_samples: If given, each batch is evaluated with this many draws of the adapter as well, and the scores of
             their mean probabilities are logged as `sample_<score>`, at the cost of as many further forwards.
-        seed: of the draws.
-        max_rows: evaluations of more rows are summed up in bins, without intervals.
-        answer_token_ids: token of each class, for multiple choice by a causal language model.
-        diagram: whether to draw.
-        compute_metrics: a further function of the predictions, whose numbers are added to these.
+        seed: Of the draws.
+        max_rows: Evaluations of more rows are summed up in bins, without intervals.
+        answer_token_ids: Token of each class, for multiple choice by a causal language model.
+        diagram: Whether to draw.
+        compute_metrics: A further function of the predictions, whose numbers are added to these.
 
     Raises:
-        ValueError: for an unknown score, a bad number of bins or of draws.
+        ValueError: For an unknown score, a bad number of bins or of draws.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class CalibrationCallback(TrainerCallback):
         """Scores of the gathered predictions; fits `batch_eval_metrics`, where batches come one at a time.
 
         Args:
-            prediction: logits and labels from the Trainer: arrays, or with `eval_do_concat_batches=False` lists of
+            prediction: Logits and labels from the Trainer: arrays, or with `eval_do_concat_batches=False` lists of
                 them.
             compute_result: False while further batches follow.
 
@@ -142,7 +142,7 @@ class CalibrationCallback(TrainerCallback):
             Score to number; empty while batches follow.
 
         Raises:
-            ValueError: for outputs or labels that cannot be told apart, and shapes that do not go together.
+            ValueError: For outputs or labels that cannot be told apart, and shapes that do not go together.
         """
         self._wired = True
         try:

@@ -111,7 +111,7 @@ def uniform_index(values: np.ndarray, num_bins: int) -> np.ndarray:
 
     Args:
         values: `(N,)` float64 in [0, 1].
-        num_bins: number of bins.
+        num_bins: Number of bins.
 
     Returns:
         `(N,)` int64 in `[0, num_bins)`.
@@ -132,7 +132,7 @@ def accumulate(index: np.ndarray, values: np.ndarray, outcomes: np.ndarray, num_
         index: `(N,)` integer bin of each row.
         values: `(N,)` float64 predicted probabilities.
         outcomes: `(N,)` bool or float outcomes.
-        num_bins: number of bins.
+        num_bins: Number of bins.
 
     Returns:
         `(num_bins,)` statistics.
@@ -164,7 +164,7 @@ def classwise_uniform_bins(probabilities: np.ndarray, labels: np.ndarray, num_bi
     Args:
         probabilities: `(N, C)` float64.
         labels: `(N,)` int64.
-        num_bins: number of bins.
+        num_bins: Number of bins.
 
     Returns:
         `(C, num_bins)` statistics.
@@ -205,7 +205,7 @@ def cells_of(values: np.ndarray, fineness: int) -> np.ndarray:
 
     Args:
         values: `(N,)` float64 in [0, 1].
-        fineness: at most 9.
+        fineness: At most 9.
 
     Returns:
         `(N,)` uint16, below `num_cells(fineness)`.
@@ -282,8 +282,8 @@ def equal_mass_bins(groups: Groups, num_bins: int) -> BinStatistics:
     proportion.
 
     Args:
-        groups: rows grouped by value, or the cells of a histogram.
-        num_bins: number of bins.
+        groups: Rows grouped by value, or the cells of a histogram.
+        num_bins: Number of bins.
 
     Returns:
         `(num_bins,)` statistics with float64 masses; zeros if there is no row.

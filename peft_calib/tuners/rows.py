@@ -163,7 +163,7 @@ def select_rows(
     Args:
         inputs: What the model is called with, by name.
         rows: Number of rows B.
-        index: int64 row numbers, on the CPU.
+        index: Int64 row numbers, on the CPU.
         media_tokens: Ids of the tokens that stand for images, videos and sounds in a text.
 
     Returns:

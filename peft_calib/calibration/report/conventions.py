@@ -25,16 +25,16 @@ def convention_scores(convention: str, rows: Rows, num_bins: int, scores: dict[s
     """The scores that a convention defines differently, by its definition.
 
     Args:
-        convention: one of `CONVENTIONS`.
-        rows: the checked rows.
-        num_bins: bins of every binned score.
-        scores: the panel by our own definitions.
+        convention: One of `CONVENTIONS`.
+        rows: The checked rows.
+        num_bins: Bins of every binned score.
+        scores: The panel by our own definitions.
 
     Returns:
         Those scores alone; none for `"peft_calib"`.
 
     Raises:
-        ValueError: for an unknown convention.
+        ValueError: For an unknown convention.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"`convention` must be one of {sorted(CONVENTIONS)}, got {convention!r}.")

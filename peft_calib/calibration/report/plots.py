@@ -47,7 +47,7 @@ def new_figure(width: float, height: float) -> Figure:
     """An empty figure with its own Agg canvas, independent of pyplot.
 
     Raises:
-        ImportError: if matplotlib is not installed.
+        ImportError: If matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -87,21 +87,21 @@ def reliability_diagram(
     """Accuracy against confidence, with intervals, the band of a perfectly calibrated model, and the histogram.
 
     Args:
-        probabilities: as for `calibration_report`.
-        labels: as for `calibration_report`.
-        num_bins: equal-width bins.
-        confidence_level: of the intervals (Wilson) and of the band (binomial).
+        probabilities: As for `calibration_report`.
+        labels: As for `calibration_report`.
+        num_bins: Equal-width bins.
+        confidence_level: Of the intervals (Wilson) and of the band (binomial).
         input: `"probabilities"` or `"logits"`.
-        mask: rows to keep.
-        ignore_index: label of rows to drop.
-        title: heading; by default none.
+        mask: Rows to keep.
+        ignore_index: Label of rows to drop.
+        title: Heading; by default none.
 
     Returns:
         A matplotlib figure; `figure.savefig(path)` writes it.
 
     Raises:
-        ValueError: for bad input, as `calibration_report`.
-        ImportError: if matplotlib is not installed.
+        ValueError: For bad input, as `calibration_report`.
+        ImportError: If matplotlib is not installed.
 
     Example:
         >>> figure = reliability_diagram([[0.9, 0.1], [0.2, 0.8]], [0, 0], num_bins=5)
@@ -224,7 +224,7 @@ def risk_coverage_diagram(
     """Error rate of the rows a model is surest of, against the share of rows answered.
 
     Args:
-        models: one `(probabilities, labels)`, or a mapping from a name to such a pair.
+        models: One `(probabilities, labels)`, or a mapping from a name to such a pair.
         input: `"probabilities"` or `"logits"`.
 
     Returns:

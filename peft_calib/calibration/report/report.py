@@ -29,12 +29,12 @@ class CalibrationReport(Mapping[str, float]):
     As a mapping it holds the scores alone; `to_dict` has everything.
 
     Attributes:
-        scores: key to number; the keys are those of `peft_calib.calibration.scores.table.DEFINITIONS`.
-        settings: what the numbers depend on: rows, classes, bins, convention, resamples, seed.
-        intervals: key to `(low, high)`, or None if none were asked for. Above 200 classes scores over class columns
+        scores: Key to number; the keys are those of `peft_calib.calibration.scores.table.DEFINITIONS`.
+        settings: What the numbers depend on: rows, classes, bins, convention, resamples, seed.
+        intervals: Key to `(low, high)`, or None if none were asked for. Above 200 classes scores over class columns
             have neither interval nor band: replicates of all their bins would cost more than all else together.
-        floor: mean and band of each score under perfect calibration, or None.
-        bins: top-label uniform bins, for the pictures.
+        floor: Mean and band of each score under perfect calibration, or None.
+        bins: Top-label uniform bins, for the pictures.
         class_bins: `(C, B)` bins of every class column.
     """
 
@@ -116,20 +116,20 @@ def calibration_report(
     Args:
         probabilities: `(N, C)` rows summing to one, `(N,)` for the probability of class 1, or `(..., C)` with labels
             `(...)`; numpy, torch or lists. Logits if `input="logits"`.
-        labels: integer class ids.
-        num_bins: bins of every binned score.
-        confidence_level: level of the intervals and of the noise band; None computes neither.
+        labels: Integer class ids.
+        num_bins: Bins of every binned score.
+        confidence_level: Level of the intervals and of the noise band; None computes neither.
         input: `"probabilities"` or `"logits"`; checked, never guessed.
-        mask: boolean, of the labels' shape; False drops the row.
-        ignore_index: label of rows to drop, or None.
-        convention: whose definition the numbers follow where definitions differ, see `conventions.CONVENTIONS`; scores
+        mask: Boolean, of the labels' shape; False drops the row.
+        ignore_index: Label of rows to drop, or None.
+        convention: Whose definition the numbers follow where definitions differ, see `conventions.CONVENTIONS`; scores
             it redefines get neither interval nor noise band.
-        num_resamples: bootstrap resamples; by default 1,000, fewer above 10^5 rows.
+        num_resamples: Bootstrap resamples; by default 1,000, fewer above 10^5 rows.
         interval_method: `"bca"` or `"percentile"`.
-        seed: of the private generator of the intervals and of the floor.
+        seed: Of the private generator of the intervals and of the floor.
 
     Raises:
-        ValueError, TypeError: for anything that is not what it should be, see `as_rows`.
+        ValueError, TypeError: For anything that is not what it should be, see `as_rows`.
 
     Example:
         >>> rows, labels = [[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]], [0, 0, 1]

@@ -19,12 +19,12 @@ class Difference:
     """One score of two models on the same rows.
 
     Attributes:
-        score: its key.
-        a, b: the score of either model.
+        score: Its key.
+        a, b: The score of either model.
         difference: `a - b`.
-        low, high: interval of the difference.
-        p_value: two-sided p-value of no difference, the larger of bootstrap and swaps.
-        adjusted_p_value: after Holm's correction for the number of model pairs compared.
+        low, high: Interval of the difference.
+        p_value: Two-sided p-value of no difference, the larger of bootstrap and swaps.
+        adjusted_p_value: After Holm's correction for the number of model pairs compared.
         better: `"a"`, `"b"` or None where the data cannot tell.
     """
 
@@ -44,9 +44,9 @@ class Comparison:
     """Two models, score by score.
 
     Attributes:
-        names: of model a and model b.
-        differences: one a score.
-        settings: rows, confidence level, resamples, seed, number of pairs corrected for.
+        names: Of model a and model b.
+        differences: One a score.
+        settings: Rows, confidence level, resamples, seed, number of pairs corrected for.
     """
 
     names: tuple[str, str]
@@ -133,24 +133,24 @@ def compare(
     A score is called better where it is below `1 - confidence_level`; five rows or fewer cannot reach 0.05.
 
     Args:
-        a: predictions of the first model, as for `calibration_report`.
-        b: predictions of the second.
-        labels: integer class ids, in the same order for both.
-        names: what to call the models.
-        scores: keys of a report.
-        num_bins: bins of every binned score.
-        confidence_level: of the intervals of the differences.
-        num_resamples: bootstrap resamples; by default 1,000, fewer for very many rows.
+        a: Predictions of the first model, as for `calibration_report`.
+        b: Predictions of the second.
+        labels: Integer class ids, in the same order for both.
+        names: What to call the models.
+        scores: Keys of a report.
+        num_bins: Bins of every binned score.
+        confidence_level: Of the intervals of the differences.
+        num_resamples: Bootstrap resamples; by default 1,000, fewer for very many rows.
         input: `"probabilities"` or `"logits"`, for both.
-        mask: rows to keep.
-        ignore_index: label of rows to drop.
-        seed: of the private generator.
+        mask: Rows to keep.
+        ignore_index: Label of rows to drop.
+        seed: Of the private generator.
 
     Returns:
         The comparison; print it, or read `.verdict`.
 
     Raises:
-        ValueError: for bad input, or predictions for another number of rows or classes.
+        ValueError: For bad input, or predictions for another number of rows or classes.
 
     Example:
         >>> generator = np.random.default_rng(0)
@@ -187,23 +187,23 @@ def compare_many(
     none is stays below `1 - confidence_level`. Intervals are not widened for the number of pairs.
 
     Args:
-        models: name to predictions.
-        labels: integer class ids.
-        baseline: the model all others are compared with; None compares every pair.
-        scores: keys of a report.
-        num_bins: bins of every binned score.
-        confidence_level: of the intervals.
-        num_resamples: bootstrap resamples.
+        models: Name to predictions.
+        labels: Integer class ids.
+        baseline: The model all others are compared with; None compares every pair.
+        scores: Keys of a report.
+        num_bins: Bins of every binned score.
+        confidence_level: Of the intervals.
+        num_resamples: Bootstrap resamples.
         input: `"probabilities"` or `"logits"`.
-        mask: rows to keep.
-        ignore_index: label of rows to drop.
-        seed: of the private generator.
+        mask: Rows to keep.
+        ignore_index: Label of rows to drop.
+        seed: Of the private generator.
 
     Returns:
         One comparison a pair.
 
     Raises:
-        ValueError: for fewer than two models, an unknown baseline or score, or bad input.
+        ValueError: For fewer than two models, an unknown baseline or score, or bad input.
     """
     _check_request(list(models), baseline, scores)
     num_bins, level = check_num_bins(num_bins), check_confidence_level(confidence_level)

@@ -98,20 +98,20 @@ def bootstrap_intervals(
     Wilson's form (see `ranked`). `brier_within_bin` has none.
 
     Args:
-        rows: checked rows.
-        num_bins: bins of every binned score; their edges stay those of the full data.
-        confidence_level: share of the distribution inside the interval.
-        num_resamples: resamples of N rows with replacement.
-        seed: of the private generator.
+        rows: Checked rows.
+        num_bins: Bins of every binned score; their edges stay those of the full data.
+        confidence_level: Share of the distribution inside the interval.
+        num_resamples: Resamples of N rows with replacement.
+        seed: Of the private generator.
         method: `"percentile"` or `"bca"`, for scores that do not fold.
-        scores: keys of the panel; fewer cost less.
+        scores: Keys of the panel; fewer cost less.
 
     Returns:
         Key to `(low, high)`. Resamples where a score is not defined are left out; `(nan, nan)` if it never is, and
         for `brier_within_bin`.
 
     Raises:
-        ValueError: for an unknown method or fewer than 20 resamples.
+        ValueError: For an unknown method or fewer than 20 resamples.
     """
     if method not in METHODS:
         raise ValueError(f"`interval_method` must be one of {METHODS}, got {method!r}.")
@@ -210,9 +210,9 @@ def down_to_zero(
     they reach at least to the mean of that band, because an error of its size cannot be told from none either.
 
     Args:
-        intervals: from `bootstrap_intervals`.
-        scores: the scores themselves.
-        floor: from `noise_floor`, at the same level.
+        intervals: From `bootstrap_intervals`.
+        scores: The scores themselves.
+        floor: From `noise_floor`, at the same level.
 
     Returns:
         The intervals.
@@ -294,12 +294,12 @@ def noise_floor(
     inside the band cannot be told from zero on this many rows.
 
     Args:
-        rows: checked rows; their labels are not used.
-        num_bins: bins of every binned score.
-        confidence_level: share of the redrawn scores inside the band.
-        num_resamples: redrawn label sets.
-        seed: of the private generator.
-        scores: keys of the panel; fewer cost less.
+        rows: Checked rows; their labels are not used.
+        num_bins: Bins of every binned score.
+        confidence_level: Share of the redrawn scores inside the band.
+        num_resamples: Redrawn label sets.
+        seed: Of the private generator.
+        scores: Keys of the panel; fewer cost less.
 
     Returns:
         Key to mean and band.
@@ -341,7 +341,7 @@ def bootstrap_counts(generator: np.random.Generator, num_rows: int, num_resample
     """How often each row is drawn in each resample.
 
     Args:
-        generator: a private generator.
+        generator: A private generator.
         num_rows: N.
         num_resamples: R.
 
@@ -413,9 +413,9 @@ def bca_level(draws: np.ndarray, point: float, left_out: np.ndarray, tail: float
 
     Args:
         draws: `(R,)` resampled scores.
-        point: the score itself.
+        point: The score itself.
         left_out: `(G,)` scores with one group of rows left out.
-        tail: probability outside on each side.
+        tail: Probability outside on each side.
 
     Returns:
         Levels in (0, 1), equal to `(tail, 1 - tail)` when there is neither bias nor skewness.

@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     """One block of rows in R replicates at once; a column is a replicate.
 
     Attributes:
-        rows: the block.
+        rows: The block.
         weights: `(n, R)` float32 times each row counts; `(n, 1)` ones where every replicate has each row once.
         correct: `(n, R)` float32 times it counts as correct.
         labels: `(n, R)` label of each row in each replicate; None where labels are the design's own.
@@ -72,9 +72,9 @@ class Design:
     """One set of rows, sorted by confidence (surest first), with all that replicates have in common.
 
     Args:
-        rows: checked rows.
-        num_bins: bins of every binned score.
-        classwise: whether class columns will be asked for; they cost a sort each.
+        rows: Checked rows.
+        num_bins: Bins of every binned score.
+        classwise: Whether class columns will be asked for; they cost a sort each.
     """
 
     def __init__(self, rows: Rows, num_bins: int, classwise: bool = True) -> None:

@@ -134,7 +134,7 @@ def scores_of_columns(columns: ColumnBins, brier: np.ndarray | float) -> dict[st
     """The scores over bins of every class column.
 
     Args:
-        columns: their bins, of one set of rows or of many.
+        columns: Their bins, of one set of rows or of many.
         brier: `(...)` Brier score of the same rows.
 
     Returns:
@@ -157,7 +157,7 @@ def ks_error(groups: Groups) -> float:
     """Kolmogorov-Smirnov calibration error: `max_c |mean_i (conf_i - correct_i) 1[conf_i <= c]|` (Gupta et al., 2021).
 
     Args:
-        groups: top-label rows grouped by confidence, ascending.
+        groups: Top-label rows grouped by confidence, ascending.
 
     Returns:
         The error, in [0, 1]. It needs no bins.

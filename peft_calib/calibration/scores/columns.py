@@ -41,7 +41,7 @@ class ColumnBins:
         uniform: `(..., C, B)` equal-width bins.
         mass: `(..., C, B)` equal-mass bins with ties spread. Of a class that no row has, only the sums are told: its
             error is its mean probability wherever bins end.
-        kept: the same for probabilities above the threshold.
+        kept: The same for probabilities above the threshold.
         pooled: `(..., B)` equal-mass bins of the probabilities above the threshold of all columns together.
     """
 
@@ -66,8 +66,8 @@ class _Sums(NamedTuple):
         """Cells as they are and, in their place among them, the rows of cells that are left out, by value.
 
         Args:
-            fine: those rows.
-            cells: the cell of each, in order.
+            fine: Those rows.
+            cells: The cell of each, in order.
         """
         coarse = np.flatnonzero(self.counts)
         at = np.searchsorted(fine.up_to[0][1:], np.searchsorted(cells, coarse), side="right")
@@ -91,9 +91,9 @@ class _Column:
 
     Args:
         values: `(N,)` in [0, 1].
-        label: what a row's label must be for the outcome; None for values that are of several columns and have none.
-        having: the rows that have it.
-        fineness: of the cells.
+        label: What a row's label must be for the outcome; None for values that are of several columns and have none.
+        having: The rows that have it.
+        fineness: Of the cells.
     """
 
     def __init__(self, values: np.ndarray, label: int | None, having: np.ndarray, fineness: int) -> None:
@@ -125,8 +125,8 @@ def column_bins(rows: Rows, num_bins: int) -> ColumnBins:
     """All bins of all class columns.
 
     Args:
-        rows: checked rows.
-        num_bins: bins of each kind.
+        rows: Checked rows.
+        num_bins: Bins of each kind.
 
     Returns:
         The bins.

@@ -23,9 +23,9 @@ class Tables(NamedTuple):
     """The sufficient statistics that all scores, but the row-wise ones, are computed from.
 
     Attributes:
-        sums: over rows, and of the top label's uniform bins.
-        columns: bins of every class column.
-        groups: top-label rows grouped by confidence, ascending.
+        sums: Over rows, and of the top label's uniform bins.
+        columns: Bins of every class column.
+        groups: Top-label rows grouped by confidence, ascending.
     """
 
     sums: TopLabelSums
@@ -45,9 +45,9 @@ def compute_panel(rows: Rows, num_bins: int, tables: Tables | None = None) -> di
     """Every score of the panel.
 
     Args:
-        rows: checked rows.
-        num_bins: bins of every binned score.
-        tables: their statistics, if already at hand.
+        rows: Checked rows.
+        num_bins: Bins of every binned score.
+        tables: Their statistics, if already at hand.
 
     Returns:
         A number for each of `KEYS`. Scores about errors are NaN when there is no error (or nothing but errors).

@@ -55,7 +55,7 @@ def rank(uncertainty: Any, errors: Any) -> Ranking:
         The ranking.
 
     Raises:
-        ValueError: for another shape, no row, a score that is not finite, or errors other than 0 and 1.
+        ValueError: For another shape, no row, a score that is not finite, or errors other than 0 and 1.
 
     Example:
         >>> rank([0.1, 0.3, 0.3], [0, 1, 0]).errors
@@ -97,14 +97,14 @@ def selective_scores(
         predictions: `(N, C)` probabilities or logits, ranked by `1 - max p`; or `(N,)` uncertainties.
         references: `(N,)` labels; or errors, zeros and ones, where predictions are uncertainties.
         input: `"probabilities"`, `"logits"` or `"uncertainty"`.
-        coverages: coverages to give the accuracy at.
-        risks: error rates to give the coverage at.
+        coverages: Coverages to give the accuracy at.
+        risks: Error rates to give the coverage at.
 
     Returns:
         Score to number; NaN where a score needs an error (or a correct row) and there is none.
 
     Raises:
-        ValueError: for bad input, see `rank` and `as_rows`.
+        ValueError: For bad input, see `rank` and `as_rows`.
     """
     if input == "uncertainty":
         ranking = rank(predictions, references)
@@ -229,7 +229,7 @@ def accuracy_at_coverage(ranking: Ranking, coverage: float) -> float:
     """Expected accuracy of the `ceil(coverage N)` surest rows, a tied group being drawn from at random.
 
     Raises:
-        ValueError: if the coverage is not in (0, 1].
+        ValueError: If the coverage is not in (0, 1].
     """
     if not 0.0 < coverage <= 1.0:
         raise ValueError(f"coverage must lie in (0, 1], got {coverage!r}.")
@@ -243,7 +243,7 @@ def coverage_at_risk(ranking: Ranking, risk: float) -> float:
     """Largest coverage of any threshold whose error rate is at most `risk`; 0 if there is none.
 
     Raises:
-        ValueError: if the risk is not in [0, 1].
+        ValueError: If the risk is not in [0, 1].
     """
     if not 0.0 <= risk <= 1.0:
         raise ValueError(f"risk must lie in [0, 1], got {risk!r}.")

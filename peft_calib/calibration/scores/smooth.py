@@ -16,8 +16,8 @@ def residual_grid(groups: Groups, size: int = GRID) -> np.ndarray:
     """Mean residual `(outcome - value) / N` collected in `size` equal cells of [0, 1].
 
     Args:
-        groups: rows grouped by confidence (or the cells of a histogram).
-        size: number of cells.
+        groups: Rows grouped by confidence (or the cells of a histogram).
+        size: Number of cells.
 
     Returns:
         `(size,)` float64.
@@ -68,7 +68,7 @@ def smooth_error_of_grid(residuals: np.ndarray, iterations: int = 12) -> np.ndar
 
     Args:
         residuals: `(R, G)`.
-        iterations: halvings of [0.001, 1].
+        iterations: Halvings of [0.001, 1].
 
     Returns:
         `(R,)` errors at the chosen bandwidth.
@@ -86,7 +86,7 @@ def smooth_calibration_error(groups: Groups) -> np.ndarray:
     """SmECE of Blasiok & Nakkiran (2023), arXiv:2309.12236: consistent, and continuous in the predictions.
 
     Args:
-        groups: top-label rows grouped by confidence, ascending.
+        groups: Top-label rows grouped by confidence, ascending.
 
     Returns:
         The error, in [0, 1].

@@ -79,7 +79,7 @@ class TopLabelSums:
         Args:
             probabilities: `(N, C)` float32 or float64.
             labels: `(N,)` int64.
-            checked: whether the rows come from `as_rows`.
+            checked: Whether the rows come from `as_rows`.
             into: `(N,)` float64 and `(N,)` bool that take each row's confidence and whether it is right.
 
         Returns:

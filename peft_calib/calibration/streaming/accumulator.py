@@ -40,14 +40,14 @@ class CalibrationAccumulator:
     In a distributed evaluation each process updates its own accumulator, then `reduce(accelerator)` adds them up.
 
     Args:
-        num_bins: bins of every binned score.
-        num_classes: if known; else taken from the first batch. Needed where a process may get no batch at all.
+        num_bins: Bins of every binned score.
+        num_classes: If known; else taken from the first batch. Needed where a process may get no batch at all.
         input: `"probabilities"` or `"logits"`, checked in every batch.
-        ignore_index: label of rows to drop, or None.
-        ordered: whether to keep what scores over class columns and over rows in order need.
+        ignore_index: Label of rows to drop, or None.
+        ordered: Whether to keep what scores over class columns and over rows in order need.
 
     Raises:
-        ValueError: for bad settings.
+        ValueError: For bad settings.
 
     Example:
         >>> accumulator = CalibrationAccumulator(num_bins=10)
@@ -98,13 +98,13 @@ class CalibrationAccumulator:
         """Adds a batch; one without rows, or with every row masked, adds nothing.
 
         Args:
-            predictions: as for `calibration_report`.
-            labels: integer class ids.
-            mask: boolean, of the labels' shape.
+            predictions: As for `calibration_report`.
+            labels: Integer class ids.
+            mask: Boolean, of the labels' shape.
 
         Raises:
-            ValueError: for bad input, or another number of classes than before; the state is left as it was.
-            TypeError: for input of a wrong type.
+            ValueError: For bad input, or another number of classes than before; the state is left as it was.
+            TypeError: For input of a wrong type.
         """
         if _nothing_left(labels, mask, self.ignore_index):
             _check_nothing(predictions, labels, self.num_classes)
@@ -173,7 +173,7 @@ class CalibrationAccumulator:
         """Adds another accumulator's rows to this one, and returns this one.
 
         Raises:
-            ValueError: if they differ in bins, classes or what they keep.
+            ValueError: If they differ in bins, classes or what they keep.
         """
         if other.num_classes is None:
             return self
@@ -205,7 +205,7 @@ class CalibrationAccumulator:
         """Takes over an additive state; kept rows are not part of it, so scores in order come from the histogram.
 
         Raises:
-            ValueError: if the state belongs to other bins or classes, or is not one.
+            ValueError: If the state belongs to other bins or classes, or is not one.
         """
         expected = {key: (value.shape, value.dtype) for key, value in self.state().items()}
         if {key: (value.shape, value.dtype) for key, value in state.items()} != expected:
@@ -237,13 +237,13 @@ class CalibrationAccumulator:
         """A new accumulator with the rows of every process, on every process.
 
         Args:
-            accelerator: an `accelerate.Accelerator`.
+            accelerator: An `accelerate.Accelerator`.
 
         Returns:
             The sum over processes; itself unchanged if there is only one.
 
         Raises:
-            ValueError: if `num_classes` is not known here (give it to the constructor).
+            ValueError: If `num_classes` is not known here (give it to the constructor).
         """
         self._check_started()
         if accelerator.num_processes == 1:
@@ -263,7 +263,7 @@ class CalibrationAccumulator:
         """The report, without intervals (they need rows; `calibration_report` has them).
 
         Raises:
-            ValueError: if there was no row.
+            ValueError: If there was no row.
         """
         self._check_started()
         if self.num_rows == 0:
