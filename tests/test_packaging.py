@@ -74,7 +74,7 @@ def test_metadata(wheel, project):
     assert metadata["Name"] == "peft-calib"
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == "<3.14,>=3.11"
-    assert set(metadata.get_all("Provides-Extra")) == {"demo", "fast", "space", "test", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"demo", "space", "test", "dev"}
     licence = wheel.read(name.replace("METADATA", "licenses/LICENSE")).decode()
     assert "Apache License" in licence
     assert "END OF TERMS AND CONDITIONS" in licence
