@@ -230,6 +230,7 @@ class CalibLoraConfig(PeftConfig):
         Raises:
             ValueError: If the folder holds pickled weights only, its safetensors file is truncated or damaged, or the
                 configuration or a tensor is not the one that was saved.
+            TypeError: If the file holds no PEFT configuration.
         """
         folder = Path(pretrained_model_name_or_path) / (subfolder or "")
         check_adapter_file(folder)
@@ -238,7 +239,10 @@ class CalibLoraConfig(PeftConfig):
         except (ValueError, TypeError) as error:
             if CONFIG_NAME in str(error):
                 raise
-            raise ValueError(f"{folder / CONFIG_NAME}: {error} {ADAPTER_MENDS}.") from error
+            # A TypeError of a wrong value says nothing to who loads a file; a file that is no configuration at all is
+            # PEFT's own TypeError, which its users catch.
+            kind = TypeError if "missing required keys" in str(error) else ValueError
+            raise kind(f"{folder / CONFIG_NAME}: {error} {ADAPTER_MENDS}.") from error
         if isinstance(config, CalibLoraConfig) and (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
             check_folder(config, folder)
             config.unverified = False
