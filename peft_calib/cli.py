@@ -31,11 +31,11 @@ app = typer.Typer(
 RunDir = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 TestData = Annotated[
     str | None,
-    typer.Option("--data", help="Rows to test on: a file, a folder or a Hub id. \\[the run's own test rows]"),
+    typer.Option("--data", help="Rows to test on: a file, a folder or a Hub id. Default: the run's own test rows."),
 ]
 Subset = Annotated[str | None, typer.Option(help="Configuration name of a Hub data set.")]
-Split = Annotated[str | None, typer.Option(help="Split of the data. \\[test, or else validation]")]
-NumSamples = Annotated[int | None, typer.Option(help="Draws of a stochastic prediction. \\[as trained]")]
+Split = Annotated[str | None, typer.Option(help="Split of the data. Default: test, or else validation.")]
+NumSamples = Annotated[int | None, typer.Option(help="Draws of a stochastic prediction. Default: as trained.")]
 Metrics = Annotated[list[str] | None, typer.Option("--metric", "--metrics", help="A score to show. May be repeated.")]
 Encoding = Annotated[str | None, typer.Option(help="Of text files that are not UTF-8, such as cp1252 or latin-1.")]
 Delimiter = Annotated[str | None, typer.Option(help="Of CSV files, where the rows do not show it; also tab.")]
@@ -59,11 +59,13 @@ def demo(
     ] = "documentation",
     subset: Annotated[str | None, typer.Option(help="Configuration name of a Hub data set.")] = None,
     text_column: Annotated[
-        list[str] | None, typer.Option(help="Column of the text; twice for pairs. \\[text]")
+        list[str] | None, typer.Option(help="Column of the text; twice for pairs. Default: text.")
     ] = None,
     label_column: Annotated[str, typer.Option(help="Column of the label.")] = "label",
     outside: Outside = None,
-    model: Annotated[str | None, typer.Option(help="A Hub id or a folder. \\[the embedded all-MiniLM-L6-v2]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A Hub id or a folder. Default: the embedded all-MiniLM-L6-v2.")
+    ] = None,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters.")] = 8,
     target_modules: Annotated[str, typer.Option(help="'all-linear', or names separated by commas.")] = "all-linear",
     epochs: Annotated[float, typer.Option(min=0.0, help="Passes over the training rows.")] = 8,
@@ -192,7 +194,9 @@ def compare(
 def export(
     run: RunDir,
     output_dir: Annotated[Path, typer.Argument(help="Folder to write.")],
-    num_samples: Annotated[int | None, typer.Option(min=1, help="Write this many draws. \\[the mean adapter]")] = None,
+    num_samples: Annotated[
+        int | None, typer.Option(min=1, help="Write this many draws. Default: the mean adapter.")
+    ] = None,
     t: Annotated[float | None, typer.Option(help="Point of a curve.")] = None,
     seed: Seed = 0,
 ) -> None:

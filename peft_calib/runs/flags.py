@@ -102,5 +102,5 @@ def _help(item: Any) -> str:
     if item.name in PIECES:
         return f"{text} As name=value; may be repeated."
     if isinstance(default, list):
-        return f"{text} May be repeated. \\[{', '.join(default)}]"
-    return text if default in (None, "", False) else f"{text} \\[{default!r}]"
+        return f"{text} May be repeated. Default: {', '.join(default)}."
+    return text if default in (None, "", False) else f"{text} Default: {default!r}."

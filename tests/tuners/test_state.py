@@ -433,5 +433,5 @@ def test_state_dict_functions_under_another_name(bert, adapt):
 
 def test_a_file_that_is_no_peft_configuration_is_what_peft_says(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"words": "none of ours"}')
-    with pytest.raises(TypeError, match="adapter_config.json.*missing required keys.*Restore the folder"):
+    with pytest.raises(TypeError, match=r"adapter_config\.json.*missing required keys.*Restore the folder"):
         HyperLoraConfig.from_pretrained(tmp_path)
