@@ -142,6 +142,10 @@ class CoreStack(nn.Module):
             self.mix = nn.Parameter(torch.zeros(count, R * C * (R * C - 1) // 2))
         if config.flow == "maf":
             self.flow = MaskedAffineFlow(count, C, config.flow_hidden, config.flow_depth, generator)
+            # Drawn here and not where it is used: torch 2.11 cannot trace a generator into an exported graph. No
+            # buffer either, as `to_empty` would leave it without values.
+            seeded = torch.Generator().manual_seed(self.seed)
+            self._half_noise = torch.randn(MEAN_PAIRS, count, R, C, generator=seeded, device="cpu")
 
     @property
     def shape(self) -> torch.Size:
@@ -239,8 +243,7 @@ class CoreStack(nn.Module):
         return sum(w * t.diagonal(dim1=-2, dim2=-1).log().sum() for w, t in zip(weights, spread, strict=True))
 
     def _fixed_noise(self, dtype: torch.dtype) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
-        half = to_device(torch.randn(MEAN_PAIRS, *self.shape, generator=generator), self.mean.device, dtype)
+        half = to_device(self._half_noise, self.mean.device, dtype)
         return torch.cat([half, -half])
 
 
