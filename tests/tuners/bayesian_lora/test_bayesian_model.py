@@ -164,7 +164,7 @@ def test_one_draw_is_exactly_one_lora(family, tmp_path):
         tensors[f"base_model.model.{slot.name}.lora_B.weight"] = B.contiguous()
     save_file(tensors, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
     stock = PeftModel.from_pretrained(family.build(), tmp_path)
-    torch.testing.assert_close(logits(stock, batch), drawn, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(logits(stock, batch), drawn, rtol=1e-5, atol=1e-5)
 
 
 def test_every_parameter_is_named_trainable_and_learns(family):
