@@ -420,3 +420,12 @@ def _words(hint: Any) -> str:
     if origin is dict:
         return f"a mapping (with values that are each {_words(typing.get_args(hint)[1])})"
     return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def without_nan(value: Any) -> Any:
+    """NaN, where a score is not defined, as null."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,9 +20,10 @@ from ..calibration import calibration_report
 from ..calibration.fingerprint import SplitFingerprint
 from ..console import quiet
 from ..files import replace_folder, write_atomically
+from ..json_files import without_nan
 from ..prediction import Prediction
 from .baseline import MostFrequent
-from .folder import RunFolder, read_fields, read_json, without_nan, write_json
+from .folder import RunFolder, read_fields, read_json, write_json
 from .loading import FinishedRun, load_task, log_probabilities, read_record, run_identity
 from .methods import prediction_variants
 from .outside import outside_report

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 
 from .. import json_files
 from ..files import clear_leftovers, folder_lock, move_into_place, write_atomically
-from ..json_files import Fields
+from ..json_files import Fields, without_nan
 
 __all__ = ["RunFolder"]
 
@@ -152,15 +151,6 @@ def read_fields(path: Path) -> Fields:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON so that a reader finds all of it or nothing."""
     write_atomically(path, json.dumps(without_nan(content), indent=2, allow_nan=False) + "\n")
-
-
-def without_nan(value: Any) -> Any:
-    """NaN, where a score is not defined, as null."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

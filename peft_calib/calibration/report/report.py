@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...json_files import without_nan
 from ..bins import BinStatistics
 from ..inputs import Rows, as_rows, check_confidence_level, check_num_bins
 from ..resampling.intervals import (
@@ -73,7 +73,7 @@ class CalibrationReport(Mapping[str, float]):
 
     def to_json(self, indent: int | None = 2) -> str:
         """`to_dict` as standard JSON; a score that is not defined (NaN) becomes null."""
-        return json.dumps(_without_nan(self.to_dict()), indent=indent, allow_nan=False)
+        return json.dumps(without_nan(self.to_dict()), indent=indent, allow_nan=False)
 
     def to_markdown(self) -> str:
         """A table with one line a score, and the verdict on the calibration error, in Markdown."""
@@ -165,11 +165,3 @@ def calibration_report(
     return CalibrationReport(
         values | redefined, settings, tables.sums.bins, tables.columns.uniform, intervals, floor, rows
     )
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
