@@ -8,10 +8,12 @@ Example:
     'HYPERLORA'
 """
 
+from .classes import name_classes_of_adapters
 from .export import export_lora
 from .registry import check_peft_version
 
 check_peft_version()
+name_classes_of_adapters()
 
 from .methods.bayesian import bayesianize  # noqa: E402
 from .methods.curve import (  # noqa: E402

@@ -17,8 +17,6 @@ from ..json_files import Fields, without_nan
 __all__ = ["RunFolder"]
 
 CONFIG, FINISHED, TEMPERATURE, STAGE = "config.json", "run.json", "temperature.json", "stage.json"
-#: Beside an adapter: the names of its classes, in order.
-CLASSES = "classes.json"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from ..classes import write_class_names
 from ..console import StepProgress, own_random_state
 from ..files import move_into_place
 from ..provenance.splits import SplitRecord, record_split
@@ -37,7 +38,7 @@ from ..trainer_callbacks import (
     last_complete_checkpoint,
 )
 from ..tuners.objective import prepare_for_trainer
-from .folder import CLASSES, STAGE, RunFolder, write_json
+from .folder import STAGE, RunFolder, write_json
 from .methods import Stage
 from .processes import on_cpu, processes
 from .settings import RunConfig
@@ -242,9 +243,7 @@ def _finish(
     state.wait_for_everyone()
     if state.is_main_process:
         if classes is not None:
-            # an adapter's own files do not say how many classes it has. A config.json would, but transformers takes
-            # a folder that holds one for a whole model, and no longer finds the base model from it
-            write_json(unfinished / CLASSES, {"names": list(classes)})
+            write_class_names(unfinished, classes)
         (unfinished / "training_args.bin").unlink(missing_ok=True)  # a pickle; the settings are in config.json
         write_json(unfinished / STAGE, facts)
         write_json(folder.training(stage.name) / "log.json", {"log_history": trainer.state.log_history})

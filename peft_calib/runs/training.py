@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ..classes import write_class_names
 from ..console import progress_bars, quiet
 from ..export import export_lora
 from ..identity import folder_digest
@@ -233,13 +234,15 @@ def _finish(
 
 
 def _beside_the_adapter(run: FinishedRun, folder: RunFolder, temperatures: dict[str, Any]) -> None:
-    """The temperature of the deterministic adapter travels with it, as `RecalibrationCallback` stores one."""
+    """The temperature of the mean travels with the adapter, as `RecalibrationCallback` stores one, and its LoRA."""
     if run.task.labels is None or list(run.adapter_names) != [ADAPTER] or "mean" not in temperatures:
         return
-    place = folder.adapter(ADAPTER)
     state = {name: value for name, value in temperatures["mean"].items() if name != "num_samples"}
     how = {"how": "mean", "num_samples": None, "seed": run.task.config.seed}
-    write_json(place / RECALIBRATION_FILE, {**state, "adapter": folder_digest(place), **how})
+    for place in (folder.adapter(ADAPTER), folder.plain_lora):
+        if place.is_dir():
+            write_class_names(place, run.task.labels.names)
+            write_json(place / RECALIBRATION_FILE, {**state, "adapter": folder_digest(place), **how})
 
 
 def _environment() -> dict[str, str]:

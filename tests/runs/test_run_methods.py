@@ -9,6 +9,7 @@ from command_line import QUICK, fresh_base, peft_calib, read
 from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel
 from safetensors.torch import load_file
 
+from peft_calib.calibration import TemperatureScaling
 from peft_calib.prediction import load_frozen, predict_dataset
 from peft_calib.runs.evaluation import evaluate_run
 from peft_calib.runs.loading import FinishedRun, mixes_adapters
@@ -46,10 +47,11 @@ def test_a_run_holds_what_it_says(trained, method):
         assert load_recalibration(run / "adapter").state()["fit"] == temperatures["mean"]["fit"]
         names = json.loads((run / "adapter" / "classes.json").read_text())["names"]
         assert names == json.loads((run / "config.json").read_text())["labels"]["names"]
-        classes = dict(enumerate(names))
-        options = {"id2label": classes, "ignore_mismatched_sizes": True}  # this base model has a head of its own
-        alone = AutoPeftModelForSequenceClassification.from_pretrained(run / "adapter", **options)
-        assert alone.config.id2label == classes
+        assert TemperatureScaling.load(run / "temperature.json").state()["fit"] == temperatures["mean"]["fit"]
+        for folder in {"adapter", *content["plain_lora"]}:
+            assert load_recalibration(run / folder).state()["fit"] == temperatures["mean"]["fit"]
+            alone = AutoPeftModelForSequenceClassification.from_pretrained(run / folder)
+            assert alone.config.id2label == dict(enumerate(names))
     assert not [path for path in run.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
 
 

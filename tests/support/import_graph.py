@@ -88,7 +88,7 @@ def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
 
 #: Rooms from the ground up: an arrow goes to a room further up in this list, that is, down in the house.
 FLOORS = {
-    "ground": ("internals", "files", "json_files", "registry", "identity", "console"),
+    "ground": ("internals", "files", "json_files", "registry", "identity", "classes", "console"),
     "foundations": ("tuners", "calibration"),
     "what lies on one of them": (
         "lora_form",

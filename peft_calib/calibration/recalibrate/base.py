@@ -158,13 +158,20 @@ class Recalibrator(ABC):
 
     @classmethod
     def load(cls: type[Self], path: str | Path) -> Self:
-        """Reads a method saved by `save`.
+        """Reads a method saved by `save`, or that of a run's `temperature.json`.
+
+        A run has one for each way of predicting. That of the mean is read, for which `adapter/recalibration.json`
+        stands too, or the only one.
 
         Raises:
             ValueError: If the file holds another method, is not such a file, or holds values that cannot be; the
                 message names file, field and value.
         """
-        return cls.from_state(read_json(path, MEND))
+        fields = read_json(path, MEND)
+        ways = [name for name in fields if isinstance(fields.content[name], dict) and "method" in fields.content[name]]
+        if "method" not in fields and ways:
+            fields = fields.mapping("mean" if "mean" in ways else ways[0])
+        return cls.from_state(fields)
 
     @classmethod
     def from_state(cls: type[Self], state: Mapping[str, Any] | Fields) -> Self:

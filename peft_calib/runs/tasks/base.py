@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from datasets import Dataset
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ...classes import class_options
 from ..labels import LabelMap
 from ..origins import with_column
 from ..settings import RunConfig
@@ -98,13 +99,7 @@ class Task(ABC):
     def class_options(self) -> dict[str, Any]:
         """What a model with a head is loaded with."""
         assert self.labels is not None
-        names = self.labels.names
-        return self.model_options() | {
-            "num_labels": len(names),
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: position for position, name in enumerate(names)},
-            "ignore_mismatched_sizes": True,  # a head for another number of classes is replaced
-        }
+        return self.model_options() | class_options(self.labels.names)
 
 
 def load_model_config(config: RunConfig) -> PreTrainedConfig:

@@ -1,0 +1,106 @@
+"""The names of an adapter's classes: a file beside it, and PEFT's auto classes asked to read it.
+
+An adapter's own files do not say how many classes its head has, so PEFT builds a base model of two and cannot load a
+head of five. A `config.json` would say it, but transformers takes a folder that holds one for a whole model, and no
+longer finds the base model from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from peft import AutoPeftModelForSequenceClassification, AutoPeftModelForTokenClassification
+
+from .files import write_atomically
+from .json_files import read_json
+
+CLASSES_FILE = "classes.json"
+MEND = "Restore it, or pass id2label"
+
+
+def write_class_names(folder: str | Path, names: Sequence[str]) -> None:
+    """Write the names of the classes, in order, beside an adapter."""
+    write_atomically(Path(folder) / CLASSES_FILE, json.dumps({"names": list(names)}, indent=2) + "\n")
+
+
+def read_class_names(adapter: str | Path, **hub: Any) -> list[str] | None:
+    """The names of an adapter's classes, in order.
+
+    Args:
+        adapter: Its folder, or its id on the Hub.
+        hub: `revision`, `token`, `cache_dir` and `subfolder` of the Hub's file.
+
+    Returns:
+        The names, `None` where no such file lies beside the adapter.
+
+    Raises:
+        ValueError: If the file is damaged, or names no class or one twice.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> write_class_names(folder, ["no", "perhaps", "yes"])
+        >>> read_class_names(folder)
+        ['no', 'perhaps', 'yes']
+    """
+    folder = Path(adapter) / (hub.get("subfolder") or "")
+    file = folder / CLASSES_FILE if Path(adapter).is_dir() else _of_the_hub(str(adapter), **hub)
+    if file is None or not file.is_file():
+        return None
+    fields = read_json(file, MEND)
+    names: list[str] = fields.listing("names", str)
+    if not names or len(set(names)) < len(names):
+        raise fields.wrong("names", "a list of different texts")
+    return names
+
+
+def _of_the_hub(repository: str, **hub: Any) -> Path | None:
+    try:
+        return Path(hf_hub_download(repository, CLASSES_FILE, **hub))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+        return None  # whether there is such an adapter at all, PEFT says better
+
+
+def name_classes_of_adapters() -> None:
+    """Have PEFT's auto classes of classifiers build the base model with the classes that a folder names.
+
+    An adapter of any method will do, and one without such a file is loaded as before, as is one whose caller says
+    `num_labels` or `id2label`. Calling it twice changes nothing.
+    """
+    for auto in (AutoPeftModelForSequenceClassification, AutoPeftModelForTokenClassification):
+        load = auto.from_pretrained.__func__
+        if not getattr(load, "names_classes", False):
+            auto.from_pretrained = classmethod(_naming_classes(load))
+
+
+def _naming_classes(load: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(load)
+    def from_pretrained(cls: type, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        if not {"num_labels", "id2label"} & set(kwargs):
+            hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
+            names = read_class_names(pretrained_model_name_or_path, **hub)
+            kwargs = ({} if names is None else class_options(names)) | kwargs
+        return load(cls, pretrained_model_name_or_path, *args, **kwargs)
+
+    from_pretrained.names_classes = True  # type: ignore[attr-defined]
+    return from_pretrained
+
+
+def class_options(names: Sequence[str]) -> dict[str, Any]:
+    """What transformers is to load a model with for a head of these classes.
+
+    Example:
+        >>> class_options(["no", "yes"])["label2id"]
+        {'no': 0, 'yes': 1}
+    """
+    return {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: position for position, name in enumerate(names)},
+        "ignore_mismatched_sizes": True,  # a head for another number of classes is replaced
+    }
