@@ -154,14 +154,7 @@ def in_out_features(layer: nn.Module) -> tuple[int | None, int | None]:
 
 
 def extend_peft_types(name: str) -> PeftType:
-    """Add a member to PEFT's enum of methods, which Python regards as closed.
-
-    Args:
-        name: Upper-case name of the method, which is also the member's value.
-
-    Raises:
-        ImportError: If the enum of this Python or PEFT cannot be extended.
-    """
+    """Add a member to PEFT's enum of methods, which Python regards as closed."""
     member = str.__new__(PeftType, name)
     member._name_ = member._value_ = name
     member.__objclass__ = PeftType

@@ -199,11 +199,7 @@ def lipschitz_bound(model: nn.Module, segment: int, gradient_norm: float = 1.0) 
 
 
 def curve_law(model: nn.Module) -> CurveLaw:
-    """The active curve of a model.
-
-    Raises:
-        TypeError: If there is none.
-    """
+    """The active curve of a model; `TypeError` if there is none."""
     active_holders(model)  # says what is in the way where nothing is active
     for law in laws_of(model, active=True):
         if isinstance(law, CurveLaw):

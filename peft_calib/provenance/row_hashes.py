@@ -20,20 +20,11 @@ BATCH = 1000
 
 
 def hash_rows(rows: Any) -> tuple[str, np.ndarray]:
-    """Hash the inputs of rows.
+    """The kind of rows (`"tokens"`, or the names of their columns) and a uint64 hash of the inputs of each, (N,).
 
     Tokenised rows are known by the tokens under their attention mask, so padding does not count; other rows by all
-    columns that are neither labels nor row numbers.
-
-    Args:
-        rows: A `datasets.Dataset`, any sequence of rows, or a table, see `as_rows`.
-
-    Returns:
-        The kind of the hashes (`"tokens"`, or the column names) and uint64 hashes (N,), in the order of the rows.
-
-    Raises:
-        TypeError: If these are no rows (see `as_rows`), or they hold a value of an unknown type.
-        ValueError: If there is no row, or nothing but labels in it.
+    columns that are neither labels nor row numbers. `TypeError` for what is no row or of an unknown type, `ValueError`
+    if there is no row, or nothing but labels in it.
 
     Example:
         >>> padded = [{"input_ids": [5, 6, 0], "attention_mask": [1, 1, 0]}]

@@ -11,23 +11,10 @@ STREAMS = ("IterableDataset", "IterableColumn", "LazyFrame")
 
 
 def as_rows(rows: Any) -> Any:
-    """The same rows, so that `rows[i]` is row i.
+    """The same rows, so that `rows[i]` is row i: a data set for a table, a list for a series, anything else as it is.
 
-    Args:
-        rows: A `datasets.Dataset`, a sequence of rows, a `torch` data set with a length, or a table: a pandas or
-            polars data frame or series, a pyarrow table. The index of a frame is no part of its rows.
-
-    Returns:
-        A `datasets.Dataset` for a table, a list for a series, anything else as it is.
-
-    Raises:
-        TypeError: If these are no rows: several splits at once, a mapping of columns, a text, a stream.
-        ValueError: If two columns of a frame have the same name.
-
-    Example:
-        >>> import pandas as pd
-        >>> as_rows(pd.DataFrame({"text": ["a", "b"]}, index=[7, 3]))[1]
-        {'text': 'b'}
+    Tables are pandas or polars data frames and series and pyarrow's; the index of a frame is no part of its rows.
+    `TypeError` for what is no set of rows: several splits at once, a mapping of columns, a text, a stream.
     """
     _refuse_other_things(rows)
     library, kind = _origin(rows)
@@ -39,17 +26,7 @@ def as_rows(rows: Any) -> Any:
 
 
 def pick_rows(rows: Any, numbers: np.ndarray) -> Any:
-    """Some of the rows, in the form they came in: a frame of a frame, a data set of a data set, else a list.
-
-    Args:
-        rows: As for `as_rows`.
-        numbers: Row numbers from 0.
-
-    Example:
-        >>> import pandas as pd
-        >>> list(pick_rows(pd.DataFrame({"text": ["a", "b", "c"]}, index=[7, 3, 0]), np.array([0, 2])).index)
-        [7, 0]
-    """
+    """Some of the rows by number, in the form they came in: a frame, a data set, else a list."""
     library, _ = _origin(rows)
     if library == "pandas":
         return rows.iloc[numbers]

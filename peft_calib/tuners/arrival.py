@@ -28,14 +28,8 @@ _PREFIX = "base_model.model."
 def check_on_arrival(model: nn.Module, config: CalibLoraConfig, adapter_name: str) -> Callable[[], None]:
     """Note the base model as it is, for a check when the weights of an adapter have been loaded.
 
-    Args:
-        model: The base model, with the adapter in it.
-        config: Of the adapter, as it was read from a file that nothing has been held against yet.
-        adapter_name: Its name.
-
-    Returns:
-        The check; does nothing if another way of loading has verified the weights. It raises `ValueError` if a tensor
-        of the adapter is not the recorded one, or the file has overwritten one of the base model.
+    The check does nothing if another way of loading has verified the weights. It raises `ValueError` if a tensor of
+    the adapter is not the recorded one, or the file has overwritten one of the base model.
     """
     before = {name: weakref.ref(parameter) for name, parameter in model.named_parameters()}
     root = weakref.ref(model)

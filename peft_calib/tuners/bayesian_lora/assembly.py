@@ -22,16 +22,7 @@ def groups_of(bases: Bases) -> list[ShapeGroup]:
 
 
 def assemble(bases: Bases, cores: PerFactor, sigma: PerFactor | None) -> Pairs:
-    """`W = sigma G_r^T V G_c` for A and B of every group.
-
-    Args:
-        bases: Whitened bases.
-        cores: V, (K, n, R, C).
-        sigma: Prior standard deviations, (n, 1, 1); one when omitted.
-
-    Returns:
-        A and B of each group.
-    """
+    """A and B of every group, `W = sigma G_r^T V G_c`, of cores V (K, n, R, C); with sigma 1 where it is omitted."""
     factors = {}
     for group in groups_of(bases):
         for side in "AB":
@@ -48,10 +39,7 @@ def middle(bases: Bases, group: ShapeGroup) -> torch.Tensor:
 def assemble_core_form(bases: Bases, cores: PerFactor, sigma: PerFactor) -> Pairs:
     """A = Q, the same for every draw, and B = P M: the same product `B A = P M Q` as that of the factors.
 
-    Args:
-        bases: Whitened bases: `P = sigma_B G_r^B^T` (n, d_out, R) and `Q = sigma_A G_c^A` (n, C, d_in).
-        cores: M (K, n, R, C) of each group, under side `"A"`.
-        sigma: Prior standard deviations.
+    `P = sigma_B G_r^B^T` (n, d_out, R), `Q = sigma_A G_c^A` (n, C, d_in); M (K, n, R, C) stands under side `"A"`.
     """
     pairs = {}
     for group in groups_of(bases):

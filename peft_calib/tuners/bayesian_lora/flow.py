@@ -17,15 +17,7 @@ class MaskedAffineFlow(nn.Module):
     """`v_j = (softplus(a_j) + 1e-3) u_j + b_j` with (a_j, b_j) a function of the entries before (Papamakarios 2017).
 
     The conditioner is a masked residual network: linear, two residual blocks of two linear maps, linear. Each factor
-    has its own, shared by its rows. Every layer starts as the identity. Layers alternate the order of the
-    coordinates.
-
-    Args:
-        count: Number of factors.
-        features: Length of a row.
-        hidden: Width of the conditioner.
-        depth: Number of such maps in a row.
-        generator: Source of the initial weights.
+    has its own, shared by its rows. Every layer starts as the identity. Layers alternate the order of the coordinates.
     """
 
     def __init__(self, count: int, features: int, hidden: int, depth: int, generator: torch.Generator) -> None:
@@ -35,14 +27,7 @@ class MaskedAffineFlow(nn.Module):
         )
 
     def forward(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map rows and give the log-determinant.
-
-        Args:
-            u: (count, rows, features).
-
-        Returns:
-            The mapped rows, and log |det| of each row, (count, rows).
-        """
+        """The mapped rows of u (count, rows, features), and log |det| of each row, (count, rows)."""
         log_det = u.new_zeros(u.shape[:-1])
         for layer in self.layers:
             u, change = layer(u)

@@ -31,13 +31,7 @@ class CholeskyError(ValueError):
 
 
 class Whitened(NamedTuple):
-    """A basis after whitening.
-
-    Args:
-        G: L^-1 Z, shape (..., size, dim), with rows that are orthonormal in the limit D -> 0.
-        L: Cholesky factor of K, (..., size, size).
-        D: Square root of the diagonal added to Z Z^T, (..., size).
-    """
+    """A whitened basis: G (..., size, dim), whose rows are orthonormal in the limit D -> 0; L; D (..., size)."""
 
     G: torch.Tensor
     L: torch.Tensor
@@ -51,23 +45,9 @@ class Whitened(NamedTuple):
 
 
 def whiten(Z: torch.Tensor, variance: torch.Tensor, jitter: float) -> Whitened:
-    """Whiten a stack of bases: `K = Z Z^T + diag(variance + jitter * mean diag K)`, `G = L^-1 Z`.
+    """Whiten bases (count, size, dim): `K = Z Z^T + diag(variance + jitter * mean diag K)`, `G = L^-1 Z`.
 
-    Args:
-        Z: Bases, (count, size, dim).
-        variance: The diagonal D^2, (count, size) or broadcastable to it.
-        jitter: Added relative to the mean diagonal, and times ten up to three times where a factorisation fails.
-
-    Returns:
-        The whitened bases.
-
-    Raises:
-        CholeskyError: If a kernel has no factor after the escalation, e.g. because a parameter is not finite.
-
-    Example:
-        >>> whiten(torch.eye(2).expand(1, 2, 2), torch.zeros(1, 2), 0.0).G[0]
-        tensor([[1., 0.],
-                [0., 1.]])
+    Where a factorisation fails, the jitter is taken times ten up to three times; then `CholeskyError` is raised.
     """
     gram = Z @ Z.mT
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
@@ -95,10 +75,6 @@ def _eliminated(K: torch.Tensor, Z: torch.Tensor) -> tuple[torch.Tensor, torch.T
     """`L^-1 Z` and the Cholesky factor L of K by elimination, row by row: for ONNX, which knows no factorisation.
 
     A kernel is as large as a core (the rank, say), so there are a few operations for each of a few rows.
-
-    Args:
-        K: Kernels, (count, size, size).
-        Z: Bases, (count, size, dim).
     """
     columns, rows = [], []
     for j in range(K.shape[-1]):
@@ -128,36 +104,18 @@ def _failed(gram: torch.Tensor, variance: torch.Tensor, scale: torch.Tensor) -> 
 
 
 def combine(rows: torch.Tensor, core: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """`G_r^T V G_c`, contracting the smaller of the two sides first.
-
-    Args:
-        rows: G_r, (..., R, m).
-        core: V, (..., R, C).
-        columns: G_c, (..., C, n).
-
-    Returns:
-        Tensor of shape (..., m, n).
-    """
+    """`G_r^T V G_c`, (..., m, n), contracting the smaller of the two sides first."""
     if rows.shape[-1] <= columns.shape[-1]:
         return (rows.mT @ core) @ columns
     return rows.mT @ (core @ columns)
 
 
 def conditional_noise(noise: torch.Tensor, rows: Whitened, columns: Whitened, kind: str) -> torch.Tensor:
-    """Turn white noise into E ~ N(0, I - P_r (x) P_c), what V leaves open of a factor.
+    """Turn white noise into E ~ N(0, I - P_r (x) P_c), (..., m, n), what V leaves open of a factor.
 
-    `"matheron"` is exact: `E = e - G_r^T (H_r e' H_c^T) G_c` with e' the noise extended by the diagonals' own
-    (Matheron's rule in whitened coordinates; no second Cholesky factor is needed). `"projected"` leaves the extension
-    out, `E = e - P_r e P_c`: exact for D -> 0 and free of further noise.
-
-    Args:
-        noise: Standard normal, (..., m, n) for `"projected"`, (..., m + R, n + C) for `"matheron"`.
-        rows: Row basis.
-        columns: Column basis.
-        kind: `"projected"` or `"matheron"`.
-
-    Returns:
-        E of shape (..., m, n).
+    `"matheron"` is exact: `E = e - G_r^T (H_r e' H_c^T) G_c` with e' the noise (..., m + R, n + C), extended by the
+    diagonals' own (Matheron's rule in whitened coordinates; no second Cholesky factor is needed). `"projected"` leaves
+    the extension out, `E = e - P_r e P_c`: exact for D -> 0 and free of further noise.
     """
     if kind == "projected":
         return noise - combine(rows.G, rows.G @ noise @ columns.G.mT, columns.G)
@@ -209,12 +167,7 @@ def kl_full(mean: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 
 def kl_conditional(scale: torch.Tensor, numel: torch.Tensor) -> torch.Tensor:
-    """KL of N(M, lambda^2 S) from N(M, S): `sum m n (0.5 lambda^2 - log lambda - 0.5)`, whatever S is, in nats.
-
-    Args:
-        scale: Lambda of each factor.
-        numel: Entries m n of each factor.
-    """
+    """KL of N(M, lambda^2 S) from N(M, S): `sum m n (0.5 lambda^2 - log lambda - 0.5)`, whatever S is, in nats."""
     return (numel * (0.5 * scale.square() - scale.log() - 0.5)).sum()
 
 
@@ -234,17 +187,10 @@ def _log_diagonal(factor: torch.Tensor) -> torch.Tensor:
 
 
 def mean_of_product(mean: torch.Tensor, root: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
-    """E[V X V] of a Gaussian core V: `mean X mean + sum_kl Cov(V_ik, V_lj) X_kl`.
+    """E[V X V] of a Gaussian core V: `mean X mean + sum_kl Cov(V_ik, V_lj) X_kl`, (..., R, C).
 
-    Needed where A and B share one core, since E[B A] is then not E[B] E[A].
-
-    Args:
-        mean: (..., R, C).
-        root: Square root of the covariance of the row-major entries, (..., R C, R C).
-        middle: X, (..., C, R).
-
-    Returns:
-        Tensor of shape (..., R, C).
+    Needed where A and B share one core, since E[B A] is then not E[B] E[A]. `root` is a square root of the covariance
+    of the row-major entries, (..., R C, R C).
     """
     R, C = mean.shape[-2:]
     covariance = (root @ root.mT).unflatten(-1, (R, C)).unflatten(-3, (R, C))
@@ -260,23 +206,12 @@ def embed(
     jitter: float,
     length: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Bases and core mean that reproduce given factors exactly: `sigma G_r^T V G_c = W`.
+    """Bases Z_r, Z_c and core mean that give factors (count, m, n), m <= n, exactly: `sigma G_r^T V G_c = W`.
 
     With w_i the norm of row i and l the length: the first rows of Z_r are the identity, those of Z_c are l W_i / w_i,
-    and `V[:m] = diag(L_r) w / (l sigma) * L_c[:m]`, because L_c G_c = Z_c. Rows of zeros keep the direction given in
-    `columns` and get a zero mean.
-
-    Args:
-        W: Factors with at least as many columns as rows, (count, m, n).
-        rows: Random fill of Z_r, (count, R, m) with R >= m.
-        columns: Random fill of Z_c, (count, C, n) with C >= m.
-        sigma: Prior standard deviation, (count, 1, 1).
-        variance: The diagonal D^2 the bases are whitened with.
-        jitter: The relative jitter they are whitened with.
-        length: Norm of the rows of Z_c that stand for rows of W.
-
-    Returns:
-        Z_r, Z_c and the mean of V, shape (count, R, C).
+    and `V[:m] = diag(L_r) w / (l sigma) * L_c[:m]`, because L_c G_c = Z_c. All other rows are those of the random fill
+    given (at least m of each); rows of zeros keep the direction given in `columns` and get a zero mean. `variance` and
+    `jitter` are what the bases are whitened with.
     """
     m = W.shape[-2]
     norm = W.norm(dim=-1, keepdim=True)

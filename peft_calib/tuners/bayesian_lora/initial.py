@@ -28,11 +28,8 @@ CORE_STEP_B = 2.0
 class FactorStart(NamedTuple):
     """Initial values of a stack of factors (m, n).
 
-    Args:
-        rows: Z_r, (count, R, m).
-        columns: Z_c, (count, C, n).
-        mean: Mean of the core in units of the prior, (count, R, C).
-        sigma: Prior standard deviation, (count,).
+    Bases Z_r (count, R, m) and Z_c (count, C, n), the mean of the core in units of the prior (count, R, C), and the
+    prior's standard deviation (count,).
     """
 
     rows: torch.Tensor
@@ -50,15 +47,8 @@ def core_step(config: BayesianLoraConfig, side: str, start: FactorStart) -> torc
     """How far a step of size one in a stored entry of a core's mean moves the core, so that LoRA's step sizes work.
 
     A's core moves as the entries of LoRA's A do. B starts at zero and can only grow through its core, which reaches a
-    small part of its directions; it moves twice as far in norm as LoRA's B, `2 sqrt(m n)` a step.
-
-    Args:
-        config: The method's configuration.
-        side: "A" or "B".
-        start: Initial values of the factors.
-
-    Returns:
-        Steps in units of the prior, (count,).
+    small part of its directions; it moves twice as far in norm as LoRA's B, `2 sqrt(m n)` a step. In units of the
+    prior, (count,).
     """
     if config.core_units == "whitened":
         return torch.ones_like(start.sigma)
@@ -74,21 +64,7 @@ def start_factors(
     pairs: list[tuple[torch.Tensor, torch.Tensor]] | None,
     generator: torch.Generator,
 ) -> tuple[FactorStart, FactorStart]:
-    """Initial values of A and B for the slots of one shape.
-
-    Args:
-        config: The method's configuration.
-        group: Shape of the slots.
-        count: Their number.
-        pairs: Factors (A, B) of a trained LoRA to embed, one pair a slot.
-        generator: Source of all that is random.
-
-    Returns:
-        The starts of A and of B.
-
-    Raises:
-        ValueError: If a trained LoRA does not fit into the cores.
-    """
+    """Initial values of A and B for the slots of one shape; those of a trained LoRA where `pairs` has one a slot."""
     R, C = core_shape(config, group.r)
     if config.init == "random" or (not config.init_weights and pairs is None):
         return _random(config, group, count, R, C, generator)

@@ -25,14 +25,7 @@ class BayesianLaw(Posterior):
     """A posterior over the factors: `W = sigma (G_r^T V G_c + lambda E)` for each A and B, V ~ q.
 
     Bases of equal shape lie in one stack, cores of equal shape in another, whatever slots and sides they belong to.
-
-    Args:
-        config: BayesianLoRA configuration.
-        slots: The slots to answer for.
-        pairs: Factors (A, B) of each slot from a trained LoRA, embedded as the posterior's mean.
-
-    Raises:
-        ValueError: If no slot gets a posterior, or cores cannot be shared at the given sizes.
+    `pairs`, the factors of a trained LoRA, are embedded as the posterior's mean.
     """
 
     method = "BayesianLoRA"
@@ -88,11 +81,7 @@ class BayesianLaw(Posterior):
     # ----------------------------------------------------------------- factors
 
     def forward(self, draw: Draw) -> Factors:
-        """The factors of all slots: in the mean, one draw with the regulariser for training, or K keyed draws.
-
-        Raises:
-            ValueError: If fewer than one draw is asked for, or a kernel cannot be factorised.
-        """
+        """The factors of all slots: in the mean, one draw with the regulariser for training, or K keyed draws."""
         if draw.num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {draw.num_samples}.")
         bases, regularizer, normals = self._bases(), None, self.normals(draw)

@@ -19,15 +19,7 @@ BasisPlace = tuple[ShapeGroup, str, str]
 
 
 class Layout:
-    """Bases of equal shape share a stack, and so do cores, whatever slots and sides they belong to.
-
-    Args:
-        config: BayesianLoRA configuration.
-        slots: The slots of the adapter.
-
-    Raises:
-        ValueError: If no slot gets a posterior, or cores cannot be shared at the given sizes.
-    """
+    """Bases of equal shape share a stack, and so do cores, whatever slots and sides they belong to."""
 
     def __init__(self, config: BayesianLoraConfig, slots: SlotTable) -> None:
         chosen = [is_bayesian(slot, config, slots) for slot in slots]

@@ -33,12 +33,6 @@ class BoundedScale(nn.Module):
 
     An offset survives a cast to bfloat16, where a stored `logit(start)` would be too coarse to move; the sigmoid has
     no dead gradient at its bound; and the gain is the scales' own learning rate under any Adam-like optimiser.
-
-    Args:
-        shape: Shape of the scales.
-        start: Initial value, below `upper`.
-        upper: Supremum.
-        gain: Logits per unit of the offset.
     """
 
     def __init__(self, shape: tuple[int, ...], start: float, upper: float, gain: float) -> None:
@@ -57,13 +51,7 @@ class BoundedScale(nn.Module):
 
 
 class BasisStack(nn.Module):
-    """Bases Z of equal shape and the diagonals of their kernels.
-
-    Args:
-        Z: Initial bases, (count, size, dim).
-        config: The method's configuration.
-        names: What each basis belongs to, for messages.
-    """
+    """Bases Z of equal shape (count, size, dim), with the diagonals of their kernels; names are for messages."""
 
     def __init__(self, Z: torch.Tensor, config: BayesianLoraConfig, names: list[str]) -> None:
         super().__init__()
@@ -76,11 +64,7 @@ class BasisStack(nn.Module):
             self.jitter_offset = nn.Parameter(torch.zeros(Z.shape[:2]))
 
     def forward(self, dtype: torch.dtype) -> Whitened:
-        """The whitened bases, computed in `dtype`.
-
-        Raises:
-            ValueError: If a kernel cannot be factorised; the message names the slot.
-        """
+        """The whitened bases, computed in `dtype`; an error names the slot of a kernel without a factor."""
         Z = self.Z.to(dtype)
         if hasattr(self, "log_d"):
             variance = (self.init_d * self.log_d.to(dtype).exp()).square()
@@ -101,13 +85,9 @@ class BasisStack(nn.Module):
 
 
 class CoreStack(nn.Module):
-    """q(V) for cores of equal shape (R, C): mean, spread, and optionally a flow.
+    """q(V) for cores of equal shape: mean (count, R, C) in units of the prior, spread, and optionally a flow.
 
-    Args:
-        mean: Initial mean in the units of the prior, (count, R, C).
-        step: How far a step of size one in a stored entry moves the core's entry, (count,).
-        config: The method's configuration.
-        generator: Source of the flow's initial weights.
+    A step of size one in a stored entry moves the core's by `step` (count,); `generator` fills the flow.
     """
 
     def __init__(
@@ -153,14 +133,7 @@ class CoreStack(nn.Module):
         return self.mean.shape
 
     def draw(self, noise: torch.Tensor) -> torch.Tensor:
-        """Cores for given noise.
-
-        Args:
-            noise: Standard normal, (K, count, R, C).
-
-        Returns:
-            V of the same shape.
-        """
+        """Cores for given standard normal noise, (K, count, R, C) each."""
         return self._transform(noise)[0]
 
     def draw_with_kl(self, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

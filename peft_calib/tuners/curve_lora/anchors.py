@@ -27,10 +27,8 @@ _FACTOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_[AB]\.weight$")
 class Anchors:
     """N adapters, ready to be laid into a curve.
 
-    Args:
-        pairs: For each anchor and slot A (r, d_in) and B (d_out, r), float32, scaled for the curve.
-        heads: For each anchor the tensors of modules trained whole, by module and tensor name.
-        hashes: SHA-256 of each anchor's weights file.
+    For each anchor: A (r, d_in) and B (d_out, r) of each slot, float32, scaled for the curve; the tensors of modules
+    trained whole, by module and tensor name; and the SHA-256 of its weights file.
     """
 
     pairs: list[list[tuple[torch.Tensor, torch.Tensor]]]
@@ -42,17 +40,7 @@ def read_anchors(config: CurveLoraConfig, slots: SlotTable) -> Anchors:
     """Read and check the adapters that an anchored curve visits.
 
     Scaling is folded into B and smaller ranks are padded with zeros, so that the update of anchor i is the adapter's.
-
-    Args:
-        config: An anchored configuration; where it has hashes, the files must still have them.
-        slots: The slots of the curve.
-
-    Returns:
-        The anchors.
-
-    Raises:
-        ValueError: If an adapter is no plain LoRA, has biases, belongs to another base model, adapts other modules,
-            has changed since its hash was recorded, or carries another head than the first.
+    Where the configuration has hashes, the files must still have them.
     """
     folders = [Path(folder) for folder in config.anchor_adapters or ()]
     for folder in folders:

@@ -17,12 +17,7 @@ import torch
 class CurveShape:
     """How many control points a curve has and what they are for.
 
-    Args:
-        num_anchors: N, at least 1; one anchor makes the curve a point.
-        num_handles: M, handles of each segment, at least 0; none makes the segments straight.
-
-    Raises:
-        ValueError: If either number is too small.
+    N anchors, at least 1, where one makes the curve a point; M handles of each segment, where none makes it straight.
 
     Example:
         >>> shape = CurveShape(num_anchors=3, num_handles=2)
@@ -70,14 +65,7 @@ class CurveShape:
         return 2 * self.num_control_points - 1
 
     def grid(self, num_points: int | None = None) -> torch.Tensor:
-        """Equispaced points on [0, N_seg], both ends included.
-
-        Args:
-            num_points: How many; M when `None`. A single point is the middle.
-
-        Returns:
-            float64 (num_points,).
-        """
+        """Equispaced points on [0, N_seg], both ends included, float64; M by default; a single one is the middle."""
         count = self.num_grid_points if num_points is None else num_points
         if count == 1:
             return torch.tensor([self.num_segments / 2], dtype=torch.float64)
@@ -99,32 +87,18 @@ class CurveShape:
         return segment.long(), t - segment
 
     def coefficients(self, t: torch.Tensor) -> torch.Tensor:
-        """Weights of the control points: Bernstein polynomials in the local coordinate.
+        """Weights (K, N_cp) of the control points at points t (K,): Bernstein polynomials in the local coordinate.
 
         `b_{i,n}(tau) = C(n, i) (1 - tau)^(n - i) tau^i` with 0^0 = 1, so anchors give exact one-hot rows. Powers are
         repeated products, whose derivative is finite at both ends.
-
-        Args:
-            t: Float (K,), in [0, N_seg]; may require a gradient.
-
-        Returns:
-            (K, N_cp) in the dtype of `t`, each row summing to one.
-
-        Example:
-            >>> CurveShape(2, 1).coefficients(torch.tensor([0.0, 0.5], dtype=torch.float64)).tolist()
-            [[1.0, 0.0, 0.0], [0.25, 0.5, 0.25]]
         """
         segment, tau = self.locate(t)
         return self._spread(segment, bernstein(tau, self.degree if self.num_segments else 0))
 
     def derivative_coefficients(self, t: torch.Tensor) -> torch.Tensor:
-        """Weights of the control points in the velocity: `zeta'(t) = n sum_i b_{i,n-1} (theta_{i+1} - theta_i)`.
+        """Weights (K, N_cp) in the velocity: `zeta'(t) = n sum_i b_{i,n-1} (theta_{i+1} - theta_i)`.
 
-        Args:
-            t: Float (K,). At an anchor the velocity is that of the segment which starts there.
-
-        Returns:
-            (K, N_cp), each row summing to zero.
+        At an anchor the velocity is that of the segment which starts there.
         """
         if not self.num_segments:
             return torch.zeros(len(t), 1, dtype=t.dtype)
@@ -141,19 +115,7 @@ class CurveShape:
 
 
 def bernstein(tau: torch.Tensor, degree: int) -> torch.Tensor:
-    """Bernstein polynomials of a degree.
-
-    Args:
-        tau: Float (K,), in [0, 1].
-        degree: N, at least 0.
-
-    Returns:
-        (K, n + 1).
-
-    Example:
-        >>> bernstein(torch.tensor([0.5]), 2).tolist()
-        [[0.25, 0.5, 0.25]]
-    """
+    """Bernstein polynomials of a degree n at tau (K,), (K, n + 1)."""
     one = torch.ones_like(tau)
     rising, falling = [one], [one]
     for _ in range(degree):

@@ -23,11 +23,8 @@ Heads = dict[str, dict[str, torch.Tensor]]
 class HeadPoints(nn.Module):
     """Control points of the heads' tensors, with the coefficients of the factors.
 
-    Args:
-        config: CurveLoRA configuration.
-        heads: The modules' tensors as they are now.
-        anchors: Those of each anchor, for an anchored curve; `None` leaves their buffers to be loaded.
-        moving: Which control points are trained.
+    `heads` are the modules' tensors as they are now, `anchors` those of each anchor of an anchored curve (`None`
+    leaves their buffers to be loaded), `moving` the control points that are trained.
     """
 
     def __init__(
@@ -79,14 +76,7 @@ _TEMPLATES = threading.RLock()
 
 
 class CurvedModule(MovesAlong):
-    """A module whose tensors come from the holder: what stands in PEFT's `modules_to_save` of a curved head.
-
-    Args:
-        template: The module; its own tensors are not used.
-        holder: Where the law lives.
-        adapter: Adapter name.
-        name: The module's name in the base model.
-    """
+    """A module whose tensors come from the holder: what stands in PEFT's `modules_to_save` of a curved head."""
 
     def __init__(self, template: nn.Module, holder: FactorHolder, adapter: str, name: str) -> None:
         super().__init__()

@@ -12,36 +12,18 @@ from ..objective import shifts_labels
 
 
 def jensen_shannon(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """Jensen-Shannon divergence of distributions, `[KL(p || m) + KL(q || m)] / 2` with `m = (p + q) / 2`.
+    """Jensen-Shannon divergence, `[KL(p || m) + KL(q || m)] / 2` with `m = (p + q) / 2`, in nats.
 
     It equals the mutual information of a prediction made by the two.
-
-    Args:
-        log_p: Log-probabilities (..., C).
-        log_q: Log-probabilities (..., C).
-
-    Returns:
-        (...) in nats, between 0 and ln 2.
-
-    Example:
-        >>> p, q = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-        >>> round(float(jensen_shannon(p.log().clamp_min(-100), q.log().clamp_min(-100))), 4)
-        0.6931
     """
     log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, dtype=log_p.dtype))
     return ((log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)) / 2).sum(-1)
 
 
 def diversity_term(logits: torch.Tensor, margin: float, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """`weight max(margin - D, 0)` with D the mean divergence over the batch; the mean is taken before the hinge.
+    """`weight max(margin - D, 0)` for class logits of two points (2, N, C), and the mean divergence D, detached.
 
-    Args:
-        logits: Class logits of the two points, (2, N, C).
-        margin: Divergence above which the term is silent, nats.
-        weight: Lambda.
-
-    Returns:
-        The term and D, detached.
+    The mean is taken over the batch, before the hinge.
     """
     wide = torch.promote_types(logits.dtype, torch.float32)
     if not logits.shape[1]:
@@ -55,22 +37,10 @@ def diversity_term(logits: torch.Tensor, margin: float, weight: float) -> tuple[
 def class_logits(
     model: nn.Module, outputs: Any, inputs: Mapping[str, Any], label_tokens: list[int] | None
 ) -> torch.Tensor:
-    """The logits of the class distributions of a training forward at two points.
+    """The logits (2, N, C) of the class distributions of a training forward at two points, of 2 B rows.
 
     Sequence classification: one distribution a row. Token classification: one for each labelled token. Language
     models: one for each labelled position, of the vocabulary or of `label_tokens`.
-
-    Args:
-        model: The base model.
-        outputs: Its answer to 2 B rows.
-        inputs: Its arguments by name, repeated likewise.
-        label_tokens: Token ids to which a language model's distributions are restricted.
-
-    Returns:
-        (2, N, C).
-
-    Raises:
-        ValueError: If the model has no class distributions at this point.
     """
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
     labels = inputs.get("labels")

@@ -10,20 +10,7 @@ import torch
 
 
 def balance(A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factors of the same product that share its singular values evenly, `A = S^1/2 V^T`, `B = U S^1/2`.
-
-    Args:
-        A: (..., r, d_in).
-        B: (..., d_out, r).
-
-    Returns:
-        A and B of the same shapes.
-
-    Example:
-        >>> A, B = balance(torch.tensor([[2.0, 0.0]]), torch.tensor([[8.0]]))
-        >>> A.abs().tolist(), B.abs().tolist()
-        ([[4.0, 0.0]], [[4.0]])
-    """
+    """Factors of the same product that share its singular values evenly, `A = S^1/2 V^T`, `B = U S^1/2`."""
     r = A.shape[-2]
     q_b, r_b = torch.linalg.qr(B)
     q_a, r_a = torch.linalg.qr(A.mT)
@@ -40,18 +27,9 @@ def balance(A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 def rotate_to(
     A: torch.Tensor, B: torch.Tensor, A_to: torch.Tensor, B_to: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Orthogonal Procrustes: the rotation G that brings `(B G, G^T A)` nearest to given factors.
+    """Orthogonal Procrustes: `(G^T A, B G)` with the rotation G that brings them nearest to given factors.
 
     `G = U V^T` where `U S V^T = B^T B_to + A A_to^T`.
-
-    Args:
-        A: (..., r, d_in).
-        B: (..., d_out, r).
-        A_to: (..., r, d_in).
-        B_to: (..., d_out, r).
-
-    Returns:
-        `G^T A` and `B G`.
     """
     U, _, Vh = torch.linalg.svd(B.mT @ B_to + A @ A_to.mT)
     G = U @ Vh
@@ -61,14 +39,7 @@ def rotate_to(
 def align(
     anchors: list[list[tuple[torch.Tensor, torch.Tensor]]],
 ) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Balance the factors of every adapter and rotate them to the first one's, slot by slot; in float64.
-
-    Args:
-        anchors: For each adapter and slot A (r, d_in) and B (d_out, r).
-
-    Returns:
-        The same updates in the aligned gauge.
-    """
+    """Balance the factors of every adapter and rotate them to the first one's, slot by slot; in float64."""
     balanced = [[balance(A.double(), B.double()) for A, B in pairs] for pairs in anchors]
     first = balanced[0]
     aligned = [

@@ -40,13 +40,8 @@ class CurveLaw(CountingLaw):
     """Control points of all slots, `A(t) = sum_k c_k(t) A_k` and `B(t) = sum_k c_k(t) B_k`.
 
     Control points are stacked by shape group, (points, slots, ...). Free: all are parameters. Anchored: handles are
-    parameters, anchors are buffers, so that neither gradient nor weight decay can move them.
-
-    Args:
-        config: CurveLoRA configuration.
-        slots: The slots to answer for.
-        anchors: The adapters of an anchored curve; `None` leaves their buffers to be loaded.
-        heads: Tensors of the modules that are part of the curve.
+    parameters, anchors are buffers, so that neither gradient nor weight decay can move them; without `anchors` these
+    are left to be loaded. `heads` are tensors of the modules that are part of the curve.
     """
 
     method = "CurveLoRA"
@@ -134,12 +129,7 @@ class CurveLaw(CountingLaw):
         return total
 
     def forward(self, draw: Draw) -> Factors:
-        """The factors at the points a draw asks for.
-
-        Raises:
-            ValueError: If fewer than one draw, a point off the curve, or the point of evaluation is asked for where
-                the configuration names none.
-        """
+        """The factors at the points a draw asks for; `ValueError` for a point that is not on the curve."""
         t, noise = self._points(draw), None
         coefficients = self.shape.coefficients(t)
         if isinstance(draw, Train):
@@ -184,11 +174,7 @@ class CurveLaw(CountingLaw):
 
     @torch.no_grad()
     def converted(self, config: CurveLoraConfig) -> CurveLaw:
-        """The same curve in the mode of another configuration; no control point changes.
-
-        Args:
-            config: One of the same shape.
-        """
+        """The same curve in the mode of another configuration of the same shape; no control point changes."""
         heads = None if self.heads is None else self.heads.at(torch.eye(self._num_points))
         first = {m: {n: t[0] for n, t in tensors.items()} for m, tensors in heads.items()} if heads else None
         law = CurveLaw(config, self.slots, heads=first)

@@ -23,19 +23,9 @@ def rank_and_world() -> tuple[int, int]:
 def training_position(seed: int, step: int, stratified: bool, micro_batches: int) -> float:
     """Where on [0, 1) a training forward takes its point: uniform, and independent of the global random state.
 
-    Args:
-        seed: Key.
-        step: Number of the forward, counted from 0 over the whole training.
-        stratified: Give each micro-batch and rank of an optimiser step a stratum of its own; each position is uniform
-            all the same, for the whole comb is shifted by one random number and its teeth change places.
-        micro_batches: Micro-batches in an optimiser step.
-
-    Returns:
-        A position.
-
-    Example:
-        >>> 0 <= training_position(0, 3, False, 1) < 1
-        True
+    `step` counts the forwards of the whole training. A stratified position gives each micro-batch and rank of an
+    optimiser step a stratum of its own and is uniform all the same, for the whole comb is shifted by one random number
+    and its teeth change places.
     """
     rank, world = rank_and_world()
     if not stratified:
@@ -54,21 +44,10 @@ def opposite(t: torch.Tensor, shape: CurveShape) -> torch.Tensor:
 
 
 def sample_points(shape: CurveShape, seed: int, first: int, count: int, total: int | None) -> torch.Tensor:
-    """Points of draws `first ... first + count - 1`.
+    """Points of draws `first ... first + count - 1`, float64.
 
-    Args:
-        shape: The curve.
-        seed: Key, used where the number of draws is open.
-        first: Index of the first draw.
-        count: Number of draws.
-        total: Number of draws of the whole prediction: they are its equispaced points. `None` if drawing may stop at
-            any time: a randomly shifted golden-ratio sequence, every beginning of which covers the curve evenly.
-
-    Returns:
-        float64 (count,).
-
-    Raises:
-        ValueError: If draws beyond `total` are asked for.
+    They are the equispaced points of a prediction with `total` draws. Where drawing may stop at any time (`None`),
+    those of a randomly shifted golden-ratio sequence, every beginning of which covers the curve evenly.
     """
     if total is not None:
         if first + count > total:
@@ -80,19 +59,9 @@ def sample_points(shape: CurveShape, seed: int, first: int, count: int, total: i
 
 
 def at_arc_length(positions: torch.Tensor, speeds: torch.Tensor, num_segments: int) -> torch.Tensor:
-    """Parameters that lie at given parts of the curve's length.
+    """Parameters that lie at given parts (in [0, 1]) of the curve's length.
 
-    Args:
-        positions: Parts of the length (K,), in [0, 1].
-        speeds: `||zeta'||` in the middle of equal intervals of [0, N_seg], (M,).
-        num_segments: N_seg.
-
-    Returns:
-        float64 (K,).
-
-    Example:
-        >>> at_arc_length(torch.tensor([0.5]), torch.tensor([1.0, 3.0]), 1).tolist()
-        [0.6666666666666666]
+    `speeds` are `||zeta'||` in the middle of equal intervals of [0, N_seg].
     """
     lengths = torch.cat([speeds.new_zeros(1), speeds.cumsum(0)]).double()
     if not lengths[-1] > 0:

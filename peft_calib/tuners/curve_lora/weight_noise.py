@@ -23,17 +23,7 @@ from ..seeding import keyed_generator
 
 @torch.library.custom_op("peft_calib::keyed_normal", mutates_args=())
 def keyed_normal(key: torch.Tensor, part: int, size: list[int], like: torch.Tensor) -> torch.Tensor:
-    """Standard normals made by a private generator: equal keys give equal numbers, whatever drew before.
-
-    Args:
-        key: Int64 (2,): seed and step.
-        part: A further integer, such as the index of a slot.
-        size: Shape.
-        like: A tensor whose device and dtype the answer has.
-
-    Returns:
-        Tensor of shape `size`.
-    """
+    """Standard normals on the device of `like` from seed, step and part alone: equal keys, equal numbers."""
     seed, step = key.tolist()
     generator = keyed_generator(seed, step, part)
     if like.device.type != "cpu":  # a generator of that device, seeded by the same key
@@ -97,11 +87,7 @@ def _row_squares(layer: FactorLinear) -> torch.Tensor:
 class WeightNoise:
     """The perturbation of one training forward: what the layers add to their outputs.
 
-    Args:
-        rho: Size, a scalar tensor.
-        key: Int64 (2,), seed and number of the forward.
-        kind: `"dense"` or `"local"`.
-        norms: Squared row norms of the base weights.
+    `rho` is a scalar tensor, `key` seed and number of the forward, int64 (2,), `kind` `"dense"` or `"local"`.
     """
 
     rho: torch.Tensor
@@ -144,17 +130,10 @@ class WeightNoise:
 
 
 def scheduled_rho(schedule: str, progress: float, cycles: int) -> float:
-    """Factor of rho at a point of the training.
+    """Factor of rho when part p of the training is done.
 
-    Args:
-        schedule: `"cycles"`: `1 - cos(2 pi f p)`, between 0 and 2 with mean 1; `"flat_lora"`: one rise,
-            `(1 - cos(pi p)) / 2`; `"constant"`: 1.
-        progress: Part p of the training done, in [0, 1].
-        cycles: Number f of cycles.
-
-    Example:
-        >>> scheduled_rho("flat_lora", 0.5, 50), scheduled_rho("cycles", 0.01, 50)
-        (0.49999999999999994, 2.0)
+    `"cycles"`: `1 - cos(2 pi f p)`, between 0 and 2 with mean 1; `"flat_lora"`: one rise, `(1 - cos(pi p)) / 2`;
+    `"constant"`: 1.
     """
     if schedule == "cycles":
         return 1 - math.cos(2 * math.pi * cycles * progress)
