@@ -268,14 +268,7 @@ class CalibLoraConfig(PeftConfig):
 
 
 def check_adapter_file(folder: str | Path) -> None:
-    """Refuse a local adapter folder whose weights cannot be read completely; Hub ids pass.
-
-    Args:
-        folder: Adapter folder.
-
-    Raises:
-        ValueError: If there are only pickled weights, or the safetensors file is truncated or damaged.
-    """
+    """Refuse a local adapter folder whose weights are pickled, truncated or damaged; Hub ids pass."""
     folder = Path(folder)
     if not (folder / SAFETENSORS_WEIGHTS_NAME).exists():
         if (folder / WEIGHTS_NAME).exists():

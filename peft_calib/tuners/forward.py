@@ -25,9 +25,8 @@ from .objective import Receipt
 class Part:
     """What one forward has from one holder.
 
-    Args:
-        draw: What the call chain asked for, if anything.
-        comparing: Laws that are evaluated at several functions on each row.
+    `draw` is what the call chain asked for, `comparing` are the laws that are evaluated at several functions on each
+    row.
     """
 
     draw: Draw | None
@@ -44,12 +43,8 @@ class Part:
 class Forward:
     """One forward of a base model that is under way.
 
-    Args:
-        root: The base model.
-        asked: What the call chain asked of it.
-        trains: What `Modes.begin_forward` answered.
-        parts: What it has from each `FactorHolder`.
-        lent: A configuration with a padding token on loan, see `padding`.
+    `trains` is what `Modes.begin_forward` answered, `parts` what it has from each holder, `lent` a configuration with
+    a padding token on loan, see `padding`.
     """
 
     root: nn.Module

@@ -104,11 +104,7 @@ class Generation:
     # ----------------------------------------------------------------- reentrant checkpointing
 
     def begin_reentrant(self) -> None:
-        """Called when a block of a training forward runs without gradients, the first pass of a reentrant checkpoint.
-
-        Raises:
-            RuntimeError: If an adapted module has used the graph already.
-        """
+        """A block of a training forward runs without gradients: this is the first pass of a reentrant checkpoint."""
         if self.read_directly:
             raise RuntimeError(
                 "Reentrant gradient checkpointing cannot train this adapter: an adapted module before the first "
@@ -156,16 +152,7 @@ def _carry(tensors: list[torch.Tensor], leaves: list[torch.Tensor]) -> None:
 
 
 def generate(law: Law, draw: Draw, wants_graph: bool) -> Generation:
-    """Ask a law for its factors.
-
-    Args:
-        law: The law.
-        draw: Which functions.
-        wants_graph: Whether gradients will flow back.
-
-    Returns:
-        The generation, stamped with the state of the law's parameters.
-    """
+    """Ask a law for its factors; the generation is stamped with the state of the law's parameters."""
     with torch.inference_mode(False), torch.set_grad_enabled(wants_graph):
         factors = ask(law, draw)
         roots = [stack for pair in factors.groups.values() for stack in pair if stack.requires_grad]
@@ -242,9 +229,6 @@ class Contents:
     The comparison reads the law's tensors once more, which is less than generating does. It is made where a cached
     generation would be used again, so in evaluation only. On an accelerator it takes one answer from the device for
     each forward; a training step never asks.
-
-    Args:
-        law: The law, or a part of it.
     """
 
     def __init__(self, law: nn.Module) -> None:

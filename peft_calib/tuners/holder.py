@@ -38,11 +38,7 @@ from .objective import Receipt
 
 
 class FactorHolder(nn.Module):
-    """Holds the laws of one tuner type on one base model and the factors they last generated.
-
-    Args:
-        prefix: The tuner's parameter prefix, e.g. `"hyperlora_"`; the laws are found under `<prefix>law.<adapter>`.
-    """
+    """The laws of one tuner type on one base model, under `<prefix>law.<adapter>`, and what they last generated."""
 
     def __init__(self, prefix: str) -> None:
         super().__init__()
@@ -91,11 +87,7 @@ class FactorHolder(nn.Module):
         return [law for law in laws if any(p.requires_grad for p in law.parameters())]
 
     def begin_forward(self, draw: Draw | None) -> Part:
-        """Make what a forward of the base model reads of the active adapters; called before each.
-
-        Args:
-            draw: What the call chain asks for.
-        """
+        """Make what a forward of the base model reads of the active adapters; called before each."""
         part = Part(draw, self._laws_to_compare(draw))
         compiling = torch.compiler.is_compiling()
         if compiling:
@@ -119,17 +111,7 @@ class FactorHolder(nn.Module):
             here.unclaimed = False
 
     def end_forward(self, part: Part, model: nn.Module, outputs: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
-        """Called after each forward of the base model, also when it raised.
-
-        Args:
-            part: What `begin_forward` made.
-            model: The base model.
-            outputs: What it answered; `None` if it raised.
-            inputs: What it was called with, by name.
-
-        Returns:
-            The regularisers of the adapters that took part, none outside training.
-        """
+        """The regularisers of the adapters that took part; called after each forward, also one that raised."""
         terms = [law.output_term(model, outputs, inputs) for law in part.comparing if outputs is not None]
         terms += [generation.term() for generation in part.factors.values()]
         found = [term for term in terms if term is not None]
@@ -142,10 +124,7 @@ class FactorHolder(nn.Module):
     def expect(self, part: Part, receipt: Receipt, reached: bool) -> None:
         """Have it noticed if the regularisers of the forward that has just ended reach no loss.
 
-        Args:
-            part: What the forward had.
-            receipt: Of its regularisers.
-            reached: Whether they were added to a loss in its outputs.
+        `reached` says whether they were added to a loss in its outputs.
         """
         self.now.here.receipt, self.now.here.unclaimed = receipt, not reached
         for generation in part.factors.values():
@@ -156,16 +135,9 @@ class FactorHolder(nn.Module):
     def read(
         self, adapter: str, index: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor, Perturbation | None]:
-        """What a layer calls in its forward.
+        """What a layer calls in its forward: A, B and what it adds beside their update, if anything.
 
-        Args:
-            adapter: Adapter name.
-            index: Position of the slot in the adapter's table.
-            device: Where the layer computes.
-
-        Returns:
-            The slot's A of shape (r, d_in) and B of shape (d_out, r), with a leading K when draws are asked for, and
-            what the layer adds beside their update, if anything.
+        A is (r, d_in) and B (d_out, r), with a leading K when draws are asked for.
         """
         generation = self._readable(adapter, index)
         A, B = generation.pair(index)
@@ -220,12 +192,9 @@ class FactorHolder(nn.Module):
         return self._refresh(adapter)
 
     def _refresh(self, adapter: str, part: Part | None = None, trusted: bool = False) -> Generation:
-        """The factors for a forward, or for a direct call of a part of the model, made anew where they have to be.
+        """The factors for a forward, or (no `part`) for a direct call of a part of the model, made anew where needed.
 
-        Args:
-            adapter: Adapter name.
-            part: What the forward has; `None` outside of one.
-            trusted: Whether the cache was found good within the same call.
+        `trusted` says that the cache was found good within the same call.
         """
         law, asked = self.laws[adapter], self.draw if part is None else part.draw
         differentiable = (*law.parameters(), *tensors_of(asked))
@@ -286,11 +255,7 @@ class FactorHolder(nn.Module):
             )
 
     def flush_grads(self, adapter: str) -> None:
-        """Carry gradients waiting at the generated factors back to the law's parameters (`regenerate="step"`).
-
-        Args:
-            adapter: Adapter name.
-        """
+        """Carry gradients waiting at the generated factors back to the law's parameters (`regenerate="step"`)."""
         generation = self.now.here.latest.get(adapter)
         if generation is not None and generation.leaves:
             generation.flush()
@@ -305,14 +270,7 @@ class FactorHolder(nn.Module):
     # ----------------------------------------------------------------- lifecycle, as told by the layers
 
     def add(self, adapter: str, law: Law, device: torch.device | None, trainable: bool) -> None:
-        """Take in the law of a new adapter.
-
-        Args:
-            adapter: Adapter name.
-            law: The law; stays where it is if on the meta device.
-            device: Device of the adapted maps.
-            trainable: Whether its parameters require gradients.
-        """
+        """Take in the law of a new adapter, on the device of the adapted maps unless it lies on the meta device."""
         settle(law)
         law.register_load_state_dict_pre_hook(load_copies)
         self.laws[adapter] = law.train(self.training)

@@ -11,15 +11,9 @@ from .holder import holders_of
 
 
 def laws_of(model: nn.Module, *, active: bool = False) -> Iterator[Law]:
-    """Find the laws of all adapters on a model, whatever their methods.
+    """The laws of all adapters anywhere in a model, whatever their methods, holder by holder.
 
-    Args:
-        model: A model, or anything that contains one (a `PeftModel`, a wrapper of a trainer).
-        active: Leave out the laws of adapters that are inactive or disabled, which no forward asks.
-
-    Yields:
-        Each law once: holder by holder in the order of the model's modules, and in the order in which adapters were
-        added.
+    With `active` without those of adapters that are inactive or disabled, which no forward asks.
 
     Example:
         >>> from peft import get_peft_model
@@ -27,9 +21,6 @@ def laws_of(model: nn.Module, *, active: bool = False) -> Iterator[Law]:
         >>> model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), HyperLoraConfig(target_modules=["0"]))
         >>> [type(law).__name__ for law in laws_of(model)]
         ['HyperLaw']
-        >>> with model.disable_adapter():
-        ...     list(laws_of(model, active=True))
-        []
     """
     for holder in holders_of(model):
         for name, law in holder.laws.items():

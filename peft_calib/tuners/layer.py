@@ -21,25 +21,10 @@ from .holder import FactorHolder
 def add_low_rank(
     result: torch.Tensor, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    """Return `result + scaling * B A x`, for one draw or for K draws at once.
+    """Return `result + scaling * B A x`, in the wider of the two dtypes, for one draw or for K draws at once.
 
-    Args:
-        result: Output of the base map, (N, ..., d_out); for K draws N = K * rows, draw-major.
-        x: Its input, (N, ..., d_in), in the dtype of the factors.
-        A: (r, d_in), or (K, r, d_in).
-        B: (d_out, r), or (K, d_out, r).
-        scaling: The factor s.
-
-    Returns:
-        Tensor shaped like `result`, in the wider of the two dtypes.
-
-    Raises:
-        ValueError: If the number of rows is no multiple of K.
-
-    Example:
-        >>> x, A, B = torch.ones(2, 3), torch.ones(1, 3), torch.ones(4, 1)
-        >>> add_low_rank(torch.zeros(2, 4), x, A, B, 0.5)[0]
-        tensor([1.5000, 1.5000, 1.5000, 1.5000])
+    The result and x are (N, ..., d), A (r, d_in) and B (d_out, r); for K draws all have K in front, N = K * rows,
+    draw-major. x is in the dtype of the factors.
     """
     if A.dim() == 2:
         hidden = F.linear(x, A)
@@ -63,8 +48,7 @@ def add_low_rank(
 def unknown_recipe() -> Any:
     """Stand in for the way back to a torchao weight, which only a model loaded with a configuration for it knows.
 
-    Raises:
-        ValueError: Always; a layer calls it before it touches a weight.
+    A layer calls it, and gets its error, before it touches a weight.
     """
     raise ValueError(
         "The base layer was quantised by torchao in place (quantize_), so nobody knows how a merged weight would be "
@@ -74,12 +58,7 @@ def unknown_recipe() -> Any:
 
 
 class FactorSlot(nn.Module):
-    """What a layer keeps of one adapter: its place in the slot table, and its dropout; no parameters.
-
-    Args:
-        index: Position in the adapter's slot table.
-        dropout: Dropout probability on the input of the update.
-    """
+    """What a layer keeps of one adapter: its index in the slot table, and its dropout; no parameters."""
 
     def __init__(self, index: int, dropout: float) -> None:
         super().__init__()

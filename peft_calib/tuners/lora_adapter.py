@@ -15,20 +15,10 @@ from .factors import Slot, SlotTable
 
 
 def read_lora_factors(folder: str | Path, slots: SlotTable) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Load the factors of a plain LoRA adapter for given slots.
+    """Float32 A (r, d_in) and B (d_out, r) of a saved plain LoRA for each of the given slots.
 
     The LoRA's scaling is folded into B relative to the slot's, so that `slot.scaling * B @ A` is the LoRA's update,
     and smaller ranks are padded with zeros.
-
-    Args:
-        folder: Adapter folder with `adapter_config.json` and `adapter_model.safetensors`.
-        slots: The slots to fill.
-
-    Returns:
-        For each slot float32 A of shape (r, d_in) and B of shape (d_out, r).
-
-    Raises:
-        ValueError: If the folder holds no plain LoRA, is damaged, misses a slot, or has a larger rank or other sizes.
     """
     folder = Path(folder)
     if not (folder / SAFETENSORS_WEIGHTS_NAME).exists():

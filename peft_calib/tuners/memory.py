@@ -31,14 +31,8 @@ _moving = threading.RLock()
 def is_astray(tensor: torch.Tensor) -> bool:
     """Whether a tensor lies otherwise than a fresh allocation would: not aligned, or not in row-major order.
 
-    Args:
-        tensor: Any tensor; one without memory that could be judged (on the meta device, sharded, a subclass, inside a
-            function transform) is not astray.
-
-    Example:
-        >>> buffer = torch.zeros(10)
-        >>> is_astray(buffer), is_astray(buffer[2:])
-        (False, True)
+    One without memory that could be judged (on the meta device, sharded, a subclass, inside a function transform) does
+    not.
     """
     if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.device.type not in ("cpu", "cuda"):
         return False
@@ -50,12 +44,7 @@ def is_astray(tensor: torch.Tensor) -> bool:
 
 @torch.no_grad()
 def settle(law: nn.Module, frozen_only: bool = False) -> None:
-    """Move what is astray into memory of its own; the tensors stay the same objects.
-
-    Args:
-        law: The law.
-        frozen_only: Leave trainable parameters where they are.
-    """
+    """Move what is astray into memory of its own, all or frozen tensors only; the tensors stay the same objects."""
     with _moving, torch.inference_mode(False):
         for tensor in (*law.parameters(), *law.buffers()):
             if is_astray(tensor) and not (frozen_only and tensor.requires_grad):
@@ -71,15 +60,7 @@ def load_copies(law: nn.Module, state_dict: dict[str, Any], prefix: str, local_m
 
 
 def answer(law: Law, draw: Draw) -> Factors:
-    """Call a law with tensors that all lie in memory of their own.
-
-    Args:
-        law: The law.
-        draw: Which functions.
-
-    Returns:
-        Its answer.
-    """
+    """Call a law with tensors that all lie in memory of their own."""
     if torch.compiler.is_compiling() or not any(map(is_astray, (*law.parameters(), *law.buffers()))):
         return law(draw)
     settle(law, frozen_only=True)

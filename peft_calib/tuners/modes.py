@@ -97,14 +97,7 @@ class Modes:
         return any(self.before.values())
 
     def begin_forward(self, root: nn.Module) -> bool:
-        """Let a forward begin.
-
-        Returns:
-            Whether it is one of training, to be told to `end_forward`.
-
-        Raises:
-            RuntimeError: If it would run in the wrong mode.
-        """
+        """Let a forward begin, unless it would run in the wrong mode; true if it is one of training."""
         if not self.before and not root.training:  # `before` is there until every module has its mode back
             return False
         with self.changed:
@@ -164,10 +157,7 @@ def modes_of(root: nn.Module) -> Modes:
 def evaluating(model: nn.Module, root: nn.Module, brief: bool = True) -> Iterator[None]:
     """Evaluation mode inside; afterwards, when nobody else needs it, every module's own mode.
 
-    Args:
-        model: What is called.
-        root: The base model in it, which threads share.
-        brief: Whether the context is left without waiting for anybody, so that a training forward may wait for it.
+    `brief` says that the context is left without waiting for anybody, so that a training forward may wait for it.
     """
     with modes_of(root).evaluation(model, brief):
         yield

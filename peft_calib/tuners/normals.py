@@ -14,12 +14,7 @@ from .transfer import to_device
 
 
 class NormalSource(NamedTuple):
-    """A stream of standard normals.
-
-    Args:
-        generator: What they are made by.
-        sign: -1 turns every number into its negative, which is as normal.
-    """
+    """A stream of standard normals of a generator; sign -1 turns each into its negative, which is as normal."""
 
     generator: torch.Generator
     sign: int = 1
@@ -33,9 +28,8 @@ class NormalSource(NamedTuple):
 class TracedSource:
     """The same stream inside a graph that torch.compile builds, where a generator cannot be held.
 
-    Args:
-        key: Seed and step, int64 (2,) on the CPU, so that every run of the graph reads them anew.
-        purpose: What comes between the two in the key of the stream.
+    Its key is seed and step, int64 (2,) on the CPU, so that every run of the graph reads them anew; the purpose comes
+    between the two in the key of the stream.
     """
 
     def __init__(self, key: torch.Tensor, purpose: int) -> None:
@@ -68,18 +62,11 @@ def _(key: torch.Tensor, purpose: int, sizes: Sequence[int], ranks: Sequence[int
 
 
 def sources_of_draws(draw: Sample, purpose: int) -> list[NormalSource]:
-    """One source for each of the draws asked for, keyed by their seed and index.
+    """One source for each of the draws asked for, keyed by the purpose, their seed and their index.
 
     All that is random in a draw is an odd function of its normals before any flow, so negating them gives a draw of
     the same distribution. An antithetic pair (2j, 2j + 1) shares the key 2j; each half is made on its own, so that
     chunks of a larger K may begin anywhere.
-
-    Args:
-        draw: Which draws.
-        purpose: First part of the key.
-
-    Returns:
-        `draw.num_samples` sources.
 
     Example:
         >>> a, b = sources_of_draws(Sample(2, antithetic=True), 0)
@@ -94,11 +81,7 @@ def sources_of_draws(draw: Sample, purpose: int) -> list[NormalSource]:
 
 @dataclass
 class Normals:
-    """Standard normals of K draws, tensor after tensor: the same whatever K is, on whatever device they are used.
-
-    Args:
-        sources: One for each draw.
-    """
+    """Standard normals of K draws, tensor after tensor: the same whatever K is, on whatever device they are used."""
 
     sources: Sequence[NormalSource | TracedSource]
 

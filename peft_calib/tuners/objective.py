@@ -36,9 +36,6 @@ class Receipt:
     Outputs with a loss do not mean that a trainer uses that loss. The gradient tells: whoever trains on the loss in
     the outputs sends one to the regularisers in it; where the factors have theirs and the regularisers have none, the
     loss was formed from the logits.
-
-    Args:
-        terms: The regularisers.
     """
 
     def __init__(self, terms: list[torch.Tensor]) -> None:
@@ -78,16 +75,6 @@ def is_in(loss: torch.Tensor, term: torch.Tensor, most: int = 2000) -> bool:
 
     A sum is a few operations deep; the search is by breadth and ends after `most` operations, so that it stays short
     where the loss is formed from the logits and the graph is that of the whole model.
-
-    Args:
-        loss: A loss.
-        term: A regulariser with a graph.
-        most: Operations to look at.
-
-    Example:
-        >>> term = torch.ones((), requires_grad=True) * 2
-        >>> is_in(3 + term / 4, term), is_in(torch.ones((), requires_grad=True) * 2, term)
-        (True, False)
     """
     waiting, seen = deque([loss.grad_fn]), {loss.grad_fn}
     while waiting and len(seen) <= most:
@@ -103,12 +90,7 @@ def is_in(loss: torch.Tensor, term: torch.Tensor, most: int = 2000) -> bool:
 
 
 def has_labels(model: nn.Module, inputs: dict[str, Any]) -> bool:
-    """Whether a model was called with labels, so that a tuple it answers begins with the loss.
-
-    Args:
-        model: The base model.
-        inputs: Arguments of its forward by name.
-    """
+    """Whether a model was called with labels, so that a tuple it answers begins with the loss."""
     return any(inputs.get(name) is not None for name in LABELS | _label_names(type(model)))
 
 
@@ -118,17 +100,11 @@ def _label_names(model_class: type[nn.Module]) -> frozenset[str]:
 
 
 def add_to_outputs(outputs: Any, regularizer: torch.Tensor, share: torch.Tensor | float, has_labels: bool) -> Any:
-    """Add a regulariser to the loss inside a model's outputs.
+    """Add a regulariser, times its share (see `micro_batch_share`), to the loss inside a model's outputs.
 
-    Args:
-        outputs: A `ModelOutput` or dict with `loss` (and TRL's `log_probs`), a tuple whose first item is the loss, or
-            anything else, which is returned as it is.
-        regularizer: Scalar.
-        share: Part of the optimiser step's items that is in this micro-batch, see `micro_batch_share`.
-        has_labels: Whether labels were given; without them a tuple's first item is no loss.
-
-    Returns:
-        The outputs with the regulariser in their loss. The sum is formed in float32 and has the loss' dtype.
+    These are a `ModelOutput` or dict with `loss` (and TRL's `log_probs`), a tuple whose first item is the loss where
+    labels were given, or anything else, which is returned as it is. The sum is formed in float32 and has the loss'
+    dtype.
 
     Example:
         >>> add_to_outputs({"loss": torch.tensor(1.0)}, torch.tensor(0.5), 1.0, True)["loss"]
@@ -160,13 +136,6 @@ def micro_batch_share(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor 
     items of the whole optimiser step, over all micro-batches and ranks. A regulariser added beside it has to be
     divided in the same way, or it would be counted once for each micro-batch. Most classification heads ignore the
     argument; their loss is a mean over the micro-batch and the share is 1.
-
-    Args:
-        model: The base model.
-        inputs: Keyword arguments of its forward.
-
-    Returns:
-        `items here / num_items_in_batch`, or 1.
     """
     total, labels = inputs.get("num_items_in_batch"), inputs.get("labels")
     if total is None or labels is None or not honours_num_items(type(model)):
@@ -183,11 +152,7 @@ def micro_batch_share(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor 
 def honours_num_items(model_class: type[nn.Module]) -> bool:
     """Whether a model's forward hands `num_items_in_batch` to its loss, judged by its source.
 
-    Args:
-        model_class: Class of the base model.
-
-    Returns:
-        True if the forward names the argument or calls `loss_function(..., **kwargs)`.
+    It does if it names the argument or calls `loss_function(..., **kwargs)`.
     """
     try:
         source = textwrap.dedent(inspect.getsource(inspect.unwrap(model_class.forward)))

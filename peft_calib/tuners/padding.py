@@ -30,11 +30,7 @@ def takes_one_row(root: nn.Module) -> bool:
 
 
 def check_one_row(rows: int) -> None:
-    """Refuse what the head refuses: it cannot be relied on while another thread has a padding token on loan.
-
-    Raises:
-        ValueError: If there are several rows.
-    """
+    """Refuse what the head refuses: it cannot be relied on while another thread has a padding token on loan."""
     if rows > 1:
         raise ValueError(
             f"Cannot handle batch sizes > 1 (here {rows}) if no padding token is defined. Set "
@@ -51,11 +47,7 @@ def _looks_for_padding(model_class: type[nn.Module]) -> bool:
 
 
 def lend(root: nn.Module) -> Any:
-    """Let a head take the copies of one row.
-
-    Returns:
-        What to give back when the forward is over.
-    """
+    """Let a head take the copies of one row; what is returned is to be given back when the forward is over."""
     config = _text_config(root)
     with _LOCK:
         _LENT[id(config)] = _LENT.get(id(config), 0) + 1

@@ -40,20 +40,14 @@ _WHOLE = ("num_generations", "draw_seed")
 def record_of(identity: Identity, embeddings: dict[str, str] | None = None) -> dict[str, Any]:
     """What is written into the configuration.
 
-    Args:
-        identity: Of the adapter.
-        embeddings: Hashes of further tensors in its file; `None` where the file is written later.
+    `embeddings` are hashes of further tensors in its file; `None` where the file is written later.
     """
     record = {"digest": identity.digest, "fields": identity.fields, "tensors": identity.tensors}
     return record if embeddings is None else {**record, "embeddings": embeddings}
 
 
 def recorded(config: PeftConfig) -> Identity | None:
-    """The identity that a configuration was saved with.
-
-    Raises:
-        ValueError: If the record itself was damaged.
-    """
+    """The identity that a configuration was saved with; `ValueError` if the record itself was damaged."""
     if config.identity is None:
         return None
     record = Fields({"identity": config.identity}, CONFIG_NAME, ADAPTER_MENDS).mapping("identity")
@@ -66,26 +60,14 @@ def recorded(config: PeftConfig) -> Identity | None:
 
 
 def check_fields_recorded(config: PeftConfig) -> None:
-    """Refuse a configuration whose fields are not those it was saved with.
-
-    Raises:
-        ValueError: If a field that enters the function has changed; it is named.
-    """
+    """Refuse a configuration whose fields are not those it was saved with; the first that has changed is named."""
     saved = recorded(config)
     if saved is not None:
         _refuse(difference(saved, Identity(function_fields(config), saved.tensors), field_defaults(config)))
 
 
 def check_tensors_recorded(config: PeftConfig, tensors: dict[str, torch.Tensor]) -> None:
-    """Refuse tensors that are not those a configuration was saved with.
-
-    Args:
-        config: As it was read.
-        tensors: Under the names of their file.
-
-    Raises:
-        ValueError: If a tensor is missing, new or has changed; it is named.
-    """
+    """Refuse tensors, under the names of their file, that are not those a configuration was saved with."""
     saved = recorded(config)
     if saved is not None:
         found = Identity.of(config, tensors)
@@ -93,15 +75,7 @@ def check_tensors_recorded(config: PeftConfig, tensors: dict[str, torch.Tensor])
 
 
 def check_folder(config: PeftConfig, folder: Path) -> None:
-    """Hold a configuration against the weights beside it, before anything is built.
-
-    Args:
-        config: As it was read from the folder.
-        folder: Of the adapter.
-
-    Raises:
-        ValueError: If sizes, tensors or fields are not those of the adapter that was saved; what differs is named.
-    """
+    """Hold a configuration against the weights beside it, before anything is built; what differs is named."""
     with open_weights(folder) as file:
         names = list(file.keys())
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
@@ -163,16 +137,9 @@ def _check_sizes(config: PeftConfig, shapes: dict[str, tuple[int, ...]]) -> None
 
 
 def check_values(name: str, tensor: torch.Tensor, source: str, expected: torch.dtype) -> None:
-    """Refuse a tensor that holds no usable numbers.
+    """Refuse a tensor that holds no usable numbers, such as NaN, or others than the model keeps there.
 
-    Args:
-        name: Of the tensor.
-        tensor: Its values.
-        source: Where it comes from.
-        expected: What the model keeps there; floating-point numbers of 16 to 64 bits stand for each other.
-
-    Raises:
-        ValueError: For integers, booleans, complex and 8-bit numbers in their place, and for NaN and infinity.
+    Floating-point numbers of 16 to 64 bits stand for each other.
     """
     allowed = FLOATS if expected in FLOATS else (expected,)
     if tensor.dtype not in allowed:

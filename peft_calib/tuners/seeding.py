@@ -21,13 +21,6 @@ _asked: Counter[str] = Counter()
 def keyed_generator(seed: int, *key: int) -> torch.Generator:
     """A CPU generator for a seed and further integers; neighbouring keys give unrelated streams.
 
-    Args:
-        seed: Any integer.
-        key: Further integers, such as a purpose and the index of a draw.
-
-    Returns:
-        A generator of its own.
-
     Example:
         >>> a, b = keyed_generator(0, 1), keyed_generator(0, 1)
         >>> bool(torch.rand(3, generator=a).equal(torch.rand(3, generator=b)))
@@ -54,16 +47,6 @@ def seed_of_adapter(adapter_name: str) -> int:
     It follows `torch.manual_seed` and `transformers.set_seed`, as LoRA's start does, but leaves the random state where
     it is. Processes that train together must start from one seed, whatever each of them has given to PyTorch: all take
     that of the first.
-
-    Args:
-        adapter_name: Name of the adapter, so that several on one model differ.
-
-    Returns:
-        A number below 2 ** 63.
-
-    Example:
-        >>> seed_of_adapter("a") == seed_of_adapter("a"), seed_of_adapter("a") == seed_of_adapter("b")
-        (True, False)
     """
     digest = hashlib.sha256(f"{torch.initial_seed()} {adapter_name}".encode()).digest()
     seed = int.from_bytes(digest[:8], "big") >> 1

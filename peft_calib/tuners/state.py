@@ -18,14 +18,7 @@ from .sealing import check_values
 def modules_trained_whole(
     model: nn.Module, adapter_name: str, state_dict: dict[str, torch.Tensor], keep_names: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Tensors of an adapter's `modules_to_save` and the like.
-
-    Args:
-        model: The model with the adapter.
-        adapter_name: Its name.
-        state_dict: Of the whole model.
-        keep_names: Name them as the model does, not as their file does.
-    """
+    """Tensors of an adapter's `modules_to_save` and the like, named as in its file, or as the model does."""
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, AuxiliaryTrainingWrapper):

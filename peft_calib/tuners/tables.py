@@ -12,13 +12,6 @@ class IndexTable:
 
     A buffer that is not saved would be lost when a model is moved to the meta device and materialised again
     (`to_empty`, FSDP and other sharded loaders): nothing could bring it back. Plain numbers cannot be lost.
-
-    Args:
-        rows: The indices.
-
-    Example:
-        >>> IndexTable([2, 0]).on(torch.device("cpu"))
-        tensor([2, 0])
     """
 
     def __init__(self, rows: Iterable[int]) -> None:
@@ -29,11 +22,7 @@ class IndexTable:
         return len(self.rows)
 
     def on(self, device: torch.device) -> torch.Tensor:
-        """The indices as an int64 tensor on a device, where they are copied once.
-
-        Args:
-            device: Where they are used.
-        """
+        """The indices as an int64 tensor on a device, where they are copied once."""
         found = self._made.get(device)
         if found is None:
             with torch.inference_mode(False):  # autograd saves indices, also those first used in inference mode

@@ -6,23 +6,11 @@ import torch
 
 
 def to_device(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Move a tensor such that the host does not wait for the device.
+    """Move a tensor (and cast it) such that the host does not wait for the device.
 
     A copy from ordinary memory makes the host wait even where `non_blocking` is set, because CUDA first has to bring
     the pages into memory that cannot move. So the tensor goes there at once; torch keeps that memory until the copy is
     over, and uses it again in the next step.
-
-    Args:
-        tensor: Any tensor, usually small and on the CPU.
-        device: Where it is needed.
-        dtype: What it is cast to; its own when `None`.
-
-    Returns:
-        The tensor there; the same object where nothing is to be done.
-
-    Example:
-        >>> to_device(torch.ones(2), torch.device("cpu"), torch.float64).dtype
-        torch.float64
     """
     tensor = tensor if dtype is None else tensor.to(dtype)
     from_host = device.type == "cuda" and tensor.device.type == "cpu"

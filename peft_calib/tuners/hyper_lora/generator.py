@@ -18,11 +18,6 @@ class Linear(nn.Module):
     """`nn.Linear` that computes in the dtype of its input.
 
     A class of its own, so that `target_modules="all-linear"` of a further adapter does not adapt the generator.
-
-    Args:
-        in_features: Input width.
-        out_features: Output width.
-        bias: Whether there is a bias.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
@@ -51,13 +46,7 @@ def _norm(x: torch.Tensor, layer: nn.LayerNorm) -> torch.Tensor:
 
 
 class MLPTrunk(nn.Module):
-    """`depth` hidden layers with exact GELU; each slot by itself.
-
-    Args:
-        embed_dim: Input width e.
-        hidden: Width h.
-        depth: Number of hidden layers.
-    """
+    """`depth` hidden layers with exact GELU; each slot by itself."""
 
     def __init__(self, embed_dim: int, hidden: int, depth: int) -> None:
         super().__init__()
@@ -71,14 +60,7 @@ class MLPTrunk(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """A post-norm transformer encoder layer with ReLU, as `nn.TransformerEncoderLayer`, with dropout keyed by a seed.
-
-    Args:
-        hidden: Width H.
-        nhead: Attention heads.
-        ffn: Feed-forward width F.
-        dropout: Dropout probability while training.
-    """
+    """A post-norm transformer encoder layer with ReLU, as `nn.TransformerEncoderLayer`; its dropout is keyed."""
 
     def __init__(self, hidden: int, nhead: int, ffn: int, dropout: float) -> None:
         super().__init__()
@@ -108,16 +90,7 @@ class EncoderLayer(nn.Module):
 
 
 class TransformerTrunk(nn.Module):
-    """Projection and `depth` encoder layers over all slots at once; token order does not matter.
-
-    Args:
-        embed_dim: Input width e.
-        hidden: Width H.
-        depth: Number of encoder layers.
-        nhead: Attention heads.
-        ffn: Feed-forward width.
-        dropout: Dropout probability while training.
-    """
+    """Projection and `depth` encoder layers over all slots at once; token order does not matter."""
 
     def __init__(self, embed_dim: int, hidden: int, depth: int, nhead: int, ffn: int, dropout: float) -> None:
         super().__init__()
@@ -139,11 +112,9 @@ KNEE = 4.0
 class Head(nn.Module):
     """Base of the heads: (n, h) to (n, r, d). `last` is the layer whose zero makes the output zero.
 
-    Args:
-        gain: Factor on the output, `None` to leave the output as it is (the authors' form). With it one Adam step
-            moves a generated number about as far as it would move a LoRA entry, although many weights push it
-            together; and beyond KNEE numbers grow like a logarithm, so that a wild step does not end in NaN and
-            there is still a gradient that leads back.
+    Without a gain the output stays as it is (the authors' form). With it one Adam step moves a generated number about
+    as far as it would move a LoRA entry, although many weights push it together; and beyond KNEE numbers grow like a
+    logarithm, so that a wild step does not end in NaN and there is still a gradient that leads back.
     """
 
     last: Linear

@@ -21,13 +21,9 @@ from .generator import ChunkHead, FactoredHead, FullHead, Head, MLPTrunk, RankHe
 class HyperLaw(CountingLaw):
     """Generates the factors of all slots from their embeddings.
 
-    `z = trunk(E[slot])`, `B = head_B(z)^T`, and A per `a_mode`; then `replace`, `add`
-    (`(1 - alpha) * generated + alpha * anchor`) or `multiply` per side. The result depends on no data: it is one LoRA.
-
-    Args:
-        config: HyperLoRA configuration.
-        slots: The slots to generate for.
-        anchors: Factors (A, B) of each slot from a trained LoRA, used instead of a fresh LoRA's.
+    `z = trunk(E[slot])`, `B = head_B(z)^T`, and A per `a_mode`; then `replace`, `add` (`(1 - alpha) * generated +
+    alpha * anchor`) or `multiply` per side, where anchors are a trained LoRA's factors or a fresh LoRA's. The result
+    depends on no data: it is one LoRA.
     """
 
     method = "HyperLoRA"
