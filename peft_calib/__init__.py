@@ -46,7 +46,7 @@ from .tuners import (  # noqa: E402  (a PEFT that cannot work is refused first)
     HyperLoraConfig,
     HyperLoraModel,
 )
-from .tuners.holder import regularization_loss  # noqa: E402
+from .tuners.laws import regularization_loss  # noqa: E402
 from .tuners.objective import prepare_for_trainer  # noqa: E402
 from .tuners.param_groups import param_groups  # noqa: E402
 

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from peft_calib.tuners.holder import holders_of, regularization_loss
-from peft_calib.tuners.laws import laws_of
+from peft_calib.tuners.laws import holders_of, laws_of, regularization_loss
 from peft_calib.tuners.objective import is_in
 
 #: TRL's trainers whose loss compares several forwards of one model.

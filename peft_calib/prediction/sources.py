@@ -15,7 +15,8 @@ from torch import nn
 
 from ..tuners.asked import asking
 from ..tuners.factors import Draw, Law, Points, Sample
-from ..tuners.holder import FactorHolder, holders_of
+from ..tuners.holder import FactorHolder
+from ..tuners.laws import holders_of
 from ..tuners.layer import FactorLinear
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from .asked import Asked
-from .factors import Draw, Law
-from .generation import Contents, Generation
+from .factors import Draw, Law, Mean, Train
+from .generation import Contents, Generation, is_transformed
 from .objective import Receipt
 
 
@@ -37,6 +37,13 @@ class Part:
     def num_samples(self) -> int:
         """Functions evaluated on each row: several only where a law trains on several."""
         return max([1, *[law.train_samples for law in self.comparing]])
+
+
+def own_draw(law: Law, trains: bool, part: Part | None) -> Draw:
+    """What a law is asked for where the call chain asks for nothing."""
+    # a part of the base model that is called directly has only the rows it was given
+    samples = law.train_samples if trains and part is not None and law in part.comparing else 1
+    return Train(samples) if trains else Mean()
 
 
 @dataclass(eq=False)
@@ -110,32 +117,91 @@ class Here(threading.local):
         #: Whether they are in no loss yet.
         self.unclaimed = False
 
+    def settle(self) -> None:
+        """Warn if the regularisers of the last training forward have reached no loss until now."""
+        if self.unclaimed and self.receipt is not None and self.pending:
+            self.receipt.settle()
+        self.unclaimed = False
+
+    def take(self) -> list[torch.Tensor]:
+        """The regularisers of the last training forward, once."""
+        pending, self.pending = self.pending, []
+        if self.receipt is not None:
+            self.receipt.claim()
+        return pending
+
 
 @dataclass
 class ForwardState:
     """What a holder knows between the beginning of a forward and the end of its backward.
 
-    A copy, or a pickle that is read, starts afresh: generations hang on an autograd graph, which can neither be copied
-    nor pickled, and none of it is part of what a law is.
-
-    Args:
-        here: Of this thread.
-        latest: The last generation of any thread that gradients may come back to, by adapter: a backward on an
-            accelerator runs in threads of its own, which have made none.
-        cached: The last generation without gradients, with what it was made of, by adapter.
-        uses: Whether gradients have come back to the generations that are alive, by adapter.
-        tracing: What the forward has that torch.compile is building a graph of.
-        root: The base model, once a forward of it has begun.
-        awaited: Checks of weights that are still to be loaded, by adapter.
+    Dictionaries are by adapter. A copy, or a pickle that is read, starts afresh: generations hang on an autograd
+    graph, which can neither be copied nor pickled, and none of it is part of what a law is.
     """
 
+    #: Of this thread.
     here: Here = field(default_factory=Here)
+    #: The last generation of any thread that gradients may come back to: a backward on an accelerator runs in threads
+    #: of its own, which have made none.
     latest: dict[str, Generation] = field(default_factory=dict)
+    #: The last generation without gradients, with what it was made of.
     cached: dict[str, tuple[Generation, Contents]] = field(default_factory=dict)
+    #: Whether gradients have come back to the generations that are alive.
     uses: dict[str, list[weakref.ref]] = field(default_factory=dict)
+    #: What the forward has that torch.compile is building a graph of.
     tracing: Part | None = None
+    #: The base model, once a forward of it has begun.
     root: weakref.ref[nn.Module] | None = None
+    #: Checks of weights that are still to be loaded.
     awaited: dict[str, Callable[[], None]] = field(default_factory=dict)
+
+    def keep(self, adapter: str, law: Law, generation: Generation, wants_graph: bool) -> None:
+        """Keep what a later forward, or the backward of this one, will ask for."""
+        if generation.has_graph and law.stochastic:
+            alive = [use for use in self.uses.get(adapter, []) if use() is not None]
+            self.uses[adapter] = [*alive, weakref.ref(generation.use)]
+        if not wants_graph and not is_transformed(law):
+            self.cached[adapter] = generation, Contents(law)
+
+    def without_graph(
+        self, adapter: str, law: Law, stamp: tuple, in_forward: bool, trusted: bool
+    ) -> Generation | None:
+        """The last generation without gradients, if it is still good."""
+        generation, contents = self.cached.get(adapter, (None, None))
+        if generation is None:
+            return None
+        if not trusted and not contents.hold(law):
+            self.cached.pop(adapter, None)
+            law.invalidate()
+            return None
+        return generation if generation.stamp == stamp and (law.cache or not in_forward) else None
+
+    def with_graph(self, adapter: str, stamp: tuple, in_forward: bool) -> Generation | None:
+        """This thread's last generation, if gradients may come back to it once more."""
+        old = self.here.latest.get(adapter)
+        if old is None:
+            return None
+        if old.leaves:
+            if old.gradients_wait and old.stamp[1] != stamp[1]:
+                raise RuntimeError(
+                    "The optimiser stepped while gradients of the generated factors were still waiting, so the "
+                    'generator learned nothing. With regenerate="step" call model.flush_grads() after the last '
+                    'backward and before clipping or stepping, or use regenerate="forward".'
+                )
+            return old if old.stamp == stamp else None
+        # a new graph for each forward of the base model; shared by direct calls of its parts
+        shared = old.has_graph and old.stamp == stamp and not old.use.consumed and not in_forward
+        return old if shared else None
+
+    def check_single_forward(self, adapter: str) -> None:
+        """Refuse to recompute a block of a stochastic law while several of its forwards wait for their backward."""
+        open_uses = [use() for use in self.uses.get(adapter, [])]
+        if sum(use is not None and not use.consumed for use in open_uses) > 1:
+            raise RuntimeError(
+                "Gradient checkpointing recomputes a block in backward, but since its forward the adapter has drawn "
+                "other factors for another forward (of this thread or another), so the gradient would be wrong. Call "
+                "backward (or drop the loss) after each forward, or switch gradient checkpointing off."
+            )
 
     def forget(self, adapter: str) -> None:
         """Drop the generations of an adapter."""

@@ -21,17 +21,9 @@ from torch import nn
 
 from ..internals.torch import in_backward
 from .asked import asked_for
-from .factors import Draw, Law, Mean, Perturbation, Train
-from .forward import ForwardState, Part, running_part
-from .generation import (
-    Contents,
-    Generation,
-    generate,
-    is_transformed,
-    stamp_of,
-    tensors_of,
-    trace,
-)
+from .factors import Draw, Law, Perturbation, Train
+from .forward import ForwardState, Part, own_draw, running_part
+from .generation import Generation, generate, stamp_of, tensors_of, trace
 from .memory import load_copies, settle
 from .modes import modes_of
 from .objective import Receipt
@@ -93,22 +85,15 @@ class FactorHolder(nn.Module):
         if compiling:
             self.now.tracing = part
         else:
-            self._settle_last_forward()
+            if torch.is_grad_enabled() or not self.training:  # not one in between, for metrics
+                self.now.here.settle()
         for adapter in self.active if self.enabled else ():
             if adapter in self.laws and compiling:
                 law = self.laws[adapter]
-                part.factors[adapter] = trace(law, draw or self._own_draw(law, law.training, part))
+                part.factors[adapter] = trace(law, draw or own_draw(law, law.training, part))
             elif adapter in self.laws and adapter not in self.merged:
                 part.factors[adapter] = self._refresh(adapter, part)
         return part
-
-    def _settle_last_forward(self) -> None:
-        """Warn if the regularisers of this thread's last training forward have reached no loss until now."""
-        here = self.now.here
-        if torch.is_grad_enabled() or not self.training:  # not one in between, for metrics
-            if here.unclaimed and here.receipt is not None and here.pending:
-                here.receipt.settle()
-            here.unclaimed = False
 
     def end_forward(self, part: Part, model: nn.Module, outputs: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
         """The regularisers of the adapters that took part; called after each forward, also one that raised."""
@@ -161,7 +146,7 @@ class FactorHolder(nn.Module):
             return self.now.tracing.factors[adapter]
         backward = in_backward()
         if backward and self.laws[adapter].stochastic:
-            self._check_single_forward(adapter)
+            self.now.check_single_forward(adapter)
         part = running_part(self)
         if part is not None and adapter in part.factors:
             return part.factors[adapter]
@@ -199,60 +184,18 @@ class FactorHolder(nn.Module):
         law, asked = self.laws[adapter], self.draw if part is None else part.draw
         differentiable = (*law.parameters(), *tensors_of(asked))
         wants_graph = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
-        draw = asked or self._own_draw(law, law.training and wants_graph, part)
-        generation = self._found(adapter, law, stamp_of(law, draw), wants_graph, part is not None, trusted)
+        draw = asked or own_draw(law, law.training and wants_graph, part)
+        stamp = stamp_of(law, draw)
+        if wants_graph:
+            generation = self.now.with_graph(adapter, stamp, part is not None)
+        else:
+            generation = self.now.without_graph(adapter, law, stamp, part is not None, trusted)
         if generation is None:
             generation = generate(law, draw, wants_graph)
-            if generation.has_graph and law.stochastic:
-                alive = [use for use in self.now.uses.get(adapter, []) if use() is not None]
-                self.now.uses[adapter] = [*alive, weakref.ref(generation.use)]
-            if not wants_graph and not is_transformed(law):
-                self.now.cached[adapter] = generation, Contents(law)
+            self.now.keep(adapter, law, generation, wants_graph)
         if torch.is_grad_enabled():
             self.now.here.latest[adapter] = self.now.latest[adapter] = generation
         return generation
-
-    def _own_draw(self, law: Law, trains: bool, part: Part | None) -> Draw:
-        # a part of the base model that is called directly has only the rows it was given
-        samples = law.train_samples if trains and part is not None and law in part.comparing else 1
-        return Train(samples) if trains else Mean()
-
-    def _found(
-        self, adapter: str, law: Law, stamp: tuple, wants_graph: bool, in_forward: bool, trusted: bool
-    ) -> Generation | None:
-        """A generation made before that is still good."""
-        if not wants_graph:
-            generation, contents = self.now.cached.get(adapter, (None, None))
-            if generation is None:
-                return None
-            if not trusted and not contents.hold(law):
-                self.now.cached.pop(adapter, None)
-                law.invalidate()
-                return None
-            return generation if generation.stamp == stamp and (law.cache or not in_forward) else None
-        old = self.now.here.latest.get(adapter)
-        if old is None:
-            return None
-        if old.leaves:
-            if old.gradients_wait and old.stamp[1] != stamp[1]:
-                raise RuntimeError(
-                    "The optimiser stepped while gradients of the generated factors were still waiting, so the "
-                    'generator learned nothing. With regenerate="step" call model.flush_grads() after the last '
-                    'backward and before clipping or stepping, or use regenerate="forward".'
-                )
-            return old if old.stamp == stamp else None
-        # a new graph for each forward of the base model; shared by direct calls of its parts
-        shared = old.has_graph and old.stamp == stamp and not old.use.consumed and not in_forward
-        return old if shared else None
-
-    def _check_single_forward(self, adapter: str) -> None:
-        open_uses = [use() for use in self.now.uses.get(adapter, [])]
-        if sum(use is not None and not use.consumed for use in open_uses) > 1:
-            raise RuntimeError(
-                "Gradient checkpointing recomputes a block in backward, but since its forward the adapter has drawn "
-                "other factors for another forward (of this thread or another), so the gradient would be wrong. Call "
-                "backward (or drop the loss) after each forward, or switch gradient checkpointing off."
-            )
 
     def flush_grads(self, adapter: str) -> None:
         """Carry gradients waiting at the generated factors back to the law's parameters (`regenerate="step"`)."""
@@ -320,11 +263,7 @@ class FactorHolder(nn.Module):
 
     def take_pending(self) -> list[torch.Tensor]:
         """The regularisers of the last forward, once."""
-        here = self.now.here
-        pending, here.pending = here.pending, []
-        if here.receipt is not None:
-            here.receipt.claim()
-        return pending
+        return self.now.here.take()
 
     @property
     def pending(self) -> list[torch.Tensor]:
@@ -336,28 +275,3 @@ class FactorHolder(nn.Module):
         if (root := self.root) is not None:
             modes_of(root).note_switch(mode)
         return super().train(mode)
-
-
-def holders_of(model: nn.Module) -> list[FactorHolder]:
-    """The holders anywhere inside a model, one for each tuner type on each base model."""
-    return [module for module in model.modules() if isinstance(module, FactorHolder)]
-
-
-def regularization_loss(model: nn.Module) -> torch.Tensor | None:
-    """The regulariser of the last training forward, for a loop that computes its loss from the logits.
-
-    `outputs.loss` contains it already: add it only to a loss of your own.
-
-    Args:
-        model: The model that was called, or one that contains it.
-
-    Returns:
-        A scalar with a graph, once for each forward; `None` afterwards and outside training.
-
-    Example:
-        >>> from torch import nn
-        >>> regularization_loss(nn.Linear(2, 2)) is None
-        True
-    """
-    pending = [term for holder in holders_of(model) for term in holder.take_pending()]
-    return torch.stack(pending).sum() if pending else None

@@ -22,16 +22,23 @@ from transformers.pytorch_utils import Conv1D
 from ..identity import Identity
 from ..internals.peft import StateDict, Tuner
 from ..internals.torch import without_compiler
-from .arrival import check_on_arrival
 from .asked import forward_replaced
 from .config import CalibLoraConfig
 from .factors import Law, Slot, SlotTable
-from .holder import FactorHolder, holders_of
+from .holder import FactorHolder
 from .hooks import attach_hooks, detach_hooks
+from .laws import holders_of
 from .layer import SUPPORTED_BASE_LAYERS, FactorLinear, unknown_recipe
 from .memory import own_copy
 from .sealing import check_tensors_recorded, record_of
-from .state import check_complete, embedding_names, modules_trained_whole, saved_name, withdraw
+from .state import (
+    check_complete,
+    check_on_arrival,
+    embedding_names,
+    modules_trained_whole,
+    saved_name,
+    withdraw,
+)
 
 
 class FactorModel(Tuner):

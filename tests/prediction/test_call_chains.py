@@ -17,7 +17,7 @@ from torch import nn
 import peft_calib
 from peft_calib import BayesianLoraConfig, CurveLoraConfig, curve_at, draws, predict, predict_dataset, score_texts
 from peft_calib.prediction import sample_generate
-from peft_calib.tuners.holder import holders_of
+from peft_calib.tuners.laws import holders_of
 
 BERT, LLAMA = FAMILIES["bert"], FAMILIES["llama"]
 LAWS = {"bayesian": bayesian, "curve": curve, "random_a": random_a}

@@ -7,8 +7,7 @@ from peft import PeftModel, get_peft_model
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from peft_calib import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig, draws, export_lora
-from peft_calib.tuners.holder import holders_of
-from peft_calib.tuners.laws import laws_of
+from peft_calib.tuners.laws import holders_of, laws_of
 
 BERT = FAMILIES["bert"]
 CONFIGS = {

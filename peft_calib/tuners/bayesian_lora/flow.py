@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from ..tables import IndexTable
+from ..transfer import IndexTable
 
 #: Lower bound of the scale, so that the map stays invertible.
 MIN_SCALE = 1e-3

@@ -10,7 +10,7 @@ from ..generation import Contents, is_transformed, parameter_stamp
 from ..normals import Normals, NormalSource
 from ..posterior import Posterior
 from ..seeding import keyed_generator
-from ..tables import IndexTable
+from ..transfer import IndexTable
 from . import assembly
 from .config import BayesianLoraConfig
 from .inducing import Whitened, conditional_noise, kl_conditional

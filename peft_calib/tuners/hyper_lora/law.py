@@ -12,8 +12,7 @@ from torch import nn
 from ..counting import CountingLaw
 from ..factors import Draw, Factors, Mean, Sample, ShapeGroup, SlotTable, Train
 from ..seeding import keyed_generator, uniform
-from ..tables import IndexTable
-from ..transfer import to_device
+from ..transfer import IndexTable, to_device
 from .config import HyperLoraConfig
 from .generator import ChunkHead, FactoredHead, FullHead, Head, MLPTrunk, RankHead, TransformerTrunk
 
