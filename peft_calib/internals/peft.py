@@ -29,29 +29,11 @@ class Tuner(BaseTuner):
         """Called when all targets are wrapped, before PEFT touches anything else."""
         super()._mark_only_adapters_as_trainable(model)
 
-    def _create_and_replace(
-        self,
-        peft_config: PeftConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        self.adapt(peft_config, adapter_name, target, target_name, parent, current_key, parameter_name)
+    def _create_and_replace(self, peft_config: PeftConfig, *target: Any, current_key: str, **kwargs: Any) -> None:
+        self.adapt(peft_config, *target, key=current_key, **kwargs)
 
     @abstractmethod
-    def adapt(
-        self,
-        config: PeftConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        key: str,
-        parameter_name: str | None,
-    ) -> None:
+    def adapt(self, config: PeftConfig, *target: Any, **kwargs: Any) -> None:
         """Adapt one target module, named `target_name` in its parent and `key` in the model."""
 
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool | re.Match[str] | None:
@@ -113,10 +95,8 @@ class Tuner(BaseTuner):
         return super()._remove_adapter_name_from_key(key, adapter_name)
 
     @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: StateDict
-    ) -> StateDict:
-        return cls.names_in_model(model, config, adapter_name, state_dict)
+    def _remap_adapter_state_dict_for_load(cls, *args: Any, **kwargs: Any) -> StateDict:
+        return cls.names_in_model(*args, **kwargs)
 
     @classmethod
     def names_in_model(

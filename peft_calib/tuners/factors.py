@@ -19,6 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
+#: A (r, d_in) and B (d_out, r) of one slot, or stacks of several slots' (and draws').
+Pair = tuple[torch.Tensor, torch.Tensor]
+
 
 class ShapeGroup(NamedTuple):
     """Slots of equal shape and rank, which a law treats as one batch."""
@@ -234,12 +237,12 @@ class Factors:
         heads: Tensors (K, ...) that take the place of those of modules trained whole, by module and tensor name.
     """
 
-    groups: dict[ShapeGroup, tuple[torch.Tensor, torch.Tensor]]
+    groups: dict[ShapeGroup, Pair]
     regularizer: torch.Tensor | None = field(default=None)
     perturbation: Perturbation | None = field(default=None)
     heads: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
-    def per_slot(self, slots: SlotTable, num_samples: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def per_slot(self, slots: SlotTable, num_samples: int = 1) -> list[Pair]:
         """Split the stacks into one pair (A, B) a slot, as views made by one operation a stack.
 
         Args:
@@ -249,13 +252,19 @@ class Factors:
         Returns:
             In slot order, pairs of shape (r, d_in) and (d_out, r) when K is 1, else (K, r, d_in) and (K, d_out, r).
         """
-        pairs: list[tuple[torch.Tensor, torch.Tensor]] = [None] * len(slots)  # type: ignore[list-item]
+        pairs: list[Pair] = [None] * len(slots)  # type: ignore[list-item]
         for group, indices in slots.groups.items():
             stacks = (stack.expand(num_samples, *stack.shape[1:]) for stack in self.groups[group])
             views = (stack.squeeze(0).unbind(0) if num_samples == 1 else stack.unbind(1) for stack in stacks)
             for index, pair in zip(indices, zip(*views, strict=True), strict=True):
                 pairs[index] = pair
         return pairs
+
+
+def stacked(pairs: list[Pair]) -> Pair:
+    """A (n, r, d_in) and B (n, d_out, r) of slots of one shape."""
+    A, B = (torch.stack(side) for side in zip(*pairs, strict=True))
+    return A, B
 
 
 class Law(nn.Module, ABC):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..internals.torch import at_end_of_backward, in_backward, inside_checkpoint, is_functorch_wrapped, version_of
-from .factors import Draw, Factors, Law, Perturbation, Points
+from .factors import Draw, Factors, Law, Pair, Perturbation, Points
 from .memory import answer
 from .objective import Receipt, settle_receipts
 
@@ -52,7 +52,7 @@ class Generation:
     block's factors, and what has gathered there crosses over once, when the outer backward is over.
     """
 
-    pairs: list[tuple[torch.Tensor, torch.Tensor]]
+    pairs: list[Pair]
     regularizer: torch.Tensor | None
     stamp: tuple
     has_graph: bool
@@ -67,12 +67,16 @@ class Generation:
     read_directly: bool = False
     bridges: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
 
+    def take(self, factors: Factors, law: Law, draw: Draw) -> None:
+        """Take over what layers read."""
+        self.pairs = factors.per_slot(law.slots, draw.num_samples)
+        self.perturbation, self.heads = factors.perturbation, factors.heads
+
     @property
     def draw(self) -> Draw:
-        """What was asked for."""
         return self.stamp[0]
 
-    def pair(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def pair(self, index: int) -> Pair:
         """A and B of one slot, as the calling layer may use them."""
         if not self.has_graph:
             return self.pairs[index]
@@ -165,8 +169,7 @@ def generate(law: Law, draw: Draw, wants_graph: bool) -> Generation:
             generation.has_graph = False
         elif roots:
             roots[-1].register_hook(generation.use.consume)
-        generation.pairs = factors.per_slot(law.slots, draw.num_samples)
-        generation.perturbation, generation.heads = factors.perturbation, factors.heads
+        generation.take(factors, law, draw)
     generation.stamp = stamp_of(law, draw)
     return generation
 
@@ -174,9 +177,8 @@ def generate(law: Law, draw: Draw, wants_graph: bool) -> Generation:
 def trace(law: Law, draw: Draw) -> Generation:
     """Ask a law inside the graph that torch.compile is building: no stamp, cache or tensor hook there."""
     factors = ask(law, draw)
-    pairs = factors.per_slot(law.slots, draw.num_samples)
-    found = Generation(pairs, factors.regularizer, (), has_graph=False)
-    found.perturbation, found.heads = factors.perturbation, factors.heads
+    found = Generation([], factors.regularizer, (), has_graph=False)
+    found.take(factors, law, draw)
     return found
 
 

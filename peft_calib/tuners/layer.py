@@ -14,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..internals.peft import TunerLayer, in_out_features
-from .factors import Slot
+from .factors import Pair, Slot
 from .holder import FactorHolder
 
 
@@ -99,7 +99,7 @@ class FactorLinear(nn.Module, TunerLayer):
         self.lora_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
         self.merged_adapters = []
-        self._merged_factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._merged_factors: dict[str, Pair] = {}
         self._holder = (holder,)  # a tuple is no submodule, yet follows copy and pickle
 
     @property
@@ -163,7 +163,7 @@ class FactorLinear(nn.Module, TunerLayer):
 
     # ----------------------------------------------------------------- merging
 
-    def factors(self, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(self, adapter: str) -> Pair:
         """The deterministic factors A (r, d_in) and B (d_out, r) of an adapter, without gradients."""
         with torch.no_grad():
             return self.holder.generation(adapter).pairs[self.factor_slots[adapter].index]
@@ -269,3 +269,22 @@ class FactorLinear(nn.Module, TunerLayer):
 
 #: Base layers that can be adapted without quantisation.
 SUPPORTED_BASE_LAYERS = (nn.Linear, Conv1D)
+
+
+def check_supported(base: nn.Module, parent: nn.Module, key: str, kwargs: dict) -> None:
+    """Raise `ValueError` for a target module that cannot be adapted."""
+    if isinstance(parent, nn.MultiheadAttention):
+        raise ValueError(
+            f"Target module {key} belongs to torch.nn.MultiheadAttention, which reads the weight without calling the "
+            "module, so an adapter there would do nothing. Leave it out with exclude_modules."
+        )
+    if isinstance(base, SUPPORTED_BASE_LAYERS):
+        return
+    backend = resolve_quantization_backend(base, **kwargs)
+    if backend is None or backend.layer_type != "linear":
+        raise ValueError(
+            f"Target module {key} is a {type(base).__name__}, which is not supported. Supported are torch.nn.Linear, "
+            "transformers' Conv1D and the quantised linear layers PEFT knows (bitsandbytes, torchao, GPTQ, AWQ, HQQ, "
+            "AQLM, EETQ, INC); embeddings and convolutions are not. Change target_modules, or train the module whole "
+            "with modules_to_save."
+        )

@@ -11,10 +11,10 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
 from .config import check_adapter_file
-from .factors import Slot, SlotTable
+from .factors import Pair, Slot, SlotTable
 
 
-def read_lora_factors(folder: str | Path, slots: SlotTable) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def read_lora_factors(folder: str | Path, slots: SlotTable) -> list[Pair]:
     """Float32 A (r, d_in) and B (d_out, r) of a saved plain LoRA for each of the given slots.
 
     The LoRA's scaling is folded into B relative to the slot's, so that `slot.scaling * B @ A` is the LoRA's update,
@@ -33,7 +33,7 @@ def read_lora_factors(folder: str | Path, slots: SlotTable) -> list[tuple[torch.
     return [_read_slot(slot, tensors, config, folder) for slot in slots]
 
 
-def _read_slot(slot: Slot, tensors: dict, config: LoraConfig, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def _read_slot(slot: Slot, tensors: dict, config: LoraConfig, folder: Path) -> Pair:
     name = f"base_model.model.{slot.name}"
     try:
         A, B = (tensors[f"{name}.lora_{side}.weight"].float() for side in "AB")
@@ -59,7 +59,7 @@ def _read_slot(slot: Slot, tensors: dict, config: LoraConfig, folder: Path) -> t
     )
 
 
-def _without_padding(A: torch.Tensor, B: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _without_padding(A: torch.Tensor, B: torch.Tensor, r: int) -> Pair:
     """Cut off ranks beyond `r` that hold nothing, with which an export fills smaller ranks up."""
     if A.shape[0] > r and not A[r:].any() and not B[:, r:].any():
         return A[:r], B[:, :r]

@@ -12,7 +12,7 @@ import torch
 from accelerate import init_empty_weights
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
-from peft.utils import CONFIG_NAME, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, resolve_quantization_backend
+from peft.utils import CONFIG_NAME, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import nn
@@ -28,8 +28,9 @@ from .factors import Law, Slot, SlotTable
 from .holder import FactorHolder
 from .hooks import attach_hooks, detach_hooks
 from .laws import holders_of
-from .layer import SUPPORTED_BASE_LAYERS, FactorLinear, unknown_recipe
+from .layer import FactorLinear, check_supported, unknown_recipe
 from .memory import own_copy
+from .objective import is_encoder_decoder
 from .sealing import check_tensors_recorded, record_of
 from .state import (
     check_complete,
@@ -133,7 +134,7 @@ class FactorModel(Tuner):
         target_name: str,
         parent: nn.Module,
         key: str,
-        parameter_name: str | None,
+        parameter_name: str | None = None,
     ) -> None:
         """Give a target module a slot, and put our layer around it if there is none of this type yet."""
         if parameter_name is not None:
@@ -153,7 +154,7 @@ class FactorModel(Tuner):
     ) -> FactorLinear:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         kwargs = {"get_apply_tensor_subclass": unknown_recipe, **get_quantization_kwargs(self)}
-        _check_supported(base, parent, key, kwargs)
+        check_supported(base, parent, key, kwargs)
         layer = FactorLinear(target, holder, fan_in_fan_out=isinstance(base, Conv1D), **kwargs)
         # beside layers in eval mode a new one must not start in training mode; a first adapter may be trained at once
         return layer.train(holder.training if len(holder.laws) else True)
@@ -250,7 +251,7 @@ class FactorModel(Tuner):
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
         beams = kwargs.get("num_beams")
         beams = beams if isinstance(beams, int) and beams > 1 else 1
-        encoder = self.model.get_encoder() if beams > 1 and _is_encoder_decoder(self.model) else None
+        encoder = self.model.get_encoder() if beams > 1 and is_encoder_decoder(self.model) else None
         in_encoder = set(encoder.modules()) if encoder is not None else set()
         named = {}
         for module in self.model.modules():
@@ -346,28 +347,6 @@ def _is_inside_holder(model: nn.Module, key: str) -> bool:
         if isinstance(module, FactorHolder):
             return True
     return False
-
-
-def _check_supported(base: nn.Module, parent: nn.Module, key: str, kwargs: dict) -> None:
-    if isinstance(parent, nn.MultiheadAttention):
-        raise ValueError(
-            f"Target module {key} belongs to torch.nn.MultiheadAttention, which reads the weight without calling the "
-            "module, so an adapter there would do nothing. Leave it out with exclude_modules."
-        )
-    if isinstance(base, SUPPORTED_BASE_LAYERS):
-        return
-    backend = resolve_quantization_backend(base, **kwargs)
-    if backend is None or backend.layer_type != "linear":
-        raise ValueError(
-            f"Target module {key} is a {type(base).__name__}, which is not supported. Supported are torch.nn.Linear, "
-            "transformers' Conv1D and the quantised linear layers PEFT knows (bitsandbytes, torchao, GPTQ, AWQ, HQQ, "
-            "AQLM, EETQ, INC); embeddings and convolutions are not. Change target_modules, or train the module whole "
-            "with modules_to_save."
-        )
-
-
-def _is_encoder_decoder(model: nn.Module) -> bool:
-    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def _with_adapter_names(adapter_names: list[str], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

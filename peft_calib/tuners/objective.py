@@ -235,4 +235,9 @@ def _called_name(call: ast.Call) -> str | None:
 def shifts_labels(model: nn.Module) -> bool:
     """Whether position i of the logits answers for label i + 1, by the Trainer's own rule for counting items."""
     causal = LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
-    return causal and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return causal and not is_encoder_decoder(model)
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether a transformers model has a decoder beside its encoder."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))

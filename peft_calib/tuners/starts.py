@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from .config import CalibLoraConfig
-from .factors import ShapeGroup, SlotTable
+from .factors import Pair, ShapeGroup, SlotTable
 from .seeding import keyed_generator, uniform
 
 
-def plain_start(config: CalibLoraConfig, slots: SlotTable) -> dict[ShapeGroup, tuple[torch.Tensor, torch.Tensor]]:
+def plain_start(config: CalibLoraConfig, slots: SlotTable) -> dict[ShapeGroup, Pair]:
     """Initial factors of all slots, keyed by the configuration's seed.
 
     Args:
@@ -23,9 +23,7 @@ def plain_start(config: CalibLoraConfig, slots: SlotTable) -> dict[ShapeGroup, t
     return {g: plain_factors(g, len(indices), config.init_weights, generator) for g, indices in slots.groups.items()}
 
 
-def plain_factors(
-    group: ShapeGroup, count: int, zero_b: bool, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+def plain_factors(group: ShapeGroup, count: int, zero_b: bool, generator: torch.Generator) -> Pair:
     """A (count, r, d_in) and B (count, d_out, r) of slots of one shape."""
     bound = group.in_features**-0.5
     A = uniform((count, group.r, group.in_features), bound, generator)

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..factors import ShapeGroup
-from ..seeding import uniform
+from ..factors import Pair, ShapeGroup, stacked
 from ..starts import plain_factors
 from .config import BayesianLoraConfig
 from .inducing import embed
@@ -61,7 +60,7 @@ def start_factors(
     config: BayesianLoraConfig,
     group: ShapeGroup,
     count: int,
-    pairs: list[tuple[torch.Tensor, torch.Tensor]] | None,
+    pairs: list[Pair] | None,
     generator: torch.Generator,
 ) -> tuple[FactorStart, FactorStart]:
     """Initial values of A and B for the slots of one shape; those of a trained LoRA where `pairs` has one a slot."""
@@ -69,10 +68,9 @@ def start_factors(
     if config.init == "random" or (not config.init_weights and pairs is None):
         return _random(config, group, count, R, C, generator)
     if pairs is None:
-        A = uniform((count, group.r, group.in_features), 1 / math.sqrt(group.in_features), generator)
-        B = torch.zeros(count, group.out_features, group.r)
+        A, B = plain_factors(group, count, True, generator)
     else:
-        A, B = (torch.stack(side) for side in zip(*pairs, strict=True))
+        A, B = stacked(pairs)
     sigma_a, sigma_b = _prior_std(config, group, count, R, C, A if pairs is not None else None)
     small_a = _directions(count, R, group.r, generator)
     large_a = LENGTH_A * _directions(count, C, group.in_features, generator)
@@ -95,20 +93,6 @@ def start_factors(
     columns, rows, mean = embed(B.mT, small_b, large_b, sigma_b, variance, config.jitter, LENGTH_B)
     sigma_a, sigma_b = sigma_a.flatten(), sigma_b.flatten()
     return FactorStart(*A_start, sigma_a), FactorStart(rows, columns, mean.mT.contiguous(), sigma_b)
-
-
-def start_plain(
-    config: BayesianLoraConfig,
-    group: ShapeGroup,
-    count: int,
-    pairs: list[tuple[torch.Tensor, torch.Tensor]] | None,
-    generator: torch.Generator,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A (count, r, d_in) and B (count, d_out, r) of slots without a posterior: LoRA's start, or a trained LoRA."""
-    A, B = plain_factors(group, count, config.init_weights, generator)
-    if pairs:
-        A, B = (torch.stack(side) for side in zip(*pairs, strict=True))
-    return A, B
 
 
 def _random(

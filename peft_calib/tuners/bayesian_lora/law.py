@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..factors import Draw, Factors, Sample, ShapeGroup, SlotTable, Train
+from ..factors import Draw, Factors, Pair, Sample, ShapeGroup, SlotTable, Train, stacked
 from ..generation import Contents, is_transformed, parameter_stamp
 from ..normals import Normals, NormalSource
 from ..posterior import Posterior
 from ..seeding import keyed_generator
+from ..starts import plain_factors
 from ..transfer import IndexTable
-from . import assembly
 from .config import BayesianLoraConfig
 from .inducing import Whitened, conditional_noise, kl_conditional
-from .initial import FactorStart, core_shape, core_step, start_factors, start_plain
-from .layout import BasisPlace, Layout, Place
+from .initial import FactorStart, core_shape, core_step, start_factors
+from .layout import BasisPlace, Layout, Place, assemble, assemble_core_form, middle
 from .stacks import BasisStack, BoundedScale, CoreStack
 
 _INIT, _KL = 0, 3  # purposes of a draw, first part of its key; those in between are the base class's
@@ -30,12 +30,7 @@ class BayesianLaw(Posterior):
 
     method = "BayesianLoRA"
 
-    def __init__(
-        self,
-        config: BayesianLoraConfig,
-        slots: SlotTable,
-        pairs: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
-    ) -> None:
+    def __init__(self, config: BayesianLoraConfig, slots: SlotTable, pairs: list[Pair] | None = None) -> None:
         super().__init__(config, slots)
         self.layout = Layout(config, slots)
         generator = keyed_generator(config.init_seed, _INIT)
@@ -72,8 +67,9 @@ class BayesianLaw(Posterior):
         for group, indices in self.layout.plain.items():
             if not indices:
                 continue
-            given = [pairs[i] for i in indices] if pairs else None
-            A, B = start_plain(self.config, group, len(indices), given, generator)
+            A, B = plain_factors(group, len(indices), self.config.init_weights, generator)
+            if pairs:
+                A, B = stacked([pairs[i] for i in indices])
             self.plain_A[group.key], self.plain_B[group.key] = nn.Parameter(A), nn.Parameter(B)
             if group in self.layout.members:
                 self.orders[group] = IndexTable(torch.tensor([*self.layout.members[group], *indices]).argsort())
@@ -122,16 +118,16 @@ class BayesianLaw(Posterior):
     def _prior_std(self) -> dict[Place, torch.Tensor]:
         return self.layout.split(self.sigma.to(self.dtype))
 
-    def _mean_factors(self, bases: dict) -> dict[ShapeGroup, tuple[torch.Tensor, torch.Tensor]]:
+    def _mean_factors(self, bases: dict) -> dict[ShapeGroup, Pair]:
         sigma = self._prior_std()
         if not self.config.share_inducing:
             V = self.layout.split_cores({key: stack.expectation(self.dtype) for key, stack in self.cores.items()})
-            return assembly.assemble(bases, V, sigma)
-        middles = {(g, "A"): assembly.middle(bases, g) for g in self.layout.members}
+            return assemble(bases, V, sigma)
+        middles = {(g, "A"): middle(bases, g) for g in self.layout.members}
         products = {}
         for key, places in self.layout.cores.items():
             products[key] = self.cores[key].expected_product(torch.cat([middles[place] for place in places]))
-        return assembly.assemble_core_form(bases, self.layout.split_cores(products), sigma)
+        return assemble_core_form(bases, self.layout.split_cores(products), sigma)
 
     def _drawn_factors(self, bases: dict, draw: Draw, normals: Normals) -> tuple[dict, torch.Tensor | None]:
         noise = {key: self._normal(stack.shape, normals) for key, stack in self.cores.items()}
@@ -145,10 +141,10 @@ class BayesianLaw(Posterior):
         sigma = self._prior_std()
         if self.config.conditional_noise == "none":
             if isinstance(draw, Sample) and all(core_shape(self.config, g.r)[1] == g.r for g in self.layout.members):
-                products = {(g, "A"): V[g, "B"] @ assembly.middle(bases, g) @ V[g, "A"] for g in self.layout.members}
-                return assembly.assemble_core_form(bases, products, sigma), divergence
-            return assembly.assemble(bases, V, sigma), divergence
-        pairs = assembly.assemble(bases, V, None)
+                products = {(g, "A"): V[g, "B"] @ middle(bases, g) @ V[g, "A"] for g in self.layout.members}
+                return assemble_core_form(bases, products, sigma), divergence
+            return assemble(bases, V, sigma), divergence
+        pairs = assemble(bases, V, None)
         return self._add_noise(pairs, bases, sigma, normals), divergence
 
     def _add_noise(self, pairs: dict, bases: dict, sigma: dict, normals: Normals) -> dict:
@@ -170,7 +166,7 @@ class BayesianLaw(Posterior):
             return self.noise_scale(self.dtype)
         return torch.full_like(self.sigma, self.config.init_lambda, dtype=self.dtype)
 
-    def _with_plain(self, group: ShapeGroup, pair: tuple | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _with_plain(self, group: ShapeGroup, pair: Pair | None) -> Pair:
         if not self.layout.plain[group]:
             return pair
         plain = tuple(side[group.key].unsqueeze(0) for side in (self.plain_A, self.plain_B))

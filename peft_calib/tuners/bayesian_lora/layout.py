@@ -1,21 +1,25 @@
-"""Which slots have a posterior, and where each of their factors lies in the stacks of bases and cores."""
+"""Which slots have a posterior, where their factors lie in the stacks of bases and cores, and how these make them."""
 
 from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
 
 import torch
 
-from ..factors import ShapeGroup, Slot, SlotTable
+from ..factors import Pair, ShapeGroup, Slot, SlotTable
 from .config import BayesianLoraConfig
-from .inducing import Whitened
+from .inducing import Whitened, combine
 from .initial import core_shape
 
 #: One factor of every slot of a group: the group and the side, "A" or "B".
 Place = tuple[ShapeGroup, str]
 #: One basis of every slot of a group: the group, the side, and "rows" or "columns".
 BasisPlace = tuple[ShapeGroup, str, str]
+Bases = Mapping[BasisPlace, Whitened]
+#: Something with one entry a factor that broadcasts over (K, n, R, C).
+PerFactor = Mapping[Place, torch.Tensor]
 
 
 class Layout:
@@ -110,3 +114,39 @@ def _check_sizes(config: BayesianLoraConfig, group: ShapeGroup, name: str) -> No
             f"below r = {group.r}; the extra rank only costs memory. Use sizes of at least r, or a smaller r.",
             stacklevel=2,
         )
+
+
+# --------------------------------------------------------------------- from bases and cores to stacked factors
+
+
+def members_of(bases: Bases) -> list[ShapeGroup]:
+    """The groups in `bases`, each once."""
+    return list(dict.fromkeys(group for group, _, _ in bases))
+
+
+def assemble(bases: Bases, cores: PerFactor, sigma: PerFactor | None) -> dict[ShapeGroup, Pair]:
+    """A and B of every group, `W = sigma G_r^T V G_c`, of cores V (K, n, R, C); with sigma 1 where it is omitted."""
+    factors = {}
+    for group in members_of(bases):
+        for side in "AB":
+            V = cores[group, side] if sigma is None else cores[group, side] * sigma[group, side]
+            factors[group, side] = combine(bases[group, side, "rows"].G, V, bases[group, side, "columns"].G)
+    return {group: (factors[group, "A"], factors[group, "B"]) for group in members_of(bases)}
+
+
+def middle(bases: Bases, group: ShapeGroup) -> torch.Tensor:
+    """X = G_c^B G_r^A^T, (n, C, R): what stands between the two cores of a slot, `B A = P (V_B X V_A) Q`."""
+    return bases[group, "B", "columns"].G @ bases[group, "A", "rows"].G.mT
+
+
+def assemble_core_form(bases: Bases, cores: PerFactor, sigma: PerFactor) -> dict[ShapeGroup, Pair]:
+    """A = Q, the same for every draw, and B = P M: the same product `B A = P M Q` as that of the factors.
+
+    `P = sigma_B G_r^B^T` (n, d_out, R), `Q = sigma_A G_c^A` (n, C, d_in); M (K, n, R, C) stands under side `"A"`.
+    """
+    pairs = {}
+    for group in members_of(bases):
+        P = bases[group, "B", "rows"].G.mT * sigma[group, "B"]
+        Q = bases[group, "A", "columns"].G * sigma[group, "A"]
+        pairs[group] = Q.unsqueeze(0), P @ cores[group, "A"]
+    return pairs

@@ -197,16 +197,15 @@ class CoreStack(nn.Module):
         rows, columns = spread
         return torch.einsum("nik,njl->nijkl", rows, columns).flatten(3).flatten(1, 2)
 
-    def _transform(self, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _transform(self, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """V, and with a flow log |det dV/dnoise|."""
         draw = {"diagonal": draw_diagonal, "matrix_normal": draw_matrix_normal, "full": draw_full}[self.family]
         spread = self._spread(noise.dtype)
         V = draw(self._mean(noise.dtype), *spread, noise)
-        log_det = self._log_det(spread)
-        if hasattr(self, "flow"):
-            rows, change = self.flow(V.transpose(0, 1).flatten(1, 2))
-            V = rows.unflatten(1, (noise.shape[0], -1)).transpose(0, 1)
-            log_det = log_det + change.sum()
-        return V, log_det
+        if not hasattr(self, "flow"):
+            return V, None
+        rows, change = self.flow(V.transpose(0, 1).flatten(1, 2))
+        return rows.unflatten(1, (noise.shape[0], -1)).transpose(0, 1), self._log_det(spread) + change.sum()
 
     def _log_det(self, spread: tuple[torch.Tensor, ...]) -> torch.Tensor:
         if self.family == "diagonal":

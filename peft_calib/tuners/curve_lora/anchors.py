@@ -13,7 +13,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from ..factors import SlotTable
+from ..factors import Pair, SlotTable
 from ..lora_adapter import read_lora_factors
 from .config import CurveLoraConfig
 from .gauge import align
@@ -31,7 +31,7 @@ class Anchors:
     trained whole, by module and tensor name; and the SHA-256 of its weights file.
     """
 
-    pairs: list[list[tuple[torch.Tensor, torch.Tensor]]]
+    pairs: list[list[Pair]]
     heads: list[dict[str, dict[str, torch.Tensor]]]
     hashes: list[str]
 

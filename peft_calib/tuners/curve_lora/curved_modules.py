@@ -58,8 +58,7 @@ class HeadPoints(nn.Module):
                 parts.append((self.points[_key(module, name)], self.moving))
             if self.anchored:
                 parts.append((getattr(self, f"anchor_{_key(module, name)}"), self.fixed))
-            terms = [torch.tensordot(to_device(coefficients[:, list(i)], p.device, p.dtype), p, 1) for p, i in parts]
-            heads.setdefault(module, {})[name] = sum(terms[1:], terms[0])
+            heads.setdefault(module, {})[name] = combined(parts, coefficients)
         return heads
 
     @torch.no_grad()
@@ -70,6 +69,16 @@ class HeadPoints(nn.Module):
                 self.points[_key(module, name)].copy_(heads[module][name][list(self.moving)])
             if self.anchored:
                 getattr(self, f"anchor_{_key(module, name)}").copy_(heads[module][name][list(self.fixed)])
+
+
+def combined(parts: list[tuple[torch.Tensor, tuple[int, ...]]], coefficients: torch.Tensor) -> torch.Tensor:
+    """The points (K, ...) of coefficients (K, N_cp), where each part holds the control points at its places."""
+    total = None
+    for points, places in parts:
+        weights = coefficients if len(places) == coefficients.shape[1] else coefficients[:, list(places)]
+        term = torch.tensordot(to_device(weights, points.device, points.dtype), points, 1)
+        total = term if total is None else total + term
+    return total
 
 
 _TEMPLATES = threading.RLock()

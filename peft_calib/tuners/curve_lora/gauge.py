@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import torch
 
+from ..factors import Pair
 
-def balance(A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+
+def balance(A: torch.Tensor, B: torch.Tensor) -> Pair:
     """Factors of the same product that share its singular values evenly, `A = S^1/2 V^T`, `B = U S^1/2`."""
     r = A.shape[-2]
     q_b, r_b = torch.linalg.qr(B)
@@ -24,9 +26,7 @@ def balance(A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return new_A, new_B
 
 
-def rotate_to(
-    A: torch.Tensor, B: torch.Tensor, A_to: torch.Tensor, B_to: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def rotate_to(A: torch.Tensor, B: torch.Tensor, A_to: torch.Tensor, B_to: torch.Tensor) -> Pair:
     """Orthogonal Procrustes: `(G^T A, B G)` with the rotation G that brings them nearest to given factors.
 
     `G = U V^T` where `U S V^T = B^T B_to + A A_to^T`.
@@ -36,9 +36,7 @@ def rotate_to(
     return G.mT @ A, B @ G
 
 
-def align(
-    anchors: list[list[tuple[torch.Tensor, torch.Tensor]]],
-) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+def align(anchors: list[list[Pair]]) -> list[list[Pair]]:
     """Balance the factors of every adapter and rotate them to the first one's, slot by slot; in float64."""
     balanced = [[balance(A.double(), B.double()) for A, B in pairs] for pairs in anchors]
     first = balanced[0]

@@ -8,12 +8,11 @@ import torch
 from torch import nn
 
 from ..counting import CountingLaw
-from ..factors import Draw, Factors, Mean, Points, Sample, ShapeGroup, SlotTable, Train
+from ..factors import Draw, Factors, Mean, Pair, Points, Sample, ShapeGroup, SlotTable, Train
 from ..seeding import keyed_generator, uniform
-from ..transfer import to_device
 from .anchors import Anchors
 from .config import CurveLoraConfig
-from .curved_modules import HeadPoints, Heads
+from .curved_modules import HeadPoints, Heads, combined
 from .diversity import class_logits, diversity_term
 from .sampling import at_arc_length, opposite, sample_points, training_position
 from .weight_noise import BaseNorms, WeightNoise, scheduled_rho
@@ -107,7 +106,7 @@ class CurveLaw(CountingLaw):
     # ----------------------------------------------------------------- control points and factors
 
     @torch.no_grad()
-    def control_points(self) -> dict[ShapeGroup, tuple[torch.Tensor, torch.Tensor]]:
+    def control_points(self) -> dict[ShapeGroup, Pair]:
         """All control points along the chain, A (N_cp, n, r, d_in) and B (N_cp, n, d_out, r) by shape group."""
         return {
             group: tuple(self._along_chain(group, side, torch.eye(self._num_points)) for side in "AB")
@@ -121,12 +120,7 @@ class CurveLaw(CountingLaw):
             parts.append((getattr(self, f"control_{side}")[group.key], self.moving))
         if self.anchored:
             parts.append((getattr(self, f"anchor_{side}_{group.key}"), self.shape.anchors))
-        total = None
-        for points, places in parts:
-            weights = coefficients if len(places) == self._num_points else coefficients[:, list(places)]
-            term = torch.tensordot(to_device(weights, points.device, points.dtype), points, 1)
-            total = term if total is None else total + term
-        return total
+        return combined(parts, coefficients)
 
     def forward(self, draw: Draw) -> Factors:
         """The factors at the points a draw asks for; `ValueError` for a point that is not on the curve."""
@@ -157,7 +151,7 @@ class CurveLaw(CountingLaw):
         micro = self.micro_batches if config.t_sampling == "stratified" else 1
         position = _position(self.draw_key(), config.t_sampling == "stratified", micro)
         if config.t_sampling == "arc_length":
-            t = at_arc_length(position, self._speeds(), self.shape.num_segments)
+            t = at_arc_length(position, self.speeds(), self.shape.num_segments)
         else:
             t = position * self.shape.num_segments
         return t if draw.num_samples == 1 else torch.cat([t, opposite(t, self.shape)])
@@ -167,7 +161,7 @@ class CurveLaw(CountingLaw):
         self.shape.check(t)
 
     @torch.no_grad()
-    def velocity(self, t: torch.Tensor) -> dict[ShapeGroup, tuple[torch.Tensor, torch.Tensor]]:
+    def velocity(self, t: torch.Tensor) -> dict[ShapeGroup, Pair]:
         """Derivatives A'(t) (K, n, r, d_in) and B'(t) (K, n, d_out, r) by shape group."""
         weights = self.shape.derivative_coefficients(t)
         return {g: tuple(self._along_chain(g, side, weights) for side in "AB") for g in self.slots.groups}
@@ -200,10 +194,10 @@ class CurveLaw(CountingLaw):
                 total += (flat @ flat.T).to(total)
         return total
 
-    def _speeds(self) -> torch.Tensor:
-        """`||zeta'||` in the middle of equal intervals, from the Gram matrix of the control points."""
-        count = _INTERVALS * max(self.shape.num_segments, 1)
-        middles = (torch.arange(count, dtype=torch.float64) + 0.5) / _INTERVALS
+    def speeds(self, intervals: int = _INTERVALS) -> torch.Tensor:
+        """`||zeta'||` in the middle of equal intervals of each segment, from the Gram matrix of the control points."""
+        count = intervals * max(self.shape.num_segments, 1)
+        middles = (torch.arange(count, dtype=torch.float64) + 0.5) / intervals
         velocity = self.shape.derivative_coefficients(middles.clamp(max=self.shape.num_segments))
         return ((velocity @ self.gram()) * velocity).sum(1).clamp_min(0).sqrt()
 

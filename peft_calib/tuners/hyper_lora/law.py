@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..counting import CountingLaw
-from ..factors import Draw, Factors, Mean, Sample, ShapeGroup, SlotTable, Train
+from ..factors import Draw, Factors, Mean, Pair, Sample, ShapeGroup, SlotTable, Train
 from ..seeding import keyed_generator, uniform
 from ..transfer import IndexTable, to_device
 from .config import HyperLoraConfig
@@ -27,12 +27,7 @@ class HyperLaw(CountingLaw):
 
     method = "HyperLoRA"
 
-    def __init__(
-        self,
-        config: HyperLoraConfig,
-        slots: SlotTable,
-        anchors: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
-    ) -> None:
+    def __init__(self, config: HyperLoraConfig, slots: SlotTable, anchors: list[Pair] | None = None) -> None:
         super().__init__(slots, config.init_seed, counts=config.a_mode == "random" or config.hyper_dropout > 0)
         # a copy: the law must not change when the caller goes on using the object
         self.config = copy.copy(config)

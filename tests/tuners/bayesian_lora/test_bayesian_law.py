@@ -12,8 +12,8 @@ from operations import Operations
 from peft_calib import BayesianLoraConfig
 from peft_calib.tuners import Draw, Mean, Sample, Slot, SlotTable, Train
 from peft_calib.tuners.bayesian_lora import BayesianLaw
-from peft_calib.tuners.bayesian_lora.assembly import assemble
 from peft_calib.tuners.bayesian_lora.initial import CORE_STEP_B
+from peft_calib.tuners.bayesian_lora.layout import assemble
 from peft_calib.tuners.bayesian_lora.stacks import BoundedScale
 
 VARIANTS = {
