@@ -80,7 +80,6 @@ class MovesAlong(nn.Module):
     """A module that takes others along when it is moved or cast, without holding them as parts of itself."""
 
     def companions(self) -> Iterable[nn.Module]:
-        """The others."""
         return ()
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> MovesAlong:

@@ -95,11 +95,7 @@ class RowSet:
 
     @classmethod
     def from_fields(cls, fields: Fields) -> RowSet:
-        """The same for the fields of a file.
-
-        Raises:
-            ValueError: If they describe no set of rows, or the hashes do not have the recorded digest.
-        """
+        """The same for the fields of a file."""
         try:
             hashes = np.frombuffer(base64.b64decode(fields.text("hashes"), validate=True), "<u8").astype(np.uint64)
         except ValueError:
@@ -317,9 +313,6 @@ def _refuse_overlap(rows: RowSet, known: RowSet, purpose: str, verb: str) -> int
             stacklevel=3,
         )
     return common
-
-
-# --------------------------------------------------------------------- the cut
 
 
 def _fill(members: np.ndarray, sizes: np.ndarray, fraction: float) -> list[int]:

@@ -70,7 +70,6 @@ class CountingLaw(Law):
         return torch.tensor([self.seed(), int(self.generations())])
 
     def count_generation(self) -> None:
-        """Count one more."""
         before = None if torch.compiler.is_compiling() else int(self.generations())
         self._count = None if before is None else before + 1
         self.num_generations += 1

@@ -124,7 +124,6 @@ class Here(threading.local):
         self.unclaimed = False
 
     def take(self) -> list[torch.Tensor]:
-        """The regularisers of the last training forward, once."""
         pending, self.pending = self.pending, []
         if self.receipt is not None:
             self.receipt.claim()
@@ -204,7 +203,6 @@ class ForwardState:
             )
 
     def forget(self, adapter: str) -> None:
-        """Drop the generations of an adapter."""
         for kept in (self.cached, self.latest, self.here.latest):
             kept.pop(adapter, None)
 

@@ -47,7 +47,6 @@ class FactorHolder(nn.Module):
 
     @property
     def laws(self) -> nn.ModuleDict:
-        """The law of each adapter."""
         return getattr(self, self.laws_name)
 
     def forward(self, x: Any) -> Any:
@@ -62,7 +61,6 @@ class FactorHolder(nn.Module):
         return None if self.now.root is None else self.now.root()
 
     def belong_to(self, root: nn.Module) -> None:
-        """Say which module is the base model."""
         if self.root is not root:
             self.now.root = weakref.ref(root)
 
@@ -262,7 +260,6 @@ class FactorHolder(nn.Module):
         self.now.here.pending = []
 
     def take_pending(self) -> list[torch.Tensor]:
-        """The regularisers of the last forward, once."""
         return self.now.here.take()
 
     @property

@@ -104,7 +104,6 @@ class FactorLinear(nn.Module, TunerLayer):
 
     @property
     def holder(self) -> FactorHolder:
-        """Where this layer's factors come from."""
         return self._holder[0]
 
     def update_layer(self, adapter_name: str, slot: Slot, index: int, lora_alpha: float, dropout: float) -> None:
@@ -113,8 +112,6 @@ class FactorLinear(nn.Module, TunerLayer):
         self.r[adapter_name] = slot.r
         self.lora_alpha[adapter_name] = lora_alpha
         self.scaling[adapter_name] = slot.scaling
-
-    # ----------------------------------------------------------------- forward
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Apply the base map and the update of each active adapter."""
@@ -160,8 +157,6 @@ class FactorLinear(nn.Module, TunerLayer):
             rows = [row for row, name in enumerate(adapter_names) if name == adapter]
             result[rows] = self._adapt(adapter, x[rows], result[rows]).to(result.dtype)
         return result
-
-    # ----------------------------------------------------------------- merging
 
     def factors(self, adapter: str) -> Pair:
         """The deterministic factors A (r, d_in) and B (d_out, r) of an adapter, without gradients."""
@@ -228,17 +223,14 @@ class FactorLinear(nn.Module, TunerLayer):
     # ----------------------------------------------------------------- what PEFT tells a layer, for the holder too
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Activate adapters here and in the holder."""
         super().set_adapter(adapter_names, inference_mode=inference_mode)
         self.holder.set_adapter(self.active_adapters, inference_mode)
 
     def enable_adapters(self, enabled: bool) -> None:
-        """Enable or disable the adapters here and in the holder."""
         super().enable_adapters(enabled)
         self.holder.enable(enabled)
 
     def set_requires_grad(self, adapter_names, requires_grad: bool = True) -> None:
-        """Freeze or unfreeze the laws of adapters."""
         super().set_requires_grad(adapter_names, requires_grad)
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
             if name in self.holder.laws:
@@ -251,16 +243,13 @@ class FactorLinear(nn.Module, TunerLayer):
         return self
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter here and in the holder."""
         super().delete_adapter(adapter_name)
         self.holder.discard(adapter_name)
 
     def moved(self, adapter_name: str, device: torch.device | None) -> None:
-        """Move the law, too."""
         self.holder.place(adapter_name, device)
 
     def extra_repr(self) -> str:
-        """Sizes and quantisation."""
         return quantization_extra_repr(self) if self.quantization_backend is not None else ""
 
     def __repr__(self) -> str:

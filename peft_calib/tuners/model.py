@@ -32,14 +32,7 @@ from .layer import FactorLinear, check_supported, unknown_recipe
 from .memory import own_copy
 from .objective import is_encoder_decoder
 from .sealing import check_tensors_recorded, record_of
-from .state import (
-    check_complete,
-    check_on_arrival,
-    embedding_names,
-    modules_trained_whole,
-    saved_name,
-    withdraw,
-)
+from .state import check_complete, check_on_arrival, embedding_names, modules_trained_whole, saved_name, withdraw
 
 
 class FactorModel(Tuner):
@@ -63,8 +56,6 @@ class FactorModel(Tuner):
     def build_law(self, config: CalibLoraConfig, slots: SlotTable) -> Law:
         """Make the law of a new adapter; for a method whose law takes more than its configuration and slots."""
         return type(self).law_class(config, slots)
-
-    # ----------------------------------------------------------------- injection
 
     def inject_adapter(
         self,
@@ -184,7 +175,6 @@ class FactorModel(Tuner):
         return None if _is_inside_holder(self.model, key) else check_target_module_exists(config, key)
 
     def get_law(self, adapter_name: str = "default") -> Law:
-        """The law of an adapter."""
         return self.get_holder(self.model).laws[adapter_name]
 
     def get_factors(self, adapter_name: str = "default") -> list[tuple[Slot, torch.Tensor, torch.Tensor]]:
@@ -235,8 +225,6 @@ class FactorModel(Tuner):
         """Delete an adapter: its law, slots and, with the last one, the hooks on the base model."""
         super().delete_adapter(adapter_name)
         detach_hooks(self.model)
-
-    # ----------------------------------------------------------------- mixed batches
 
     @contextmanager
     def mixing(self, adapter_names: list[str] | None, kwargs: dict[str, Any]) -> Iterator[None]:
@@ -305,7 +293,6 @@ class FactorModel(Tuner):
 
     @classmethod
     def name_in_file(cls, key: str, adapter_name: str) -> str:
-        """A tensor's name without that of its adapter."""
         marker = cls._law_marker(adapter_name)
         if marker in key:
             return key.replace(marker, f"{cls.holder_name}.{cls.prefix}law.", 1)

@@ -52,7 +52,6 @@ class Modes:
 
     @contextmanager
     def evaluation(self, model: nn.Module, brief: bool) -> Iterator[None]:
-        """See `evaluating`."""
         token = object()
         try:
             with self.changed:

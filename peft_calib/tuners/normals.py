@@ -38,7 +38,6 @@ class TracedSource:
         self.ranks: list[int] = []
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """The next normals of the stream."""
         self.sizes, self.ranks = [*self.sizes, *shape], [*self.ranks, len(shape)]
         return _nth_normal(self.key, self.purpose, self.sizes, self.ranks, dtype)
 

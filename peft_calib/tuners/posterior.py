@@ -52,7 +52,6 @@ class PosteriorConfig(CalibLoraConfig):
     draws_differ: ClassVar[bool] = True
 
     def check_values(self) -> None:
-        """Refuse a weight, a part of the training or a number of items that is none."""
         self.check_ranges({"kl_weight": (0, None)})
         self.check_positive_integers("num_train_examples")
         if not 0 <= self.kl_warmup <= 1:
@@ -100,8 +99,6 @@ class Posterior(CountingLaw):
             return Normals([TracedSource(self.draw_key(), TRAIN)])
         return Normals([NormalSource(keyed_generator(self.seed(), TRAIN, int(self.generations())))])
 
-    # ----------------------------------------------------------------- the evidence lower bound
-
     def evidence_term(self, draw: Draw) -> torch.Tensor | None:
         """`kl_weight KL / N` as the regulariser of a training forward; `None` outside training."""
         return self.config.kl_weight * self.kl() * self.evidence_weight() if isinstance(draw, Train) else None
@@ -127,15 +124,9 @@ class Posterior(CountingLaw):
 
     @property
     def needs_num_train_examples(self) -> bool:
-        """Whether neither the configuration nor a callback has told N."""
         return self.config.num_train_examples is None
 
     def set_num_train_examples(self, num_train_examples: int) -> None:
-        """Tell N to a law whose configuration leaves it open.
-
-        Args:
-            num_train_examples: Items the loss averages over in one epoch; ignored where the configuration says N.
-        """
         if self.config.num_train_examples is None:
             self.num_train_examples = num_train_examples
 

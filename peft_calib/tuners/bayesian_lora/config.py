@@ -118,7 +118,6 @@ class BayesianLoraConfig(PosteriorConfig):
         return found if self.flow == "none" else {**found, "flow_depth": {len(flow)}, "flow_hidden": sizes}
 
     def check_values(self) -> None:
-        """Refuse unknown choices, values out of range, and combinations that have no meaning."""
         super().check_values()
         self.check_choices(_CHOICES)
         for name in _POSITIVE:

@@ -124,9 +124,6 @@ def conditional_noise(noise: torch.Tensor, rows: Whitened, columns: Whitened, ki
     return noise[..., :m, :n] - combine(rows.G, white, columns.G)
 
 
-# --------------------------------------------------------------------- draws of the core
-
-
 def draw_diagonal(mean: torch.Tensor, sd: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """`V = mean + sd * noise`, elementwise."""
     return mean + sd * noise
@@ -142,9 +139,6 @@ def draw_matrix_normal(
 def draw_full(mean: torch.Tensor, factor: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """`V = mean + T noise` with T (R C, R C) lower triangular on the row-major entries of V."""
     return mean + (factor @ noise.flatten(-2).unsqueeze(-1)).squeeze(-1).view(noise.shape)
-
-
-# --------------------------------------------------------------------- divergences
 
 
 def kl_diagonal(mean: torch.Tensor, sd: torch.Tensor) -> torch.Tensor:
@@ -181,9 +175,6 @@ def kl_sampled(noise: torch.Tensor, log_det: torch.Tensor, core: torch.Tensor) -
 
 def _log_diagonal(factor: torch.Tensor) -> torch.Tensor:
     return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-
-
-# --------------------------------------------------------------------- moments and embedding
 
 
 def mean_of_product(mean: torch.Tensor, root: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:

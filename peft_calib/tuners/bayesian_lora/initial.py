@@ -57,11 +57,7 @@ def core_step(config: BayesianLoraConfig, side: str, start: FactorStart) -> torc
 
 
 def start_factors(
-    config: BayesianLoraConfig,
-    group: ShapeGroup,
-    count: int,
-    pairs: list[Pair] | None,
-    generator: torch.Generator,
+    config: BayesianLoraConfig, group: ShapeGroup, count: int, pairs: list[Pair] | None, generator: torch.Generator
 ) -> tuple[FactorStart, FactorStart]:
     """Initial values of A and B for the slots of one shape; those of a trained LoRA where `pairs` has one a slot."""
     R, C = core_shape(config, group.r)

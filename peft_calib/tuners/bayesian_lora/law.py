@@ -38,8 +38,6 @@ class BayesianLaw(Posterior):
         self._build_plain(pairs, generator)
         self._whitened: tuple | None = None
 
-    # ----------------------------------------------------------------- construction
-
     def _build_posterior(self, pairs: list | None, generator: torch.Generator) -> None:
         config, layout = self.config, self.layout
         starts: dict[Place, FactorStart] = {}
@@ -73,8 +71,6 @@ class BayesianLaw(Posterior):
             self.plain_A[group.key], self.plain_B[group.key] = nn.Parameter(A), nn.Parameter(B)
             if group in self.layout.members:
                 self.orders[group] = IndexTable(torch.tensor([*self.layout.members[group], *indices]).argsort())
-
-    # ----------------------------------------------------------------- factors
 
     def forward(self, draw: Draw) -> Factors:
         """The factors of all slots: in the mean, one draw with the regulariser for training, or K keyed draws."""
@@ -179,8 +175,6 @@ class BayesianLaw(Posterior):
         )
         return tuple(stack.index_select(1, order) for stack in both)
 
-    # ----------------------------------------------------------------- divergence
-
     def kl(self) -> torch.Tensor:
         """KL of the posterior from the prior in nats, with a graph; with a flow an estimate from one fixed draw."""
         normals = Normals([NormalSource(keyed_generator(self.config.given_seed or 0, _KL))])
@@ -207,7 +201,6 @@ class BayesianLaw(Posterior):
         return torch.cat([stack.marginal_sd(self.dtype).flatten() for stack in self.cores.values()])
 
     def spread_parameters(self) -> list[nn.Parameter]:
-        """The parameters that say how wide the posterior is, and nothing else."""
         found = [parameter for stack in self.cores.values() for parameter in stack.spread_parameters()]
         return [*found, *self.noise_scale.parameters()] if hasattr(self, "noise_scale") else found
 
@@ -216,10 +209,7 @@ class BayesianLaw(Posterior):
         found = {name: part.ratio() for name, part in self.named_modules() if isinstance(part, BoundedScale)}
         return {"noise" if name == "noise_scale" else name: ratio for name, ratio in found.items()}
 
-    # ----------------------------------------------------------------- lifecycle
-
     def invalidate(self) -> None:
-        """Forget the whitened bases."""
         self._whitened = None
 
     def __getstate__(self) -> dict:

@@ -116,9 +116,6 @@ def _check_sizes(config: BayesianLoraConfig, group: ShapeGroup, name: str) -> No
         )
 
 
-# --------------------------------------------------------------------- from bases and cores to stacked factors
-
-
 def members_of(bases: Bases) -> list[ShapeGroup]:
     """The groups in `bases`, each once."""
     return list(dict.fromkeys(group for group, _, _ in bases))

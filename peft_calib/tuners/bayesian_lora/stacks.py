@@ -41,7 +41,6 @@ class BoundedScale(nn.Module):
         self.logit, self.upper, self.gain = math.log(start) - math.log(upper - start), upper, gain
 
     def forward(self, dtype: torch.dtype) -> torch.Tensor:
-        """The scales, computed in `dtype`."""
         return self.upper * torch.sigmoid(self.logit + _amplified(self.offset.to(dtype), self.gain))
 
     @torch.no_grad()
@@ -91,11 +90,7 @@ class CoreStack(nn.Module):
     """
 
     def __init__(
-        self,
-        mean: torch.Tensor,
-        step: torch.Tensor,
-        config: BayesianLoraConfig,
-        generator: torch.Generator,
+        self, mean: torch.Tensor, step: torch.Tensor, config: BayesianLoraConfig, generator: torch.Generator
     ) -> None:
         super().__init__()
         count, R, C = mean.shape
@@ -169,7 +164,6 @@ class CoreStack(nn.Module):
         return rows[0].view(self.shape) if self.family == "full" else rows[0].unsqueeze(-1) * rows[1].unsqueeze(-2)
 
     def spread_parameters(self) -> list[nn.Parameter]:
-        """Standard deviations and correlations."""
         scales = [p for m in self.children() if isinstance(m, BoundedScale) for p in m.parameters()]
         return [*scales, *(getattr(self, name) for name in ("row_mix", "col_mix", "mix") if hasattr(self, name))]
 

@@ -105,7 +105,6 @@ class CurveLoraConfig(CalibLoraConfig):
     training_fields: ClassVar[frozenset[str]] = CalibLoraConfig.training_fields | _TRAINING
 
     def check_values(self) -> None:
-        """Refuse unknown choices, numbers out of their range, and combinations that have no meaning."""
         self.check_choices(_CHOICES)
         shape = self.shape
         for name in ("jsd_weight", "jsd_margin", "flat_rho"):
@@ -185,7 +184,6 @@ class CurveLoraConfig(CalibLoraConfig):
 
     @property
     def shape(self) -> CurveShape:
-        """Numbers of control points and segments."""
         return CurveShape(self.num_anchors, self.num_handles)
 
     @property

@@ -51,12 +51,10 @@ class CurveShape:
 
     @property
     def anchors(self) -> tuple[int, ...]:
-        """Which control points are anchors."""
         return tuple(range(0, self.num_control_points, self.degree))
 
     @property
     def handles(self) -> tuple[int, ...]:
-        """Which control points are handles, segment by segment."""
         return tuple(i for i in range(self.num_control_points) if i % self.degree)
 
     @property

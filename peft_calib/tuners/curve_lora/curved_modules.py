@@ -63,7 +63,6 @@ class HeadPoints(nn.Module):
 
     @torch.no_grad()
     def put(self, heads: Heads) -> None:
-        """Set all control points, (N_cp, ...)."""
         for module, name in self.names:
             if _key(module, name) in self.points:
                 self.points[_key(module, name)].copy_(heads[module][name][list(self.moving)])
@@ -94,7 +93,6 @@ class CurvedModule(MovesAlong):
         self.adapter, self.name = adapter, name
 
     def companions(self) -> tuple[nn.Module, ...]:
-        """The template, whose dtype is that of the tensors."""
         return self._template
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

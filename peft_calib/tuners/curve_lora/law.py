@@ -47,11 +47,7 @@ class CurveLaw(CountingLaw):
     has_points = True
 
     def __init__(
-        self,
-        config: CurveLoraConfig,
-        slots: SlotTable,
-        anchors: Anchors | None = None,
-        heads: Heads | None = None,
+        self, config: CurveLoraConfig, slots: SlotTable, anchors: Anchors | None = None, heads: Heads | None = None
     ) -> None:
         super().__init__(slots, config.init_seed)
         self.config, self.shape = config, config.shape
@@ -72,8 +68,6 @@ class CurveLaw(CountingLaw):
     @property
     def _num_points(self) -> int:
         return self.shape.num_control_points
-
-    # ----------------------------------------------------------------- construction
 
     def _add_group(
         self, group: ShapeGroup, indices: tuple[int, ...], anchors: Anchors | None, generator: torch.Generator
@@ -102,8 +96,6 @@ class CurveLaw(CountingLaw):
             straight = type(self.shape)(self.shape.num_anchors, 0).coefficients(chord).float()
             fresh = torch.tensordot(straight, anchors, 1)
         return fresh[list(self.moving)].clone()
-
-    # ----------------------------------------------------------------- control points and factors
 
     @torch.no_grad()
     def control_points(self) -> dict[ShapeGroup, Pair]:
@@ -157,7 +149,6 @@ class CurveLaw(CountingLaw):
         return t if draw.num_samples == 1 else torch.cat([t, opposite(t, self.shape)])
 
     def check_points(self, t: torch.Tensor) -> None:
-        """Raise `ValueError` for a point that is not on the curve."""
         self.shape.check(t)
 
     @torch.no_grad()
@@ -201,8 +192,6 @@ class CurveLaw(CountingLaw):
         velocity = self.shape.derivative_coefficients(middles.clamp(max=self.shape.num_segments))
         return ((velocity @ self.gram()) * velocity).sum(1).clamp_min(0).sqrt()
 
-    # ----------------------------------------------------------------- training
-
     @property
     def train_samples(self) -> int:
         """Two points a forward where the diversity term compares them."""
@@ -222,15 +211,11 @@ class CurveLaw(CountingLaw):
             self.rho.fill_(config.flat_rho * factor)
         self.micro_batches = accumulation_steps
 
-    # ----------------------------------------------------------------- lifecycle
-
     @property
     def default_num_samples(self) -> int:
-        """Grid points of a prediction."""
         return self.config.eval_points or self.shape.num_grid_points
 
     def check_exportable(self, draw: Draw | None = None) -> None:
-        """Raise `ValueError` unless there is one point to evaluate, merge or export."""
         chosen = isinstance(draw, Points) and draw.num_samples == 1
         if not chosen and self.config.evaluation_point is None:
             raise ValueError(

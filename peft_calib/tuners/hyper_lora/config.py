@@ -122,7 +122,6 @@ class HyperLoraConfig(CalibLoraConfig):
         return {"hyper_depth": {len(layers)}, **dict.fromkeys(widths, sizes)}
 
     def check_values(self) -> None:
-        """Refuse unknown choices, sizes that do not fit, and combinations that could never train."""
         self.check_choices(_CHOICES)
         self.check_positive_integers(*_POSITIVE)
         self.check_sizes_below(_MOST)

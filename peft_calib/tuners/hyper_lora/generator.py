@@ -28,7 +28,6 @@ class Linear(nn.Module):
         nn.Linear.reset_parameters(self)  # type: ignore[arg-type]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) to (..., out_features)."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
 
@@ -46,14 +45,13 @@ def _norm(x: torch.Tensor, layer: nn.LayerNorm) -> torch.Tensor:
 
 
 class MLPTrunk(nn.Module):
-    """`depth` hidden layers with exact GELU; each slot by itself."""
+    """`depth` hidden layers with exact GELU, (T, e) to (T, h); each slot by itself."""
 
     def __init__(self, embed_dim: int, hidden: int, depth: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Linear(embed_dim if i == 0 else hidden, hidden) for i in range(depth))
 
     def forward(self, u: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """(T, e) to (T, h)."""
         for layer in self.layers:
             u = F.gelu(layer(u))
         return u
@@ -90,7 +88,7 @@ class EncoderLayer(nn.Module):
 
 
 class TransformerTrunk(nn.Module):
-    """Projection and `depth` encoder layers over all slots at once; token order does not matter."""
+    """Projection and `depth` encoder layers, (T, e) to (T, H), over all slots at once; token order does not matter."""
 
     def __init__(self, embed_dim: int, hidden: int, depth: int, nhead: int, ffn: int, dropout: float) -> None:
         super().__init__()
@@ -98,7 +96,6 @@ class TransformerTrunk(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(hidden, nhead, ffn, dropout) for _ in range(depth))
 
     def forward(self, u: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """(T, e) to (T, H)."""
         x = self.token_proj(u)
         for layer in self.layers:
             x = layer(x, generator)
@@ -142,7 +139,6 @@ class FullHead(Head):
         self.r, self.last = r, Linear(hidden, r * d)
 
     def blocks(self, z: torch.Tensor) -> torch.Tensor:
-        """(n, h) to (n, r, d)."""
         return self.last(z).unflatten(-1, (self.r, -1))
 
 
@@ -154,7 +150,6 @@ class RankHead(Head):
         self.rho, self.last = nn.Parameter(torch.randn(r, hidden)), Linear(hidden, d)
 
     def blocks(self, z: torch.Tensor) -> torch.Tensor:
-        """(n, h) to (n, r, d)."""
         return self.last(F.gelu(z.unsqueeze(1) + self.rho.to(z.dtype)))
 
 
@@ -166,7 +161,6 @@ class FactoredHead(Head):
         self.r, self.down, self.last = r, Linear(hidden, q, bias=False), Linear(q, r * d)
 
     def blocks(self, z: torch.Tensor) -> torch.Tensor:
-        """(n, h) to (n, r, d)."""
         return self.last(self.down(z)).unflatten(-1, (self.r, -1))
 
 
@@ -180,6 +174,5 @@ class ChunkHead(Head):
         self.last = Linear(hidden, c)
 
     def blocks(self, z: torch.Tensor) -> torch.Tensor:
-        """(n, h) to (n, r, d)."""
         features = z[:, None, None] + (self.rho[:, None] + self.chi).to(z.dtype)
         return self.last(F.gelu(features)).flatten(2)[..., : self.d]

@@ -47,8 +47,6 @@ class HyperLaw(CountingLaw):
             self.register_load_state_dict_post_hook(_draw_frozen_again)
         self.register_buffer("alpha", torch.tensor(float(config.noise_alpha)))
 
-    # ----------------------------------------------------------------- construction
-
     def _build_embeddings(self) -> None:
         config, slots = self.config, self.slots
         if config.embed_mode == "slot":
@@ -140,10 +138,7 @@ class HyperLaw(CountingLaw):
         c = self.config
         return c.noise_mode_a != "replace" or (c.a_mode == "generated" and c.a_residual)
 
-    # ----------------------------------------------------------------- generation
-
     def forward(self, draw: Draw) -> Factors:
-        """Generate the factors of all slots."""
         weight = next(self.trunk.parameters())
         dtype = torch.promote_types(weight.dtype, getattr(torch, self.config.gen_dtype))
         noise = self._noise(draw)
@@ -184,8 +179,6 @@ class HyperLaw(CountingLaw):
             return generated * anchor
         return torch.lerp(generated, anchor.expand_as(generated), self.alpha.to(generated.dtype))
 
-    # ----------------------------------------------------------------- what is random
-
     def _noise(self, draw: Draw) -> torch.Generator | None:
         """Private generator of a training forward, keyed by the seed and a counter that is saved with the adapter."""
         if not self.stochastic or not isinstance(draw, Train):
@@ -205,8 +198,6 @@ class HyperLaw(CountingLaw):
                 shape = (len(indices), group.r, group.in_features)
                 stacks[group].append(uniform(shape, self._bound(group), generator))
         return {group: to_device(torch.stack(draws), device) for group, draws in stacks.items()}
-
-    # ----------------------------------------------------------------- lifecycle
 
     @property
     def varies(self) -> bool:
