@@ -15,4 +15,5 @@ packages = [
     if "__pycache__" not in name
 ]
 
-setup(packages=packages, package_dir=FOLDERS)
+# The script's own module lies beside the package: what lies in it cannot be reached without loading torch.
+setup(packages=packages, package_dir=FOLDERS, py_modules=["peft_calib_cli"])

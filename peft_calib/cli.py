@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from .files import disk_is_full
 from .runs.flags import resolve, with_setting_flags
@@ -17,6 +19,17 @@ __all__ = ["main"]
 
 #: Exit code of a command that was stopped by hand, as shells have it.
 INTERRUPTED = 130
+
+
+class Command(TyperCommand):
+    """A command that has the libraries loaded once its arguments are known to be right."""
+
+    def invoke(self, ctx: Any) -> Any:
+        if ctx.find_root().obj is not None:
+            with Console().status("loading libraries"):
+                ctx.find_root().obj()
+        return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="peft-calib",
@@ -46,7 +59,7 @@ Outside = Annotated[
 Seed = Annotated[int, typer.Option(help="Key of the draws and of the intervals.")]
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     output_dir: Annotated[Path, typer.Option(help="Folder for the report, the picture and the adapters.")] = Path(
         "demo-out"
@@ -86,8 +99,7 @@ def demo(
     """
     console = Console()
     start = time.perf_counter()
-    with console.status("loading libraries"):
-        from .demo.run import check_output_dir, demo_config, run_demo
+    from .demo.run import check_output_dir, demo_config, run_demo
 
     check_output_dir(output_dir, overwrite)
     with console.status("reading the data"):
@@ -101,7 +113,7 @@ def demo(
     console.print(f"Done in {time.perf_counter() - start:.0f} s.")
 
 
-@app.command()
+@app.command(cls=Command)
 @with_setting_flags
 def train(
     output_dir: Annotated[Path, typer.Option(help="Folder of the run.")],
@@ -115,8 +127,7 @@ def train(
     peft_calib.cli train ...
     """
     settings = resolve(config, flags, lambda line: _main_console().print(line, markup=False, highlight=False))
-    with Console().status("loading libraries"):
-        from .runs.training import train_run
+    from .runs.training import train_run
 
     try:
         train_run(settings, output_dir, overwrite=overwrite)
@@ -125,7 +136,7 @@ def train(
         raise typer.Exit(INTERRUPTED) from None
 
 
-@app.command()
+@app.command(cls=Command)
 def evaluate(
     run: RunDir,
     data: TestData = None,
@@ -156,7 +167,7 @@ def evaluate(
     console.print(f"Written to {found.folder}: report.json, report.md, report.html")
 
 
-@app.command()
+@app.command(cls=Command)
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs; the first is the baseline.")],
     data: TestData = None,
@@ -190,7 +201,7 @@ def compare(
         write_comparison(found, output)
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
     run: RunDir,
     output_dir: Annotated[Path, typer.Argument(help="Folder to write.")],
@@ -227,12 +238,15 @@ def _interrupted(output_dir: Path) -> str:
     return f"Interrupted. The same command continues the run in {output_dir}. {begin}."
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point of `peft-calib`: an error is one line, with `--debug` a traceback."""
+def main(arguments: list[str] | None = None, load: Callable[[], None] | None = None) -> None:
+    """Run a command; an error is one line, with `--debug` a traceback.
+
+    `load` is called once the words are known to make sense, before the command runs.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
-        app([word for word in words if word != "--debug"])
+        app([word for word in words if word != "--debug"], obj=load)
     except (ValueError, OSError, ImportError) as error:  # written for the user
         if debug:
             raise

@@ -8,6 +8,22 @@ from typer.testing import CliRunner
 
 from peft_calib.cli import app, main
 
+ROOT = Path(__file__).resolve().parents[1]
+#: The installed script's two lines, and what they loaded.
+SCRIPT = """
+import sys
+from peft_calib_cli import main
+sys.argv[0] = "peft-calib"
+try:
+    main()
+finally:
+    print("loaded", *sorted({"torch", "transformers", "peft", "scipy"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def script(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", SCRIPT, *arguments], cwd=ROOT, capture_output=True, text=True)
+
 
 @pytest.fixture
 def rows_file(tmp_path) -> Path:
@@ -26,6 +42,23 @@ def test_help_names_the_options():
     assert done.returncode == 0
     for option in ("--data", "--model", "--output-dir", "--overwrite", "--text-column", "--outside"):
         assert option in done.stdout
+
+
+@pytest.mark.parametrize("words", ["--help", "train --help", "demo --help", "train --rank x", ""])
+def test_the_script_tells_help_and_slips_without_loading_torch(words):
+    done = script(*words.split())
+    assert "Usage: peft-calib" in done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1] == "loaded"
+
+
+def test_the_script_has_the_methods_registered_when_a_command_runs(tmp_path, rows_file, tiny_model_folder):
+    asked = ["train", "--data", str(rows_file), "--text-column", "review", "--label-column", "mood", "--epochs", "1"]
+    asked += ["--model", str(tiny_model_folder), "--method", "hyper-lora", "--output-dir", str(tmp_path / "run")]
+    done = script(*asked)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "loaded peft scipy torch transformers"
+    assert script("export", str(tmp_path / "run"), str(tmp_path / "lora")).returncode == 0
+    assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
 
 def test_no_command_shows_the_help():

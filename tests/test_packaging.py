@@ -18,6 +18,7 @@ FOLDERS = {
     "trainer_callbacks": "peft_calib/trainer_callbacks",
     "metrics": "peft_calib/metrics",
 }
+SCRIPT = "peft_calib_cli.py"
 TOOLS = {"ruff", "mypy", "build"}
 OUTSIDE_THE_SUITE = {"setuptools", "gradio"}
 SHIPPED = {".py", ".md", ".txt", ".html", ".json", ".typed"}
@@ -32,7 +33,7 @@ def project() -> dict:
 def wheel(tmp_path_factory) -> zipfile.ZipFile:
     """Built from a copy: a build leaves folders behind."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", SCRIPT, "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in FOLDERS:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -63,7 +64,7 @@ def test_every_source_file_is_in_the_wheel_and_nothing_else(wheel):
         if file.suffix in SHIPPED and "__pycache__" not in file.parts
     }
     contents = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert contents == expected
+    assert contents == expected | {SCRIPT}
     assert "peft_calib/py.typed" in contents
     assert "peft_calib/trainer_callbacks/__init__.py" in contents
 
@@ -79,7 +80,7 @@ def test_metadata(wheel, project):
     assert "Apache License" in licence
     assert "END OF TERMS AND CONDITIONS" in licence
     entry_points = wheel.read(name.replace("METADATA", "entry_points.txt")).decode()
-    assert "peft-calib = peft_calib.cli:main" in entry_points
+    assert "peft-calib = peft_calib_cli:main" in entry_points
 
 
 def test_versions_agree(project):

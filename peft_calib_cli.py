@@ -1,0 +1,28 @@
+"""What the script `peft-calib` starts with: its help, and what is wrong with a command, are told without torch.
+
+Importing `peft_calib` registers the methods with PEFT, and so loads PEFT, transformers and torch, seconds of work.
+Here the packages that do so stand in `sys.modules` with their folders and without their content, so that the command
+line below them can be imported; a command that is about to run has them filled (`load` of `peft_calib.cli`).
+"""
+
+import importlib
+import sys
+from importlib.util import find_spec, module_from_spec
+
+#: From the outermost on; the modules of the command line import no other package with a content.
+PACKAGES = ("peft_calib", "peft_calib.calibration", "peft_calib.calibration.scores")
+
+
+def main() -> None:
+    """Run the command that the script was called with."""
+    empty = []
+    for name in PACKAGES:
+        if name not in sys.modules and (spec := find_spec(name)) is not None:
+            sys.modules[name] = module_from_spec(spec)
+            empty.insert(0, name)
+
+    def load() -> None:
+        while empty:  # the innermost first: what has been imported from it stays the same object
+            importlib.reload(sys.modules[empty.pop(0)])
+
+    importlib.import_module("peft_calib.cli").main(load=load)
