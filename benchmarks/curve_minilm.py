@@ -63,15 +63,7 @@ ALC, FLC, ZERO, FULL = "ALC(3,2)", "FLC(3,2)", "ALC(3,2), pair, lambda 0", "ALC(
 
 
 class Study:
-    """One data set and seed: trains adapters on a base model with a frozen head, and scores them.
-
-    Args:
-        data: Where the rows are.
-        rows: Training rows.
-        seed: Of everything.
-        batch_size: Rows a step.
-        folder: For the base model, the anchors and the Trainer.
-    """
+    """One data set and seed: trains adapters on a base model with a frozen head, and scores them."""
 
     def __init__(self, data: str, rows: int, seed: int, batch_size: int, folder: Path) -> None:
         settings = {"max_train_rows": rows, "batch_size": batch_size, "learning_rate": RATE, "warmup": 0.0}

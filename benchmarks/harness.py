@@ -49,13 +49,7 @@ def write(output: Path | None, results: dict[str, Any]) -> None:
 def take_turns(arms: dict[str, Callable[[], float]], unit: str, turns: int) -> dict[str, dict[str, Any]]:
     """Median seconds of arms that run in turn, and the ratios to one of them formed turn by turn.
 
-    Args:
-        arms: Each runs once and returns its seconds; the first call of each does not count.
-        unit: The arm that the others are held against.
-        turns: How often.
-
-    Returns:
-        `median_seconds`, `median_ratio` and `ratio_quartiles` of every arm.
+    The first call of each arm does not count.
     """
     for run in arms.values():
         run()

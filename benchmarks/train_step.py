@@ -80,15 +80,7 @@ def build_base(model: str) -> nn.Module:
 
 
 class Arm:
-    """One method on one model: a step is forward, backward and an AdamW update.
-
-    Args:
-        config_class: Makes the configuration.
-        model: Name of the base model, or a function that builds it.
-        rows: Rows of the batch.
-        tokens: Tokens of a row.
-        dtype: Precision of the base model.
-    """
+    """One method on one model: a step is forward, backward and an AdamW update."""
 
     def __init__(
         self,

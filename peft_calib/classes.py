@@ -32,22 +32,8 @@ def write_class_names(folder: str | Path, names: Sequence[str]) -> None:
 def read_class_names(adapter: str | Path, **hub: Any) -> list[str] | None:
     """The names of an adapter's classes, in order.
 
-    Args:
-        adapter: Its folder, or its id on the Hub.
-        hub: `revision`, `token`, `cache_dir` and `subfolder` of the Hub's file.
-
-    Returns:
-        The names, `None` where no such file lies beside the adapter.
-
-    Raises:
-        ValueError: If the file is damaged, or names no class or one twice.
-
-    Example:
-        >>> import tempfile
-        >>> folder = tempfile.mkdtemp()
-        >>> write_class_names(folder, ["no", "perhaps", "yes"])
-        >>> read_class_names(folder)
-        ['no', 'perhaps', 'yes']
+    None where no such file lies beside it. `hub` is the `revision`, `token`, `cache_dir` and `subfolder` of a file on
+    the Hub.
     """
     folder = Path(adapter) / (hub.get("subfolder") or "")
     file = folder / CLASSES_FILE if Path(adapter).is_dir() else _of_the_hub(str(adapter), **hub)
@@ -93,12 +79,7 @@ def _naming_classes(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def class_options(names: Sequence[str]) -> dict[str, Any]:
-    """What transformers is to load a model with for a head of these classes.
-
-    Example:
-        >>> class_options(["no", "yes"])["label2id"]
-        {'no': 0, 'yes': 1}
-    """
+    """What transformers is to load a model with for a head of these classes."""
     return {
         "id2label": dict(enumerate(names)),
         "label2id": {name: position for position, name in enumerate(names)},

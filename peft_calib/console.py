@@ -22,10 +22,7 @@ __all__ = ["StepProgress", "own_random_state", "progress_bars", "quiet"]
 class StepProgress(TrainerCallback):
     """Optimiser steps of a stage as a bar, or, where bars cannot be drawn, as a few lines; scores as they come.
 
-    Args:
-        progress: The bars.
-        description: Of the stage.
-        metrics: Scores to show after an evaluation, the loss where there are none of these; None shows nothing.
+    `metrics` are the scores to show after an evaluation, the loss where there are none of these; None shows nothing.
     """
 
     def __init__(self, progress: Progress, description: str, metrics: list[str] | None = None) -> None:

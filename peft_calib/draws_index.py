@@ -19,14 +19,7 @@ _MEND = "Write the folder again with export_lora(..., num_samples=K)"
 
 
 def write_draws_index(folder: Path, draws: Sequence[str], mean: str | None, **facts: Any) -> None:
-    """Write the index of a folder of draws.
-
-    Args:
-        folder: With one adapter a draw in it.
-        draws: Names of the draws, in order.
-        mean: Name of the deterministic adapter, if there is one.
-        facts: What else is told of the draws.
-    """
+    """Write the index of a folder of draws."""
     names = [*draws, *([mean] if mean is not None else [])]
     index = {"num_samples": len(draws), **facts, "draws": list(draws), "mean": mean}
     index["digests"] = {name: folder_digest(folder / name) for name in names}
@@ -36,16 +29,8 @@ def write_draws_index(folder: Path, draws: Sequence[str], mean: str | None, **fa
 def read_draws_index(folder: str | Path) -> tuple[list[str], str | None]:
     """The draws that an index names, each held to be the one that was written.
 
-    Args:
-        folder: Of the draws.
-
-    Returns:
-        Names of the draws in order, and that of the deterministic adapter or `None`.
-
-    Raises:
-        FileNotFoundError: If there is no index, or a draw is missing.
-        ValueError: If a name leads out of the folder or stands there twice, the number of draws is another one, their
-            order is, or an adapter has changed.
+    With the name of the deterministic adapter, or None. Names that lead out of the folder or stand there twice,
+    another number or order of draws, and an adapter that has changed are refused.
     """
     folder = Path(folder)
     place = folder / DRAWS_INDEX

@@ -31,12 +31,7 @@ _PREFIX = "base_model.model."
 class _Adapter:
     """An adapter of this package on a model, however it came there.
 
-    Attributes:
-        name: Of the adapter.
-        carrier: What PEFT's functions take: the `PeftModel`, or the transformers model with the adapter.
-        root: The base model, after which its modules are named.
-        holder: Where its law lives.
-        holder_name: Attribute of the base model for that.
+    `carrier` is what PEFT's functions take: the `PeftModel`, or the transformers model with the adapter.
     """
 
     name: str

@@ -57,21 +57,8 @@ _guard = threading.Lock()
 def replacing(path: str | Path) -> Iterator[Path]:
     """A place beside a file for its new content, which takes the file's place when the block ends without error.
 
-    A symbolic link is followed, not replaced; the file's permissions stay, and a new file has those of the umask.
-
-    Args:
-        path: The file; its folder is made if missing.
-
-    Yields:
-        The path to write to. It is of this call alone, so threads and processes can write one file at once.
-
-    Example:
-        >>> import tempfile
-        >>> place = Path(tempfile.mkdtemp()) / "numbers.txt"
-        >>> with replacing(place) as partial:
-        ...     _ = partial.write_text("1 2 3")
-        >>> place.read_text()
-        '1 2 3'
+    A symbolic link is followed, not replaced; the file's permissions stay, and a new file has those of the umask. The
+    path is of this call alone, so threads and processes can write one file at once.
     """
     path = _real(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,22 +104,7 @@ def write_atomically(path: str | Path, text: str) -> None:
 def replace_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
     """Write a folder beside its place and put it there whole; the old folder goes last, and comes back on failure.
 
-    Args:
-        path: The folder; a symbolic link is followed. Whether an old one may give way is for the caller to ask before.
-        write: Fills an empty folder, which is not yet at its place.
-
-    Returns:
-        The folder.
-
-    Raises:
-        NotADirectoryError: If the path is a file.
-
-    Example:
-        >>> import tempfile
-        >>> place = Path(tempfile.mkdtemp()) / "results"
-        >>> _ = replace_folder(place, lambda folder: write_atomically(folder / "a.txt", "new"))
-        >>> [file.name for file in place.iterdir()]
-        ['a.txt']
+    Whether an old one may give way is for the caller to ask before.
     """
     given, path = Path(path), _real(path)
     if path.exists() and not path.is_dir():
@@ -146,9 +118,7 @@ def replace_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
 def move_into_place(source: str | Path, path: str | Path) -> None:
     """Move a finished file or folder to its place; what is there steps aside, comes back on failure, and goes last.
 
-    Args:
-        source: What takes the place; on the same file system.
-        path: The place; a symbolic link is followed.
+    Both lie on the same file system.
     """
     source, path = Path(source), _real(path)
     with _own_name(path, _REPLACED) as aside:
@@ -170,10 +140,7 @@ def move_into_place(source: str | Path, path: str | Path) -> None:
 def fill_folder(path: str | Path, write: Callable[[Path], None], last: str) -> None:
     """Write the contents of a folder aside and put them there one by one; what else lies in the folder stays.
 
-    Args:
-        path: The folder; made if missing.
-        write: Fills an empty folder.
-        last: The file that says that the others are complete: the old one goes first, the new one comes last.
+    `last` is the file that says that the others are complete: the old one goes first, the new one comes last.
     """
     path = _real(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -210,9 +177,6 @@ def clear_leftovers(path: str | Path) -> None:
 
     What a living process is writing stays, and so does what was written on another machine, of which nothing can be
     said from here.
-
-    Args:
-        path: The file or folder that was being written.
     """
     path = _real(path)
     pattern = re.compile(re.escape(f".{_stem(path)}.") + rf"([0-9a-f]{{8}})-(\d+)-[0-9a-f]+\.({_PARTIAL}|{_REPLACED})")
@@ -240,23 +204,8 @@ def folder_lock(path: str | Path) -> Iterator[None]:
     """Keep a folder to this process (and this call) while the block runs.
 
     The lock is a file beside the folder. The system lets go of it when its process ends, however it ends, so a run
-    that was killed can be resumed at once.
-
-    Args:
-        path: The folder; need not exist yet.
-
-    Raises:
-        BlockingIOError: If another process, or another thread of this one, is writing the folder.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp()) / "run"
-        >>> with folder_lock(folder):
-        ...     with folder_lock(folder):
-        ...         pass
-        Traceback (most recent call last):
-        ...
-        BlockingIOError: ...run is being written by process ...
+    that was killed can be resumed at once. Raises `BlockingIOError` while another process, or another thread of this
+    one, has it.
     """
     given, path = Path(path), _real(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -346,12 +295,7 @@ def _in_use(folder: Path, owner: dict[str, Any] | None) -> str:
 def disk_is_full(error: BaseException) -> bool:
     """Whether an error says that there was no room to write, in the words of the system, safetensors or torch.
 
-    Args:
-        error: What was raised; what it was raised from counts too.
-
-    Example:
-        >>> disk_is_full(OSError(errno.ENOSPC, "No space left on device")), disk_is_full(OSError("no"))
-        (True, False)
+    What the error was raised from counts too.
     """
     seen: BaseException | None = error
     while seen is not None:

@@ -52,9 +52,8 @@ _PREFIX = "base_model.model."
 class Identity:
     """What an adapter is.
 
-    Attributes:
-        fields: Configuration fields that enter the function and differ from their defaults.
-        tensors: A hash of each of its own tensors, by the name in its file.
+    `fields` are those of the configuration that enter the function and differ from their defaults, `tensors` a hash of
+    each of its own tensors, by the name in its file.
     """
 
     fields: dict[str, Any]
@@ -70,9 +69,7 @@ class Identity:
     def of(cls, config: PeftConfig, tensors: Mapping[str, torch.Tensor]) -> Identity:
         """The identity of tensors under the names of their file, with a configuration.
 
-        Args:
-            config: Of the adapter.
-            tensors: Its tensors; those that are not its own are passed over.
+        Tensors that are not its own are passed over.
         """
         own = {name.removeprefix(_PREFIX): value for name, value in tensors.items() if is_own(name, config)}
         return cls(function_fields(config), {name: tensor_hash(own[name]) for name in sorted(own)})
@@ -142,12 +139,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def active_adapter(model: nn.Module, adapter_name: str | None = None) -> str:
-    """The name of an adapter of a model: the one that was asked for, or the active one.
-
-    Raises:
-        TypeError: If the model carries none.
-        ValueError: If it has none of that name.
-    """
+    """The name of an adapter of a model: the one that was asked for, or the active one."""
     configs = getattr(model, "peft_config", None)
     if not isinstance(configs, dict) or not configs:
         raise TypeError(
@@ -229,12 +221,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_config(folder: str | Path) -> PeftConfig:
-    """The configuration in a folder, by the class of its method.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is damaged, or of no known method.
-    """
+    """The configuration in a folder, by the class of its method."""
     place = Path(folder) / CONFIG_NAME
     return config_of(read_json(place, ADAPTER_MENDS))
 
@@ -251,12 +238,7 @@ def config_of(fields: Fields) -> PeftConfig:
 
 
 def open_weights(folder: str | Path) -> Any:
-    """The weights file of a folder, open for reading one tensor after the other.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is truncated or damaged.
-    """
+    """The weights file of a folder, open for reading one tensor after the other."""
     place = Path(folder) / SAFETENSORS_WEIGHTS_NAME
     if not place.is_file():
         raise FileNotFoundError(f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}. {ADAPTER_MENDS}.")
@@ -269,12 +251,7 @@ def open_weights(folder: str | Path) -> Any:
 
 
 def stamp_weights(path: str | Path, digest: str) -> None:
-    """Write a digest into the metadata of a safetensors file; its tensors stay as they are, byte by byte.
-
-    Args:
-        path: The file.
-        digest: Of the adapter it belongs to.
-    """
+    """Write a digest into the metadata of a safetensors file; its tensors stay as they are, byte by byte."""
     path = Path(path)
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
@@ -291,13 +268,7 @@ def stamp_weights(path: str | Path, digest: str) -> None:
 
 
 def difference(recorded: Identity, found: Identity, defaults: Mapping[str, Any] | None = None) -> str | None:
-    """The first difference between two identities in words that name the file and the field or tensor.
-
-    Args:
-        recorded: What was saved.
-        found: What is there.
-        defaults: Of the configuration's fields, for those that are not listed.
-    """
+    """The first difference between two identities in words that name the file and the field or tensor."""
     unlisted = defaults or {}
     for name in sorted({*recorded.fields, *found.fields}):
         if recorded.fields.get(name) != found.fields.get(name):

@@ -36,16 +36,8 @@ def count_items(
     what the loss counts: labels other than -100, without the first position where the model shifts them. Of more than
     `most_rows` rows evenly spaced ones are counted and the sum is scaled up.
 
-    The global random states stay as they are; a collator that masks at random counts alike in every run.
-
-    Args:
-        dataset: Rows with a length.
-        collate: Makes a batch of rows, a copy of it is used. Without it the columns of the rows are counted.
-        model: The model that is trained, which tells how labels are called and whether they are shifted.
-        most_rows: Rows to look at.
-
-    Returns:
-        The number, at least 1; `None` where it cannot be told: a stream, or batches without labels.
+    The global random states stay as they are; a collator that masks at random counts alike in every run. None where it
+    cannot be told: a stream, or batches without labels.
 
     Example:
         >>> count_items([{"labels": 1}, {"labels": 0}]), count_items([{"labels": [-100, 4, 5]}])
@@ -76,12 +68,7 @@ def count_items(
 def count_batch(batch: Mapping[str, Any], model: nn.Module | None = None) -> int | None:
     """Number of items of one batch, by the Trainer's rule for `num_items_in_batch`.
 
-    Args:
-        batch: With labels.
-        model: The model that is trained.
-
-    Returns:
-        The number; `None` without labels. Several label columns of one class a row (the ends of an answer) count rows.
+    None without labels. Several label columns of one class a row (the ends of an answer) count rows.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     shifted, labels = batch.get("shift_labels"), batch.get("labels")

@@ -28,25 +28,8 @@ RESTORE = "Restore the file from a copy, or make it again"
 def read_json(path: str | Path, mend: str = RESTORE) -> Fields:
     """Open a JSON file that holds one mapping.
 
-    Args:
-        path: The file.
-        mend: How a user gets a good file, for the messages.
-
-    Returns:
-        Its fields.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no JSON, names a field twice, is nested without end, or holds no mapping.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "settings.json"
-        >>> _ = file.write_text('{"temperature": -1}')
-        >>> read_json(file).number("temperature", above=0)
-        Traceback (most recent call last):
-        ...
-        ValueError: ...settings.json: temperature is -1, but must be a finite number above 0. Restore the file...
+    `mend` says how a user gets a good file. No JSON, a field named twice, nesting without end and no mapping are
+    refused.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -56,16 +39,7 @@ def read_json(path: str | Path, mend: str = RESTORE) -> Fields:
 
 
 def parse_json(text: str, source: str, mend: str = RESTORE) -> Fields:
-    """The same for a text that is at hand already.
-
-    Args:
-        text: JSON of one mapping.
-        source: Where it comes from, for the messages.
-        mend: How a user gets a good one.
-
-    Raises:
-        ValueError: As `read_json`.
-    """
+    """The same for a text that is at hand already."""
     try:
         content = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
@@ -80,11 +54,8 @@ def parse_json(text: str, source: str, mend: str = RESTORE) -> Fields:
 class Fields:
     """The fields of a mapping that came from outside.
 
-    Attributes:
-        content: The mapping as it is.
-        source: Where it comes from: a file, or words for what was passed.
-        mend: How to get a good one.
-        prefix: Path of this mapping within the source.
+    `source` says where it comes from (a file, or words), `mend` how to get a good one, `prefix` is the path of this
+    mapping within the source.
     """
 
     content: Mapping[str, Any]
@@ -101,12 +72,7 @@ class Fields:
     def get(self, name: str, default: Any = _MISSING) -> Any:
         """A field of any type.
 
-        Args:
-            name: The field.
-            default: What stands for a missing one; without it a missing field is an error.
-
-        Raises:
-            ValueError: If it is missing.
+        Without a default a missing field is an error.
         """
         if name in self.content:
             return self.content[name]
@@ -130,15 +96,7 @@ class Fields:
     ) -> Any:
         """A finite number; true and false are none.
 
-        Args:
-            name: The field.
-            above: It must be larger.
-            least: It must not be smaller.
-            most: It must not be larger.
-            default: What stands for a missing field, or for null if it is None.
-
-        Raises:
-            ValueError: If it is no number or out of range.
+        `default` stands for a missing field, and for null if it is None; so it does for the others.
         """
         value = self.get(name, default)
         if value is default or (value is None and default is None):
@@ -151,17 +109,7 @@ class Fields:
         return value
 
     def integer(self, name: str, *, least: int | None = None, most: int | None = None, default: Any = _MISSING) -> Any:
-        """A whole number; true, false and 3.0 are none.
-
-        Args:
-            name: The field.
-            least: It must not be smaller.
-            most: It must not be larger.
-            default: What stands for a missing field, or for null if it is None.
-
-        Raises:
-            ValueError: If it is no whole number or out of range.
-        """
+        """A whole number; true, false and 3.0 are none."""
         value = self.get(name, default)
         if value is default or (value is None and default is None):
             return value
@@ -175,16 +123,7 @@ class Fields:
         return type(found) is int and found == expected
 
     def text(self, name: str, *, among: Collection[str] | None = None, default: Any = _MISSING) -> Any:
-        """A text, perhaps one of a few.
-
-        Args:
-            name: The field.
-            among: The allowed ones.
-            default: What stands for a missing field, or for null if it is None.
-
-        Raises:
-            ValueError: If it is no text, or none of them.
-        """
+        """A text, perhaps one of a few."""
         value = self.get(name, default)
         if value is default or (value is None and default is None):
             return value
@@ -193,22 +132,14 @@ class Fields:
         return value
 
     def flag(self, name: str, default: Any = _MISSING) -> Any:
-        """True or false, and nothing that counts as one of them.
-
-        Raises:
-            ValueError: If it is something else.
-        """
+        """True or false, and nothing that counts as one of them."""
         value = self.get(name, default)
         if value is not default and not isinstance(value, bool):
             raise self.wrong(name, "true or false")
         return value
 
     def mapping(self, name: str, default: Any = _MISSING) -> Any:
-        """A mapping, to be read in the same way.
-
-        Raises:
-            ValueError: If it is none.
-        """
+        """A mapping, to be read in the same way."""
         value = self.get(name, default)
         if value is default or (value is None and default is None):
             return value
@@ -217,16 +148,7 @@ class Fields:
         return Fields(value, self.source, self.mend, f"{self.prefix}{name}.")
 
     def listing(self, name: str, kind: type | None = None, default: Any = _MISSING) -> Any:
-        """A list, perhaps of one kind of entries.
-
-        Args:
-            name: The field.
-            kind: Type of every entry.
-            default: What stands for a missing field, or for null if it is None.
-
-        Raises:
-            ValueError: If it is no list, or an entry is of another kind.
-        """
+        """A list, perhaps of one kind of entries."""
         value = self.get(name, default)
         if value is default or (value is None and default is None):
             return value
@@ -238,12 +160,7 @@ class Fields:
     def array(self, name: str, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
         """Finite numbers in (nested) lists, as float64.
 
-        Args:
-            name: The field.
-            shape: The sizes it must have; None where any will do.
-
-        Raises:
-            ValueError: If it holds anything else, or has another shape.
+        `shape` has None where any size will do.
         """
         value = self.get(name)
         sizes = "" if shape is None else " of shape (" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
@@ -267,23 +184,7 @@ def check_fields(instance: Any, owner: type, source: str) -> None:
     """Hold the fields that a dataclass declares against their annotations, strictly.
 
     A whole number will do for a float, a set or tuple for a list; true is no number, and NaN and infinity are none.
-
-    Args:
-        instance: Of the dataclass.
-        owner: The class whose own annotations are checked; those it inherits are not.
-        source: What the fields are of, for the message.
-
-    Raises:
-        ValueError: If a field holds something else; the message names the field and its value.
-
-    Example:
-        >>> @dataclass
-        ... class Settings:
-        ...     rank: int = 1
-        >>> check_fields(Settings(rank="8"), Settings, "Settings")
-        Traceback (most recent call last):
-        ...
-        ValueError: Settings: rank is '8', but must be a whole number.
+    `owner` is the class whose own annotations are checked; those it inherits are not.
     """
     hints = typing.get_type_hints(owner)
     for name in inspect.get_annotations(owner):
@@ -295,19 +196,7 @@ def check_fields(instance: Any, owner: type, source: str) -> None:
 def inside(folder: str | Path, name: str, source: str) -> Path:
     """The path of a file or folder that an index names, which must lie in the index's own folder.
 
-    Args:
-        folder: Of the index.
-        name: As it stands there.
-        source: The index, for the message.
-
-    Raises:
-        ValueError: If the name leads out: by an absolute path, by `..`, or by a symbolic link.
-
-    Example:
-        >>> inside("draws", "../elsewhere", "draws.json")
-        Traceback (most recent call last):
-        ...
-        ValueError: draws.json names '../elsewhere', which does not lie in its own folder draws. ...
+    An absolute path, `..` and a symbolic link out of it are refused.
     """
     refused = ValueError(
         f"{source} names {describe(name)}, which does not lie in its own folder {folder}. An index names what lies "

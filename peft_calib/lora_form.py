@@ -20,12 +20,7 @@ from .tuners.factors import Slot
 
 @dataclass(frozen=True)
 class CommonForm:
-    """The rank and scale of a written LoRA.
-
-    Attributes:
-        r: Rank of all modules.
-        lora_alpha: Numerator of the scale `lora_alpha / r` of all modules.
-    """
+    """The rank and scale of a written LoRA."""
 
     r: int
     lora_alpha: float
@@ -34,14 +29,8 @@ class CommonForm:
     def of(cls, slots: Sequence[Slot], r: int, lora_alpha: float) -> CommonForm:
         """The form for some slots: that of the configuration, if all of them have it.
 
-        Args:
-            slots: The adapted modules, with their ranks and scales.
-            r: Rank of the configuration.
-            lora_alpha: Of the configuration.
-
-        Returns:
-            The form. A scale other than the configuration's own is taken if it makes `lora_alpha` a whole number, so
-            that no reader rounds it; else the scale is 1 and B carries all of it.
+        A scale other than the configuration's own is taken if it makes `lora_alpha` a whole number, so that no reader
+        rounds it; else the scale is 1 and B carries all of it.
 
         Example:
             >>> slots = [Slot("a", 2, 2, 4, 2.0), Slot("b", 2, 2, 4, 2.0), Slot("c", 2, 2, 8, 1.0)]
@@ -59,17 +48,8 @@ class CommonForm:
     def factors(self, slot: Slot, A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The factors of a slot in this form: `lora_alpha / r * B' A'` is its update `scaling * B A`.
 
-        Args:
-            slot: The module.
-            A: (r, d_in).
-            B: (d_out, r).
-
-        Returns:
-            A' and B' of the common rank. They are A and B bit by bit where rank and scale are the common ones, and
-            exact where the ratio of the scales is a power of two; else B' is rounded once, in at least 32 bits.
-
-        Raises:
-            ValueError: If a factor holds NaN or infinity, before or after scaling.
+        They are A and B bit by bit where rank and scale are the common ones, and exact where the ratio of the scales
+        is a power of two; else B' is rounded once, in at least 32 bits.
         """
         ratio = slot.scaling / (self.lora_alpha / self.r)
         if ratio != 1:

@@ -25,17 +25,7 @@ MINIMUM_PEFT, BELOW_PEFT = Version("0.21.2"), Version("0.22")
 
 
 def check_peft_version(installed: str | None = None) -> None:
-    """Refuse a PEFT release on which the tuners could save or load wrongly.
-
-    Args:
-        installed: Version string to judge; the installed PEFT's when omitted.
-
-    Raises:
-        ImportError: If the version is outside the tested range.
-
-    Example:
-        >>> check_peft_version("0.21.2")
-    """
+    """Refuse a PEFT release on which the tuners could save or load wrongly."""
     found = Version(installed or version("peft"))
     if not MINIMUM_PEFT <= found < BELOW_PEFT:
         raise ImportError(
@@ -45,17 +35,7 @@ def check_peft_version(installed: str | None = None) -> None:
 
 
 def ensure_peft_type(name: str) -> PeftType:
-    """Return the `PeftType` member called `name`, adding it to the enum when it is new.
-
-    Args:
-        name: Upper-case name of the method, which is also the member's value.
-
-    Returns:
-        The enum member: `PeftType(name)`, `PeftType[name]` and `getattr(PeftType, name)` are this very object.
-
-    Raises:
-        ImportError: If the enum of this Python or PEFT cannot be extended.
-    """
+    """Return the `PeftType` member called `name`, adding it to the enum when it is new."""
     if name in PeftType.__members__:
         return PeftType[name]
     return extend_peft_types(name)

@@ -32,12 +32,8 @@ EMBEDDED_FRACTIONS: dict[str, Any] = {"test_fraction": 0.5, "calibration_fractio
 class TextData:
     """Splits with the columns `text` (`text_pair` where two were named) and `label` (a class index).
 
-    Attributes:
-        name: Where the rows came from.
-        train, calibration, test: The three splits; no text occurs in two of those that were cut here.
-        label_names: The name of each class index.
-        outside: Texts from another distribution, without labels, or `None`.
-        left_out: Rows without a text or a label that were left out.
+    `label_names` holds the name of each class index, `outside` texts from another distribution, `left_out` how many
+    rows lacked a text or a label.
     """
 
     name: str

@@ -45,11 +45,7 @@ NO_CHECKPOINTS = 1e9
 
 
 def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
-    """The output folder, which must not hold a finished run unless that may be overwritten; nothing is touched.
-
-    Raises:
-        FileExistsError: If the folder holds a finished run and `overwrite` is false, or is a file.
-    """
+    """The output folder, which must not hold a finished run unless that may be overwritten; nothing is touched."""
     path = Path(output_dir)
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file; name a folder")
@@ -64,11 +60,6 @@ def demo_config(
     """Settings of the demonstration's runs, and texts of other origin that come with the embedded data.
 
     Rows to test on are held out of the training rows where the source brings no labelled split for them.
-
-    Args:
-        data: `"documentation"` (embedded, no network), or what `peft-calib train` takes.
-        model: A Hub id or a folder; `None` is the embedded all-MiniLM-L6-v2 encoder.
-        settings: Further settings of the runs.
     """
     source, outside, fractions = with_embedded(data, None, {"test_fraction": 0.2})
     values: dict[str, Any] = {
@@ -113,19 +104,6 @@ def run_demo(
     each on the calibration rows; all numbers are of the test rows. BayesianLoRA is measured twice: its mean, which
     costs what LoRA costs, and the mean of the probabilities of 8 draws. Written to the folder: the runs, their
     adapters, HyperLoRA also as a plain LoRA, `reliability.png`, and `report.json`, last.
-
-    Args:
-        config: Of the runs, see `demo_config`; its method does not count.
-        output_dir: Folder of the results.
-        outside: Texts of other origin, as `evaluate_run` takes them.
-        overwrite: Replace a finished demonstration.
-        console: Where progress and the table are shown.
-
-    Returns:
-        The content of `report.json`.
-
-    Raises:
-        FileExistsError: If the folder holds a finished demonstration.
     """
     place, console = check_output_dir(output_dir, overwrite), console or Console()
     with quiet():

@@ -14,15 +14,7 @@ FIRST_PAIRED, STEP_PAIRED = 4, 2
 def half_width(samples: torch.Tensor) -> torch.Tensor:
     """Half-width of the 95 % confidence interval of a mean over draws, by Student's t.
 
-    Args:
-        samples: Float (n, ...), at least two draws.
-
-    Returns:
-        Tensor (...).
-
-    Example:
-        >>> round(float(half_width(torch.tensor([0.0, 1.0]))), 3)
-        6.353
+    `samples` are (n, ...), at least two draws.
     """
     n = len(samples)
     return float(stdtrit(n - 1, 0.975)) * samples.std(dim=0) / n**0.5
@@ -33,15 +25,8 @@ def settled(samples: torch.Tensor, tolerance: float, regression: bool = False) -
 
     A class is settled when the interval of its lead over the runner-up excludes zero, or when the lead itself is known
     to the tolerance; the probability when its interval is at most the tolerance wide to either side. The intervals
-    hold at each look; over several looks the coverage is a little lower.
-
-    Args:
-        samples: Probabilities, or values for regression, (n, N, C).
-        tolerance: Half-width of the interval to reach.
-        regression: Whether these are values, each of which must be known to the tolerance.
-
-    Returns:
-        bool (N,).
+    hold at each look; over several looks the coverage is a little lower. `samples` are probabilities, or values for
+    regression, (n, N, C); the answer is bool (N,).
 
     Example:
         >>> settled(torch.tensor([[0.9, 0.1], [0.9, 0.1]]).expand(4, 2, 2), 0.02).tolist()

@@ -14,17 +14,7 @@ _ROUNDING = 1e-2
 def draw_names(answer: Any, prefix: str, url: str) -> list[str]:
     """Names of the draws in a list of models, in order.
 
-    Args:
-        answer: What the server answered to `GET models`.
-        prefix: What their names begin with; a number follows.
-        url: Of the server, for messages.
-
-    Returns:
-        The names `<prefix>0 ... <prefix>K-1`.
-
-    Raises:
-        ConnectionError: If the answer is no list of models.
-        ValueError: If no draw is among them, one is named twice, or one is missing.
+    `answer` is what the server said to `GET models`; a number follows the prefix.
 
     Example:
         >>> draw_names({"data": [{"id": "draw-1"}, {"id": "base"}, {"id": "draw-0"}]}, "draw-", "http://localhost/v1")
@@ -53,24 +43,8 @@ def draw_names(answer: Any, prefix: str, url: str) -> list[str]:
 def label_log_probabilities(answer: Any, labels: Sequence[str], name: str, listed: int, url: str) -> list[float]:
     """Log-probabilities of the labels as the next token.
 
-    Args:
-        answer: What the server answered to `POST completions` for one prompt and one token.
-        labels: The labels.
-        name: Name of the draw.
-        listed: How many tokens were asked for.
-        url: Of the server, for messages.
-
-    Returns:
-        One number a label.
-
-    Raises:
-        ConnectionError: If the answer is not one choice with the log-probabilities of one token.
-        ValueError: If a label is not among the listed tokens.
-
-    Example:
-        >>> answer = {"choices": [{"logprobs": {"top_logprobs": [{" a": -0.1, " b": -3.0}]}}]}
-        >>> label_log_probabilities(answer, [" a", " b"], "draw-0", 20, "http://localhost/v1")
-        [-0.1, -3.0]
+    `answer` is what the server said to `POST completions` for one prompt and one token, `listed` how many tokens were
+    asked for.
     """
 
     def wrong(what: str) -> ConnectionError:

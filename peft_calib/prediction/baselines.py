@@ -27,15 +27,6 @@ class DropoutDraws(DrawSource):
     A draw masks input features of each adapted layer, the same ones for every row and token (as in Gal and
     Ghahramani 2016, arXiv 1512.05287), so that one draw is one function: a LoRA with masked columns of A. Results then
     depend neither on the batch nor on padding.
-
-    Args:
-        model: A model with an active stock LoRA.
-        dropout: Probability of a feature to be masked.
-        seed: Key of the draws.
-
-    Raises:
-        TypeError: If the model has no stock LoRA.
-        ValueError: If `dropout` is not between 0 and 1, or the LoRA is disabled or merged.
     """
 
     def __init__(self, model: nn.Module, dropout: float, seed: int) -> None:
@@ -92,14 +83,6 @@ class AdapterDraws(DrawSource):
     """Several adapters of one model as draws: exported draws, or the members of a deep ensemble.
 
     They run as one mixed batch of stock PEFT (the layers' argument `adapter_names`).
-
-    Args:
-        model: A `PeftModel` that holds the adapters.
-        adapter_names: Their names; draw k is the k-th.
-
-    Raises:
-        TypeError: If the model is no `PeftModel`.
-        ValueError: If a name is unknown, or an adapter is disabled or merged.
     """
 
     def __init__(self, model: nn.Module, adapter_names: Sequence[str]) -> None:

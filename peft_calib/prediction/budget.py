@@ -19,17 +19,8 @@ def draws_per_pass(
     """Number of draws to evaluate in one forward, in passes of about equal size.
 
     The need of a row is estimated from the model's configuration, on the generous side: ten vectors of the hidden
-    size, three of the feed-forward size and two rows of attention scores for each token.
-
-    Args:
-        root: The base model.
-        inputs: One batch.
-        rows: Its number of rows.
-        num_samples: Number of draws K.
-        budget: Bytes; `None` takes half of the free memory of an accelerator, or 2 GiB on a CPU.
-
-    Returns:
-        A number from 1 to K.
+    size, three of the feed-forward size and two rows of attention scores for each token. `budget` are bytes; None
+    takes half of the free memory of an accelerator, or 2 GiB on a CPU.
     """
     if budget is None:
         budget = _free_bytes(root)

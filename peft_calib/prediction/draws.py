@@ -120,9 +120,7 @@ def check_num_samples(num_samples: object) -> int:
 def evaluating(model: nn.Module, brief: bool = True) -> Iterator[None]:
     """Evaluation mode inside; every module's own mode afterwards, when no other thread needs it any more.
 
-    Args:
-        model: What is called.
-        brief: Whether the context is left without waiting for another thread, so that training forwards wait for it.
+    `brief`: the context is left without waiting for another thread, so that training forwards wait for it.
     """
     with modes.evaluating(model, shared_root(model), brief):
         yield

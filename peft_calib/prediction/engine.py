@@ -129,20 +129,8 @@ def check_how(how: object) -> None:
 class Predictor:
     """A prediction set up once and made for many batches.
 
-    Args:
-        source: Where the draws come from.
-        how: One of `HOW`.
-        num_samples: Number of draws K; 1 for `"mean"`; `"auto"` decides row by row; `None` leaves it to the source.
-        seed: Key of the draws, for the result.
-        first: Index of the first draw.
-        total: Number of draws of the whole prediction, where these are a part of it.
-        weights: Weights of all draws of the prediction in its mean.
-        tolerance: For `"auto"`, the half-width of the interval to reach.
-        max_samples: For `"auto"`, the largest number of draws.
-        task: What the logits are.
-        label_tokens: Tokens that stand for the classes of a language model.
-        tokenizer: For texts among them.
-        budget: Bytes for the activations of one forward.
+    `num_samples` may be `"auto"`, which decides row by row within `tolerance` and `max_samples`; `first` and `total`
+    say which part of a whole prediction these draws are; `budget` are bytes for the activations of one forward.
     """
 
     def __init__(
@@ -296,14 +284,8 @@ class Predictor:
     def passes(self, items: Items, first: int, num_samples: int, prefix: Prefix | None = None) -> torch.Tensor:
         """Evaluate draws in as few forwards as memory allows.
 
-        Args:
-            items: A prepared batch.
-            first: Index of the first draw.
-            num_samples: Number of draws K.
-            prefix: What the draws share, if it ran already.
-
-        Returns:
-            Probabilities, or values for regression: float32 (K, N, C) on the CPU.
+        Probabilities, or values for regression: float32 (K, N, C) on the CPU. `prefix` is what the draws share, if it
+        ran already.
         """
         size = draws_per_pass(self.source.root, items.inputs, items.rows, num_samples, self.budget)
         size = 1 if items.rows == 1 and takes_one_row(self.source.root) else size

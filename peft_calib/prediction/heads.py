@@ -22,12 +22,8 @@ TASKS = ("auto", "classification", "regression", "token", "next_token")
 class Items:
     """The items that one batch asks about.
 
-    Args:
-        inputs: What the model is called with.
-        rows: Number of rows B.
-        positions: Int64 (N, 2), batch row and token position of each item; `None` for one item a row.
-        labels: Labels of the items if the batch has them.
-        media_tokens: Ids of the tokens that stand for images, videos and sounds in a text.
+    `positions` are int64 (N, 2), batch row and token of each item, None for one item a row; `media_tokens` are the ids
+    of tokens that stand for images, videos and sounds in a text.
     """
 
     inputs: dict[str, Any]
@@ -48,11 +44,7 @@ class Items:
         return self.positions is None or torch.equal(self.positions[:, 0].cpu(), torch.arange(self.rows))
 
     def select(self, index: torch.Tensor) -> Items:
-        """The items of some rows, where every row is one item.
-
-        Args:
-            index: Int64 row numbers, on the CPU.
-        """
+        """The items of some rows, where every row is one item."""
         positions = self.positions
         if positions is not None:
             columns = positions[index.to(positions.device), 1]
@@ -141,10 +133,6 @@ class NextTokenHead(Head):
 
     The output head is applied to one position of each row only, so no tensor of all positions times the vocabulary
     exists.
-
-    Args:
-        root: The language model.
-        label_tokens: Token ids that stand for the classes, in class order; the whole vocabulary when `None`.
     """
 
     def __init__(self, root: Any, label_tokens: Sequence[int] | None = None) -> None:
@@ -226,18 +214,8 @@ def _last_positions(inputs: dict[str, Any], prefix: str, rows: int) -> torch.Ten
 def choose_head(root: nn.Module, task: str, label_tokens: Sequence[int] | None) -> Head:
     """The head that fits a model.
 
-    Args:
-        root: The base model.
-        task: One of `TASKS`; `"auto"` looks at the model: an output layer over a vocabulary means `"next_token"`, a
-            token-classification class `"token"`, one label or `problem_type="regression"` means `"regression"`.
-        label_tokens: Token ids of the classes of a language model.
-
-    Returns:
-        The head.
-
-    Raises:
-        ValueError: For an unknown task, label tokens where they mean nothing, or a problem type with several labels
-            an example.
+    `"auto"` looks at the model: an output layer over a vocabulary means `"next_token"`, a token-classification class
+    `"token"`, one label or `problem_type="regression"` means `"regression"`.
     """
     if task not in TASKS:
         raise ValueError(f"task must be one of {TASKS}, got {task!r}.")
@@ -280,21 +258,7 @@ def _task_of(root: nn.Module, config: Any) -> str:
 def check_label_tokens(label_tokens: Sequence[int | str], tokenizer: Any, vocab_size: int | None) -> list[int]:
     """Token ids of the answers of a multiple-choice prompt.
 
-    Args:
-        label_tokens: Token ids, or texts (such as `" A"`) that are one token each.
-        tokenizer: For texts.
-        vocab_size: Size of the model's vocabulary, if known.
-
-    Returns:
-        The ids, in the order given.
-
-    Raises:
-        ValueError: If there are fewer than two, a text is not a single token, two are the same, or an id is outside
-            the vocabulary.
-
-    Example:
-        >>> check_label_tokens([5, 7], None, 10)
-        [5, 7]
+    Texts (such as `" A"`) must be one token each.
     """
     ids = []
     for label in label_tokens:

@@ -36,18 +36,7 @@ class _Use:
 def linear_logits(source: LawDraws, head: Head, items: Items, first: int, num_samples: int) -> torch.Tensor:
     """Logits of K draws, linearised around the mean.
 
-    Args:
-        source: The law's draws.
-        head: How to read the model.
-        items: A prepared batch with one item a row.
-        first: Index of the first draw.
-        num_samples: Number of draws K.
-
-    Returns:
-        (K, N, C), without a graph.
-
-    Raises:
-        ValueError: If there are several items a row, too many classes, or a layer that does not see one entry a row.
+    (K, N, C), without a graph, of a batch with one item a row.
     """
     if not items.one_a_row:
         raise ValueError("how='linear' needs one item a row, because it takes one gradient for each row and class.")

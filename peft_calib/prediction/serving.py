@@ -20,18 +20,7 @@ from .transport import Server, check_timeout
 def list_draws(base_url: str, prefix: str = "draw-", api_key: str | None = None, timeout: float = 30.0) -> list[str]:
     """Names of the draws that a server offers, in order.
 
-    Args:
-        base_url: For example `"http://localhost:8000/v1"`.
-        prefix: What their names begin with; a number follows.
-        api_key: Sent as a bearer token, to this server only: a redirect to another origin is not followed.
-        timeout: Seconds for the whole request.
-
-    Returns:
-        The names.
-
-    Raises:
-        ValueError: If the server offers none, or not every draw up to the last exactly once.
-        ConnectionError: If it cannot be reached, or does not answer as it should.
+    The key goes to this server only: a redirect to another origin is not followed.
     """
     server = Server(base_url, api_key)
     return draw_names(server.ask("models", None, timeout), prefix, server.shown)

@@ -21,11 +21,7 @@ from ..tuners.layer import FactorLinear
 
 
 class DrawSource(ABC):
-    """K functions on one model. While `use` lasts, a forward on `count * B` draw-major rows evaluates `count` of them.
-
-    Args:
-        model: The model that is called.
-    """
+    """K functions on one model. While `use` lasts, a forward on `count * B` draw-major rows evaluates `count`."""
 
     #: Number of draws there are; `None` where there is no end.
     available: int | None = None
@@ -44,10 +40,7 @@ class DrawSource(ABC):
     def use(self, first: int, count: int, repeat: bool = False) -> AbstractContextManager[None]:
         """Context in which draws `first ... first + count - 1` are in place, in this call chain only.
 
-        Args:
-            first: Index of the first draw.
-            count: Number of draws.
-            repeat: Whether the base model repeats the rows it is given; else they are given `count`-fold.
+        With `repeat` the base model repeats the rows it is given; else they are given `count`-fold.
         """
 
     @abstractmethod
@@ -64,14 +57,7 @@ class DrawSource(ABC):
 class LawDraws(DrawSource):
     """The draws of this package's adapters that are active on a model.
 
-    Args:
-        model: A model with an active adapter of this package.
-        seed: Key of the draws.
-        antithetic: Whether draws come in mirrored pairs, see `Sample`; `None` leaves it to the prediction.
-
-    Raises:
-        TypeError: If there is no such adapter.
-        ValueError: If it is disabled, merged or inactive, or its draws have no mirror image.
+    `antithetic` says whether draws come in mirrored pairs, see `Sample`; None leaves it to the prediction.
     """
 
     def __init__(self, model: nn.Module, seed: int, antithetic: bool | None = None) -> None:
@@ -150,16 +136,7 @@ class LawDraws(DrawSource):
 
 
 class CurvePoints(LawDraws):
-    """Chosen points of a CurveLoRA as draws.
-
-    Args:
-        model: A model with an active CurveLoRA.
-        points: Which points.
-
-    Raises:
-        TypeError: If there is no active CurveLoRA.
-        ValueError: If a point is not on the curve.
-    """
+    """Chosen points of a CurveLoRA as draws."""
 
     def __init__(self, model: nn.Module, points: Points) -> None:
         super().__init__(model, seed=0)
@@ -190,8 +167,7 @@ class TheModel(DrawSource):
     def use(self, first: int, count: int, repeat: bool = False) -> AbstractContextManager[None]:
         """Put draws out of force that are in place around the prediction; a point of a curve stays chosen.
 
-        Raises:
-            ValueError: If several points are in place, none of which is the model's answer.
+        Several points in place are refused: none of them is the model's answer.
         """
         chosen: dict[int, Draw | None] = {}
         for holder in holders_of(self.model):
@@ -214,10 +190,7 @@ class TheModel(DrawSource):
 def ask_everywhere(model: nn.Module, draws: Mapping[int, Draw | None], repeat: int) -> Iterator[None]:
     """Ask for draws on every base model inside a model that carries an adapter of this package.
 
-    Args:
-        model: What is called.
-        draws: What to ask of each holder, by its id; the others answer with their mean.
-        repeat: How often each base model repeats the rows it is given.
+    `draws` is what to ask of each holder, by its id; the others answer with their mean.
     """
     with ExitStack() as stack:
         for module in list(model.modules()):
@@ -231,8 +204,7 @@ def ask_everywhere(model: nn.Module, draws: Mapping[int, Draw | None], repeat: i
 def root_module(model: nn.Module) -> nn.Module:
     """The base model inside a `PeftModel`, a tuner or a wrapper: the module that sees the whole batch.
 
-    Raises:
-        TypeError: For a prompt-learning adapter, which adds rows of its own to the input.
+    A prompt-learning adapter, which adds rows of its own to the input, is refused.
     """
     for module in model.modules():
         if any(isinstance(child, FactorHolder) for child in module.children()):
@@ -256,12 +228,7 @@ def shared_root(model: nn.Module) -> nn.Module:
 
 
 def active_holders(model: nn.Module) -> list[FactorHolder]:
-    """The holders of this package's active adapters, checked to be in place.
-
-    Raises:
-        TypeError: If the model has no adapter of this package.
-        ValueError: If it is disabled, merged or inactive.
-    """
+    """The holders of this package's active adapters, checked to be in place."""
     root_module(model)  # a prompt-learning adapter is refused with its own message
     holders = holders_of(model)
     if not holders:

@@ -24,16 +24,7 @@ MOST_REDIRECTS = 5
 class Server:
     """A base URL with what goes along to it, and to no other origin.
 
-    Args:
-        base_url: `http://` or `https://`; a user and password in it are sent as basic authentication, and not shown.
-        api_key: Sent as a bearer token.
-
-    Raises:
-        ValueError: If the URL or the key cannot be used.
-
-    Example:
-        >>> Server("http://me:secret@localhost:8000/v1/").shown
-        'http://localhost:8000/v1'
+    A user and password in the URL are sent as basic authentication, and not shown.
     """
 
     def __init__(self, base_url: str, api_key: str | None = None) -> None:
@@ -58,18 +49,8 @@ class Server:
     def ask(self, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
         """Send a request and read its answer.
 
-        Args:
-            path: What follows the base URL.
-            body: Sent as JSON by POST; `None` for GET.
-            timeout: Seconds for all of it: connecting, redirects, headers and body (a look-up of the host's name is
-                the operating system's and takes as long as that lets it).
-
-        Returns:
-            The parsed JSON.
-
-        Raises:
-            ConnectionError: If the server cannot be reached, is too slow, answers with an error, a redirect to
-                another origin or too much, or not in JSON.
+        `timeout` are seconds for all of it: connecting, redirects, headers and body (a look-up of the host's name is
+        the operating system's and takes as long as that lets it).
         """
         check_timeout(timeout)
         url, deadline = f"{self.shown}/{path}", _Deadline(timeout)

@@ -18,16 +18,7 @@ CALLED = "most frequent class"
 
 @dataclass(frozen=True)
 class MostFrequent:
-    """A model that has not read the texts: it gives every row the shares that the classes have in the training rows.
-
-    Attributes:
-        names: Of the classes.
-        counts: How often each occurs among the rows trained on.
-
-    Example:
-        >>> MostFrequent(("no", "yes"), (3, 1)).scores([0, 0, 1, 1], ["accuracy"])
-        {'accuracy': 0.5}
-    """
+    """A model that has not read the texts: it gives every row the shares of the classes in the training rows."""
 
     names: tuple[str, ...]
     counts: tuple[int, ...]
@@ -63,14 +54,7 @@ class MostFrequent:
         return self.verdict(name, share, (max(centre - half, 0.0), min(centre + half, 1.0)), labels)
 
     def verdict(self, name: str, accuracy: float, interval: Sequence[float] | None, labels: Any) -> str | None:
-        """In plain words, that a model is no better than this; `None` where it is better.
-
-        Args:
-            name: Of the model.
-            accuracy: What it reaches on the rows.
-            interval: Of that.
-            labels: Of the rows.
-        """
+        """In plain words, that a model is no better than this; `None` where it is better."""
         here = np.bincount(np.asarray(labels), minlength=len(self.names))
         share = float(here.max() / here.sum())
         always = f"always answering {self.names[int(here.argmax())]!r}, the most frequent class"

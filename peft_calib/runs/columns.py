@@ -40,11 +40,7 @@ def check_column(rows: Dataset, column: str, what: str, source: str) -> None:
 
 
 def texts_of(rows: Dataset, column: str, what: str, source: str) -> list[str]:
-    """The texts of a column; whole numbers are read as their digits.
-
-    Raises:
-        ValueError: If there is no such column, or for the first value that is no text, or an empty one.
-    """
+    """The texts of a column; whole numbers are read as their digits."""
     check_column(rows, column, what, source)
     values = rows[column][:]
     texts = []
@@ -70,11 +66,7 @@ def texts_of(rows: Dataset, column: str, what: str, source: str) -> list[str]:
 
 
 def without_missing(rows: Dataset, columns: Sequence[str]) -> tuple[Dataset, int]:
-    """Leave out the rows that lack a value in one of the columns.
-
-    Returns:
-        The other rows, and how many were left out.
-    """
+    """Leave out the rows that lack a value in one of the columns."""
     present = [column for column in columns if column in rows.column_names]
     missing = np.zeros(len(rows), bool)
     for column in present:

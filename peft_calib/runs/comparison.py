@@ -28,12 +28,7 @@ __all__ = ["RunComparison", "compare_runs", "write_comparison"]
 class RunComparison:
     """Runs held against the first of them.
 
-    Attributes:
-        rows: Number of rows that all runs were measured on.
-        items: Number of predictions compared; rows, or labelled words.
-        comparisons: One a pair, the better side and its p-value for each score.
-        baseline: The scores of always answering with the most frequent class.
-        verdicts: In words, which runs are no better than that.
+    `items` are the predictions compared: rows, or labelled words.
     """
 
     rows: int
@@ -158,11 +153,7 @@ def _names(run_dirs: Sequence[str | Path]) -> list[str]:
 
 
 def _common_order(evaluations: dict[str, Evaluation]) -> dict[str, np.ndarray]:
-    """For each run the items of the rows that all runs have, in one order.
-
-    Raises:
-        ValueError: If there are none, or the items or their labels differ.
-    """
+    """For each run the items of the rows that all runs have, in one order."""
     items = {name: found.items for name, found in evaluations.items()}
     common = set.intersection(*({*found["keys"].tolist()} for found in items.values()))
     if not common:

@@ -16,10 +16,7 @@ __all__ = ["comparison_table"]
 def comparison_table(pairs: Sequence[Comparison], others: Mapping[str, Mapping[str, float]], title: str) -> Table:
     """One line a run and score by score the difference to the run that it is compared with.
 
-    Args:
-        pairs: What was compared, the second of each pair being what the first is held against.
-        others: Further lines, of what was not compared, by name.
-        title: Of the table.
+    The second of each pair is what the first is held against; `others` are further lines, of what was not compared.
     """
     scores = [difference.score for difference in pairs[0].differences]
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)

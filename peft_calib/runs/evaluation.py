@@ -45,9 +45,7 @@ REPORT, ROWS = "report.json", "rows.safetensors"
 class Evaluation:
     """Predictions of test rows and the reports made of them.
 
-    Attributes:
-        folder: Where it is kept.
-        content: Of its `report.json`.
+    `content` is that of its `report.json`.
     """
 
     folder: Path
@@ -82,11 +80,7 @@ class Evaluation:
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The stored arrays; empty for a run without classes.
-
-        Raises:
-            ValueError: If the file is missing though the run has classes, or cannot be read.
-        """
+        """The stored arrays; empty for a run without classes."""
         place = self.folder / ROWS
         if not place.is_file():
             if not self.has_classes:

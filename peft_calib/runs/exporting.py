@@ -27,22 +27,8 @@ def export_run(
 ) -> Path:
     """Write a run's adapter as a plain LoRA, or several of its draws.
 
-    A LoRA run is copied; the members of an ensemble are its draws.
-
-    Args:
-        run_dir: Folder of the run.
-        output_dir: Folder to write; it must not hold anything but an earlier export.
-        num_samples: Number of draws (`draw-0`, `draw-1`, ...); `None` writes the deterministic adapter.
-        t: Point of a curve.
-        seed: Key of the draws.
-
-    Returns:
-        The folder.
-
-    Raises:
-        FileNotFoundError: If there is no finished run.
-        FileExistsError: If the output folder holds something else.
-        ValueError: If the method has no such draws, or no single LoRA.
+    A LoRA run is copied; the members of an ensemble are its draws. The output folder must not hold anything but an
+    earlier export.
     """
     folder = RunFolder(Path(run_dir).absolute())
     task = load_task(folder)

@@ -19,14 +19,7 @@ PIECES = {"adapter": "adapter-option", "trainer": "trainer-option"}
 
 
 def with_setting_flags(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one flag for each setting; what the user did not give arrives as `None`.
-
-    Args:
-        function: A command whose last parameter is `**flags`.
-
-    Returns:
-        A command for typer with the flags in its signature.
-    """
+    """Give a command one flag for each setting; what the user did not give arrives as `None`."""
     signature = inspect.signature(function, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     flags = [
@@ -48,15 +41,8 @@ def resolve(config_file: Path | None, flags: dict[str, Any], tell: Callable[[str
     """The configuration: a YAML file, overridden by flags.
 
     Mappings are merged field by field; everything else is replaced. One file serves several methods: where a flag
-    names another method than the file, the file's adapter fields that only other methods have are left out.
-
-    Args:
-        config_file: The file, or `None`.
-        flags: Setting to value, `None` where no flag was given.
-        tell: Called with a line about what was left out.
-
-    Raises:
-        ValueError: For a bad file or setting.
+    names another method than the file, the file's adapter fields that only other methods have are left out. `tell` is
+    called with a line about what was left out.
     """
     values = {} if config_file is None else read_yaml(config_file)
     method = flags.get("method") or values.get("method") or "lora"

@@ -63,11 +63,7 @@ class RunFolder:
         return read_json(file) if file.is_file() else None
 
     def check_unfinished(self, overwrite: bool = False) -> None:
-        """Raise unless a run may be made or continued here; nothing is touched.
-
-        Raises:
-            FileExistsError: If the folder is a file, holds a finished run, or something that is no run.
-        """
+        """Raise unless a run may be made or continued here; nothing is touched."""
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} is a file; name a folder")
         if self.finished.exists() and not overwrite:
@@ -101,11 +97,7 @@ class RunFolder:
 
     @contextmanager
     def written_by_this_process(self) -> Iterator[None]:
-        """Keep other processes from writing the folder.
-
-        Raises:
-            BlockingIOError: If one is at it.
-        """
+        """Keep other processes from writing the folder."""
         clear_leftovers(self.path)  # what a killed process had moved aside comes back
         with folder_lock(self.path):
             yield
@@ -113,9 +105,7 @@ class RunFolder:
     def begin(self, resolved: Mapping[str, Any], anew: bool = False) -> None:
         """Write the configuration, or go on with what was begun.
 
-        Args:
-            resolved: The configuration.
-            anew: Give up what was begun with another configuration.
+        `anew` gives up what was begun with another configuration.
         """
         if anew and self.config.exists() and self._differing(resolved):
             shutil.rmtree(self.path)
@@ -129,20 +119,12 @@ class RunFolder:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Content of a JSON file of ours.
-
-    Raises:
-        ValueError: If it is damaged.
-    """
+    """Content of a JSON file of ours."""
     return dict(read_fields(path).content)
 
 
 def read_fields(path: Path) -> Fields:
-    """The same, to be read field by field, each with its type and range.
-
-    Raises:
-        ValueError: If it is damaged.
-    """
+    """The same, to be read field by field, each with its type and range."""
     return json_files.read_json(path, "Restore it from a copy, or train the run again")
 
 

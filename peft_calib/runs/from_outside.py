@@ -14,14 +14,6 @@ def named_class(name: str, what: str, base: type) -> Any:
     """The class under `module:Class`.
 
     Whoever names a module has it imported, from the folder they are in too.
-
-    Args:
-        name: Of module and class.
-        what: The setting that names it, for messages.
-        base: What it must derive from.
-
-    Raises:
-        ValueError: If there is no such class, or it derives from something else.
     """
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:  # as for a script, whose folder Python looks in by itself

@@ -35,13 +35,7 @@ def epochs_for(num_rows: int, config: RunConfig) -> float:
 def settled(config: RunConfig, num_rows: int, tokenizer: PreTrainedTokenizerBase) -> tuple[RunConfig, list[str]]:
     """The settings with what was left open decided, and what cannot be brought within bounds.
 
-    Args:
-        config: As the user gave it.
-        num_rows: Rows to train on.
-        tokenizer: Of the base model.
-
-    Returns:
-        The settings, and a line for each that is not what was asked for.
+    With a line for each that is not what was asked for.
     """
     notes = []
     limit = position_limit(load_model_config(config), tokenizer, config.max_length)
@@ -59,15 +53,8 @@ def position_limit(model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, 
     """The most tokens that a model can be given, where that is bounded.
 
     RoBERTa and its kin count positions from behind the padding token's, so that a table of 514 serves 512 tokens; the
-    configuration does not say so, the embedding does.
-
-    Args:
-        model: Configuration of the base model.
-        tokenizer: Its tokenizer, which may have a limit of its own.
-        wanted: Tokens that are asked for; a model that certainly has as many is not looked at closely.
-
-    Returns:
-        The limit, `None` where there is none.
+    configuration does not say so, the embedding does. None where there is none. `wanted` are the tokens asked for; a
+    model that certainly has as many is not looked at closely.
     """
     limits = [length for length in (tokenizer.model_max_length,) if 0 < length < NO_LIMIT]
     positions = getattr(model, "max_position_embeddings", None)

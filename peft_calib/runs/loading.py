@@ -39,15 +39,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run's adapters on their base model.
-
-    Attributes:
-        folder: Of the run.
-        task: With settings and classes.
-        tokenizer: Of the base model.
-        model: The base model with the adapters.
-        adapter_names: The run's adapters; several for an ensemble.
-    """
+    """A run's adapters on their base model."""
 
     folder: RunFolder
     task: Task
@@ -57,12 +49,7 @@ class FinishedRun:
 
     @classmethod
     def load(cls, path: str | Path) -> FinishedRun:
-        """Load a finished run.
-
-        Raises:
-            FileNotFoundError: If there is no finished run.
-            ValueError: If its files are damaged or of another format.
-        """
+        """Load a finished run."""
         folder = RunFolder(Path(path).absolute())
         return cls.assemble(folder, load_task(folder))
 
@@ -84,11 +71,7 @@ class FinishedRun:
         return prediction_variants(self.task.config)
 
     def temperature(self, variant: str) -> TemperatureScaling:
-        """The temperature stored for a way of predicting.
-
-        Raises:
-            ValueError: If the file holds none, or one that cannot be; it is named.
-        """
+        """The temperature stored for a way of predicting."""
         state = read_fields(self.folder.temperature).mapping(variant)
         wanted = state.mapping("parameters").number("temperature", above=0)
         try:
@@ -110,11 +93,7 @@ class FinishedRun:
         return dict(state.mapping("fit").content) if used == _fitted_temperature(state) else None
 
     def text_temperature(self, variant: str) -> float:
-        """The temperature of a run over a vocabulary.
-
-        Raises:
-            ValueError: If the file holds none, or one that cannot be; it is named.
-        """
+        """The temperature of a run over a vocabulary."""
         parameters = read_fields(self.folder.temperature).mapping(variant).mapping("parameters")
         return float(parameters.number("temperature", least=POSSIBLE[0], most=POSSIBLE[1]))
 
@@ -123,15 +102,7 @@ class FinishedRun:
     ) -> Prediction:
         """Predict canonical rows.
 
-        Args:
-            rows: In canonical columns.
-            variant: `"mean"` or `"sample"`.
-            num_samples: Draws K; grid points of a curve, members of an ensemble.
-            seed: Key of the draws.
-            progress: Show a bar.
-
-        Returns:
-            The prediction, with labels, in the order of the rows.
+        `num_samples` are grid points of a curve, members of an ensemble.
         """
         encoded = self.task.encode_prediction(rows, self.tokenizer)
         options: dict[str, Any] = {
@@ -159,11 +130,7 @@ class FinishedRun:
 
 
 def load_task(folder: RunFolder) -> Task:
-    """Task, settings and classes of a finished run.
-
-    Raises:
-        FileNotFoundError: If the folder holds none.
-    """
+    """Task, settings and classes of a finished run."""
     if not folder.finished.is_file() or not folder.config.is_file():
         begun = ", only one that was begun: continue it with peft-calib train" if folder.config.is_file() else ""
         raise FileNotFoundError(f"{folder.path} holds no finished run{begun}")
@@ -183,12 +150,7 @@ def load_task(folder: RunFolder) -> Task:
 
 
 def adapter_digests(folder: RunFolder, config: RunConfig) -> dict[str, str]:
-    """What the adapters of a run are, by name.
-
-    Raises:
-        FileNotFoundError: If one is missing.
-        ValueError: If one is damaged.
-    """
+    """What the adapters of a run are, by name."""
     return {name: folder_digest(folder.adapter(name)) for name in adapter_names(config)}
 
 

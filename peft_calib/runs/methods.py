@@ -44,12 +44,6 @@ def config_class(method: str) -> type:
     """The configuration class of a method: one of the table, or from outside as `module:Class`.
 
     Importing the module of one from outside registers its method with PEFT.
-
-    Args:
-        method: Its name.
-
-    Raises:
-        ValueError: If there is no such class, or it is none of this package's kind.
     """
     return CONFIGS[method] if method in CONFIGS else named_class(method, "method", CalibLoraConfig)
 
@@ -58,11 +52,7 @@ def config_class(method: str) -> type:
 class Stage:
     """One adapter to train.
 
-    Attributes:
-        name: Of its folder in the run.
-        seed: Of the adapter's initial values and the order of the rows.
-        config: Its PEFT configuration.
-        head_of: The stage whose trained head it takes over and keeps frozen.
+    `head_of` is the stage whose trained head it takes over and keeps frozen.
     """
 
     name: str
@@ -83,17 +73,7 @@ def plan(
 
     Members of an ensemble and anchors of a curve are plain LoRAs that differ in their seed. All anchors share one
     head: the first trains it, the others and the curve keep it frozen, since a curve joins adapters under one head.
-
-    Args:
-        config: The run's settings.
-        folder: Where the stages' adapters will be.
-        task_type: PEFT's name of the task.
-        has_head: Whether a head is trained along.
-        num_train_items: Items the training loss averages over in one epoch, N of the evidence lower bound.
-        answer_tokens: Token of each class, where a language model answers.
-
-    Raises:
-        ValueError, TypeError: For a field that the method's configuration does not have, or a value it refuses.
+    `num_train_items` is N of the evidence lower bound.
     """
     common = {"task_type": task_type, **_common(config)}
     if has_head and common["target_modules"] == "all-linear":
@@ -149,12 +129,7 @@ def prediction_variants(config: RunConfig) -> dict[str, int]:
 def without_foreign_fields(method: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """Leave out the fields of a configuration file that belong to other methods than the one asked for.
 
-    Args:
-        method: Name of the method.
-        values: Fields for PEFT configurations.
-
-    Returns:
-        The fields of this method, with those that no method has; and those left out, with the methods that have them.
+    Fields that no method has stay; those left out come with the methods that have them.
 
     Example:
         >>> without_foreign_fields("lora", {"kl_weight": 0.1, "use_rslora": True})

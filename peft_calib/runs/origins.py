@@ -20,10 +20,7 @@ ATTRIBUTE = "_peft_calib_origin"
 class Origin:
     """The file and line of each row.
 
-    Attributes:
-        files: Names of the files.
-        file_of: Index of each row's file.
-        lines: Line on which each row begins, 0 where there are no lines.
+    The line is the one on which a row begins, 0 where there are no lines.
     """
 
     files: tuple[str, ...]
@@ -83,11 +80,7 @@ def is_missing(value: Any) -> bool:
 
 
 def frame_columns(frame: Any) -> dict[str, list[Any]] | None:
-    """Columns of a table in memory: pandas, polars, pyarrow, or a list of rows; `None` for anything else.
-
-    Raises:
-        ValueError: For two columns of one name.
-    """
+    """Columns of a table in memory: pandas, polars, pyarrow, or a list of rows; `None` for anything else."""
     if isinstance(frame, (list, tuple)) and all(isinstance(row, Mapping) for row in frame):
         names = list(dict.fromkeys(str(name) for row in frame for name in row))
         return {name: [row.get(name) for row in frame] for name in names}

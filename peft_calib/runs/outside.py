@@ -17,15 +17,8 @@ __all__ = ["outside_report"]
 def outside_report(inside: Prediction, outside: Prediction, scaling: TemperatureScaling) -> dict[str, Any]:
     """Confidence on rows of other origin, before and after a temperature, and how well it tells them from test rows.
 
-    Args:
-        inside: Of the test rows.
-        outside: Of the rows of other origin.
-        scaling: The temperature of this way of predicting.
-
-    Returns:
-        Under `before` and `after`: `mean_confidence` there, lower being better, `mean_entropy` in nats, and `auroc`,
-        the probability that such a row is less confident than a test row, ties half. For several draws also the mean
-        `mutual_information` and `auroc_of_mutual_information`.
+    `auroc` is the probability that such a row is less confident than a test row, ties half; draws are also judged by
+    their mutual information.
     """
     plain = [found.probabilities.double().numpy() for found in (inside, outside)]
     scaled = [np.asarray(scaling.transform(log_probabilities(found))) for found in (inside, outside)]

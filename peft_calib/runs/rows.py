@@ -28,13 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RunRows:
-    """What a run is trained and calibrated on, in canonical columns.
-
-    Attributes:
-        train: Rows to train on.
-        calibration: Rows to calibrate on.
-        without_value: How many rows were left out because they lack a text or a label.
-    """
+    """What a run is trained and calibrated on, in canonical columns."""
 
     train: Dataset
     calibration: Dataset
@@ -48,15 +42,7 @@ class RunRows:
 
 @dataclass(frozen=True)
 class TestData:
-    """Where to find rows to test on; the run's own test rows if nothing is said.
-
-    Attributes:
-        source: A path, a Hub id or a data frame.
-        subset: Configuration name of a Hub data set.
-        split: Which split.
-        form: Encoding and delimiter of text files.
-        drop_missing: Leave out rows without a text or a label.
-    """
+    """Where to find rows to test on; the run's own test rows if nothing is said."""
 
     __test__ = False  # the name begins like a test's
 
@@ -71,12 +57,7 @@ class TestData:
 class TestRows:
     """Rows a finished run is measured on.
 
-    Attributes:
-        name: Of their source and split.
-        rows: In canonical columns, without those that the run has seen.
-        keys: Uint64 hash of each row's inputs.
-        left_out: How many rows were left out because the run has seen them.
-        without_value: How many rows were left out because they lack a text or a label.
+    `rows` are without those that the run has seen, `keys` a uint64 hash of each row's inputs.
     """
 
     __test__ = False  # the name begins like a test's
@@ -92,10 +73,6 @@ def load_run_rows(config: RunConfig) -> tuple[Task, RunRows]:
     """Read the training rows, learn the classes, and hold out the calibration rows (and test rows, where asked for).
 
     Rows with equal inputs stay on one side of every cut.
-
-    Raises:
-        ValueError: If a split or column is missing, a split is empty, or the labels are no classes.
-        FileNotFoundError: If there is no such file.
     """
     splits = read_splits(config.data, config.subset, FileFormat(config.encoding, config.delimiter))
     task, train, without_value = learn_rows(config, splits)
@@ -106,11 +83,7 @@ def load_run_rows(config: RunConfig) -> tuple[Task, RunRows]:
 
 
 def learn_rows(config: RunConfig, splits: DatasetDict) -> tuple[Task, Dataset, int]:
-    """The task with the classes of the training rows, these rows in canonical columns, and how many lacked a value.
-
-    Raises:
-        ValueError: If the split or a column is missing, the split is empty, or the labels are no classes.
-    """
+    """The task with the classes of the training rows, these rows in canonical columns, and how many lacked a value."""
     kind = task_class(config.task)
     rows, without_value = filled(
         _split(splits, config.train_split, config.data), kind, config, config.data, config.drop_missing
@@ -129,16 +102,8 @@ def limited(rows: Dataset, config: RunConfig) -> Dataset:
 def load_test_rows(task: Task, record: SplitRecord, where: TestData | None = None) -> TestRows:
     """Rows to report on: those named, or the test rows of the run's own data.
 
-    Without a split: the rows that the run held out (`test_fraction`), a labelled split `test`, or else `validation`;
-    a source of one split stands for itself.
-
-    Args:
-        task: Of the run.
-        record: What the run was trained and calibrated on.
-        where: Which rows.
-
-    Raises:
-        ValueError: If there are no such rows, they are empty, or more than 5 % of them were trained or calibrated on.
+    Without a split: the rows that the run held out (`test_fraction`), a labelled split `test`, or else `validation`; a
+    source of one split stands for itself. Rows of which more than 5 % were trained or calibrated on are refused.
     """
     config, where = task.config, where or TestData()
     own = where.source is None
@@ -160,17 +125,7 @@ def load_test_rows(task: Task, record: SplitRecord, where: TestData | None = Non
 
 
 def load_outside_rows(task: Task, source: Any, form: FileFormat, drop_missing: bool = False) -> TestRows:
-    """Rows of other origin than the training rows, whose labels, if they have some, are not read.
-
-    Args:
-        task: Of the run.
-        source: A path, a Hub id or a data frame, with the task's columns but for the label.
-        form: Encoding and delimiter of text files.
-        drop_missing: Leave out rows that lack a value.
-
-    Raises:
-        ValueError: If the task has no classes, a column is missing, or there is no row.
-    """
+    """Rows of other origin than the training rows, whose labels, if they have some, are not read."""
     splits, name = read_splits(source, form=form), source_name(source)
     chosen = "test" if "test" in splits else next(iter(splits))
     given = task.with_any_label(_split(splits, chosen, name))
@@ -180,11 +135,7 @@ def load_outside_rows(task: Task, source: Any, form: FileFormat, drop_missing: b
 
 
 def without_seen_rows(name: str, rows: Dataset, record: SplitRecord) -> TestRows:
-    """Leave out the few rows that a run has seen by chance; refuse rows of which it has seen many.
-
-    Raises:
-        ValueError: If more than 5 % of the rows were trained or calibrated on.
-    """
+    """Leave out the few rows that a run has seen by chance; refuse rows of which it has seen many."""
     kind, keys = hash_rows(rows)
     known = [s[kind].hashes for s in (record.trained_on, record.calibrated_on) if kind in s]
     seen = np.isin(keys, np.concatenate(known)) if known else np.zeros(len(keys), bool)
@@ -242,11 +193,7 @@ def is_hidden(rows: Dataset, column: str) -> bool:
 
 
 def cut_rows(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split off a share of the rows by class; rows with equal inputs stay on one side.
-
-    Raises:
-        ValueError: If that is less than a row.
-    """
+    """Split off a share of the rows by class; rows with equal inputs stay on one side."""
     if round(fraction * len(rows)) < 1:
         raise ValueError(
             f"{len(rows)} rows are too few to hold out a share of {fraction:.3g}: bring more, or hold out "

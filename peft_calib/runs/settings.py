@@ -36,14 +36,6 @@ class RunConfig:
     """Everything a run depends on; each field is a key of the YAML file and a flag of `peft-calib train`.
 
     The meaning of a field is its `metadata["help"]`, which `peft-calib train --help` prints.
-
-    Raises:
-        ValueError: For an unknown task, method, mode or metric, a number out of range, or a missing data or model.
-        TypeError: For a value of the wrong type.
-
-    Example:
-        >>> RunConfig(data="rows.csv", model="bert-base-uncased", method="bayesian-lora").rank
-        8
     """
 
     data: str = _setting("", "A .csv, .tsv, .json(l) or .parquet file (or .gz of it), a folder of such, or a Hub id.")
@@ -138,11 +130,7 @@ class RunConfig:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> RunConfig:
-        """A configuration from plain values.
-
-        Raises:
-            ValueError: For an unknown key; the message names those that are known.
-        """
+        """A configuration from plain values."""
         known = [item.name for item in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
@@ -162,12 +150,7 @@ def check_metrics(metrics: Sequence[str]) -> None:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The settings of a YAML file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not YAML, or no mapping of settings.
-    """
+    """The settings of a YAML file."""
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"there is no configuration file {path}")
@@ -184,11 +167,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def parse_assignments(name: str, lines: Sequence[str]) -> dict[str, Any]:
-    """`["kl_weight=0.1", "posterior=full"]` as a mapping; values are read as YAML.
-
-    Raises:
-        ValueError: For a line without `=`.
-    """
+    """`["kl_weight=0.1", "posterior=full"]` as a mapping; values are read as YAML."""
     values = {}
     for line in lines:
         key, sign, value = line.partition("=")

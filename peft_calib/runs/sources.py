@@ -56,19 +56,9 @@ class FileFormat:
 def read_splits(source: Any, subset: str | None = None, form: FileFormat | None = None) -> DatasetDict:
     """Read every split of a source.
 
-    Args:
-        source: Path of a .csv, .tsv, .json, .jsonl or .parquet file (also .gz of those; its rows are the split
-            `train`), of a folder of such files, the id of a Hub data set, `"embedded:documentation"`; or a table in
-            memory: a data frame, a `datasets.Dataset` or `DatasetDict`, a list of rows.
-        subset: Configuration name of a Hub data set, such as `"cola"` of `"nyu-mll/glue"`.
-        form: Encoding and delimiter of text files.
-
-    Returns:
-        The splits by name.
-
-    Raises:
-        FileNotFoundError: If the path of a file does not exist.
-        ValueError: If a file has an unknown type, cannot be read as that type, or holds nothing.
+    A .csv, .tsv, .json, .jsonl or .parquet file (also .gz of those) is one split `train`; else a folder of such files,
+    the id of a Hub data set, `"embedded:documentation"`, or a table in memory: a data frame, a `datasets.Dataset` or
+    `DatasetDict`, a list of rows.
     """
     form = form or FileFormat()
     if not isinstance(source, (str, Path)):

@@ -85,14 +85,7 @@ def load_base(task: Task, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module
 def run_stage(stage: Stage, material: Material, folder: RunFolder, progress: Progress) -> dict[str, Any]:
     """Train one adapter, or keep the one that is complete.
 
-    Args:
-        stage: What to train.
-        material: What to train on.
-        folder: Of the run.
-        progress: Bars.
-
-    Returns:
-        Facts about the stage: trainable parameters, seconds, steps.
+    Facts about the stage: trainable parameters, seconds, steps.
     """
     facts = folder.stage_facts(stage.name)
     if facts is not None:
@@ -127,11 +120,7 @@ def run_stage(stage: Stage, material: Material, folder: RunFolder, progress: Pro
 
 
 def take_head(model: PeftModel, folder: RunFolder, other: str) -> None:
-    """Give a model the head that another stage trained, and keep it there.
-
-    Raises:
-        ValueError: If the other stage has no such head.
-    """
+    """Give a model the head that another stage trained, and keep it there."""
     saved = load_file(folder.adapter(other) / SAFETENSORS_WEIGHTS_NAME)
     for name, module in model.named_modules():
         if not isinstance(module, ModulesToSaveWrapper):
@@ -143,15 +132,7 @@ def take_head(model: PeftModel, folder: RunFolder, other: str) -> None:
 
 
 def training_arguments(config: RunConfig, **own: Any) -> TrainingArguments:
-    """The Trainer's arguments: what the settings say, then the user's further fields.
-
-    Args:
-        config: The run's settings.
-        own: What the stage decides.
-
-    Raises:
-        ValueError: For a field that TrainingArguments does not have, or that a setting or the run decides.
-    """
+    """The Trainer's arguments: what the settings say, then the user's further fields."""
     settings: dict[str, Any] = {
         "num_train_epochs": 3.0 if config.epochs is None else config.epochs,
         "learning_rate": config.learning_rate,
@@ -214,11 +195,7 @@ def _trainer(model: PeftModel, stage: Stage, material: Material, folder: RunFold
 
 
 def best_callbacks(config: RunConfig) -> list[TrainerCallback]:
-    """What keeps the best evaluation's adapter, if that was asked for.
-
-    Raises:
-        ValueError: For a score that cannot choose a model.
-    """
+    """What keeps the best evaluation's adapter, if that was asked for."""
     if config.best_metric is None:
         return []
     if config.task == "causal-lm":

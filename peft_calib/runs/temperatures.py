@@ -20,16 +20,7 @@ RESAMPLES = 1000
 def class_temperature(logits: Any, labels: Any) -> TemperatureScaling:
     """A temperature on held-out rows; on too few of them none, instead of an error after hours of training.
 
-    Args:
-        logits: (N, C) of the rows.
-        labels: (N,) class ids.
-
-    Returns:
-        The fitted scaling; `fit_result.reason` says what was decided.
-
-    Example:
-        >>> class_temperature([[2.0, 0.0]] * 4, [0, 0, 0, 1]).fit_result.reason
-        'No temperature is fitted: it takes 10 rows, and there are 4.'
+    `fit_result.reason` says what was decided.
     """
     if len(labels) >= FEWEST_ROWS:
         return TemperatureScaling().fit(logits, labels)
@@ -44,13 +35,8 @@ def class_temperature(logits: Any, labels: Any) -> TemperatureScaling:
 def text_temperature(temperatures: np.ndarray, losses: np.ndarray, seed: int = 0) -> TemperatureFit:
     """A temperature over a vocabulary, from the losses of whole texts, whose tokens hang together.
 
-    Args:
-        temperatures: Those tried, (T,).
-        losses: Summed loss of each text at each of them, (N, T).
-        seed: Of the resamples.
-
-    Returns:
-        The one of least loss with a percentile interval over texts, and whether it is used.
+    `losses` (N, T) are summed over each text at each of the temperatures tried; the interval is a percentile one over
+    texts.
     """
     if len(losses) < FEWEST_ROWS:
         return _too_few(len(losses), "texts")
@@ -64,12 +50,7 @@ def text_temperature(temperatures: np.ndarray, losses: np.ndarray, seed: int = 0
 
 
 def shown(fit: Mapping[str, Any] | None, temperature: float) -> str:
-    """A temperature for the head of a column: with its interval, or that there is none.
-
-    Example:
-        >>> shown({"fitted": 2.0, "low": 1.25, "high": 3.0, "applied": True}, 2.0), shown(None, 1.5)
-        ('T = 2.00 [1.25, 3.00]', 'T = 1.50')
-    """
+    """A temperature for the head of a column: with its interval, or that there is none."""
     if fit is None:  # of an earlier release
         return f"T = {temperature:.2f}"
     if not fit["applied"]:

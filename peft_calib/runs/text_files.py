@@ -45,13 +45,6 @@ def decoded(content: bytes, source: str, encoding: str | None = None) -> str:
     """The text of a file: UTF-8, whatever a byte order mark says, or the named encoding.
 
     Other encodings are not guessed: Latin-1 reads every file, most of them wrongly.
-
-    Raises:
-        ValueError: If the file is not of that encoding, or there is no such encoding.
-
-    Example:
-        >>> decoded("café".encode("utf-16"), "menu.csv")
-        'café'
     """
     if content.startswith(PACKED):
         raise ValueError(
@@ -88,19 +81,6 @@ def decoded(content: bytes, source: str, encoding: str | None = None) -> str:
 def read_csv(text: str, source: str, delimiter: str | None = None, usual: str = ",") -> Columns:
     r"""A table whose first line names the columns.
 
-    Args:
-        text: Of the file.
-        source: Its name, for messages.
-        delimiter: What stands between two fields; found from the header and the first rows if `None`.
-        usual: Delimiter of such files, which wins where several fit.
-
-    Returns:
-        Columns, and the line on which each row begins. An empty field is `None`.
-
-    Raises:
-        ValueError: For quote marks that do not close, rows with more fields than the header, or a name that occurs
-            twice; the message counts lines as an editor does.
-
     Example:
         >>> read_csv("text;label\nN/A;007\n;None\n", "rows.csv")
         ({'text': ['N/A', None], 'label': ['007', 'None']}, [2, 3])
@@ -132,17 +112,6 @@ def read_csv(text: str, source: str, delimiter: str | None = None, usual: str = 
 
 def read_json(text: str, source: str, lines_of_json: bool = False) -> Columns:
     r"""JSON lines, one array of objects, or one object of columns, these as lists or as pandas writes them.
-
-    Args:
-        text: Of the file.
-        source: Its name, for messages.
-        lines_of_json: A single object is a row, not a table of columns.
-
-    Returns:
-        Columns, and the line on which each row begins. A key that a row lacks is `None`.
-
-    Raises:
-        ValueError: For what is no JSON, or no table; the message names the line.
 
     Example:
         >>> read_json('{"text": "one", "label": "a"}\n\n{"text": "two"}\n', "rows.jsonl")

@@ -30,15 +30,6 @@ def text_report(run: FinishedRun, rows: TestRows, variants: dict[str, int], seed
 
     The loss is `-log mean_k p_k(token)`: draws are averaged as probabilities. Intervals resample whole texts, because
     the tokens of one text hang together.
-
-    Args:
-        run: A run of causal language modelling.
-        rows: Texts.
-        variants: Ways of predicting.
-        seed: Key of the draws and of the intervals.
-
-    Returns:
-        `items` (number of tokens) and `variants`.
     """
     reports = {}
     tokens = 0
@@ -61,15 +52,6 @@ def fit_text_temperature(run: FinishedRun, rows: Dataset, variant: str, count: i
 
     Two passes over the texts, each with a range of temperatures at once; the vocabulary's probabilities are never
     kept.
-
-    Args:
-        run: A run of causal language modelling.
-        rows: Canonical texts.
-        variant: Way of predicting.
-        count: Draws.
-
-    Returns:
-        The temperature, within [0.01, 116], with an interval over texts, and whether it is used.
     """
     coarse = _scored(run, rows, variant, count, 0, COARSE)[:, 2:]
     fine = np.clip(float(COARSE[coarse.sum(0).argmin()]) * FINE, *BOUNDS)

@@ -43,22 +43,8 @@ def train_run(
     in this order: `config.json`; a folder for each adapter as it is complete; `temperature.json`, fitted on the
     calibration rows; the adapter as a plain LoRA in `lora`, where it is none already; and `run.json`.
 
-    Under `accelerate launch` every process calls this; the main one writes.
-
-    Args:
-        config: The settings.
-        output_dir: Folder of the run.
-        overwrite: Replace what an earlier run left there, once the new run is finished. An interrupted replacement is
-            continued by the same command.
-        console: Where progress is shown.
-
-    Returns:
-        The content of `run.json`.
-
-    Raises:
-        FileExistsError: If the folder holds a finished run, or something that is no run.
-        BlockingIOError: If another process is writing the folder.
-        ValueError: For bad settings or data, or a folder that was begun with another configuration.
+    Under `accelerate launch` every process calls this; the main one writes. `overwrite` replaces what an earlier run
+    left there once the new run is finished; an interrupted replacement is continued by the same command.
     """
     state = processes()
     console = console or Console(quiet=not state.is_main_process)
@@ -80,14 +66,8 @@ def train_run(
 def train_in(config: RunConfig, folder: RunFolder, console: Console, anew: bool = False) -> dict[str, Any]:
     """Train a run in a folder that no other process writes, from the data to `run.json`.
 
-    Args:
-        config: The settings.
-        folder: Of the run.
-        console: Where progress is shown.
-        anew: Give up what was begun there with another configuration.
-
-    Returns:
-        The content of `run.json` on the main process, nothing on others.
+    `anew` gives up what was begun there with another configuration. The content of `run.json` on the main process,
+    nothing on others.
     """
     state = processes()
     with quiet():

@@ -37,12 +37,7 @@ def called(model: str) -> str:
 
 
 def embedded_rows(name: str) -> Dataset:
-    """The sentences under one of the two names: 500 of each of the seven libraries with a `label`, or 600 without.
-
-    Raises:
-        ValueError: For another name.
-        ImportError: If one of the libraries is not installed.
-    """
+    """The sentences under one of the two names: 500 of each of the seven libraries with a `label`, or 600 without."""
     if name not in (DOCUMENTATION, OUTSIDE):
         raise ValueError(f"{name} is not embedded; {DOCUMENTATION} and {OUTSIDE} are")
     inside, outside = documentation_sentences(per_library=500, outside=200)

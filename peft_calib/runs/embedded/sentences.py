@@ -85,12 +85,6 @@ def first_sentence(docstring: str) -> str | None:
     Usable is a sentence of 6 to 30 words that names none of the libraries: names are the answer, and cutting them
     out would leave broken sentences behind. Markup is dropped.
 
-    Args:
-        docstring: The raw documentation string.
-
-    Returns:
-        The cleaned sentence, or `None`.
-
     Example:
         >>> first_sentence("Return a :class:`Series` filled with the scalar value `1`. More text.")
         'Return a Series filled with the scalar value 1.'
@@ -116,23 +110,7 @@ def documentation_sentences(
     The result depends only on the installed versions: files are visited in an order given by the hash of their path
     (spread over the library, the same on every machine) until enough sentences are found. A sentence that occurs
     twice, in one library or in two, is kept once. The result is cached as JSON lines, keyed by versions and arguments.
-
-    Args:
-        per_library: Number of sentences per class, at least 1.
-        outside: Number of sentences of each library outside the classes.
-        cache_dir: Folder of the cache; default `$XDG_CACHE_HOME/peft_calib` or `~/.cache/peft_calib`.
-
-    Returns:
-        Two lists in a fixed order: in-distribution (`7 * per_library` rows) and out-of-distribution rows.
-
-    Raises:
-        ValueError: If a count is not positive or a library has too few sentences.
-        ImportError: If a library is not installed.
-
-    Example:
-        >>> inside, ood = documentation_sentences(per_library=2, outside=1)
-        >>> len(inside), len(ood)
-        (14, 3)
+    The cache lies in `$XDG_CACHE_HOME/peft_calib` or `~/.cache/peft_calib` unless another folder is named.
     """
     if per_library < 1 or outside < 1:
         raise ValueError(f"per_library and outside must be at least 1, got {per_library} and {outside}")

@@ -18,9 +18,5 @@ TASK_CLASSES: dict[str, type[Task]] = {
 
 
 def task_class(task: str) -> type[Task]:
-    """The class of a task: one of the table, or from outside as `module:Class`.
-
-    Raises:
-        ValueError: If there is no such class, or it is no `Task`.
-    """
+    """The class of a task: one of the table, or from outside as `module:Class`."""
     return TASK_CLASSES[task] if task in TASK_CLASSES else named_class(task, "task", Task)

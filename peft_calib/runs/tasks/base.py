@@ -103,11 +103,7 @@ class Task(ABC):
 
 
 def load_model_config(config: RunConfig) -> PreTrainedConfig:
-    """Configuration of the base model.
-
-    Raises:
-        OSError: If there is no such model; the message names it.
-    """
+    """Configuration of the base model."""
     try:
         return AutoConfig.from_pretrained(config.model, revision=config.revision)
     except OSError as error:
