@@ -15,8 +15,6 @@ from typer.core import TyperCommand
 from .files import disk_is_full
 from .runs.flags import resolve, with_setting_flags
 
-__all__ = ["main"]
-
 #: Exit code of a command that was stopped by hand, as shells have it.
 INTERRUPTED = 130
 

@@ -16,8 +16,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-__all__ = ["StepProgress", "own_random_state", "progress_bars", "quiet"]
-
 
 class StepProgress(TrainerCallback):
     """Optimiser steps of a stage as a bar, or, where bars cannot be drawn, as a few lines; scores as they come.

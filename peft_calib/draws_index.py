@@ -11,8 +11,6 @@ from .files import write_atomically
 from .identity import folder_digest
 from .json_files import inside, read_json
 
-__all__ = ["DRAWS_INDEX", "read_draws_index", "write_draws_index"]
-
 #: Name of the index.
 DRAWS_INDEX = "draws.json"
 _MEND = "Write the folder again with export_lora(..., num_samples=K)"

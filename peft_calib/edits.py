@@ -13,8 +13,6 @@ from .json_files import read_json
 from .tuners.config import CalibLoraConfig
 from .tuners.sealing import embeddings_beside, record_of
 
-__all__ = ["accept_edits"]
-
 
 def accept_edits(folder: str | Path) -> str:
     """Make the adapter in a folder, as it is now, the one that is recorded there.

@@ -29,17 +29,6 @@ try:
 except ImportError:  # a system without it: the lock then goes by process numbers alone
     fcntl = None  # type: ignore[assignment]
 
-__all__ = [
-    "clear_leftovers",
-    "disk_is_full",
-    "fill_folder",
-    "folder_lock",
-    "move_into_place",
-    "replace_folder",
-    "replacing",
-    "write_atomically",
-]
-
 _PARTIAL, _REPLACED = "partial", "replaced"
 #: How long the name of a file may be on every usual file system, less what is put around it here.
 _LONGEST_NAME = 150

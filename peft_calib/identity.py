@@ -31,8 +31,6 @@ from .files import replacing
 from .internals.torch import compiled_inner
 from .json_files import Fields, describe, read_json
 
-__all__ = ["Identity", "active_adapter", "adapter_digest", "folder_digest", "stamp_weights"]
-
 #: Where the digest stands in the metadata of a safetensors file.
 METADATA_KEY = "peft_calib_digest"
 #: What a configuration of any method says that changes nothing in what its adapter computes, or that the names of its

@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Fields", "check_fields", "describe", "inside", "parse_json", "read_json"]
-
 _MISSING: Any = object()
 #: What is said where a file cannot be trusted and nothing better is known.
 RESTORE = "Restore the file from a copy, or make it again"

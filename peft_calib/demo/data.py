@@ -21,8 +21,6 @@ from ..runs.settings import RunConfig
 from ..runs.sources import FileFormat, read_splits, source_name
 from ..runs.tasks import Task
 
-__all__ = ["DOCUMENTATION", "TextData", "load_text_data", "with_embedded"]
-
 DOCUMENTATION = "documentation"  # what the embedded data set is called here
 #: Of its 500 sentences a library, 250 are tested on, 100 calibrated on, 150 trained on.
 EMBEDDED_FRACTIONS: dict[str, Any] = {"test_fraction": 0.5, "calibration_fraction": 0.4}

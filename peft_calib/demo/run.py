@@ -33,8 +33,6 @@ from ..runs.training import train_in
 from .data import with_embedded
 from .table import Line, reliability_grid, result_table
 
-__all__ = ["FINISHED", "check_output_dir", "demo_config", "run_demo"]
-
 FINISHED = "report.json"  # written last: a folder that has it holds a finished demonstration
 #: How the table calls a method, and how the command line does.
 METHODS = {"LoRA": "lora", "HyperLoRA": "hyper-lora", "BayesianLoRA": "bayesian-lora"}

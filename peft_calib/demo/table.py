@@ -15,8 +15,6 @@ from ..calibration.scores.table import HEADLINES
 from ..runs.baseline import CALLED
 from ..runs.evaluation import AFTER, BEFORE, Evaluation
 
-__all__ = ["Line", "reliability_grid", "result_table"]
-
 
 class Line(NamedTuple):
     """One way of predicting: its name in the table, the evaluation of its run, and `"mean"` or `"sample"`."""

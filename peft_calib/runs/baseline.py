@@ -10,8 +10,6 @@ import numpy as np
 
 from ..calibration import calibration_report
 
-__all__ = ["CALLED", "MostFrequent"]
-
 #: How tables call it.
 CALLED = "most frequent class"
 

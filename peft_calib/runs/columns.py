@@ -10,8 +10,6 @@ from datasets import Dataset
 
 from .origins import at, is_missing, select_rows
 
-__all__ = ["MEND", "check_column", "texts_of", "without_missing"]
-
 #: What a row without a value needs.
 MEND = "fill it in, or leave such rows out with --drop-missing"
 

@@ -21,8 +21,6 @@ from .methods import prediction_variants
 from .processes import processes
 from .settings import check_metrics
 
-__all__ = ["RunComparison", "compare_runs", "write_comparison"]
-
 
 @dataclass(frozen=True)
 class RunComparison:

@@ -10,8 +10,6 @@ from rich.table import Table
 
 from ..calibration import Comparison
 
-__all__ = ["comparison_table"]
-
 
 def comparison_table(pairs: Sequence[Comparison], others: Mapping[str, Mapping[str, float]], title: str) -> Table:
     """One line a run and score by score the difference to the run that it is compared with.

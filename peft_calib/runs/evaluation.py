@@ -34,8 +34,6 @@ from .sources import FileFormat
 from .tables import evaluation_markdown
 from .text_scores import text_report
 
-__all__ = ["Evaluation", "evaluate_run"]
-
 #: A prediction as it is, and after the stored temperature.
 BEFORE, AFTER = "before", "after"
 REPORT, ROWS = "report.json", "rows.safetensors"

@@ -14,8 +14,6 @@ from .folder import STAGE, RunFolder
 from .loading import FinishedRun, adapter_names, load_task
 from .methods import ADAPTER
 
-__all__ = ["export_run"]
-
 
 def export_run(
     run_dir: str | Path,

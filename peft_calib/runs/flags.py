@@ -12,8 +12,6 @@ import typer
 
 from .settings import METHODS, RunConfig, default_of, parse_assignments, read_yaml
 
-__all__ = ["resolve", "with_setting_flags"]
-
 #: Names of flags where a mapping is given piece by piece.
 PIECES = {"adapter": "adapter-option", "trainer": "trainer-option"}
 

@@ -14,8 +14,6 @@ from .. import json_files
 from ..files import clear_leftovers, folder_lock, move_into_place, write_atomically
 from ..json_files import Fields, without_nan
 
-__all__ = ["RunFolder"]
-
 CONFIG, FINISHED, TEMPERATURE, STAGE = "config.json", "run.json", "temperature.json", "stage.json"
 
 

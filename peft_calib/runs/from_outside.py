@@ -7,8 +7,6 @@ import os
 import sys
 from typing import Any
 
-__all__ = ["named_class"]
-
 
 def named_class(name: str, what: str, base: type) -> Any:
     """The class under `module:Class`.

@@ -13,8 +13,6 @@ from datasets import ClassLabel, Dataset
 from .columns import MEND
 from .origins import at, is_missing
 
-__all__ = ["LabelMap"]
-
 #: More different labels than this, in most rows a new one, are texts or measurements and not classes.
 MOST_CLASSES = 20
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")

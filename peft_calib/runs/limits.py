@@ -11,8 +11,6 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedTokenizerBase
 from .settings import RunConfig
 from .tasks.base import load_model_config
 
-__all__ = ["epochs_for", "position_limit", "settled"]
-
 #: Optimiser steps that training needs before a fresh head and adapter have learned anything from a few hundred rows,
 #: and the fewest and most passes over the rows. docs/command-line.md says how these were measured.
 STEPS, LEAST_EPOCHS, MOST_EPOCHS = 120, 3, 10

@@ -31,8 +31,6 @@ from .settings import RunConfig
 from .stage import load_base, load_tokenizer
 from .tasks import Task, task_class
 
-__all__ = ["FinishedRun", "log_probabilities"]
-
 #: Of `config.json` and `run.json`.
 FORMAT_VERSION = 1
 

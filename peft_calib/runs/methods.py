@@ -13,16 +13,6 @@ from .folder import RunFolder
 from .from_outside import named_class
 from .settings import RunConfig
 
-__all__ = [
-    "ADAPTER",
-    "Stage",
-    "config_class",
-    "member_names",
-    "plan",
-    "prediction_variants",
-    "without_foreign_fields",
-]
-
 #: Heads that PEFT trains along and so must not adapt too, and what lies in them. Its own "all-linear" leaves them out
 #: for some tasks and not for others, and knows no head whose name only ends like these, as DistilBERT's.
 HEADS = r"(.*\.)?\w*(classifier|score)(\..*)?"

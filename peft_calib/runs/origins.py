@@ -11,8 +11,6 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-__all__ = ["Origin", "as_dataset", "at", "frame_columns", "is_missing", "select_rows", "with_column"]
-
 ATTRIBUTE = "_peft_calib_origin"
 
 

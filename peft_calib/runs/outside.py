@@ -11,8 +11,6 @@ from ..calibration.scores.selective import error_auroc, rank
 from ..prediction import Prediction
 from .loading import log_probabilities
 
-__all__ = ["outside_report"]
-
 
 def outside_report(inside: Prediction, outside: Prediction, scaling: TemperatureScaling) -> dict[str, Any]:
     """Confidence on rows of other origin, before and after a temperature, and how well it tells them from test rows.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from accelerate import PartialState
 
-__all__ = ["on_cpu", "processes"]
-
 
 def on_cpu() -> bool:
     """Whether there is no accelerator to run on, so that processes talk through gloo."""

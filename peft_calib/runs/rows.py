@@ -15,16 +15,6 @@ from .settings import RunConfig
 from .sources import FileFormat, read_splits, source_name
 from .tasks import Task, task_class
 
-__all__ = [
-    "RunRows",
-    "TestData",
-    "TestRows",
-    "load_outside_rows",
-    "load_run_rows",
-    "load_test_rows",
-    "without_seen_rows",
-]
-
 
 @dataclass(frozen=True)
 class RunRows:

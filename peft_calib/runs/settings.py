@@ -13,8 +13,6 @@ import yaml
 
 from ..calibration.scores.table import KEYS, TABLED
 
-__all__ = ["METHODS", "MODES", "TASKS", "RunConfig", "check_metrics", "read_yaml"]
-
 TASKS = ("seq-cls", "multiple-choice", "token-cls", "causal-lm")
 METHODS = ("lora", "hyper-lora", "bayesian-lora", "curve-lora", "ensemble")
 MODES = ("anchored", "free")

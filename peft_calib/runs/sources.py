@@ -16,8 +16,6 @@ from .embedded import embedded_rows
 from .origins import ATTRIBUTE, Origin, as_dataset, frame_columns
 from .text_files import DELIMITERS, decoded, read_csv, read_json
 
-__all__ = ["FileFormat", "read_splits", "source_name"]
-
 #: What is read here, and the usual delimiter of those that have one.
 READERS = {".csv": ",", ".tsv": "\t", ".json": None, ".jsonl": None, ".ndjson": None, ".parquet": None}
 #: What `save_to_disk` leaves in a folder.

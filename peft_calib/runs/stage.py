@@ -45,8 +45,6 @@ from .settings import RunConfig
 from .tasks import Task
 from .tasks.base import load_model_config
 
-__all__ = ["Material", "load_tokenizer", "run_stage", "training_arguments"]
-
 
 @dataclass(frozen=True)
 class Material:

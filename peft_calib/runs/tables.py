@@ -11,8 +11,6 @@ from rich.table import Table
 from .baseline import CALLED
 from .temperatures import shown
 
-__all__ = ["evaluation_markdown", "evaluation_table", "verdict_of_baseline"]
-
 #: How a way of predicting is called in a table.
 NAMES = {"mean": "mean adapter", "sample": "draws"}
 

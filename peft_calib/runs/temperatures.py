@@ -12,8 +12,6 @@ from ..calibration.fingerprint import SplitFingerprint
 from ..calibration.recalibrate.temperature import BOUNDS, FEWEST_ROWS, TemperatureFit
 from ..calibration.recalibrate.temperature_fit import LEVEL, judged
 
-__all__ = ["class_temperature", "shown", "text_temperature"]
-
 RESAMPLES = 1000
 
 

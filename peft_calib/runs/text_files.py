@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-__all__ = ["Columns", "decoded", "read_csv", "read_json"]
-
 #: Values of each column, and the line of the file on which each row begins; 0 where it is not known.
 Columns = tuple[dict[str, list[Any]], list[int]]
 

@@ -18,8 +18,6 @@ from .loading import FinishedRun
 from .rows import TestRows
 from .temperatures import text_temperature
 
-__all__ = ["fit_text_temperature", "text_report"]
-
 RESAMPLES, LEVEL = 1000, 0.95
 #: Temperatures tried, and how far around the best one the second round looks.
 COARSE, FINE = np.geomspace(0.01, 100.0, 65), np.geomspace(0.86, 1.16, 61)

@@ -31,8 +31,6 @@ from .tasks import Task
 from .temperatures import class_temperature
 from .text_scores import fit_text_temperature
 
-__all__ = ["train_in", "train_run"]
-
 
 def train_run(
     config: RunConfig, output_dir: str | Path, *, overwrite: bool = False, console: Console | None = None

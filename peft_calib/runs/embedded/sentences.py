@@ -23,8 +23,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["CLASSES", "OUTSIDE", "Sentence", "documentation_sentences", "first_sentence"]
-
 STANDARD_LIBRARY = "standard library"
 
 
