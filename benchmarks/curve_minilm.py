@@ -149,7 +149,6 @@ class Study:
         return prediction, float(found["barrier"])
 
     def barrier(self, model: PeftModel) -> float:
-        """Of the loss on the training rows."""
         rows = self.task.encode_prediction(self.rows.train, self.tokenizer)
         options = {"batch_size": 64, "processing_class": self.tokenizer}
         return peft_calib.loss_profile(model, rows, POINTS, **options).barrier

@@ -33,7 +33,6 @@ class Cuda:
         return time.perf_counter()
 
     def memory(self) -> int:
-        """Bytes in use."""
         return torch.cuda.memory_allocated()
 
     @contextmanager

@@ -114,7 +114,6 @@ class Count:
             self.widths.append(high - low)
 
     def content(self) -> dict:
-        """Coverage, misses on either side, median width."""
         size = max(len(self.widths), 1)
         return {
             "sets": len(self.widths),

@@ -106,11 +106,9 @@ class Arm:
         self.batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
     def backward(self) -> None:
-        """Run a forward and its backward."""
         self.model(**self.batch).loss.backward()
 
     def step(self) -> float:
-        """Run one step and return its seconds."""
         start = _now()
         self.backward()
         self.optimizer.step()

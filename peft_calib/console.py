@@ -27,20 +27,17 @@ class StepProgress(TrainerCallback):
         self.progress, self.description, self.metrics = progress, description, metrics
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the bar where a resumed stage stands."""
         self.task = self.progress.add_task(self.description, total=state.max_steps, completed=state.global_step)
         if state.global_step:
             self.progress.console.print(f"{self.description}: resumed at step {state.global_step}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
         self.progress.update(self.task, completed=state.global_step)
         quarter = max(1, state.max_steps // 4)
         if not self.progress.console.is_terminal and state.global_step % quarter == 0:
             self.progress.console.print(f"{self.description}: step {state.global_step} of {state.max_steps}")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        """Show how the calibration rows are predicted."""
         if self.metrics is None:
             return
         names = {name: f"eval_{name}" for name in self.metrics if f"eval_{name}" in (metrics or {})}

@@ -11,7 +11,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,37 +83,25 @@ class Fields:
         found = describe(self.content.get(name))
         return ValueError(f"{self.source}: {self.prefix}{name} is {found}, but must be {expected}. {self.mend}.")
 
-    def number(
-        self,
-        name: str,
-        *,
-        above: float | None = None,
-        least: float | None = None,
-        most: float | None = None,
-        default: Any = _MISSING,
-    ) -> Any:
-        """A finite number; true and false are none.
-
-        `default` stands for a missing field, and for null if it is None; so it does for the others.
-        """
+    def _typed(self, name: str, default: Any, fits: Callable[[Any], bool], expected: str) -> Any:
+        """A field that fits; `default` stands for a missing one, and for null if it is None."""
         value = self.get(name, default)
-        if value is default or (value is None and default is None):
+        if value is default or (value is None and default is None) or fits(value):
             return value
+        raise self.wrong(name, expected)
+
+    def number(
+        self, name: str, *, above: float | None = None, least: float | None = None, most: float | None = None,
+        default: Any = _MISSING,
+    ) -> Any:  # fmt: skip
+        """A finite number; true and false are none."""
         expected = f"a finite number{_range(above, least, most)}"
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
-            raise self.wrong(name, expected)
-        if not _within(value, above, least, most):
-            raise self.wrong(name, expected)
-        return value
+        return self._typed(name, default, lambda v: _is(v, float) and _within(v, above, least, most), expected)
 
     def integer(self, name: str, *, least: int | None = None, most: int | None = None, default: Any = _MISSING) -> Any:
         """A whole number; true, false and 3.0 are none."""
-        value = self.get(name, default)
-        if value is default or (value is None and default is None):
-            return value
-        if isinstance(value, bool) or not isinstance(value, int) or not _within(value, None, least, most):
-            raise self.wrong(name, f"a whole number{_range(None, least, most)}")
-        return value
+        expected = f"a whole number{_range(None, least, most)}"
+        return self._typed(name, default, lambda v: _is(v, int) and _within(v, None, least, most), expected)
 
     def has_version(self, expected: int) -> bool:
         """Whether `format_version` is a whole number, which true and 1.0 are not, and the one that is read."""
@@ -122,38 +110,27 @@ class Fields:
 
     def text(self, name: str, *, among: Collection[str] | None = None, default: Any = _MISSING) -> Any:
         """A text, perhaps one of a few."""
-        value = self.get(name, default)
-        if value is default or (value is None and default is None):
-            return value
-        if not isinstance(value, str) or (among is not None and value not in among):
-            raise self.wrong(name, "a text" if among is None else f"one of {', '.join(map(repr, among))}")
-        return value
+        expected = "a text" if among is None else f"one of {', '.join(map(repr, among))}"
+        return self._typed(name, default, lambda v: isinstance(v, str) and (among is None or v in among), expected)
 
     def flag(self, name: str, default: Any = _MISSING) -> Any:
         """True or false, and nothing that counts as one of them."""
-        value = self.get(name, default)
-        if value is not default and not isinstance(value, bool):
-            raise self.wrong(name, "true or false")
-        return value
+        return self._typed(name, default, lambda v: _is(v, bool), "true or false")
 
     def mapping(self, name: str, default: Any = _MISSING) -> Any:
         """A mapping, to be read in the same way."""
-        value = self.get(name, default)
-        if value is default or (value is None and default is None):
-            return value
-        if not isinstance(value, Mapping):
-            raise self.wrong(name, "a mapping")
-        return Fields(value, self.source, self.mend, f"{self.prefix}{name}.")
+        value = self._typed(name, default, lambda v: isinstance(v, Mapping), "a mapping")
+        return Fields(value, self.source, self.mend, f"{self.prefix}{name}.") if isinstance(value, Mapping) else value
 
     def listing(self, name: str, kind: type | None = None, default: Any = _MISSING) -> Any:
         """A list, perhaps of one kind of entries."""
-        value = self.get(name, default)
-        if value is default or (value is None and default is None):
-            return value
         entries = f" of {_WORDS.get(kind, kind.__name__)}" if kind is not None else ""
-        if not isinstance(value, list) or (kind is not None and not all(_is(entry, kind) for entry in value)):
-            raise self.wrong(name, f"a list{entries}")
-        return value
+        kind_or_any: Any = Any if kind is None else kind
+
+        def fits(value: Any) -> bool:
+            return isinstance(value, list) and all(_is(entry, kind_or_any) for entry in value)
+
+        return self._typed(name, default, fits, f"a list{entries}")
 
     def array(self, name: str, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
         """Finite numbers in (nested) lists, as float64.
@@ -250,17 +227,13 @@ def _finite(value: float) -> bool:
 
 
 def _within(value: float, above: float | None, least: float | None, most: float | None) -> bool:
-    if above is not None and not value > above:
-        return False
-    if least is not None and not value >= least:
-        return False
-    return most is None or value <= most
+    below = (above is not None and value <= above) or (least is not None and value < least)
+    return not below and (most is None or value <= most)
 
 
 def _range(above: float | None, least: float | None, most: float | None) -> str:
-    parts = [f"above {above:g}"] if above is not None else []
-    parts += [f"of at least {least:g}"] if least is not None else []
-    parts += [f"of at most {most:g}"] if most is not None else []
+    ends = {"above": above, "of at least": least, "of at most": most}
+    parts = [f"{word} {end:g}" for word, end in ends.items() if end is not None]
     return f" {' and '.join(parts)}" if parts else ""
 
 

@@ -25,12 +25,10 @@ class Line(NamedTuple):
 
     @property
     def found(self) -> dict[str, Any]:
-        """What was measured."""
         return self.evaluation.content["variants"][self.variant]
 
     @property
     def fit(self) -> dict[str, Any]:
-        """What the calibration rows say of the temperature."""
         return self.found["temperature_fit"]
 
 

@@ -45,7 +45,6 @@ class DropoutDraws(DrawSource):
 
     @contextmanager
     def use(self, first: int, count: int, repeat: bool = False) -> Iterator[None]:
-        """Mask the inputs of the adapted layers."""
         with ExitStack() as stack:
             stack.enter_context(ask_everywhere(self.model, {}, count if repeat else 1))
             here = stack.enter_context(only_here())
@@ -64,7 +63,6 @@ class DropoutDraws(DrawSource):
         return kept / (1 - self.dropout)
 
     def varying_modules(self, num_samples: int) -> list[nn.Module]:
-        """The LoRA layers."""
         return list(self.layers) if num_samples > 1 else []
 
 

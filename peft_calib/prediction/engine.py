@@ -181,7 +181,6 @@ class Predictor:
         self.no_cache = "use_cache" in inspect.signature(root.forward).parameters
 
     def __call__(self, batch: Mapping[str, Any]) -> Prediction | RegressionPrediction:
-        """Predict one batch."""
         with torch.no_grad(), evaluating(self.source.model):
             items = self.prepare(batch)
             if self.adaptive:

@@ -106,7 +106,6 @@ class TokenHead(Head):
     """One distribution over classes for each token that has a label, or else is not padding."""
 
     def items(self, batch: dict[str, Any], rows: int) -> Items:
-        """Find the tokens to answer for."""
         inputs = dict(batch)
         labels, mask = inputs.pop("labels", None), inputs.get("attention_mask")
         if labels is not None:
@@ -143,7 +142,6 @@ class NextTokenHead(Head):
         self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(root.forward).parameters
 
     def items(self, batch: dict[str, Any], rows: int) -> Items:
-        """Find the last token of each prompt."""
         inputs = dict(batch)
         labels = inputs.pop("labels", None)
         prefix = self.prefix
@@ -179,7 +177,6 @@ class NextTokenHead(Head):
                 handle.remove()
 
     def share_of_positions(self, items: Items) -> float:
-        """One of each row's."""
         return 1 / _tokens(items.inputs, self.prefix).shape[1]
 
     def read(self, logits: torch.Tensor, items: Items, count: int) -> torch.Tensor:

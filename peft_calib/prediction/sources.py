@@ -72,11 +72,9 @@ class LawDraws(DrawSource):
 
     @property
     def antithetic(self) -> bool:  # type: ignore[override]
-        """Whether draws come in mirrored pairs."""
         return self.draw.antithetic
 
     def prefer_pairs(self) -> None:
-        """Make the draws in mirrored pairs, if they have mirror images and nothing else was asked for."""
         if self._undecided and not self._without_mirror_images():
             self.draw = replace(self.draw, antithetic=True)
 
@@ -104,7 +102,6 @@ class LawDraws(DrawSource):
         self.draw = replace(self.draw, total=total)
 
     def use(self, first: int, count: int, repeat: bool = False) -> AbstractContextManager[None]:
-        """Make the laws answer with these draws."""
         return self.answering(replace(self.draw, first=first, num_samples=count), count if repeat else 1)
 
     def answering(self, draw: Draw | None, repeat: int = 1) -> AbstractContextManager[None]:
@@ -112,7 +109,6 @@ class LawDraws(DrawSource):
         return ask_everywhere(self.model, {id(holder): draw for holder in self.holders}, repeat)
 
     def varying_modules(self, num_samples: int) -> list[nn.Module]:
-        """Layers whose factors are not the same in all draws."""
         found: list[nn.Module] = []
         with torch.no_grad(), self.use(0, num_samples):
             for layer in self.layers():
@@ -122,7 +118,6 @@ class LawDraws(DrawSource):
         return found
 
     def layers(self) -> list[FactorLinear]:
-        """The layers that read from these laws."""
         found = [m for m in self.root.modules() if isinstance(m, FactorLinear) and m.holder in self.holders]
         return [layer for layer in found if any(name in layer.factor_slots for name in layer.active_adapters)]
 
@@ -182,7 +177,6 @@ class TheModel(DrawSource):
         return ask_everywhere(self.model, chosen, count if repeat else 1)
 
     def varying_modules(self, num_samples: int) -> list[nn.Module]:
-        """None."""
         return []
 
 
@@ -206,18 +200,13 @@ def root_module(model: nn.Module) -> nn.Module:
 
     A prompt-learning adapter, which adds rows of its own to the input, is refused.
     """
-    for module in model.modules():
-        if any(isinstance(child, FactorHolder) for child in module.children()):
-            return module
     peft_model = next((module for module in model.modules() if isinstance(module, PeftModel)), None)
-    if peft_model is None:
-        return model
-    if peft_model.active_peft_config.is_prompt_learning:
+    if peft_model is not None and not holders_of(model) and peft_model.active_peft_config.is_prompt_learning:
         raise TypeError(
             f"{peft_model.active_peft_config.peft_type.value} is a prompt-learning adapter; draws are made of LoRA "
             "factors. Use an adapter of peft_calib, or a stock LoRA."
         )
-    return peft_model.get_base_model()
+    return shared_root(model)
 
 
 def shared_root(model: nn.Module) -> nn.Module:

@@ -29,7 +29,6 @@ class MostFrequent:
 
     @property
     def answer(self) -> str:
-        """The most frequent class."""
         return self.names[int(np.argmax(self.counts))]
 
     def probabilities(self, num_rows: int) -> np.ndarray:
@@ -38,7 +37,6 @@ class MostFrequent:
         return np.tile(shares / shares.sum(), (num_rows, 1))
 
     def scores(self, labels: Any, metrics: Sequence[str]) -> dict[str, float]:
-        """Its scores on rows of these labels."""
         report = calibration_report(self.probabilities(len(labels)), labels, confidence_level=None)
         return {name: float(report[name]) for name in metrics}
 

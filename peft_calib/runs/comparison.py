@@ -36,7 +36,6 @@ class RunComparison:
     verdicts: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
         return {
             "rows": self.rows,
             "items": self.items,

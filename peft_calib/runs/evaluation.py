@@ -51,7 +51,6 @@ class Evaluation:
 
     @property
     def metrics(self) -> list[str]:
-        """The scores to show."""
         return self.content["metrics"]
 
     @property
@@ -138,7 +137,6 @@ def evaluate_run(
         check_metrics(metrics)
     folder = RunFolder(Path(run_dir).absolute())
     task = load_task(folder)
-    shown = list(metrics or task.config.metrics)
     variants = _variants(task.config, num_samples)
     where = TestData(data, subset, split, FileFormat(encoding, delimiter), drop_missing)
     with quiet():
@@ -149,19 +147,11 @@ def evaluate_run(
         found = _made_before(place, identity)
         if found is not None:
             return found
-        run = FinishedRun.assemble(folder, task)
-        rows = _by_length(rows, run)
-        if task.labels is None:
-            made = Made(text_report(run, rows, variants, seed), {}, None)
-        else:
-            other = None if other is None else _by_length(other, run)
-            made = _class_report(run, rows, variants, seed, progress, other)
-            made.content["baseline"] = _baseline(run, made, seed)
-    content = {"run": folder.path.name, "method": task.config.method, **_described(rows, seed), **made.content}
-    content = without_nan(content | {"metrics": shown, "identity": identity})
-    _write(place, Made(content, made.arrays, made.html))
+        made = _measured(FinishedRun.assemble(folder, task), rows, other, variants, seed, progress)
+    made.content.update(metrics=list(metrics or task.config.metrics), identity=identity)
+    _write(place, made)
     _warn_of_another_adapter(folder, identity)
-    return Evaluation(place, content)
+    return Evaluation(place, made.content)
 
 
 def _made_before(place: Path, identity: dict[str, Any]) -> Evaluation | None:
@@ -205,6 +195,21 @@ class Made:
     content: dict[str, Any]
     arrays: dict[str, np.ndarray]
     html: str | None
+
+
+def _measured(
+    run: FinishedRun, rows: TestRows, outside: TestRows | None, variants: dict[str, int], seed: int, progress: bool
+) -> Made:
+    """All that an evaluation says of a run, its rows and the predictions made of them."""
+    rows = _by_length(rows, run)
+    if run.task.labels is None:
+        made = Made(text_report(run, rows, variants, seed), {}, None)
+    else:
+        other = None if outside is None else _by_length(outside, run)
+        made = _class_report(run, rows, variants, seed, progress, other)
+        made.content["baseline"] = _baseline(run, made, seed)
+    about = {"run": run.folder.path.name, "method": run.task.config.method, **_described(rows, seed)}
+    return replace(made, content=without_nan(about | made.content))
 
 
 def _class_report(

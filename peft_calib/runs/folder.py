@@ -29,22 +29,18 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration."""
         return self.path / CONFIG
 
     @property
     def finished(self) -> Path:
-        """The mark of a finished run."""
         return self.path / FINISHED
 
     @property
     def temperature(self) -> Path:
-        """Temperatures fitted on the calibration rows."""
         return self.path / TEMPERATURE
 
     @property
     def plain_lora(self) -> Path:
-        """The adapter as a plain LoRA."""
         return self.path / "lora"
 
     def adapter(self, stage: str) -> Path:

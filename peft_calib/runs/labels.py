@@ -147,12 +147,10 @@ class LabelMap:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
         return {"names": list(self.names), "values": [list(pair) for pair in self.values]}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> LabelMap:
-        """The inverse of `to_dict`."""
         return cls(tuple(state["names"]), tuple((value, int(index)) for value, index in state["values"]))
 
 

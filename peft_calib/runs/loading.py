@@ -47,7 +47,6 @@ class FinishedRun:
 
     @classmethod
     def load(cls, path: str | Path) -> FinishedRun:
-        """Load a finished run."""
         folder = RunFolder(Path(path).absolute())
         return cls.assemble(folder, load_task(folder))
 
@@ -69,7 +68,6 @@ class FinishedRun:
         return prediction_variants(self.task.config)
 
     def temperature(self, variant: str) -> TemperatureScaling:
-        """The temperature stored for a way of predicting."""
         state = read_fields(self.folder.temperature).mapping(variant)
         wanted = state.mapping("parameters").number("temperature", above=0)
         try:
@@ -91,7 +89,6 @@ class FinishedRun:
         return dict(state.mapping("fit").content) if used == _fitted_temperature(state) else None
 
     def text_temperature(self, variant: str) -> float:
-        """The temperature of a run over a vocabulary."""
         parameters = read_fields(self.folder.temperature).mapping(variant).mapping("parameters")
         return float(parameters.number("temperature", least=POSSIBLE[0], most=POSSIBLE[1]))
 

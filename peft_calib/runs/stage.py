@@ -58,7 +58,6 @@ class Material:
 
     @property
     def config(self) -> RunConfig:
-        """The run's settings."""
         return self.task.config
 
 

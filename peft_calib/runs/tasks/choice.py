@@ -45,7 +45,6 @@ class MultipleChoice(Task):
 
     @classmethod
     def columns(cls, config: RunConfig) -> list[str]:
-        """The question, the choices and the label."""
         return [config.question_column, *config.choices_column, config.label_column]
 
     def canonical(self, rows: Dataset, source: str, split: str) -> Dataset:
@@ -79,7 +78,6 @@ class MultipleChoice(Task):
         return with_column(rows, self.config.label_column, [0] * len(rows))
 
     def load_model(self) -> PreTrainedModel:
-        """A causal language model."""
         return AutoModelForCausalLM.from_pretrained(self.config.model, **self.model_options())
 
     def answer_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -114,7 +112,6 @@ class MultipleChoice(Task):
         return Dataset.from_list([append(row) for row in encoded]).map(_all_seen)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list], Any]:
-        """Padding to the longest row, labels with -100."""
         return DataCollatorForTokenClassification(tokenizer)
 
     def prompt(self, question: str, choices: Sequence[str]) -> str:

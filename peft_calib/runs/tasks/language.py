@@ -33,7 +33,6 @@ class CausalLanguageModelling(Task):
 
     @classmethod
     def columns(cls, config: RunConfig) -> list[str]:
-        """The text."""
         return list(config.text_column)
 
     def canonical(self, rows: Dataset, source: str, split: str) -> Dataset:
@@ -42,7 +41,6 @@ class CausalLanguageModelling(Task):
         return Dataset.from_dict({"text": texts_of(rows, column, "text", source)})
 
     def load_model(self) -> PreTrainedModel:
-        """A causal language model."""
         return AutoModelForCausalLM.from_pretrained(self.config.model, **self.model_options())
 
     def encode_training(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -64,9 +62,7 @@ class CausalLanguageModelling(Task):
         return kept
 
     def encode_prediction(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        """The same as for training."""
         return self.encode_training(rows, tokenizer)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list], Any]:
-        """Padding to the longest row, labels with -100."""
         return DataCollatorForTokenClassification(tokenizer)

@@ -30,7 +30,6 @@ class SequenceClassification(Task):
 
     @classmethod
     def learn(cls, config: RunConfig, rows: Dataset) -> SequenceClassification:
-        """The classes of the label column."""
         check_column(rows, config.label_column, "label", config.data)
         feature = rows.features[config.label_column]
         labels = rows[config.label_column][:]
@@ -38,7 +37,6 @@ class SequenceClassification(Task):
 
     @classmethod
     def columns(cls, config: RunConfig) -> list[str]:
-        """The texts and the label."""
         return [*config.text_column, config.label_column]
 
     def canonical(self, rows: Dataset, source: str, split: str) -> Dataset:
@@ -52,7 +50,6 @@ class SequenceClassification(Task):
         return Dataset.from_dict(texts | {"label": labels})
 
     def load_model(self) -> PreTrainedModel:
-        """A sequence classifier with a head for the classes."""
         return AutoModelForSequenceClassification.from_pretrained(self.config.model, **self.class_options())
 
     def encode_training(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -66,9 +63,7 @@ class SequenceClassification(Task):
         return rows.map(encode, batched=True, remove_columns=rows.column_names)
 
     def encode_prediction(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        """The same as for training."""
         return self.encode_training(rows, tokenizer)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list], Any]:
-        """Padding to the longest row."""
         return DataCollatorWithPadding(tokenizer)

@@ -29,7 +29,6 @@ class TokenClassification(Task):
 
     @classmethod
     def learn(cls, config: RunConfig, rows: Dataset) -> TokenClassification:
-        """The different tags."""
         tags = _lists(rows, config.tags_column, "tags", config.data)
         for row, marks in enumerate(tags):
             if any(map(is_missing, marks)):
@@ -39,7 +38,6 @@ class TokenClassification(Task):
 
     @classmethod
     def columns(cls, config: RunConfig) -> list[str]:
-        """The words and their tags."""
         return [config.tokens_column, config.tags_column]
 
     def canonical(self, rows: Dataset, source: str, split: str) -> Dataset:
@@ -59,7 +57,6 @@ class TokenClassification(Task):
         return Dataset.from_dict({"tokens": [list(map(str, words)) for words in tokens], "labels": encoded})
 
     def with_any_label(self, rows: Dataset) -> Dataset:
-        """One tag for all words."""
         assert self.labels is not None
         words = _lists(rows, self.config.tokens_column, "words", self.config.data)
         return with_column(rows, self.config.tags_column, [[self.labels.values[0][0]] * len(row) for row in words])
@@ -69,7 +66,6 @@ class TokenClassification(Task):
         return [tag for tags in rows["labels"][:] for tag in tags]
 
     def load_model(self) -> PreTrainedModel:
-        """A token classifier with a head for the tags."""
         return AutoModelForTokenClassification.from_pretrained(self.config.model, **self.class_options())
 
     def encode_training(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -86,11 +82,9 @@ class TokenClassification(Task):
         return rows.map(encode, batched=True, remove_columns=rows.column_names)
 
     def encode_prediction(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        """The same as for training."""
         return self.encode_training(rows, tokenizer)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list], Any]:
-        """Padding to the longest row, labels with -100."""
         return DataCollatorForTokenClassification(tokenizer)
 
 
