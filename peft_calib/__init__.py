@@ -46,9 +46,8 @@ from .tuners import (  # noqa: E402  (a PEFT that cannot work is refused first)
     HyperLoraConfig,
     HyperLoraModel,
 )
-from .tuners.laws import regularization_loss  # noqa: E402
+from .tuners.laws import param_groups, regularization_loss  # noqa: E402
 from .tuners.objective import prepare_for_trainer  # noqa: E402
-from .tuners.param_groups import param_groups  # noqa: E402
 
 __version__ = "0.1.0"
 

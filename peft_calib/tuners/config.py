@@ -14,10 +14,10 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from peft.utils.other import get_pattern_key
 
 from ..files import write_atomically
-from ..identity import ADAPTER_MENDS, open_weights
+from ..identity import ADAPTER_MENDS, open_weights, stamp_weights
 from ..json_files import check_fields, read_json
 from ..registry import ensure_peft_type
-from .sealing import check_fields_recorded, check_folder, embeddings_beside, stamp
+from .sealing import check_fields_recorded, check_folder, embeddings_beside
 from .seeding import seed_of_adapter
 
 #: Fields of the three methods that steer where an adapter goes; the slot table says where that is. The seed that was
@@ -154,11 +154,7 @@ class CalibLoraConfig(PeftConfig):
                 raise ValueError(f"{name} must {expected}, got {value!r}.")
 
     def sizes_in(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:
-        """The values that size fields may have, given the tensors of a law; a method names its own.
-
-        Args:
-            shapes: Of the law's tensors, by name.
-        """
+        """The values that size fields may have, given the shapes of a law's tensors; a method names its own."""
         return {}
 
     def scaling_of(self, module: str) -> float:
@@ -184,11 +180,7 @@ class CalibLoraConfig(PeftConfig):
         return self.start_seed or 0 if self.given_seed is None else self.given_seed
 
     def take_seed(self, adapter_name: str) -> None:
-        """Fill in `start_seed` for an adapter that is being added, unless a seed is given.
-
-        Args:
-            adapter_name: Its name.
-        """
+        """Fill in `start_seed` for an adapter that is being added under a name, unless a seed is given."""
         if self.given_seed is not None:
             self.start_seed = None
         elif self._saved_seed is None and self._slots_to_match is not None:
@@ -218,7 +210,7 @@ class CalibLoraConfig(PeftConfig):
             self.identity = before
         write_atomically(place / CONFIG_NAME, text)
         if beside is not None:
-            stamp(self, place)
+            stamp_weights(place / SAFETENSORS_WEIGHTS_NAME, self.identity["digest"])
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, subfolder: str | None = None, **kwargs):
@@ -250,11 +242,7 @@ class CalibLoraConfig(PeftConfig):
 
     @classmethod
     def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
-        """The fields of a file, named where it is damaged.
-
-        Raises:
-            ValueError: If it is no JSON mapping.
-        """
+        """The fields of a file; `ValueError` names it where it is no JSON mapping."""
         content = dict(read_json(path_json_file, ADAPTER_MENDS).content)
         content.pop("runtime_config", None)
         if content.get("slot_table") is not None and "lora_alpha" not in content:

@@ -17,8 +17,7 @@ import torch
 from .config import CalibLoraConfig
 from .counting import CountingLaw
 from .factors import Draw, Sample, SlotTable, Train
-from .normals import Normals, NormalSource, TracedSource, sources_of_draws
-from .seeding import keyed_generator
+from .seeding import Normals, NormalSource, TracedSource, keyed_generator, sources_of_draws
 
 #: N where neither the configuration nor a callback tells the number of training items.
 FALLBACK_NUM_TRAIN_EXAMPLES = 1000

@@ -8,7 +8,6 @@ earlier versions, load as they did.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from ..identity import (
     function_fields,
     is_own,
     open_weights,
-    stamp_weights,
     tensor_hash,
 )
 from ..json_files import Fields
@@ -78,14 +76,8 @@ def check_folder(config: PeftConfig, folder: Path) -> None:
     """Hold a configuration against the weights beside it, before anything is built; what differs is named."""
     with open_weights(folder) as file:
         names = list(file.keys())
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-        _check_sizes(config, shapes)
-        hashes, embeddings = {}, {}
-        for name in sorted(names):
-            tensor = file.get_tensor(name)
-            check_values(name, tensor, SAFETENSORS_WEIGHTS_NAME, _expected_dtype(name, tensor))
-            of = hashes if is_own(name, config) else embeddings
-            of[name.removeprefix(_PREFIX)] = tensor_hash(tensor)
+        _check_sizes(config, {name: tuple(file.get_slice(name).get_shape()) for name in names})
+        hashes, embeddings = _hashes(config, file, names, check=True)
         metadata = file.metadata() or {}
     found, saved = Identity(function_fields(config), hashes), recorded(config)
     if saved is not None:
@@ -103,6 +95,18 @@ def check_folder(config: PeftConfig, folder: Path) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def _hashes(config: PeftConfig, file: Any, names: list[str], check: bool) -> tuple[dict[str, str], dict[str, str]]:
+    """Hashes of an adapter's own tensors in a weights file, and of the others."""
+    own: dict[str, str] = {}
+    others: dict[str, str] = {}
+    for name in sorted(names):
+        tensor = file.get_tensor(name)
+        if check:
+            check_values(name, tensor, SAFETENSORS_WEIGHTS_NAME, _expected_dtype(name, tensor))
+        (own if is_own(name, config) else others)[name.removeprefix(_PREFIX)] = tensor_hash(tensor)
+    return own, others
 
 
 def _expected_dtype(name: str, tensor: torch.Tensor) -> torch.dtype:
@@ -155,21 +159,8 @@ def embeddings_beside(config: PeftConfig, folder: Path) -> dict[str, str] | None
     if saved is None or not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
         return None
     with open_weights(folder) as file:
-        names: Iterable[str] = list(file.keys())
-        own = {name.removeprefix(_PREFIX): name for name in names if is_own(name, config)}
-        if own.keys() != saved.tensors.keys():
-            return None
-        if any(tensor_hash(file.get_tensor(name)) != saved.tensors[key] for key, name in own.items()):
-            return None
-        others = [name for name in names if name not in own.values()]
-        return {name.removeprefix(_PREFIX): tensor_hash(file.get_tensor(name)) for name in sorted(others)}
-
-
-def stamp(config: PeftConfig, folder: Path) -> None:
-    """Write the digest of a configuration's record into the weights beside it."""
-    saved = recorded(config)
-    if saved is not None:
-        stamp_weights(folder / SAFETENSORS_WEIGHTS_NAME, saved.digest)
+        own, others = _hashes(config, file, list(file.keys()), check=False)
+    return others if own == saved.tensors else None
 
 
 def _refuse(difference: str | None) -> None:

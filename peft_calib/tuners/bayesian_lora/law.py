@@ -7,9 +7,8 @@ from torch import nn
 
 from ..factors import Draw, Factors, Pair, Sample, ShapeGroup, SlotTable, Train, stacked
 from ..generation import Contents, is_transformed, parameter_stamp
-from ..normals import Normals, NormalSource
 from ..posterior import Posterior
-from ..seeding import keyed_generator
+from ..seeding import Normals, NormalSource, keyed_generator
 from ..starts import plain_factors
 from ..transfer import IndexTable
 from .config import BayesianLoraConfig

@@ -176,3 +176,7 @@ class ChunkHead(Head):
     def blocks(self, z: torch.Tensor) -> torch.Tensor:
         features = z[:, None, None] + (self.rho[:, None] + self.chi).to(z.dtype)
         return self.last(F.gelu(features)).flatten(2)[..., : self.d]
+
+
+#: By the name that a configuration gives them.
+HEADS: dict[str, type[Head]] = {"full": FullHead, "rank": RankHead, "factored": FactoredHead, "chunk": ChunkHead}

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from ..counting import CountingLaw
-from ..factors import Draw, Factors, Mean, Pair, Sample, ShapeGroup, SlotTable, Train
+from ..factors import Draw, Factors, Mean, Pair, Sample, ShapeGroup, SlotTable, Train, stacked
 from ..seeding import keyed_generator, uniform
 from ..transfer import IndexTable, to_device
 from .config import HyperLoraConfig
-from .generator import ChunkHead, FactoredHead, FullHead, Head, MLPTrunk, RankHead, TransformerTrunk
+from .generator import HEADS, Head, MLPTrunk, TransformerTrunk
 
 
 class HyperLaw(CountingLaw):
@@ -89,14 +89,8 @@ class HyperLaw(CountingLaw):
         c, d = self.config, group.in_features if side == "A" else group.out_features
         width = c.head_rank if c.head == "factored" else c.hyper_hidden
         gain = None if c.init == "authors" else (HEAD_GAIN_A if side == "A" else HEAD_GAIN) / width
-        if c.head == "full":
-            head: Head = FullHead(c.hyper_hidden, group.r, d, gain)
-        elif c.head == "rank":
-            head = RankHead(c.hyper_hidden, group.r, d, gain)
-        elif c.head == "factored":
-            head = FactoredHead(c.hyper_hidden, group.r, d, c.head_rank, gain)
-        else:
-            head = ChunkHead(c.hyper_hidden, group.r, d, c.chunk_size, gain)
+        size = {"factored": (c.head_rank,), "chunk": (c.chunk_size,)}.get(c.head, ())
+        head = HEADS[c.head](c.hyper_hidden, group.r, d, *size, gain)
         self._init_last(head, side, group.in_features)
         return head
 
@@ -118,14 +112,13 @@ class HyperLaw(CountingLaw):
             shape = (len(indices), group.r, group.in_features)
             if c.a_mode == "fixed":
                 self._keep(f"fixed_A_{group.key}", uniform(shape, self._bound(group), draws))
+            given = stacked([anchors[i] for i in indices]) if anchors else None
             if self._uses_anchor_a:
-                anchor = uniform(shape, 1 / math.sqrt(group.in_features), draws)
-                anchor = torch.stack([anchors[i][0] for i in indices]) if anchors else anchor
-                self._keep(f"anchor_A_{group.key}", anchor)
+                fresh = uniform(shape, 1 / math.sqrt(group.in_features), draws)
+                self._keep(f"anchor_A_{group.key}", given[0] if given else fresh)
             if c.noise_mode_b != "replace":
-                anchor = torch.zeros(len(indices), group.out_features, group.r)
-                anchor = torch.stack([anchors[i][1] for i in indices]) if anchors else anchor
-                self._keep(f"anchor_B_{group.key}", anchor)
+                fresh = torch.zeros(len(indices), group.out_features, group.r)
+                self._keep(f"anchor_B_{group.key}", given[1] if given else fresh)
 
     def _keep(self, name: str, tensor: torch.Tensor) -> None:
         self.register_buffer(name, tensor, persistent=self.config.keeps_frozen_a)
