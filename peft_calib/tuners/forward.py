@@ -62,7 +62,6 @@ class Forward:
 
     @property
     def num_samples(self) -> int:
-        """Functions that a training forward evaluates on each row."""
         return max([1, *[part.num_samples for part in self.parts.values()]])
 
 

@@ -98,7 +98,6 @@ class Generation:
 
     @property
     def gradients_wait(self) -> bool:
-        """Whether gradients have gathered at the leaves."""
         return any(leaf.grad is not None for leaf in self.leaves)
 
     def flush(self) -> None:
@@ -238,7 +237,6 @@ class Contents:
             self.tensors = [(t, t.detach().clone()) for t in _tensors(law) if _is_plain(t)]
 
     def hold(self, law: nn.Module) -> bool:
-        """Whether the law's tensors are what they were."""
         now = [t for t in _tensors(law) if _is_plain(t)]
         if len(now) != len(self.tensors) or any(a is not b for a, (b, _) in zip(now, self.tensors, strict=True)):
             return False

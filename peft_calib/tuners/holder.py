@@ -57,7 +57,6 @@ class FactorHolder(nn.Module):
 
     @property
     def root(self) -> nn.Module | None:
-        """The base model, once a forward of it has begun."""
         return None if self.now.root is None else self.now.root()
 
     def belong_to(self, root: nn.Module) -> None:
@@ -171,7 +170,6 @@ class FactorHolder(nn.Module):
         self.laws[adapter].check_exportable(draw)
 
     def generation(self, adapter: str) -> Generation:
-        """The adapter's current factors, brought up to date."""
         return self._refresh(adapter)
 
     def _refresh(self, adapter: str, part: Part | None = None, trusted: bool = False) -> Generation:

@@ -222,7 +222,6 @@ class FactorModel(Tuner):
         return model
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter: its law, slots and, with the last one, the hooks on the base model."""
         super().delete_adapter(adapter_name)
         detach_hooks(self.model)
 

@@ -105,10 +105,6 @@ def add_to_outputs(outputs: Any, regularizer: torch.Tensor, share: torch.Tensor 
     These are a `ModelOutput` or dict with `loss` (and TRL's `log_probs`), a tuple whose first item is the loss where
     labels were given, or anything else, which is returned as it is. The sum is formed in float32 and has the loss'
     dtype.
-
-    Example:
-        >>> add_to_outputs({"loss": torch.tensor(1.0)}, torch.tensor(0.5), 1.0, True)["loss"]
-        tensor(1.5000)
     """
     if isinstance(outputs, dict):
         if isinstance(outputs.get("log_probs"), torch.Tensor) and isinstance(outputs.get("label_mask"), torch.Tensor):

@@ -24,13 +24,7 @@ _asked: Counter[str] = Counter()
 
 
 def keyed_generator(seed: int, *key: int) -> torch.Generator:
-    """A CPU generator for a seed and further integers; neighbouring keys give unrelated streams.
-
-    Example:
-        >>> a, b = keyed_generator(0, 1), keyed_generator(0, 1)
-        >>> bool(torch.rand(3, generator=a).equal(torch.rand(3, generator=b)))
-        True
-    """
+    """A CPU generator for a seed and further integers; neighbouring keys give unrelated streams."""
     try:
         state = operator.index(seed) & (2**63 - 1)
     except TypeError:
@@ -99,11 +93,6 @@ def sources_of_draws(draw: Sample, purpose: int) -> list[NormalSource]:
     All that is random in a draw is an odd function of its normals before any flow, so negating them gives a draw of
     the same distribution. An antithetic pair (2j, 2j + 1) shares the key 2j; each half is made on its own, so that
     chunks of a larger K may begin anywhere.
-
-    Example:
-        >>> a, b = sources_of_draws(Sample(2, antithetic=True), 0)
-        >>> bool((a.normal((3,), torch.float32) == -b.normal((3,), torch.float32)).all())
-        True
     """
     indices = range(draw.first, draw.first + draw.num_samples)
     if not draw.antithetic:

@@ -177,6 +177,11 @@ def _log_diagonal(factor: torch.Tensor) -> torch.Tensor:
     return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
+#: How the families of q(V) are drawn, and their divergence from the prior.
+DRAWS = {"diagonal": draw_diagonal, "matrix_normal": draw_matrix_normal, "full": draw_full}
+DIVERGENCES = {"diagonal": kl_diagonal, "matrix_normal": kl_matrix_normal, "full": kl_full}
+
+
 def mean_of_product(mean: torch.Tensor, root: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
     """E[V X V] of a Gaussian core V: `mean X mean + sum_kl Cov(V_ik, V_lj) X_kl`, (..., R, C).
 

@@ -10,19 +10,7 @@ from torch import nn
 from ..transfer import to_device
 from .config import BayesianLoraConfig
 from .flow import MaskedAffineFlow
-from .inducing import (
-    CholeskyError,
-    Whitened,
-    draw_diagonal,
-    draw_full,
-    draw_matrix_normal,
-    kl_diagonal,
-    kl_full,
-    kl_matrix_normal,
-    kl_sampled,
-    mean_of_product,
-    whiten,
-)
+from .inducing import DIVERGENCES, DRAWS, CholeskyError, Whitened, kl_sampled, mean_of_product, whiten
 
 #: Pairs of antithetic draws behind the mean of a core with a flow.
 MEAN_PAIRS = 512
@@ -138,9 +126,7 @@ class CoreStack(nn.Module):
         if hasattr(self, "flow"):
             return V, kl_sampled(noise, log_det, V - self._prior_mean(dtype))
         mean, spread = self._mean(dtype) - self._prior_mean(dtype), self._spread(dtype)
-        if self.family == "diagonal":
-            return V, kl_diagonal(mean, spread[0])
-        return V, (kl_full(mean, *spread) if self.family == "full" else kl_matrix_normal(mean, *spread))
+        return V, DIVERGENCES[self.family](mean, *spread)
 
     def expectation(self, dtype: torch.dtype) -> torch.Tensor:
         """E[V], (1, count, R, C): the mean, or with a flow the average of fixed antithetic draws."""
@@ -193,9 +179,8 @@ class CoreStack(nn.Module):
 
     def _transform(self, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """V, and with a flow log |det dV/dnoise|."""
-        draw = {"diagonal": draw_diagonal, "matrix_normal": draw_matrix_normal, "full": draw_full}[self.family]
         spread = self._spread(noise.dtype)
-        V = draw(self._mean(noise.dtype), *spread, noise)
+        V = DRAWS[self.family](self._mean(noise.dtype), *spread, noise)
         if not hasattr(self, "flow"):
             return V, None
         rows, change = self.flow(V.transpose(0, 1).flatten(1, 2))

@@ -18,6 +18,8 @@ from .config import CurveLoraConfig
 
 #: Tensors of modules, by module and tensor name.
 Heads = dict[str, dict[str, torch.Tensor]]
+#: Control points, (places, ...), with their places along the chain.
+Parts = list[tuple[torch.Tensor, tuple[int, ...]]]
 
 
 class HeadPoints(nn.Module):
@@ -53,31 +55,33 @@ class HeadPoints(nn.Module):
         """The tensors (K, ...) at points with coefficients (K, N_cp)."""
         heads: Heads = {}
         for module, name in self.names:
-            parts = []
-            if _key(module, name) in self.points:
-                parts.append((self.points[_key(module, name)], self.moving))
-            if self.anchored:
-                parts.append((getattr(self, f"anchor_{_key(module, name)}"), self.fixed))
-            heads.setdefault(module, {})[name] = combined(parts, coefficients)
+            heads.setdefault(module, {})[name] = combined(self._parts(_key(module, name)), coefficients)
         return heads
+
+    def _parts(self, key: str) -> Parts:
+        parts = [(self.points[key], self.moving)] if key in self.points else []
+        return [*parts, (getattr(self, f"anchor_{key}"), self.fixed)] if self.anchored else parts
 
     @torch.no_grad()
     def put(self, heads: Heads) -> None:
         for module, name in self.names:
-            if _key(module, name) in self.points:
-                self.points[_key(module, name)].copy_(heads[module][name][list(self.moving)])
-            if self.anchored:
-                getattr(self, f"anchor_{_key(module, name)}").copy_(heads[module][name][list(self.fixed)])
+            put(self._parts(_key(module, name)), heads[module][name])
 
 
-def combined(parts: list[tuple[torch.Tensor, tuple[int, ...]]], coefficients: torch.Tensor) -> torch.Tensor:
-    """The points (K, ...) of coefficients (K, N_cp), where each part holds the control points at its places."""
+def combined(parts: Parts, coefficients: torch.Tensor) -> torch.Tensor:
+    """The points (K, ...) of coefficients (K, N_cp)."""
     total = None
     for points, places in parts:
         weights = coefficients if len(places) == coefficients.shape[1] else coefficients[:, list(places)]
         term = torch.tensordot(to_device(weights, points.device, points.dtype), points, 1)
         total = term if total is None else total + term
     return total
+
+
+def put(parts: Parts, points: torch.Tensor) -> None:
+    """Set control points to those of a whole chain, (N_cp, ...)."""
+    for own, places in parts:
+        own.copy_(points[list(places)])
 
 
 _TEMPLATES = threading.RLock()

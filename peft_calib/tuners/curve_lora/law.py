@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from ..counting import CountingLaw
-from ..factors import Draw, Factors, Mean, Pair, Points, Sample, ShapeGroup, SlotTable, Train
+from ..factors import Draw, Factors, Mean, Pair, Points, Sample, ShapeGroup, SlotTable, Train, stacked
 from ..seeding import keyed_generator, uniform
 from .anchors import Anchors
 from .config import CurveLoraConfig
-from .curved_modules import HeadPoints, Heads, combined
+from .curved_modules import HeadPoints, Heads, Parts, combined, put
 from .diversity import class_logits, diversity_term
 from .sampling import at_arc_length, opposite, sample_points, training_position
 from .weight_noise import BaseNorms, WeightNoise, scheduled_rho
@@ -78,11 +78,10 @@ class CurveLaw(CountingLaw):
         if not self.config.init_weights:
             B = uniform(B.shape, bound, generator)
         if self.anchored:
-            fixed = [torch.zeros(len(self.shape.anchors), *stack.shape[1:]) for stack in (A, B)]
-            if anchors is not None:
-                for side in (0, 1):
-                    rows = [torch.stack([pairs[i][side] for i in indices]) for pairs in anchors.pairs]
-                    fixed[side] = torch.stack(rows)
+            if anchors is None:
+                fixed = tuple(torch.zeros(len(self.shape.anchors), *stack.shape[1:]) for stack in (A, B))
+            else:
+                fixed = stacked([stacked([pairs[i] for i in indices]) for pairs in anchors.pairs])
             self.register_buffer(f"anchor_A_{group.key}", fixed[0])
             self.register_buffer(f"anchor_B_{group.key}", fixed[1])
             A, B = (self._handles(*pair) for pair in zip((A, B), fixed, strict=True))
@@ -107,15 +106,18 @@ class CurveLaw(CountingLaw):
 
     def _along_chain(self, group: ShapeGroup, side: str, coefficients: torch.Tensor) -> torch.Tensor:
         """Combine control points, (K, N_cp) -> (K, n, ...); anchors and handles are never copied together."""
-        parts = []
-        if group.key in getattr(self, f"control_{side}"):
-            parts.append((getattr(self, f"control_{side}")[group.key], self.moving))
+        return combined(self._parts(group, side), coefficients)
+
+    def _parts(self, group: ShapeGroup, side: str) -> Parts:
+        parts, trained = [], getattr(self, f"control_{side}")
+        if group.key in trained:
+            parts.append((trained[group.key], self.moving))
         if self.anchored:
             parts.append((getattr(self, f"anchor_{side}_{group.key}"), self.shape.anchors))
-        return combined(parts, coefficients)
+        return parts
 
     def forward(self, draw: Draw) -> Factors:
-        """The factors at the points a draw asks for; `ValueError` for a point that is not on the curve."""
+        """The factors at the points a draw asks for."""
         t, noise = self._points(draw), None
         coefficients = self.shape.coefficients(t)
         if isinstance(draw, Train):
@@ -165,10 +167,7 @@ class CurveLaw(CountingLaw):
         law = CurveLaw(config, self.slots, heads=first)
         for group, stacks in self.control_points().items():
             for side, stack in zip("AB", stacks, strict=True):
-                if group.key in getattr(law, f"control_{side}"):
-                    getattr(law, f"control_{side}")[group.key].copy_(stack[list(law.moving)])
-                if law.anchored:
-                    getattr(law, f"anchor_{side}_{group.key}").copy_(stack[list(self.shape.anchors)])
+                put(law._parts(group, side), stack)
         if heads:
             law.heads.put(heads)
         law.go_on_from(self)
