@@ -7,9 +7,9 @@ from .curve_lora import CurveLoraConfig, CurveLoraModel
 from .factors import Draw, Factors, Law, Mean, Points, Sample, ShapeGroup, Slot, SlotTable, Train
 from .hyper_lora import HyperLoraConfig, HyperLoraModel
 from .layer import FactorLinear
+from .lora_factors import plain_start
 from .model import FactorModel
 from .posterior import Posterior, PosteriorConfig
-from .starts import plain_start
 
 __all__ = [
     "BayesianLoraConfig",

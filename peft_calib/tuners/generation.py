@@ -151,9 +151,6 @@ def _carry(tensors: list[torch.Tensor], leaves: list[torch.Tensor]) -> None:
         leaf.grad = None
 
 
-# --------------------------------------------------------------------- making one
-
-
 def generate(law: Law, draw: Draw, wants_graph: bool) -> Generation:
     """Ask a law for its factors; the generation is stamped with the state of the law's parameters."""
     with torch.inference_mode(False), torch.set_grad_enabled(wants_graph):

@@ -53,8 +53,6 @@ class FactorHolder(nn.Module):
         """Identity: a base model that is an `nn.Sequential` calls its children one after the other."""
         return x
 
-    # ----------------------------------------------------------------- generating
-
     @property
     def root(self) -> nn.Module | None:
         return None if self.now.root is None else self.now.root()
@@ -111,8 +109,6 @@ class FactorHolder(nn.Module):
         self.now.here.receipt, self.now.here.unclaimed = receipt, not reached
         for generation in part.factors.values():
             generation.use.receipt = receipt
-
-    # ----------------------------------------------------------------- reading
 
     def read(
         self, adapter: str, index: int, device: torch.device
@@ -205,8 +201,6 @@ class FactorHolder(nn.Module):
         for adapter, law in self.laws.items():
             self.now.forget(adapter)
             law.invalidate()
-
-    # ----------------------------------------------------------------- lifecycle, as told by the layers
 
     def add(self, adapter: str, law: Law, device: torch.device | None, trainable: bool) -> None:
         """Take in the law of a new adapter, on the device of the adapted maps unless it lies on the meta device."""

@@ -153,8 +153,6 @@ class FactorModel(Tuner):
     def _is_own(self, module: nn.Module, holder: FactorHolder | None) -> bool:
         return isinstance(module, FactorLinear) and module.holder is holder
 
-    # ----------------------------------------------------------------- the holder and its laws
-
     @classmethod
     def get_holder(cls, model: nn.Module) -> FactorHolder | None:
         """The holder of this tuner type inside a base model, or `None`."""
@@ -248,8 +246,6 @@ class FactorModel(Tuner):
                 named[module] = partial(_with_adapter_names, names)
         with forward_replaced(named):
             yield
-
-    # ----------------------------------------------------------------- state dict
 
     @classmethod
     def _law_marker(cls, adapter_name: str) -> str:

@@ -2,8 +2,7 @@
 
 from ...registry import register_tuner
 from .config import BayesianLoraConfig
-from .law import BayesianLaw
-from .model import BayesianLoraModel
+from .law import BayesianLaw, BayesianLoraModel
 
 register_tuner("BAYESIANLORA", BayesianLoraConfig, BayesianLoraModel)
 

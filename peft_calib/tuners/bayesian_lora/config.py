@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..posterior import PosteriorConfig
+from ..replication import BAYESIAN
 
 _CHOICES = {
     "posterior": ("diagonal", "matrix_normal", "full"),
@@ -158,17 +160,9 @@ class BayesianLoraConfig(PosteriorConfig):
 
         q_proj and lm_head get a posterior and v_proj is plain LoRA, as in the runs behind the paper's 0.42 M. What
         made the released code random in other ways (a one-sided random jitter, dropout in the flow and in prediction)
-        is not
-        reproduced: the learned jitter enters by its variance, and the flow starts as the identity.
+        is not reproduced: the learned jitter enters by its variance, and the flow starts as the identity.
 
         Args:
             kwargs: Further fields, which take precedence.
         """
-        preset = dict(
-            r=8, lora_alpha=8, lora_dropout=0.05, prior_mean="zero", target_modules=["q_proj", "v_proj", "lm_head"]
-        )
-        preset |= dict(bayesian_modules=["q_proj", "k_proj", "lm_head"], inducing_rows=9, inducing_cols=9)
-        preset |= dict(prior_std=0.1, init="random", core_units="whitened", flow="maf", init_sd=1e-3, max_sd=0.1)
-        preset |= dict(conditional_noise="matheron", learn_lambda=True, init_d=1e-3, learn_d=True, learn_jitter=True)
-        preset |= dict(variance_lr_multiplier=1.0, kl_weight=0.6, kl_warmup=1 / 3)
-        return cls(**{**preset, **kwargs})
+        return cls(**{**copy.deepcopy(BAYESIAN), **kwargs})

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..factors import Pair, ShapeGroup, stacked
-from ..starts import plain_factors
+from ..lora_factors import plain_factors
 from .config import BayesianLoraConfig
 from .inducing import embed
 

@@ -7,9 +7,10 @@ from torch import nn
 
 from ..factors import Draw, Factors, Pair, Sample, ShapeGroup, SlotTable, Train, stacked
 from ..generation import Contents, is_transformed, parameter_stamp
+from ..lora_factors import plain_factors, read_lora_factors
+from ..model import FactorModel
 from ..posterior import Posterior
 from ..seeding import Normals, NormalSource, keyed_generator
-from ..starts import plain_factors
 from ..transfer import IndexTable
 from .config import BayesianLoraConfig
 from .inducing import Whitened, conditional_noise, kl_conditional
@@ -213,3 +214,35 @@ class BayesianLaw(Posterior):
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_whitened": None}
+
+
+class BayesianLoraModel(FactorModel):
+    """Adapts a model with LoRA factors drawn from a sparse-GP posterior (arXiv 2601.21003).
+
+    In `.eval()` the factors are the posterior's mean; in training each forward uses one draw, and the Kullback-Leibler
+    divergence from the prior is part of `outputs.loss`.
+
+    Args:
+        model: The base model, changed in place.
+        config: A `BayesianLoraConfig`.
+        adapter_name: Name of the adapter.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from torch import nn
+        >>> base = nn.Sequential(nn.Linear(4, 4))
+        >>> type(get_peft_model(base, BayesianLoraConfig(target_modules=["0"])).base_model).__name__
+        'BayesianLoraModel'
+    """
+
+    prefix = "bayesianlora_"
+    holder_name = "calib_bayesian"
+
+    def build_law(self, config: BayesianLoraConfig, slots: SlotTable) -> BayesianLaw:
+        """Make the posterior; a LoRA adapter to start from is read once and saved with the adapter from then on."""
+        pairs = read_lora_factors(config.init_from, slots) if config.init_from is not None else None
+        return BayesianLaw(config, slots, pairs)
+
+    def kl(self, adapter_name: str = "default"):
+        """KL of an adapter's posterior from its prior, in nats (with a flow an estimate from one draw)."""
+        return self.get_law(adapter_name).kl()

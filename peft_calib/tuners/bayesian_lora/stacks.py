@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from ..replication import jitter_variance
 from ..transfer import to_device
 from .config import BayesianLoraConfig
 from .flow import MaskedAffineFlow
@@ -58,9 +59,7 @@ class BasisStack(nn.Module):
         else:
             variance = Z.new_full((1, 1), self.init_d**2)
         if hasattr(self, "jitter_offset"):
-            # the authors add 0.01 * softplus(rho) * U(0, 1) to Z: this is its variance, summed over a row
-            amplitude = 0.01 * nn.functional.softplus(math.log(math.expm1(1e-3)) + self.jitter_offset.to(dtype))
-            variance = variance + amplitude.square() * (Z.shape[-1] / 12)
+            variance = variance + jitter_variance(self.jitter_offset.to(dtype), Z.shape[-1])
         try:
             return whiten(Z, variance, self.jitter)
         except CholeskyError as error:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ..factors import Pair, SlotTable
-from ..lora_adapter import read_lora_factors
+from ..lora_factors import read_lora_factors
 from .config import CurveLoraConfig
 from .gauge import align
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..config import CalibLoraConfig
+from ..replication import CURVE
 from .curve import CurveShape
 
 _CHOICES = {
@@ -107,9 +108,7 @@ class CurveLoraConfig(CalibLoraConfig):
     def check_values(self) -> None:
         self.check_choices(_CHOICES)
         shape = self.shape
-        for name in ("jsd_weight", "jsd_margin", "flat_rho"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be a number that is not negative, got {getattr(self, name)!r}.")
+        self.check_ranges(dict.fromkeys(("jsd_weight", "jsd_margin", "flat_rho"), (0, None)))
         self.check_positive_integers("eval_points", "flat_rho_cycles")
         inside = isinstance(self.eval_t, (int, float)) and 0 <= self.eval_t <= shape.num_segments
         if self.eval_t not in ("middle", None) and not inside:
@@ -201,6 +200,4 @@ class CurveLoraConfig(CalibLoraConfig):
         Args:
             kwargs: Further fields, which take precedence.
         """
-        preset = dict(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["q_proj", "v_proj", "lm_head"])
-        preset |= dict(num_anchors=3, num_handles=2, flat_rho=0.25, flat_rho_schedule="cycles", flat_rho_cycles=50)
-        return cls(**{**preset, **kwargs})
+        return cls(**{**CURVE, **kwargs})

@@ -2,8 +2,7 @@
 
 from ...registry import register_tuner
 from .config import HyperLoraConfig
-from .law import HyperLaw
-from .model import HyperLoraModel
+from .law import HyperLaw, HyperLoraModel
 
 register_tuner("HYPERLORA", HyperLoraConfig, HyperLoraModel)
 

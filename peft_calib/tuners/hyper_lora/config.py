@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..config import CalibLoraConfig
+from ..replication import HYPER_MLP, HYPER_TRANSFORMER
 
 _CHOICES = {
     "hyper_arch": ("mlp", "transformer"),
@@ -171,9 +172,7 @@ class HyperLoraConfig(CalibLoraConfig):
             a_mode: `"generated"`, `"fixed"` or `"random"`.
             kwargs: Further fields, which take precedence.
         """
-        preset = {"hyper_arch": "mlp", "hyper_hidden": 2048, "hyper_depth": 3, "embed_dim": 128}
-        preset |= {"lora_alpha": 8, "a_mode": a_mode}
-        return cls(**{**preset, **_PAPER, **kwargs})
+        return cls(**{**HYPER_MLP, "a_mode": a_mode, **kwargs})
 
     @classmethod
     def paper_transformer(cls, a_mode: str = "generated", **kwargs: Any) -> HyperLoraConfig:
@@ -185,10 +184,4 @@ class HyperLoraConfig(CalibLoraConfig):
             a_mode: `"generated"`, `"fixed"` or `"random"`.
             kwargs: Further fields, which take precedence.
         """
-        preset = {"hyper_arch": "transformer", "hyper_hidden": 256, "hyper_depth": 2, "hyper_nhead": 16}
-        preset |= {"hyper_ffn": 2048, "hyper_dropout": 0.1, "embed_dim": 64, "lora_alpha": 16, "a_mode": a_mode}
-        preset |= {"noise_mode_a": "add", "noise_mode_b": "add", "noise_alpha": 0.99, "noise_anneal": True}
-        return cls(**{**preset, **_PAPER, **kwargs})
-
-
-_PAPER = {"r": 8, "embed_mode": "slot", "head": "full", "init": "authors", "a_init": "authors", "a_residual": False}
+        return cls(**{**HYPER_TRANSFORMER, "a_mode": a_mode, **kwargs})

@@ -1,4 +1,4 @@
-"""Reading a saved LoRA adapter slot by slot, for warm starts and anchors."""
+"""LoRA's own factors: its start (A uniform, B zero: the base model's function), and those of a saved adapter."""
 
 from __future__ import annotations
 
@@ -10,8 +10,31 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
-from .config import check_adapter_file
-from .factors import Pair, Slot, SlotTable
+from .config import CalibLoraConfig, check_adapter_file
+from .factors import Pair, ShapeGroup, Slot, SlotTable
+from .seeding import keyed_generator, uniform
+
+
+def plain_start(config: CalibLoraConfig, slots: SlotTable) -> dict[ShapeGroup, Pair]:
+    """Initial factors of all slots, keyed by the configuration's seed.
+
+    Args:
+        config: Of the method; with `init_weights=False` B is drawn as well.
+        slots: The slots.
+
+    Returns:
+        For each shape group A (n, r, d_in) and B (n, d_out, r).
+    """
+    generator = keyed_generator(config.init_seed, 0)
+    return {g: plain_factors(g, len(indices), config.init_weights, generator) for g, indices in slots.groups.items()}
+
+
+def plain_factors(group: ShapeGroup, count: int, zero_b: bool, generator: torch.Generator) -> Pair:
+    """A (count, r, d_in) and B (count, d_out, r) of slots of one shape."""
+    bound = group.in_features**-0.5
+    A = uniform((count, group.r, group.in_features), bound, generator)
+    B = torch.zeros(count, group.out_features, group.r)
+    return A, B if zero_b else B.uniform_(-bound, bound, generator=generator)
 
 
 def read_lora_factors(folder: str | Path, slots: SlotTable) -> list[Pair]:
