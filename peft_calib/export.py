@@ -20,9 +20,10 @@ from .identity import adapter_digest
 from .internals.torch import without_compiler
 from .json_files import read_json
 from .lora_form import CommonForm
-from .tuners.factors import Draw, Law, Mean, Points, Sample, Slot
+from .tuners.factors import Draw, Law, Mean, Points, Sample
 from .tuners.holder import FactorHolder
 from .tuners.layer import FactorLinear
+from .tuners.slots import Slot
 
 _PREFIX = "base_model.model."
 

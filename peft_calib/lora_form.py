@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .tuners.factors import Slot
+from .tuners.slots import Slot
 
 
 @dataclass(frozen=True)

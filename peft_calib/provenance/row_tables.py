@@ -22,7 +22,8 @@ def as_rows(rows: Any) -> Any:
         return _of_frame(rows)
     if library in ("polars", "pyarrow") and kind in ("DataFrame", "Table", "RecordBatch"):
         return _of_arrow(rows.to_arrow() if library == "polars" else rows)
-    return _list_of(rows) if _is_series(rows) else rows
+    is_series = bool(library) and (kind in ("Series", "Index", "ChunkedArray") or kind.endswith("Array"))
+    return _list_of(rows) if is_series else rows
 
 
 def pick_rows(rows: Any, numbers: np.ndarray) -> Any:
@@ -65,11 +66,6 @@ def _origin(rows: Any) -> tuple[str, str]:
         if library in ("pandas", "polars", "pyarrow"):
             return library, cls.__name__
     return "", ""
-
-
-def _is_series(rows: Any) -> bool:
-    library, kind = _origin(rows)
-    return bool(library) and (kind in ("Series", "Index", "ChunkedArray") or kind.endswith("Array"))
 
 
 def _list_of(rows: Any) -> list:

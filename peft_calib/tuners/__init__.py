@@ -4,12 +4,13 @@ from .bayesian_lora import BayesianLoraConfig, BayesianLoraModel
 from .config import CalibLoraConfig
 from .counting import CountingLaw
 from .curve_lora import CurveLoraConfig, CurveLoraModel
-from .factors import Draw, Factors, Law, Mean, Points, Sample, ShapeGroup, Slot, SlotTable, Train
+from .factors import Draw, Factors, Law, Mean, Points, Sample, Train
 from .hyper_lora import HyperLoraConfig, HyperLoraModel
 from .layer import FactorLinear
 from .lora_factors import plain_start
 from .model import FactorModel
 from .posterior import Posterior, PosteriorConfig
+from .slots import ShapeGroup, Slot, SlotTable
 
 __all__ = [
     "BayesianLoraConfig",

@@ -14,8 +14,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..internals.peft import TunerLayer, in_out_features
-from .factors import Pair, Slot
+from .factors import Pair
 from .holder import FactorHolder
+from .slots import Slot
 
 
 def add_low_rank(

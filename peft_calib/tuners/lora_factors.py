@@ -11,8 +11,9 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
 from .config import CalibLoraConfig, check_adapter_file
-from .factors import Pair, ShapeGroup, Slot, SlotTable
+from .factors import Pair
 from .seeding import keyed_generator, uniform
+from .slots import ShapeGroup, Slot, SlotTable
 
 
 def plain_start(config: CalibLoraConfig, slots: SlotTable) -> dict[ShapeGroup, Pair]:

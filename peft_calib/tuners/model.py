@@ -24,7 +24,7 @@ from ..internals.peft import StateDict, Tuner
 from ..internals.torch import without_compiler
 from .asked import forward_replaced
 from .config import CalibLoraConfig
-from .factors import Law, Slot, SlotTable
+from .factors import Law
 from .holder import FactorHolder
 from .hooks import attach_hooks, detach_hooks
 from .laws import holders_of
@@ -32,6 +32,7 @@ from .layer import FactorLinear, check_supported, unknown_recipe
 from .memory import own_copy
 from .objective import is_encoder_decoder
 from .sealing import check_tensors_recorded, record_of
+from .slots import Slot, SlotTable
 from .state import check_complete, check_on_arrival, embedding_names, modules_trained_whole, saved_name, withdraw
 
 

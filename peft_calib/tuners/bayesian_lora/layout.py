@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 import torch
 
-from ..factors import Pair, ShapeGroup, Slot, SlotTable
+from ..factors import Pair
+from ..slots import ShapeGroup, Slot, SlotTable
 from .config import BayesianLoraConfig
 from .inducing import Whitened, combine
 from .initial import core_shape

@@ -54,7 +54,7 @@ class CurveLaw(CountingLaw):
         self.anchored = config.curve_mode == "anchored"
         self.control_A, self.control_B = nn.ParameterDict(), nn.ParameterDict()
         generator = keyed_generator(config.init_seed, _INIT)
-        self.moving = self.shape.handles if self.anchored else tuple(range(self._num_points))
+        self.moving = self.shape.handles if self.anchored else tuple(range(self.shape.num_control_points))
         for group, indices in slots.groups.items():
             self._add_group(group, indices, anchors, generator)
         of_anchors = None if anchors is None else anchors.heads
@@ -65,16 +65,12 @@ class CurveLaw(CountingLaw):
         self.last_t: torch.Tensor | None = None
         self.last_jsd: torch.Tensor | None = None
 
-    @property
-    def _num_points(self) -> int:
-        return self.shape.num_control_points
-
     def _add_group(
         self, group: ShapeGroup, indices: tuple[int, ...], anchors: Anchors | None, generator: torch.Generator
     ) -> None:
         count, bound = len(indices), group.in_features**-0.5
-        A = uniform((self._num_points, count, group.r, group.in_features), bound, generator)
-        B = torch.zeros(self._num_points, count, group.out_features, group.r)
+        A = uniform((self.shape.num_control_points, count, group.r, group.in_features), bound, generator)
+        B = torch.zeros(self.shape.num_control_points, count, group.out_features, group.r)
         if not self.config.init_weights:
             B = uniform(B.shape, bound, generator)
         if self.anchored:
@@ -91,7 +87,7 @@ class CurveLaw(CountingLaw):
     def _handles(self, fresh: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
         """Initial handles: fresh ones, or points of the chord between their anchors."""
         if self.config.handle_init == "linear":
-            chord = torch.arange(self._num_points, dtype=torch.float64) / self.shape.degree
+            chord = torch.arange(self.shape.num_control_points, dtype=torch.float64) / self.shape.degree
             straight = type(self.shape)(self.shape.num_anchors, 0).coefficients(chord).float()
             fresh = torch.tensordot(straight, anchors, 1)
         return fresh[list(self.moving)].clone()
@@ -100,7 +96,7 @@ class CurveLaw(CountingLaw):
     def control_points(self) -> dict[ShapeGroup, Pair]:
         """All control points along the chain, A (N_cp, n, r, d_in) and B (N_cp, n, d_out, r) by shape group."""
         return {
-            group: tuple(self._along_chain(group, side, torch.eye(self._num_points)) for side in "AB")
+            group: tuple(self._along_chain(group, side, torch.eye(self.shape.num_control_points)) for side in "AB")
             for group in self.slots.groups
         }
 
@@ -162,7 +158,7 @@ class CurveLaw(CountingLaw):
     @torch.no_grad()
     def converted(self, config: CurveLoraConfig) -> CurveLaw:
         """The same curve in the mode of another configuration of the same shape; no control point changes."""
-        heads = None if self.heads is None else self.heads.at(torch.eye(self._num_points))
+        heads = None if self.heads is None else self.heads.at(torch.eye(self.shape.num_control_points))
         first = {m: {n: t[0] for n, t in tensors.items()} for m, tensors in heads.items()} if heads else None
         law = CurveLaw(config, self.slots, heads=first)
         for group, stacks in self.control_points().items():
@@ -177,10 +173,10 @@ class CurveLaw(CountingLaw):
     @torch.no_grad()
     def gram(self) -> torch.Tensor:
         """Inner products of the control points as vectors of all factors, float64 (N_cp, N_cp)."""
-        total = torch.zeros(self._num_points, self._num_points, dtype=torch.float64)
+        total = torch.zeros(self.shape.num_control_points, self.shape.num_control_points, dtype=torch.float64)
         for pair in self.control_points().values():
             for stack in pair:
-                flat = stack.reshape(self._num_points, -1)
+                flat = stack.reshape(self.shape.num_control_points, -1)
                 total += (flat @ flat.T).to(total)
         return total
 
