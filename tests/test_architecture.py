@@ -1,4 +1,4 @@
-"""The import graph, imports inside functions included: no circle, no arrow up."""
+"""The import graph, imports inside functions and for type checkers included: no circle, no arrow up."""
 
 from import_graph import FLOORS, ROOT, circles, graph, room, rooms, table
 
@@ -38,11 +38,13 @@ def test_laws_do_not_know_each_other():
             assert not foreign, name
 
 
-def test_a_circle_and_an_import_inside_a_function_are_seen(tmp_path):
+def test_a_circle_and_an_import_inside_a_function_or_for_types_are_seen(tmp_path):
     from import_graph import imports
 
     file = tmp_path / "b.py"
     file.write_text("def late():\n    from .a import name\n")
+    assert imports("p.b", file, {"p.a", "p.b"}) == {"p.a"}
+    file.write_text("if TYPE_CHECKING:\n    from .a import name\n")
     assert imports("p.b", file, {"p.a", "p.b"}) == {"p.a"}
     assert circles({"a": {"b"}, "b": {"a"}, "c": {"a"}}) == [["a", "b"]]
 

@@ -1,4 +1,4 @@
-"""Who imports whom in the package, imports inside functions included, in rooms and on floors.
+"""Who imports whom in the package, imports inside functions and for type checkers included, in rooms and on floors.
 
 python tests/support/import_graph.py    # the table of docs/architecture.md
 """
@@ -28,19 +28,11 @@ def modules() -> dict[str, Path]:
 
 
 def imports(name: str, file: Path, known: Iterable[str]) -> set[str]:
-    """Modules of the package that a module imports, wherever in it; what only type checkers see does not count."""
+    """Modules of the package that a module imports, wherever in it and even for type checkers alone."""
     tree = ast.parse(file.read_text())
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    unseen = {
-        id(node)
-        for test in ast.walk(tree)
-        if isinstance(test, ast.If) and ast.unparse(test.test).endswith("TYPE_CHECKING")
-        for node in ast.walk(test)
-    }
     found: set[str] = set()
     for node in ast.walk(tree):
-        if id(node) in unseen:
-            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

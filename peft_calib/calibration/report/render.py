@@ -9,11 +9,10 @@ import math
 from typing import TYPE_CHECKING
 
 from ..scores.table import DEFINITIONS, MOST_RESAMPLED_CLASSES
+from .record import ReportRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from .report import CalibrationReport
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
@@ -27,7 +26,7 @@ figcaption{font-size:.85rem;color:#555}
 """
 
 
-def verdict(report: CalibrationReport) -> str:
+def verdict(report: ReportRecord) -> str:
     """In words: how the ECE compares with what a perfectly calibrated model would score on these rows."""
     ece = report.scores["ece"]
     size = f"on {report.settings['num_rows']:,} rows"
@@ -45,14 +44,14 @@ def verdict(report: CalibrationReport) -> str:
     return f"ECE {ece:.4f} {size}; {floor} ({level:.0%} band): {judgement}."
 
 
-def _direction(report: CalibrationReport) -> str:
+def _direction(report: ReportRecord) -> str:
     over, under = report.scores["overconfidence"], report.scores["underconfidence"]
     if max(over, under) < 0.75 * (over + under):
         return "over-confident in places and under-confident in others"
     return "mostly over-confident" if over > under else "mostly under-confident"
 
 
-def report_markdown(report: CalibrationReport) -> str:
+def report_markdown(report: ReportRecord) -> str:
     """The report as a Markdown table under its verdict."""
     lines = [verdict(report), ""]
     header = _header(report)
@@ -62,7 +61,7 @@ def report_markdown(report: CalibrationReport) -> str:
     return "\n".join([*lines, "", *_notes(report), f"({settings})"]) + "\n"
 
 
-def report_html(report: CalibrationReport) -> str:
+def report_html(report: ReportRecord) -> str:
     """The report as one self-contained page: inline style, inline pictures, no script, no network."""
     header = "".join(f"<th>{html.escape(name)}</th>" for name in (*_header(report), "meaning"))
     body = []
@@ -75,13 +74,12 @@ def report_html(report: CalibrationReport) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Calibration report</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>\n'
         f'<h1>Calibration report</h1>\n<p class="verdict">{html.escape(verdict(report))}</p>\n'
-        ""
         f"{_pictures(report)}\n<table><thead><tr>{header}</tr></thead><tbody>\n{chr(10).join(body)}\n</tbody></table>\n"
         f"{notes}<h2>Settings</h2><ul>{settings}</ul>\n</body></html>\n"
     )
 
 
-def _notes(report: CalibrationReport) -> list[str]:
+def _notes(report: ReportRecord) -> list[str]:
     """What the table leaves out, and why; each note is followed by an empty line."""
     if report.intervals is None or report.settings["num_classes"] <= MOST_RESAMPLED_CLASSES:
         return []
@@ -95,14 +93,14 @@ def figure_png(figure: Figure, dpi: int = 110) -> bytes:
     return buffer.getvalue()
 
 
-def _header(report: CalibrationReport) -> list[str]:
+def _header(report: ReportRecord) -> list[str]:
     if report.intervals is None:
         return ["score", "value"]
     level = f"{report.settings['confidence_level']:.0%}"
     return ["score", "value", f"{level} interval", "if calibrated", f"{level} band"]
 
 
-def _table(report: CalibrationReport) -> list[list[str]]:
+def _table(report: ReportRecord) -> list[list[str]]:
     lines = []
     for key, value in report.scores.items():
         cells = [key, _number(value)]
@@ -124,19 +122,17 @@ def _pair(ends: tuple[float, float] | None) -> str:
     return f"[{ends[0]:.4f}, {ends[1]:.4f}]"
 
 
-def _pictures(report: CalibrationReport) -> str:
-    try:
-        from . import plots
+def _pictures(report: ReportRecord) -> str:
+    # Whoever wants numbers alone does not pay for matplotlib.
+    from . import plots
 
-        named = [("Reliability diagram", plots.reliability_figure(report.bins))]
-        if report.rows is not None:
-            pair = (report.rows.probabilities, report.rows.labels)
-            named.append(("Risk and coverage", plots.risk_coverage_diagram(pair)))
-            named.append(("Confidence of correct and wrong rows", plots.confidence_histogram(*pair)))
-        if report.class_bins is not None:
-            named.append(("Every class", plots.classwise_figure(report.class_bins)))
-    except ImportError:
-        return "<p>(Pictures need matplotlib.)</p>"
+    named = [("Reliability diagram", plots.reliability_figure(report.bins))]
+    if report.rows is not None:
+        pair = (report.rows.probabilities, report.rows.labels)
+        named.append(("Risk and coverage", plots.risk_coverage_diagram(pair)))
+        named.append(("Confidence of correct and wrong rows", plots.confidence_histogram(*pair)))
+    if report.class_bins is not None:
+        named.append(("Every class", plots.classwise_figure(report.class_bins)))
     return "\n".join(_picture(name, figure) for name, figure in named)
 
 

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from ...json_files import without_nan
-from ..bins import BinStatistics
-from ..inputs import Rows, as_rows, check_confidence_level, check_num_bins
+from ..inputs import as_rows, check_confidence_level, check_num_bins
 from ..resampling.intervals import (
-    NoiseFloor,
     bootstrap_intervals,
     down_to_zero,
     noise_floor,
@@ -19,11 +13,12 @@ from ..resampling.intervals import (
     resampled_keys,
 )
 from ..scores.panel import build_tables, compute_panel
+from . import render
 from .conventions import convention_scores
+from .record import ReportRecord
 
 
-@dataclass(frozen=True, eq=False)
-class CalibrationReport(Mapping[str, float]):
+class CalibrationReport(ReportRecord):
     """Every score of one set of predictions, with its interval and the score of a perfectly calibrated model.
 
     As a mapping it holds the scores alone; `to_dict` has everything.
@@ -38,60 +33,17 @@ class CalibrationReport(Mapping[str, float]):
         class_bins: `(C, B)` bins of every class column.
     """
 
-    scores: dict[str, float]
-    settings: dict[str, Any]
-    bins: BinStatistics
-    class_bins: BinStatistics | None = None
-    intervals: dict[str, tuple[float, float]] | None = None
-    floor: NoiseFloor | None = None
-    rows: Rows | None = field(default=None, repr=False)
-
-    def __getitem__(self, key: str) -> float:
-        return self.scores[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.scores)
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The scores as plain floats under their own keys, then `settings`, `intervals` and `noise_floor`.
-
-        `intervals[key]` is `[low, high]`; `noise_floor[key]` has `mean`, `low` and `high`. Both are None if the report
-        was made with `confidence_level=None`.
-        """
-        floor = None
-        if self.floor is not None:
-            floor = {key: dict(zip(("mean", "low", "high"), band, strict=True)) for key, band in self.floor.items()}
-        return {
-            **self.scores,
-            "settings": dict(self.settings),
-            "intervals": None if self.intervals is None else {k: list(v) for k, v in self.intervals.items()},
-            "noise_floor": floor,
-        }
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """`to_dict` as standard JSON; a score that is not defined (NaN) becomes null."""
-        return json.dumps(without_nan(self.to_dict()), indent=indent, allow_nan=False)
-
     def to_markdown(self) -> str:
         """A table with one line a score, and the verdict on the calibration error, in Markdown."""
-        from .render import report_markdown
-
-        return report_markdown(self)
+        return render.report_markdown(self)
 
     def to_html(self) -> str:
         """One self-contained page, pictures included, that needs no network."""
-        from .render import report_html
-
-        return report_html(self)
+        return render.report_html(self)
 
     def verdict(self) -> str:
         """In words: how the ECE compares with what a perfectly calibrated model would score on these rows."""
-        from .render import verdict
-
-        return verdict(self)
+        return render.verdict(self)
 
     def __str__(self) -> str:
         return self.to_markdown()

@@ -1,0 +1,55 @@
+"""What a report holds: the record that pictures and texts are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...json_files import without_nan
+from ..bins import BinStatistics
+from ..inputs import Rows
+from ..resampling.intervals import NoiseFloor
+
+
+@dataclass(frozen=True, eq=False)
+class ReportRecord(Mapping[str, float]):
+    """Scores and what they depend on; `CalibrationReport` says what each field is, and adds the texts."""
+
+    scores: dict[str, float]
+    settings: dict[str, Any]
+    bins: BinStatistics
+    class_bins: BinStatistics | None = None
+    intervals: dict[str, tuple[float, float]] | None = None
+    floor: NoiseFloor | None = None
+    rows: Rows | None = field(default=None, repr=False)
+
+    def __getitem__(self, key: str) -> float:
+        return self.scores[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.scores)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores as plain floats under their own keys, then `settings`, `intervals` and `noise_floor`.
+
+        `intervals[key]` is `[low, high]`; `noise_floor[key]` has `mean`, `low` and `high`. Both are None if the report
+        was made with `confidence_level=None`.
+        """
+        floor = None
+        if self.floor is not None:
+            floor = {key: dict(zip(("mean", "low", "high"), band, strict=True)) for key, band in self.floor.items()}
+        return {
+            **self.scores,
+            "settings": dict(self.settings),
+            "intervals": None if self.intervals is None else {k: list(v) for k, v in self.intervals.items()},
+            "noise_floor": floor,
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as standard JSON; a score that is not defined (NaN) becomes null."""
+        return json.dumps(without_nan(self.to_dict()), indent=indent, allow_nan=False)
