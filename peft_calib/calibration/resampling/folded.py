@@ -151,14 +151,23 @@ def missing_noise(deviations: np.ndarray, least: np.ndarray, normals: np.ndarray
     to be expected: what is missing is the tail on the other side.
     """
     errors = deviations.std(axis=1)
+    missing = np.sqrt(np.maximum(least**2 - errors**2, 0.0))
+    short = np.flatnonzero(missing > 0.0)
+    noise = np.zeros(deviations.shape)
+    if not len(short):
+        return noise
     generator = np.random.default_rng(0)
     other = generator.permutation(deviations.shape[1])
-    if normals is None:
-        normals = generator.normal(size=deviations.shape)
     varies = errors > 1e-6 * least
-    turned = -deviations[:, other] / np.where(varies, errors, 1.0)[:, None]
-    missing = np.sqrt(np.maximum(least**2 - errors**2, 0.0))
-    return missing[:, None] * np.where(varies[:, None], turned, normals)
+    noise[short] = -deviations[np.ix_(short, other)] / np.where(varies, errors, 1.0)[short, None]
+    still = short[~varies[short]]
+    if len(still):
+        if normals is None:
+            # Row by row, so those of the first rows are the same however many follow.
+            normals = generator.normal(size=(still[-1] + 1, deviations.shape[1]))
+        noise[still] = normals[still]
+    noise[short] *= missing[short, None]
+    return noise
 
 
 def absolute(weights: np.ndarray | None = None) -> Score:
