@@ -21,7 +21,7 @@ from peft_calib.calibration import (
 )
 from peft_calib.calibration.fingerprint import SplitFingerprint, row_hashes
 from peft_calib.calibration.inputs import softmax
-from peft_calib.calibration.recalibrate.per_class import logistic_regression, pool_adjacent_violators
+from peft_calib.calibration.recalibrate.per_class import logistic_regression
 from peft_calib.calibration.recalibrate.temperature import BOUNDS, fit_temperature
 
 METHODS = [
@@ -153,12 +153,6 @@ def test_separable_data_stay_finite(method, classes):
 
 
 def test_isotonic_against_scikit_learn():
-    generator = np.random.default_rng(6)
-    x, w = np.sort(generator.random(200)), generator.integers(1, 5, 200)
-    y = (generator.random(200) < x**2).astype(float)
-    levels, lengths = pool_adjacent_violators(y, w)
-    theirs = IsotonicRegression().fit(x, y, sample_weight=w).predict(x)
-    assert np.repeat(levels, lengths) == pytest.approx(theirs, abs=1e-12)
     logits, labels = _data(7, 400, 2)
     p = softmax(logits)[:, 1]
     theirs = IsotonicRegression(out_of_bounds="clip").fit(p, labels).predict(p)

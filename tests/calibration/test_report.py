@@ -162,7 +162,7 @@ def test_consistency_band_against_scipy():
     assert high[:4] == pytest.approx(binom.ppf(0.975, n[:4], p[:4]) / n[:4])
     assert np.isnan(low[4])
     wide = consistency_band(np.array([0.7]), np.array([40_000]), 0.95)
-    assert wide[0][0] == pytest.approx(binom.ppf(0.025, 40_000, 0.7) / 40_000, abs=1e-4)
+    assert wide[0][0] == pytest.approx(binom.ppf(0.025, 40_000, 0.7) / 40_000, abs=1e-12)
 
 
 def _smooth_by_hand(f, r, s, size=4000):

@@ -6,6 +6,8 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy.optimize import isotonic_regression, minimize
+from scipy.special import expit
 
 from ...json_files import Fields
 from ..bins import group_by_value
@@ -90,8 +92,7 @@ class IsotonicCalibration(OneVersusRest):
 
     def _fit_map(self, values: np.ndarray, outcomes: np.ndarray) -> list[list[float]]:
         groups = group_by_value(values, outcomes)
-        levels, lengths = pool_adjacent_violators(groups.outcome_sums / groups.counts, groups.counts)
-        heights = np.repeat(levels, lengths)
+        heights = isotonic_regression(groups.outcome_sums / groups.counts, weights=groups.counts).x
         x = groups.value_sums / groups.counts
         # Inside a flat stretch only its ends matter.
         keep = np.ones(len(x), bool)
@@ -168,37 +169,11 @@ class BetaCalibration(OneVersusRest):
     def _apply_map(self, fitted: list[np.ndarray], values: np.ndarray) -> np.ndarray:
         a, b, c = fitted[0]
         left, right = _log_features(values).T
-        return 0.5 * (1.0 + np.tanh(0.5 * (a * left + b * right + c)))
-
-
-def pool_adjacent_violators(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted isotonic regression by pooling neighbours that are out of order.
-
-    Args:
-        values: `(N,)` in order of the predictor.
-        weights: `(N,)` positive.
-
-    Returns:
-        Levels, increasing, and how many values each level covers.
-    """
-    levels: list[float] = []
-    masses: list[float] = []
-    lengths: list[int] = []
-    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
-        length = 1
-        while levels and levels[-1] >= value:
-            mass = masses.pop()
-            value = (levels.pop() * mass + value * weight) / (mass + weight)
-            weight += mass
-            length += lengths.pop()
-        levels.append(value)
-        masses.append(weight)
-        lengths.append(length)
-    return np.array(levels), np.array(lengths)
+        return expit(a * left + b * right + c)
 
 
 def logistic_regression(features: np.ndarray, outcomes: np.ndarray, ridge: float = 1e-6) -> np.ndarray:
-    """Logistic regression with an intercept by damped Newton steps, in float64.
+    """Logistic regression with an intercept by Newton steps within a region of trust, in float64.
 
     Args:
         features: `(N, D)`.
@@ -209,26 +184,20 @@ def logistic_regression(features: np.ndarray, outcomes: np.ndarray, ridge: float
         `(D + 1,)` coefficients, the intercept last.
     """
     x = np.concatenate([features, np.ones((len(features), 1))], axis=1)
-    y, w = outcomes.astype(np.float64), np.zeros(x.shape[1])
+    y = outcomes.astype(np.float64)
 
-    def objective(w: np.ndarray) -> float:
+    def objective(w: np.ndarray) -> tuple[float, np.ndarray]:
         z = x @ w
-        return float((np.logaddexp(0.0, z) - y * z).mean() + 0.5 * ridge * w @ w)
+        value = (np.logaddexp(0.0, z) - y * z).mean() + 0.5 * ridge * w @ w
+        return float(value), x.T @ (expit(z) - y) / len(y) + ridge * w
 
-    value = objective(w)
-    for _ in range(100):
-        q = 0.5 * (1.0 + np.tanh(0.5 * (x @ w)))
-        gradient = x.T @ (q - y) / len(y) + ridge * w
-        hessian = (x * (q * (1.0 - q))[:, None]).T @ x / len(y) + ridge * np.eye(len(w))
-        step = np.linalg.solve(hessian, gradient)
-        size, tried = 1.0, objective(w - step)
-        while tried > value and size > 1e-8:
-            size *= 0.5
-            tried = objective(w - size * step)
-        w, decrease, value = w - size * step, value - tried, tried
-        if decrease < 1e-14:
-            break
-    return w
+    def hessian(w: np.ndarray) -> np.ndarray:
+        q = expit(x @ w)
+        return (x * (q * (1.0 - q))[:, None]).T @ x / len(y) + ridge * np.eye(len(w))
+
+    start = np.zeros(x.shape[1])
+    found = minimize(objective, start, jac=True, hess=hessian, method="trust-exact", options={"gtol": 1e-9})
+    return np.asarray(found.x)
 
 
 def _log_features(values: np.ndarray) -> np.ndarray:

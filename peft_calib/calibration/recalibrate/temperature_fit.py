@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from ..answers import without_masks
 from ..inputs import LogitRows
-from ..resampling.bands import student_quantile
 
 # Temperatures outside this range mean that the data do not determine one.
 BOUNDS = (1e-2, 1e3)
@@ -247,7 +247,7 @@ def _interval(likelihood: Likelihood, best: float) -> tuple[float, float]:
     size = max(len(scores), 2)
     scatter, expected = float(scores @ scores) * size / (size - 1), float(variance.sum())
     widened = max(1.0, scatter / expected) if expected > 0.0 else 1.0
-    allowed = student_quantile(0.5 + 0.5 * LEVEL, size - 1) ** 2 * widened / (2.0 * likelihood.num_rows)
+    allowed = float(stdtrit(size - 1, 0.5 + 0.5 * LEVEL)) ** 2 * widened / (2.0 * likelihood.num_rows)
     least = likelihood.value(best)
 
     def excess(log_inverse: float) -> float:

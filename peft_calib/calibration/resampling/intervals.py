@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
+from scipy.special import ndtr, ndtri, stdtrit
 
 from ..bins import top_label
 from ..inputs import Rows
@@ -17,13 +18,7 @@ from ..scores.table import (
     MOST_RESAMPLED_CLASSES,
     RANKED,
 )
-from .bands import (
-    normal_cdf,
-    normal_quantile,
-    skewed_mean_interval,
-    student_quantile,
-    wilson_interval,
-)
+from .bands import skewed_mean_interval, wilson_interval
 from .folded import folded_interval
 from .ranked import auroc_interval, one_more
 from .replicate_bins import ClassSums, RowSums, SmoothSums, TopSums
@@ -197,8 +192,8 @@ def _student_tail(tail: float, num_rows: int) -> float:
     """The tail of the normal distribution beyond Student's quantile, as far out as a mean of few rows may lie."""
     if num_rows < 2:
         return tail
-    reach = student_quantile(1.0 - tail, num_rows - 1) * np.sqrt(num_rows / (num_rows - 1.0))
-    return max(float(normal_cdf(np.array(-reach))), SMALLEST_TAIL)
+    reach = float(stdtrit(num_rows - 1, 1.0 - tail)) * np.sqrt(num_rows / (num_rows - 1.0))
+    return max(float(ndtr(-reach)), SMALLEST_TAIL)
 
 
 def down_to_zero(
@@ -424,15 +419,15 @@ def bca_level(draws: np.ndarray, point: float, left_out: np.ndarray, tail: float
     if len(draws) == 0 or len(left_out) < 2:
         return tail, 1.0 - tail
     below = ((draws < point).sum() + 0.5 * (draws == point).sum()) / len(draws)
-    bias = normal_quantile(np.clip(below, 0.5 / len(draws), 1.0 - 0.5 / len(draws)))
+    bias = ndtri(np.clip(below, 0.5 / len(draws), 1.0 - 0.5 / len(draws)))
     deviation = left_out.mean() - left_out
     spread = (deviation**2).sum()
     acceleration = (deviation**3).sum() / (6.0 * spread**1.5) if spread > 0 else 0.0
-    z = bias + np.array([normal_quantile(tail), normal_quantile(1.0 - tail)])
+    z = bias + ndtri([tail, 1.0 - tail])
     stretch = 1.0 - acceleration * z
     if (stretch <= 0.0).any():  # too skewed for the formula, whose quantiles would change places
         return tail, 1.0 - tail
-    low, high = normal_cdf(bias + z / stretch)
+    low, high = ndtr(bias + z / stretch)
     return float(low), float(high)
 
 

@@ -7,8 +7,7 @@ of resampled scores then end too early (100 rows of which 4 are wrong: AURC is h
 from __future__ import annotations
 
 import numpy as np
-
-from .bands import student_quantile
+from scipy.special import stdtrit
 
 
 def auroc_interval(auroc: float, variance: float, rarer: int, num_rows: int, tail: float) -> tuple[float, float]:
@@ -35,7 +34,7 @@ def auroc_interval(auroc: float, variance: float, rarer: int, num_rows: int, tai
     spread = variance * rarer / max(rarer - 1, 1)
     trials = auroc * (1.0 - auroc) / spread if spread > 0.0 else float(rarer)
     trials = float(np.clip(trials, rarer, num_rows))
-    z = student_quantile(1.0 - tail, max(rarer - 1, 1))
+    z = float(stdtrit(max(rarer - 1, 1), 1.0 - tail))
     centre = (auroc + 0.5 * z**2 / trials) / (1.0 + z**2 / trials)
     half = z / (1.0 + z**2 / trials) * np.sqrt(auroc * (1.0 - auroc) / trials + 0.25 * z**2 / trials**2)
     # At 0 and 1 rounding would leave the area an ulp outside.
