@@ -99,7 +99,8 @@ class _Column:
     def __init__(self, values: np.ndarray, label: int | None, having: np.ndarray, fineness: int) -> None:
         self.values, self.label = values, label
         size = num_cells(fineness)
-        self.cells = cells_of(values, fineness)
+        # As an index once: each `bincount` and look-up would make one of 16 bits by itself.
+        self.cells = cells_of(values, fineness).astype(np.intp)
         self.sums = _Sums(
             np.bincount(self.cells, minlength=size),
             np.bincount(self.cells, weights=values, minlength=size),
@@ -116,9 +117,9 @@ class _Column:
 
     def rows(self, cut: np.ndarray, labels: np.ndarray) -> _Part:
         """The rows in some cells."""
-        chosen = np.flatnonzero(cut[self.cells])
+        chosen = np.flatnonzero(np.take(cut, self.cells))
         hits = labels[chosen] == self.label if self.label is not None else np.zeros(len(chosen), bool)
-        return _Part(self.values[chosen], hits, self.cells[chosen])
+        return _Part(self.values[chosen], hits, self.cells[chosen].astype(np.uint16))
 
 
 def column_bins(rows: Rows, num_bins: int) -> ColumnBins:
