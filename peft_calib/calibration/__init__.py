@@ -1,6 +1,6 @@
 """Measuring calibration: numbers with intervals and noise floors, from probabilities and labels alone.
 
-Needs numpy and torch only; pictures need matplotlib. Nothing here knows about adapters.
+Nothing here knows about adapters.
 """
 
 from .answers import log_probabilities
