@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from .files import disk_is_full
-from .runs.flags import resolve, with_setting_flags
+from .runs.flags import resolve, setting_flags, with_flags
 
 #: Exit code of a command that was stopped by hand, as shells have it.
 INTERRUPTED = 130
@@ -40,14 +40,7 @@ app = typer.Typer(
 
 
 RunDir = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
-TestData = Annotated[
-    str | None,
-    typer.Option("--data", help="Rows to test on: a file, a folder or a Hub id. Default: the run's own test rows."),
-]
 Subset = Annotated[str | None, typer.Option(help="Configuration name of a Hub data set.")]
-Split = Annotated[str | None, typer.Option(help="Split of the data. Default: test, or else validation.")]
-NumSamples = Annotated[int | None, typer.Option(help="Draws of a stochastic prediction. Default: as trained.")]
-Metrics = Annotated[list[str] | None, typer.Option("--metric", "--metrics", help="A score to show. May be repeated.")]
 Encoding = Annotated[str | None, typer.Option(help="Of text files that are not UTF-8, such as cp1252 or latin-1.")]
 Delimiter = Annotated[str | None, typer.Option(help="Of CSV files, where the rows do not show it; also tab.")]
 DropMissing = Annotated[bool, typer.Option("--drop-missing", help="Leave out rows without a text or a label.")]
@@ -55,6 +48,22 @@ Outside = Annotated[
     str | None, typer.Option(help="Texts of other origin: a file, a folder or a Hub id with the same text column.")
 ]
 Seed = Annotated[int, typer.Option(help="Key of the draws and of the intervals.")]
+#: What a finished run is measured on, and how.
+MEASURING = {
+    "data": Annotated[
+        str | None,
+        typer.Option(help="Rows to test on: a file, a folder or a Hub id. Default: the run's own test rows."),
+    ],
+    "subset": Subset,
+    "split": Annotated[str | None, typer.Option(help="Split of the data. Default: test, or else validation.")],
+    "encoding": Encoding,
+    "delimiter": Delimiter,
+    "drop_missing": DropMissing,
+    "num_samples": Annotated[int | None, typer.Option(help="Draws of a stochastic prediction. Default: as trained.")],
+    "metrics": Annotated[
+        list[str] | None, typer.Option("--metric", "--metrics", help="A score to show. May be repeated.")
+    ],
+}
 
 
 @app.command(cls=Command)
@@ -112,7 +121,7 @@ def demo(
 
 
 @app.command(cls=Command)
-@with_setting_flags
+@with_flags(setting_flags())
 def train(
     output_dir: Annotated[Path, typer.Option(help="Folder of the run.")],
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags override it.")] = None,
@@ -135,30 +144,15 @@ def train(
 
 
 @app.command(cls=Command)
-def evaluate(
-    run: RunDir,
-    data: TestData = None,
-    subset: Subset = None,
-    split: Split = None,
-    encoding: Encoding = None,
-    delimiter: Delimiter = None,
-    drop_missing: DropMissing = False,
-    num_samples: NumSamples = None,
-    metric: Metrics = None,
-    outside: Outside = None,
-    seed: Seed = 0,
-) -> None:
+@with_flags(MEASURING)
+def evaluate(run: RunDir, outside: Outside = None, seed: Seed = 0, **how: Any) -> None:
     """Measure a finished run on rows it has not seen: scores with intervals, before and after its temperature."""
     from .runs.evaluation import evaluate_run
     from .runs.tables import evaluation_table, verdict_of_baseline
 
     console = _main_console()
-    found = evaluate_run(
-        run, data=data, subset=subset, split=split, num_samples=num_samples, metrics=metric, seed=seed,
-        progress=console.is_terminal, encoding=encoding, delimiter=delimiter, drop_missing=drop_missing,
-        outside=outside,
-    )  # fmt: skip
-    console.print(evaluation_table(found.content, metric or found.metrics))
+    found = evaluate_run(run, seed=seed, progress=console.is_terminal, outside=outside, **how)
+    console.print(evaluation_table(found.content, how["metrics"] or found.metrics))
     told = verdict_of_baseline(found.content)
     if told is not None:
         console.print(told, markup=False, highlight=False)
@@ -166,20 +160,14 @@ def evaluate(
 
 
 @app.command(cls=Command)
+@with_flags(MEASURING)
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs; the first is the baseline.")],
-    data: TestData = None,
-    subset: Subset = None,
-    split: Split = None,
-    encoding: Encoding = None,
-    delimiter: Delimiter = None,
-    drop_missing: DropMissing = False,
-    num_samples: NumSamples = None,
-    metric: Metrics = None,
     before: Annotated[bool, typer.Option("--before", help="Compare without the runs' temperatures.")] = False,
     every_pair: Annotated[bool, typer.Option("--every-pair", help="Compare each run with each.")] = False,
     output: Annotated[Path | None, typer.Option(help="JSON file to write; must not exist.")] = None,
     seed: Seed = 0,
+    **how: Any,
 ) -> None:
     """Compare finished runs on the rows none of them has seen, by a paired bootstrap with Holm's correction."""
     from .runs.comparison import compare_runs, write_comparison
@@ -187,11 +175,8 @@ def compare(
     if output is not None and output.exists():
         raise FileExistsError(f"{output} exists; name another file")
     console = _main_console()
-    found = compare_runs(
-        runs, data=data, subset=subset, split=split, num_samples=num_samples, metrics=metric,
-        after_temperature=not before, every_pair=every_pair, seed=seed, progress=console.is_terminal,
-        encoding=encoding, delimiter=delimiter, drop_missing=drop_missing,
-    )  # fmt: skip
+    how |= {"after_temperature": not before, "every_pair": every_pair, "seed": seed}
+    found = compare_runs(runs, progress=console.is_terminal, **how)
     console.print(found.to_table())
     for line in [*(pair.verdict for pair in found.comparisons), *found.verdicts]:
         console.print(line, markup=False, highlight=False)

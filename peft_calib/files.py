@@ -68,19 +68,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_atomically(path: str | Path, text: str) -> None:
-    """Write a text file so that a reader finds the old content or the new, never half of it.
-
-    Args:
-        path: The file; its folder is made if missing.
-        text: Its content.
-
-    Example:
-        >>> import tempfile
-        >>> place = Path(tempfile.mkdtemp()) / "note.txt"
-        >>> write_atomically(place, "all of it")
-        >>> place.read_text()
-        'all of it'
-    """
+    """Write a text file so that a reader finds the old content or the new, never half of it."""
     with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -98,10 +98,10 @@ class Fields:
         expected = f"a finite number{_range(above, least, most)}"
         return self._typed(name, default, lambda v: _is(v, float) and _within(v, above, least, most), expected)
 
-    def integer(self, name: str, *, least: int | None = None, most: int | None = None, default: Any = _MISSING) -> Any:
+    def integer(self, name: str, *, least: int | None = None, default: Any = _MISSING) -> Any:
         """A whole number; true, false and 3.0 are none."""
-        expected = f"a whole number{_range(None, least, most)}"
-        return self._typed(name, default, lambda v: _is(v, int) and _within(v, None, least, most), expected)
+        expected = f"a whole number{_range(None, least, None)}"
+        return self._typed(name, default, lambda v: _is(v, int) and _within(v, None, least, None), expected)
 
     def has_version(self, expected: int) -> bool:
         """Whether `format_version` is a whole number, which true and 1.0 are not, and the one that is read."""

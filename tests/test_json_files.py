@@ -12,7 +12,7 @@ FIELDS = Fields({"n": 3, "x": 0.5, "s": "a", "b": True, "l": [1, 2], "m": {"t": 
     [
         (lambda f: f.number("b"), r"box\.json: b is True, but must be a finite number\. Make it again\."),
         (lambda f: f.integer("x"), r"x is 0\.5, but must be a whole number"),
-        (lambda f: f.integer("n", most=2), r"n is 3, but must be a whole number of at most 2"),
+        (lambda f: f.integer("n", least=4), r"n is 3, but must be a whole number of at least 4"),
         (lambda f: f.text("s", among=["b", "c"]), r"s is 'a', but must be one of 'b', 'c'"),
         (lambda f: f.flag("n"), r"n is 3, but must be true or false"),
         (lambda f: f.listing("l", str), r"l is \[1, 2\], but must be a list of a text"),

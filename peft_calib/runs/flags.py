@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -16,23 +16,25 @@ from .settings import METHODS, RunConfig, default_of, parse_assignments, read_ya
 PIECES = {"adapter": "adapter-option", "trainer": "trainer-option"}
 
 
-def with_setting_flags(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one flag for each setting; what the user did not give arrives as `None`."""
-    signature = inspect.signature(function, eval_str=True)
-    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    flags = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in _annotations().items()
-    ]
+def with_flags(annotations: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command, in the place of its `**flags`, one flag each; what the user did not give arrives as `None`."""
 
-    def command(**arguments: Any) -> None:
-        function(**arguments)
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(function, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        flags = [inspect.Parameter(n, kind, default=None, annotation=hint) for n, hint in annotations.items()]
 
-    command.__name__, command.__doc__ = function.__name__, function.__doc__
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + flags
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    return command
+        def command(**arguments: Any) -> None:
+            function(**arguments)
+
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        parameters = [p.replace(kind=kind) for p in own] + flags
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
 
 
 def resolve(config_file: Path | None, flags: dict[str, Any], tell: Callable[[str], None] | None = None) -> RunConfig:
@@ -63,7 +65,8 @@ def resolve(config_file: Path | None, flags: dict[str, Any], tell: Callable[[str
         raise ValueError(str(error)) from error
 
 
-def _annotations() -> dict[str, Any]:
+def setting_flags() -> dict[str, Any]:
+    """A flag for each setting of a run."""
     hints = get_type_hints(RunConfig)
     found = {}
     for item in fields(RunConfig):

@@ -49,19 +49,9 @@ class LabelMap:
     ) -> LabelMap:
         """From the labels of the training rows.
 
-        A `ClassLabel` column brings its names, `label_names` gives them; otherwise the different labels are the
-        classes, in sorted order, numbers by their value.
-
-        Args:
-            labels: Stored labels.
-            feature: The column's feature; a `ClassLabel` brings its names.
-            source: Where the rows come from, for messages.
-            label_names: Names of the classes in order, where the user gave them; labels are these or their indices.
-            rows: The rows of the labels, for the lines in messages.
-
-        Raises:
-            ValueError: For labels that are missing, lists, fractions, of mixed kinds, free text, or not among the
-                names, and for fewer than two classes.
+        A `ClassLabel` column (`feature`) brings its names, `label_names` gives them, and labels are these or their
+        indices; otherwise the different labels are the classes, in sorted order, numbers by their value. `source` and
+        `rows` are for messages.
         """
         names: tuple[str, ...] = ()
         index: dict[Any, int] = {}
@@ -90,12 +80,7 @@ class LabelMap:
 
     @property
     def alike(self) -> list[tuple[str, ...]]:
-        """Names that differ in blanks or capitals only, and so are probably meant as one class.
-
-        Example:
-            >>> LabelMap.learn(["Good", "good ", "bad"], None, "rows.csv").alike
-            [('Good', 'good ')]
-        """
+        """Names that differ in blanks or capitals only, and so are probably meant as one class."""
         groups: dict[str, list[str]] = {}
         for name in self.names:
             groups.setdefault(" ".join(name.split()).casefold(), []).append(name)
@@ -110,21 +95,7 @@ class LabelMap:
         rows: Dataset | None = None,
         unit: str = "row",
     ) -> list[int]:
-        """Class index of each label.
-
-        A label may be stored in another form than the training rows had it, as 1, 1.0 or "1".
-
-        Args:
-            labels: Stored labels.
-            feature: The column's feature.
-            source: Where the rows come from, for messages.
-            split: Name of the split, for messages.
-            rows: The rows of the labels, for the lines in messages.
-            unit: What has one label, for messages.
-
-        Raises:
-            ValueError: For a label that the training rows did not have.
-        """
+        """Class index of each label; one may be stored in another form than in training, as 1, 1.0 or "1"."""
         if isinstance(feature, ClassLabel) and set(feature.names) == set(self.names):
             labels = [feature.names[label] if label is not None and label >= 0 else None for label in labels]
         index = {**{name: position for position, name in enumerate(self.names)}, **dict(self.values)}

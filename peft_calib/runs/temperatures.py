@@ -30,7 +30,7 @@ def class_temperature(logits: Any, labels: Any) -> TemperatureScaling:
     return scaling
 
 
-def text_temperature(temperatures: np.ndarray, losses: np.ndarray, seed: int = 0) -> TemperatureFit:
+def text_temperature(temperatures: np.ndarray, losses: np.ndarray) -> TemperatureFit:
     """A temperature over a vocabulary, from the losses of whole texts, whose tokens hang together.
 
     `losses` (N, T) are summed over each text at each of the temperatures tried; the interval is a percentile one over
@@ -38,7 +38,7 @@ def text_temperature(temperatures: np.ndarray, losses: np.ndarray, seed: int = 0
     """
     if len(losses) < FEWEST_ROWS:
         return _too_few(len(losses), "texts")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     weights = rng.multinomial(len(losses), np.full(len(losses), 1 / len(losses)), size=RESAMPLES)
     drawn = temperatures[(weights @ losses).argmin(1)]
     best = float(temperatures[losses.sum(0).argmin()])
