@@ -15,7 +15,7 @@ PACKAGES = ("peft_calib", "peft_calib.calibration", "peft_calib.calibration.scor
 
 def main() -> None:
     """Run the command that the script was called with."""
-    empty = []
+    empty: list[str] = []
     for name in PACKAGES:
         if name not in sys.modules and (spec := find_spec(name)) is not None:
             sys.modules[name] = module_from_spec(spec)

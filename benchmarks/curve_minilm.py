@@ -154,9 +154,6 @@ class Study:
         return peft_calib.loss_profile(model, rows, POINTS, **options).barrier
 
 
-# --------------------------------------------------------------------- one seed
-
-
 def run(study: Study, anchor_epochs: float, curve_epochs: float) -> dict:
     """All methods with one seed: scores and directions."""
     folders = study.anchors("anchor", anchor_epochs)
@@ -226,9 +223,6 @@ def paired(a: np.ndarray, b: np.ndarray, resamples: int = 2000) -> dict:
     chosen = np.random.default_rng(0).integers(0, len(difference), (resamples, len(difference)))
     low, high = np.quantile(difference[chosen].mean(1), [0.025, 0.975])
     return {"value": float(difference.mean()), "interval": [float(low), float(high)]}
-
-
-# --------------------------------------------------------------------- all seeds
 
 
 def summarise(seeds: dict[str, dict]) -> dict:

@@ -117,9 +117,6 @@ def build(base: Network, seed: int, folders: list[str] | None, **fields) -> Peft
     return get_peft_model(copy.deepcopy(base), config)
 
 
-# --------------------------------------------------------------------- measuring
-
-
 def measure(model: PeftModel, train: Rows, test: Rows) -> dict[str, float]:
     """Scores of the average over the curve's own grid, and the barrier on the training rows."""
     prediction = peft_calib.predict(model, {"x": test[0]})
@@ -152,9 +149,6 @@ def measure_lines_in_weights(base: Network, line: PeftModel, train: Rows, test: 
     losses = -log_p[:, torch.arange(len(train[1])), train[1]].mean(1)
     barrier = float(losses.max() - losses[:: POINTS // 2].max())  # the anchors are the ends and the middle
     return {**point_scores(logits(shape.grid(), test[0]).softmax(-1), test[1]), "barrier": barrier}
-
-
-# --------------------------------------------------------------------- the study
 
 
 def run(seed: int, anchor_steps: int, curve_steps: int) -> dict[str, dict[str, float]]:

@@ -39,9 +39,6 @@ _mine: set[str] = set()
 _guard = threading.Lock()
 
 
-# --------------------------------------------------------------------- files
-
-
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A place beside a file for its new content, which takes the file's place when the block ends without error.
@@ -73,9 +70,6 @@ def write_atomically(path: str | Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-# --------------------------------------------------------------------- folders
 
 
 def replace_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
@@ -173,9 +167,6 @@ def clear_leftovers(path: str | Path) -> None:
             _remove(left)
 
 
-# --------------------------------------------------------------------- one writer a folder
-
-
 @contextmanager
 def folder_lock(path: str | Path) -> Iterator[None]:
     """Keep a folder to this process (and this call) while the block runs.
@@ -266,9 +257,6 @@ def _in_use(folder: Path, owner: dict[str, Any] | None) -> str:
     return f"{folder} is being written by {who}; wait until it has ended, or name another folder"
 
 
-# --------------------------------------------------------------------- a full disk
-
-
 def disk_is_full(error: BaseException) -> bool:
     """Whether an error says that there was no room to write, in the words of the system, safetensors or torch.
 
@@ -285,9 +273,6 @@ def disk_is_full(error: BaseException) -> bool:
             return True  # torch.save, which does not say why
         seen = seen.__cause__ or seen.__context__
     return False
-
-
-# --------------------------------------------------------------------- names
 
 
 @contextmanager

@@ -123,9 +123,6 @@ def folder_digest(folder: str | Path) -> str:
     return Identity(function_fields(config), dict(sorted(hashes.items()))).digest
 
 
-# --------------------------------------------------------------------- models
-
-
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model with adapters inside what compilers and data parallelism put around it."""
     while not hasattr(model, "peft_config"):
@@ -213,9 +210,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return str(getattr(value, "value", value))
     return value if isinstance(value, (bool, int, float, type(None))) else repr(value)
-
-
-# --------------------------------------------------------------------- folders
 
 
 def read_config(folder: str | Path) -> PeftConfig:

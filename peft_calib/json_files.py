@@ -197,8 +197,6 @@ def describe(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}... ({type(value).__name__} of {len(text)} characters)"
 
 
-# --------------------------------------------------------------------- parts
-
 _WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a finite number",

@@ -31,11 +31,6 @@ class CommonForm:
 
         A scale other than the configuration's own is taken if it makes `lora_alpha` a whole number, so that no reader
         rounds it; else the scale is 1 and B carries all of it.
-
-        Example:
-            >>> slots = [Slot("a", 2, 2, 4, 2.0), Slot("b", 2, 2, 4, 2.0), Slot("c", 2, 2, 8, 1.0)]
-            >>> CommonForm.of(slots, 4, 8)
-            CommonForm(r=8, lora_alpha=16)
         """
         rank = max(slot.r for slot in slots)
         scale, _ = Counter(slot.scaling for slot in slots).most_common(1)[0]

@@ -27,10 +27,6 @@ def settled(samples: torch.Tensor, tolerance: float, regression: bool = False) -
     to the tolerance; the probability when its interval is at most the tolerance wide to either side. The intervals
     hold at each look; over several looks the coverage is a little lower. `samples` are probabilities, or values for
     regression, (n, N, C); the answer is bool (N,).
-
-    Example:
-        >>> settled(torch.tensor([[0.9, 0.1], [0.9, 0.1]]).expand(4, 2, 2), 0.02).tolist()
-        [True, True]
     """
     samples = samples.double()
     if regression:

@@ -15,10 +15,6 @@ def draw_names(answer: Any, prefix: str, url: str) -> list[str]:
     """Names of the draws in a list of models, in order.
 
     `answer` is what the server said to `GET models`; a number follows the prefix.
-
-    Example:
-        >>> draw_names({"data": [{"id": "draw-1"}, {"id": "base"}, {"id": "draw-0"}]}, "draw-", "http://localhost/v1")
-        ['draw-0', 'draw-1']
     """
     models = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(models, list):

@@ -226,8 +226,6 @@ class Predictor:
         positions = items.places.cpu() if isinstance(self.head, TokenHead) else None
         return Prediction(sample_probabilities=values, labels=labels, positions=positions, **common)
 
-    # ----------------------------------------------------------------- passes
-
     def _answers(self, items: Items) -> tuple[torch.Tensor, float]:
         K = self.num_samples
         if self.how == "linear":

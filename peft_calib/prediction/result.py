@@ -21,12 +21,7 @@ _TENSORS, _FACTS = "prediction.safetensors", "prediction.json"
 
 
 class NotFiniteError(ValueError):
-    """A model answered with NaN or infinity, of which no prediction can be made.
-
-    Args:
-        wrong: Bool (K, N), the draws and items concerned.
-        where: What the items are part of, for the message.
-    """
+    """A model answered with NaN or infinity (`wrong`, bool (K, N)), of which no prediction can be made."""
 
     def __init__(self, wrong: torch.Tensor, where: str = "") -> None:
         self.wrong = wrong

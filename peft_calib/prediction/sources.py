@@ -249,8 +249,5 @@ def tuner_layers(model: nn.Module, adapters: set[str] | None = None) -> list[Any
     layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     if adapters is None:
         return layers
-    return [layer for layer in layers if adapters & set(_adapters_of(layer))]
-
-
-def _adapters_of(layer: BaseTunerLayer) -> set[str]:
-    return {name for attribute in layer.adapter_layer_names for name in getattr(layer, attribute)}
+    held = ({name for part in layer.adapter_layer_names for name in getattr(layer, part)} for layer in layers)
+    return [layer for layer, names in zip(layers, held, strict=True) if adapters & names]

@@ -171,9 +171,6 @@ def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-# --------------------------------------------------------------------- a deadline for sockets
-
-
 class _Deadline:
     def __init__(self, seconds: float) -> None:
         self.end = time.monotonic() + seconds

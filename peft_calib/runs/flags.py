@@ -71,16 +71,13 @@ def setting_flags() -> dict[str, Any]:
     found = {}
     for item in fields(RunConfig):
         hint = hints[item.name]
-        kind = next((arg for arg in get_args(hint) if arg is not type(None)), hint) if _is_optional(hint) else hint
+        optional = type(None) in get_args(hint)
+        kind = next((arg for arg in get_args(hint) if arg is not type(None)), hint) if optional else hint
         several = get_origin(kind) in (list, dict)
         name = PIECES.get(item.name, item.name.replace("_", "-"))
         option = typer.Option(f"--{name}", help=_help(item), show_default=False)
         found[item.name] = Annotated[list[str] | None if several else kind | None, option]
     return found
-
-
-def _is_optional(hint: Any) -> bool:
-    return type(None) in get_args(hint)
 
 
 def _help(item: Any) -> str:

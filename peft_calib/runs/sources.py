@@ -24,19 +24,7 @@ SAVED = ("dataset_dict.json", "state.json")
 
 @dataclass(frozen=True)
 class FileFormat:
-    r"""What a text file does not say of itself.
-
-    Attributes:
-        encoding: As Python names it; UTF-8, or what a byte order mark says, if `None`.
-        delimiter: One character, or `tab`, `comma`, `semicolon`, `pipe`; found from the rows if `None`.
-
-    Raises:
-        ValueError: For a delimiter that is not one character.
-
-    Example:
-        >>> FileFormat(delimiter="tab").delimiter
-        '\t'
-    """
+    """What a text file does not say of itself: its encoding, and a character (or its name) between fields."""
 
     encoding: str | None = None
     delimiter: str | None = None

