@@ -43,6 +43,8 @@ from .tuners import (  # noqa: E402  (a PEFT that cannot work is refused first)
     BayesianLoraModel,
     CurveLoraConfig,
     CurveLoraModel,
+    EnsembleLoraConfig,
+    EnsembleLoraModel,
     HyperLoraConfig,
     HyperLoraModel,
 )
@@ -78,6 +80,8 @@ __all__ = [
     "BayesianLoraModel",
     "CurveLoraConfig",
     "CurveLoraModel",
+    "EnsembleLoraConfig",
+    "EnsembleLoraModel",
     "HyperLoraConfig",
     "HyperLoraModel",
     "LossProfile",

@@ -8,6 +8,7 @@ from .preprocess import preprocess_logits_for_calibration
 from .recalibration import RecalibrationCallback, load_recalibration
 from .schedule import RegularizerScheduleCallback
 from .spread import PosteriorSpreadCallback, posterior_spread
+from .trunk import TrunkCacheCallback
 
 __all__ = [
     "BestCalibrationCallback",
@@ -18,6 +19,7 @@ __all__ = [
     "RecalibrationCallback",
     "RegularizedLossMixin",
     "RegularizerScheduleCallback",
+    "TrunkCacheCallback",
     "last_complete_checkpoint",
     "load_recalibration",
     "posterior_spread",

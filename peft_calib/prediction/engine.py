@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from ..tuners.late import Prefix, run_prefix
 from ..tuners.padding import takes_one_row
 from ..tuners.rows import count_rows, main_input_name, move_batch, repeat_rows
 from .adaptive import FIRST, FIRST_PAIRED, STEP, STEP_PAIRED, check_adaptive, pair_means, settled
@@ -17,7 +19,7 @@ from .baselines import AdapterDraws, DropoutDraws
 from .budget import draws_per_pass
 from .draws import check_num_samples, evaluating
 from .heads import Head, Items, TokenHead, check_label_tokens, choose_head, media_tokens
-from .late import Prefix, run_prefix
+from .late import share_of
 from .linear import linear_logits
 from .result import Prediction, RegressionPrediction
 from .sources import DrawSource, LawDraws, TheModel
@@ -53,9 +55,10 @@ def predict(
         model: A model with an active adapter of this package. With `how="mean"` any model will do.
         batch: What the model takes, by name; `labels` are passed on to the result and compute no loss.
         how: `"mean"`: one forward of the deterministic adapter. `"sample"`: K draws in as few forwards as memory
-            allows. `"late"`: the same answer, but the layers before the first that varies run only once (choose the
-            last layers with `layers_to_transform`, or `bayesian_layers` of a `BayesianLoraConfig`). `"linear"`: the
-            logits linearised around the mean, one forward and one backward a class for any number of draws.
+            allows; the members of an EnsembleLoRA as with `"late"`. `"late"`: the same answer, but the layers before
+            the first that varies run only once (choose the last layers with `layers_to_transform`, or
+            `bayesian_layers` of a `BayesianLoraConfig`). `"linear"`: the logits linearised around the mean, one
+            forward and one backward a class for any number of draws.
         num_samples: Number of draws K; 8 when `None`, for a curve its grid (the draws of a curve are K equispaced
             points), for an ensemble all members. `"auto"` stops drawing for a row once its class and its probability
             are settled, see `adaptive.settled`; needs `how="sample"` and one item a row.
@@ -230,10 +233,15 @@ class Predictor:
         K = self.num_samples
         if self.how == "linear":
             return self._linear_values(items, K)
-        prefix = self._prefix(items, K) if self.how == "late" else None
+        prefix = self._prefix(items, K) if self.how == "late" or self._members_alike() else None
         if prefix is None or not prefix.outputs:
             return self.passes(items, self.first, K), float(K)
-        return self.passes(items, self.first, K, prefix), prefix.share + K * (1 - prefix.share)
+        share = share_of(prefix, self.source.root, self.head.share_of_positions(items))
+        return self.passes(items, self.first, K, prefix), share + K * (1 - share)
+
+    def _members_alike(self) -> bool:
+        """Whether draws are the members of an ensemble over a trunk, which nobody wants to run for each of them."""
+        return isinstance(self.source, LawDraws) and self.source.available is not None and self.num_samples > 1
 
     def _linear_values(self, items: Items, num_samples: int) -> tuple[torch.Tensor, float]:
         """One forward and as many backwards as classes; with frozen weights a backward costs about a forward."""
@@ -275,8 +283,13 @@ class Predictor:
         if not varying:
             return None
         with self.source.use(self.first, 1), self.head.reading(self.source.root, items):
-            read = self.head.share_of_positions(items)
-            return run_prefix(self.source.model, self.source.root, varying, items.inputs, items.rows, read)
+            call = partial(self.source.model, **items.inputs)
+            try:
+                return run_prefix(call, self.source.root, varying, items.rows)
+            except ValueError:  # the model cannot be cut
+                if self.how == "late":
+                    raise
+                return None
 
     def passes(self, items: Items, first: int, num_samples: int, prefix: Prefix | None = None) -> torch.Tensor:
         """Evaluate draws in as few forwards as memory allows.

@@ -4,6 +4,7 @@ from .bayesian_lora import BayesianLoraConfig, BayesianLoraModel
 from .config import CalibLoraConfig
 from .counting import CountingLaw
 from .curve_lora import CurveLoraConfig, CurveLoraModel
+from .ensemble_lora import EnsembleLoraConfig, EnsembleLoraModel
 from .factors import Draw, Factors, Law, Mean, Points, Sample, Train
 from .hyper_lora import HyperLoraConfig, HyperLoraModel
 from .layer import FactorLinear
@@ -20,6 +21,8 @@ __all__ = [
     "CurveLoraConfig",
     "CurveLoraModel",
     "Draw",
+    "EnsembleLoraConfig",
+    "EnsembleLoraModel",
     "FactorLinear",
     "FactorModel",
     "Factors",

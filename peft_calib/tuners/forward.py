@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +52,8 @@ class Forward:
     """One forward of a base model that is under way.
 
     `trains` is what `Modes.begin_forward` answered, `parts` what it has from each holder, `lent` a configuration with
-    a padding token on loan, see `padding`.
+    a padding token on loan, see `padding`, `replay` the context in which layers below the first that varies answer
+    with what they answered once.
     """
 
     root: nn.Module
@@ -59,6 +61,7 @@ class Forward:
     trains: bool
     parts: dict[nn.Module, Part] = field(default_factory=dict)
     lent: Any = None
+    replay: AbstractContextManager[None] | None = None
 
     @property
     def num_samples(self) -> int:

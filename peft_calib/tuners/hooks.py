@@ -15,6 +15,7 @@ from ..internals.torch import has_pre_hook, is_replica, remove_hooks
 from .asked import Asked, asked_of, asked_while_tracing
 from .forward import Forward, is_running, pop, push
 from .holder import FactorHolder
+from .late import trunk_replay
 from .modes import modes_of
 from .objective import (
     Receipt,
@@ -26,6 +27,7 @@ from .objective import (
 )
 from .padding import check_one_row, give_back, lend, takes_one_row
 from .rows import count_rows, first_rows, main_input_name, repeat_rows, repeat_training_rows
+from .trunk_cache import cached_replay, has_cache
 
 
 def _holders(model: nn.Module) -> list[FactorHolder]:
@@ -50,7 +52,8 @@ def begin_forward(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, d
         compared = forward.num_samples
     drawn = asked.num_samples if asked is not None and not asked.repeated else 1
     one_row = forward is not None and takes_one_row(model)
-    if max(drawn, compared) == 1 and not one_row:
+    trains = forward is not None and asked is None and torch.is_grad_enabled() and model.training
+    if max(drawn, compared) == 1 and not one_row and not (trains and has_cache(model)):
         return None
     inputs, main_input = named_inputs(model, args, kwargs), main_input_name(model)
     rows = count_rows(inputs, main_input)
@@ -61,7 +64,13 @@ def begin_forward(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, d
         forward.lent = lend(model)
     if drawn > 1:
         return (), repeat_rows(inputs, drawn, rows)
-    return (), repeat_training_rows(inputs, compared, main_input)
+    if trains:
+        forward.replay = cached_replay(model, inputs, compared)
+        if forward.replay is None and compared > 1:
+            forward.replay = trunk_replay(model, inputs, rows, compared)
+        if forward.replay is not None:
+            forward.replay.__enter__()
+    return None if compared == 1 else ((), repeat_training_rows(inputs, compared, main_input))
 
 
 def _begin(model: nn.Module, asked: Asked | None) -> Forward:
@@ -89,6 +98,8 @@ def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: object) -> 
         parts = forward.parts
         if forward.lent is not None:
             give_back(forward.lent)
+        if forward.replay is not None:
+            forward.replay.__exit__(None, None, None)
         modes_of(model).end_forward(model, forward.trains)
     num_samples = max([1, *[part.num_samples for part in parts.values()]])
     inputs = named_inputs(model, args, kwargs) if num_samples > 1 else {}

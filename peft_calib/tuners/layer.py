@@ -41,9 +41,11 @@ def add_low_rank(
             f"{num_samples} draws were asked for, but the layer received {x.shape[0]} rows, no multiple of it. Pass "
             "the batch through peft_calib.draws or peft_calib.predict, which repeat it for each draw."
         )
-    hidden = torch.bmm(x.reshape(num_samples, -1, x.shape[-1]), A.transpose(1, 2)) * scaling
-    update = torch.bmm(hidden, B.transpose(1, 2))
-    return result + update.view(result.shape)
+    hidden = torch.bmm(x.reshape(num_samples, -1, x.shape[-1]), A.transpose(1, 2))
+    if result.dtype != hidden.dtype:
+        return result + torch.bmm(hidden * scaling, B.transpose(1, 2)).view(result.shape)
+    base = result.reshape(num_samples, -1, result.shape[-1])
+    return torch.baddbmm(base, hidden, B.transpose(1, 2), alpha=scaling).view(result.shape)
 
 
 def unknown_recipe() -> Any:

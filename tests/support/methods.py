@@ -11,7 +11,7 @@ from gauss_lora import GaussLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
-from peft_calib import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig
+from peft_calib import BayesianLoraConfig, CurveLoraConfig, EnsembleLoraConfig, HyperLoraConfig
 from peft_calib.tuners import CalibLoraConfig, FactorModel, Law
 from peft_calib.tuners.holder import FactorHolder
 
@@ -47,6 +47,8 @@ METHODS = {
     "hyper-random": Method(HyperLoraConfig, {"a_mode": "random", "seed": 0}),
     "bayesian": Method(BayesianLoraConfig, {"num_train_examples": 100}),
     "curve": Method(CurveLoraConfig),
+    "ensemble": Method(EnsembleLoraConfig, {"layers": "all"}),
+    "ensemble-late": Method(EnsembleLoraConfig, {"num_members": 3}),
     "gauss": Method(GaussLoraConfig),
 }
 

@@ -70,7 +70,7 @@ def test_the_comparison_can_fail(whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "processes"), [("bayesian-lora", 1), ("curve-lora", 2)])
+@pytest.mark.parametrize(("method", "processes"), [("bayesian-lora", 1), ("curve-lora", 2), ("members", 2)])
 def test_killed_and_resumed(method, processes, tmp_path):
     """SIGKILL between two checkpoints; the full study is benchmarks/kill_resume.py."""
     if processes > 1 and Version(transformers.__version__) < Version("5.23"):

@@ -38,6 +38,7 @@ from peft_calib.trainer_callbacks import (
     CheckpointGuardCallback,
     ConsolidatedAdapterCallback,
     RegularizerScheduleCallback,
+    TrunkCacheCallback,
     last_complete_checkpoint,
 )
 
@@ -53,6 +54,7 @@ METHODS = {
     ),
     "bayesian-lora": (peft_calib.BayesianLoraConfig, dict(kl_warmup=0.5, init_sd=0.05)),
     "curve-lora": (peft_calib.CurveLoraConfig, dict(jsd_weight=0.2, flat_rho=0.1, flat_rho_cycles=3)),
+    "members": (peft_calib.EnsembleLoraConfig, dict(num_members=2)),
 }
 
 
@@ -180,6 +182,7 @@ def train(options: argparse.Namespace) -> Trainer:
         callbacks=[
             Record(options.folder),
             RegularizerScheduleCallback(),
+            TrunkCacheCallback(),  # does nothing for methods without a trunk
             CalibrationCallback(diagram=False, confidence_level=None),
             BestCalibrationCallback(restore=False),
             *([ConsolidatedAdapterCallback()] if options.consolidate else []),

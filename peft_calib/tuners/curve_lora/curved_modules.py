@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
-from torch.func import functional_call
 
-from ...internals.torch import MovesAlong
-from ..holder import FactorHolder
+from ..heads import HeadTensors, head_key
 from ..transfer import to_device
 from .config import CurveLoraConfig
 
-#: Tensors of modules, by module and tensor name.
-Heads = dict[str, dict[str, torch.Tensor]]
 #: Control points, (places, ...), with their places along the chain.
 Parts = list[tuple[torch.Tensor, tuple[int, ...]]]
 
@@ -30,7 +23,11 @@ class HeadPoints(nn.Module):
     """
 
     def __init__(
-        self, config: CurveLoraConfig, heads: Heads, anchors: Sequence[Heads] | None, moving: tuple[int, ...]
+        self,
+        config: CurveLoraConfig,
+        heads: HeadTensors,
+        anchors: Sequence[HeadTensors] | None,
+        moving: tuple[int, ...],
     ) -> None:
         super().__init__()
         self.names = [(module, name) for module, tensors in heads.items() for name in tensors]
@@ -44,18 +41,18 @@ class HeadPoints(nn.Module):
                     start if anchors is None else _tensor_of(anchor, module, name, start) for anchor in anchors or ()
                 ]
                 stack = torch.stack(own or [start] * len(self.fixed))
-                self.register_buffer(f"anchor_{_key(module, name)}", stack)
+                self.register_buffer(f"anchor_{head_key(module, name)}", stack)
                 rows = [stack[i // config.shape.degree : i // config.shape.degree + 2].mean(0) for i in moving]
             else:
                 rows = [start] * len(moving)
             if rows:
-                self.points[_key(module, name)] = nn.Parameter(torch.stack(rows).clone())
+                self.points[head_key(module, name)] = nn.Parameter(torch.stack(rows).clone())
 
-    def at(self, coefficients: torch.Tensor) -> Heads:
+    def at(self, coefficients: torch.Tensor) -> HeadTensors:
         """The tensors (K, ...) at points with coefficients (K, N_cp)."""
-        heads: Heads = {}
+        heads: HeadTensors = {}
         for module, name in self.names:
-            heads.setdefault(module, {})[name] = combined(self._parts(_key(module, name)), coefficients)
+            heads.setdefault(module, {})[name] = combined(self._parts(head_key(module, name)), coefficients)
         return heads
 
     def _parts(self, key: str) -> Parts:
@@ -63,9 +60,9 @@ class HeadPoints(nn.Module):
         return [*parts, (getattr(self, f"anchor_{key}"), self.fixed)] if self.anchored else parts
 
     @torch.no_grad()
-    def put(self, heads: Heads) -> None:
+    def put(self, heads: HeadTensors) -> None:
         for module, name in self.names:
-            put(self._parts(_key(module, name)), heads[module][name])
+            put(self._parts(head_key(module, name)), heads[module][name])
 
 
 def combined(parts: Parts, coefficients: torch.Tensor) -> torch.Tensor:
@@ -82,63 +79,6 @@ def put(parts: Parts, points: torch.Tensor) -> None:
     """Set control points to those of a whole chain, (N_cp, ...)."""
     for own, places in parts:
         own.copy_(points[list(places)])
-
-
-_TEMPLATES = threading.RLock()
-
-
-class CurvedModule(MovesAlong):
-    """A module whose tensors come from the holder: what stands in PEFT's `modules_to_save` of a curved head."""
-
-    def __init__(self, template: nn.Module, holder: FactorHolder, adapter: str, name: str) -> None:
-        super().__init__()
-        # tuples are no submodules: the template must neither be saved nor trained, nor the holder found twice
-        self._template, self._holder = (template.requires_grad_(False),), (holder,)
-        self.adapter, self.name = adapter, name
-
-    def companions(self) -> tuple[nn.Module, ...]:
-        return self._template
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Apply the module with the tensors of the current points; the rows of K points come point-major."""
-        if torch.compiler.is_compiling():
-            return self._call(self._template[0], args, kwargs)
-        with _TEMPLATES:  # a functional call puts its tensors into the one template for its duration
-            return self._call(self._template[0], args, kwargs)
-
-    def _call(self, template: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
-        tensors = self._tensors()
-        template.train(self.training)
-        count = len(next(iter(tensors.values())))
-        if count == 1:
-            return functional_call(template, {name: tensor[0] for name, tensor in tensors.items()}, args, kwargs)
-        x, *rest = args
-        outputs = [
-            functional_call(template, {name: tensor[k] for name, tensor in tensors.items()}, (part, *rest), kwargs)
-            for k, part in enumerate(x.chunk(count))
-        ]
-        return torch.cat(outputs)
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        heads = self._holder[0].heads(self.adapter)[self.name]
-        return {name: heads[name].to(like.dtype) for name, like in self._template[0].named_parameters()}
-
-    @torch.no_grad()
-    def materialize(self) -> nn.Module:
-        """The module with the tensors of the current single point, as an ordinary module."""
-        tensors = self._tensors()
-        for name, parameter in self._template[0].named_parameters():
-            parameter.data = tensors[name][0].detach().clone()
-        return self._template[0]
-
-
-def trained_modules(model: nn.Module, adapter: str) -> dict[str, tuple[ModulesToSaveWrapper, nn.Module]]:
-    """The modules that an adapter trains whole, by name in the base model, with PEFT's wrappers."""
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, ModulesToSaveWrapper) and adapter in module.modules_to_save:
-            found[name] = (module, module.modules_to_save[adapter])
-    return found
 
 
 def freeze_tensors(module: nn.Module) -> None:
@@ -160,7 +100,7 @@ def thaw_tensors(module: nn.Module) -> None:
             part.register_parameter(name, nn.Parameter(tensor))
 
 
-def _tensor_of(anchor: Heads, module: str, name: str, start: torch.Tensor) -> torch.Tensor:
+def _tensor_of(anchor: HeadTensors, module: str, name: str, start: torch.Tensor) -> torch.Tensor:
     tensor = anchor.get(module, {}).get(name)
     if tensor is None and "." in name:  # saved names are split at the last dot
         tensor = anchor.get(f"{module}.{name.rpartition('.')[0]}", {}).get(name.rpartition(".")[2])
@@ -171,7 +111,3 @@ def _tensor_of(anchor: Heads, module: str, name: str, start: torch.Tensor) -> to
             "carry the same modules_to_save as the curve, for the same number of classes."
         )
     return tensor.float()
-
-
-def _key(module: str, name: str) -> str:
-    return f"{module}.{name}".replace(".", "/")

@@ -9,10 +9,11 @@ from torch import nn
 
 from ..counting import CountingLaw
 from ..factors import Draw, Factors, Mean, Pair, Points, Sample, ShapeGroup, SlotTable, Train, stacked
+from ..heads import HeadTensors
 from ..seeding import keyed_generator, uniform
 from .anchors import Anchors
 from .config import CurveLoraConfig
-from .curved_modules import HeadPoints, Heads, Parts, combined, put
+from .curved_modules import HeadPoints, Parts, combined, put
 from .diversity import class_logits, diversity_term
 from .sampling import at_arc_length, opposite, sample_points, training_position
 from .weight_noise import BaseNorms, WeightNoise, scheduled_rho
@@ -47,7 +48,11 @@ class CurveLaw(CountingLaw):
     has_points = True
 
     def __init__(
-        self, config: CurveLoraConfig, slots: SlotTable, anchors: Anchors | None = None, heads: Heads | None = None
+        self,
+        config: CurveLoraConfig,
+        slots: SlotTable,
+        anchors: Anchors | None = None,
+        heads: HeadTensors | None = None,
     ) -> None:
         super().__init__(slots, config.init_seed)
         self.config, self.shape = config, config.shape

@@ -10,10 +10,11 @@ from torch import nn
 
 from ...internals.peft import StateDict
 from ..factors import SlotTable
+from ..heads import HeadTensors, StackedModule, stacked_heads, trained_modules
 from ..model import FactorModel
 from .anchors import Anchors, read_anchors
 from .config import CurveLoraConfig
-from .curved_modules import CurvedModule, Heads, freeze_tensors, thaw_tensors, trained_modules
+from .curved_modules import freeze_tensors, thaw_tensors
 from .law import CurveLaw
 
 
@@ -51,16 +52,13 @@ class CurveLoraModel(FactorModel):
             config.anchor_hashes = anchors.hashes
         return law
 
-    def _curved_heads(self, config: CurveLoraConfig, anchors: Anchors | None) -> Heads | None:
+    def _curved_heads(self, config: CurveLoraConfig, anchors: Anchors | None) -> HeadTensors | None:
         """Make modules trained whole part of the curve, or give them the tensors that all anchors share."""
         # the adapter that is being added is the last; an object may serve several
         adapter = [name for name, other in self.peft_config.items() if other is config][-1]
-        modules = trained_modules(self.model, adapter)
         if config.curve_modules_to_save:
-            heads = {name: dict(module.named_parameters()) for name, (_, module) in modules.items()}
-            for name, (wrapper, module) in modules.items():
-                wrapper.modules_to_save[adapter] = CurvedModule(module, self.get_holder(self.model), adapter, name)
-            return heads
+            return stacked_heads(self.model, self.get_holder(self.model), adapter)
+        modules = trained_modules(self.model, adapter)
         if config.curve_mode == "anchored":
             plain = {name: module for name, (_, module) in modules.items()}
             if anchors is not None:
@@ -119,7 +117,7 @@ class CurveLoraModel(FactorModel):
         """Leave heads that are part of the curve as they are at its point."""
         for adapter in self.peft_config:
             for wrapper, module in trained_modules(self.model, adapter).values():
-                if isinstance(module, CurvedModule):
+                if isinstance(module, StackedModule):
                     wrapper.modules_to_save[adapter] = module.materialize()
         return super().take_out(*args, **kwargs)
 
@@ -129,7 +127,7 @@ def _is_anchor(key: str) -> bool:
 
 
 @torch.no_grad()
-def _load_shared_heads(modules: dict[str, nn.Module], head: Heads) -> None:
+def _load_shared_heads(modules: dict[str, nn.Module], head: HeadTensors) -> None:
     """Give modules trained whole the tensors that all anchors carry."""
     flat = {f"{module}.{name}": tensor for module, tensors in head.items() for name, tensor in tensors.items()}
     own = {f"{name}.{key}": tensor for name, module in modules.items() for key, tensor in module.named_parameters()}

@@ -1,0 +1,130 @@
+"""Modules trained whole, such as a new head, whose tensors are a law's: one copy a member, or a control point."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from peft.utils.other import ModulesToSaveWrapper
+from torch import nn
+from torch.func import functional_call
+
+from ..internals.torch import MovesAlong
+from .holder import FactorHolder
+
+#: Tensors of modules, by module and tensor name.
+HeadTensors = dict[str, dict[str, torch.Tensor]]
+
+
+class HeadStacks(nn.Module):
+    """Parameters for the tensors of modules trained whole, one copy a member.
+
+    Args:
+        starts: Initial values (K, ...).
+    """
+
+    def __init__(self, starts: HeadTensors) -> None:
+        super().__init__()
+        self.names = [(module, name) for module, tensors in starts.items() for name in tensors]
+        self.stacks = nn.ParameterDict({head_key(m, n): nn.Parameter(starts[m][n]) for m, n in self.names})
+
+    def at(self, members: slice) -> HeadTensors:
+        """The tensors (K, ...) of some members."""
+        heads: HeadTensors = {}
+        for module, name in self.names:
+            heads.setdefault(module, {})[name] = rows_of(self.stacks[head_key(module, name)], members)
+        return heads
+
+
+def rows_of(stack: torch.Tensor, members: slice) -> torch.Tensor:
+    """Some members of a stack; all of them without a copy of the gradient on the way back."""
+    return stack if members == slice(0, len(stack)) else stack[members]
+
+
+def head_key(module: str, name: str) -> str:
+    """Name of a head's tensor in a dictionary of parameters, which takes no dots."""
+    return f"{module}.{name}".replace(".", "/")
+
+
+_TEMPLATES = threading.RLock()
+
+
+class StackedModule(MovesAlong):
+    """A module whose tensors come from the holder: what stands in PEFT's `modules_to_save` of a head in a law.
+
+    Args:
+        template: The module; its own tensors are not used.
+        holder: Where the law lives.
+        adapter: Adapter name.
+        name: The module's name in the base model.
+    """
+
+    def __init__(self, template: nn.Module, holder: FactorHolder, adapter: str, name: str) -> None:
+        super().__init__()
+        # tuples are no submodules: the template must neither be saved nor trained, nor the holder found twice
+        self._template, self._holder = (template.requires_grad_(False),), (holder,)
+        self.adapter, self.name = adapter, name
+
+    def companions(self) -> tuple[nn.Module, ...]:
+        """The template, whose dtype is that of the tensors."""
+        return self._template
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Apply the module with the tensors of the current draws; the rows of K draws come draw-major."""
+        if torch.compiler.is_compiling():
+            return self._call(self._template[0], args, kwargs)
+        with _TEMPLATES:  # a functional call puts its tensors into the one template for its duration
+            return self._call(self._template[0], args, kwargs)
+
+    def _call(self, template: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
+        tensors = self._tensors()
+        template.train(self.training)
+        count = len(next(iter(tensors.values())))
+        if count == 1:
+            return functional_call(template, {name: tensor[0] for name, tensor in tensors.items()}, args, kwargs)
+        x, *rest = args
+        outputs = [
+            functional_call(template, {name: tensor[k] for name, tensor in tensors.items()}, (part, *rest), kwargs)
+            for k, part in enumerate(x.chunk(count))
+        ]
+        return torch.cat(outputs)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        heads = self._holder[0].heads(self.adapter)[self.name]
+        return {name: heads[name].to(like.dtype) for name, like in self._template[0].named_parameters()}
+
+    @torch.no_grad()
+    def materialize(self) -> nn.Module:
+        """The module with the tensors of the current single draw, as an ordinary module."""
+        tensors = self._tensors()
+        for name, parameter in self._template[0].named_parameters():
+            parameter.data = tensors[name][0].detach().clone()
+        return self._template[0]
+
+
+def trained_modules(model: nn.Module, adapter: str) -> dict[str, tuple[ModulesToSaveWrapper, nn.Module]]:
+    """The modules that an adapter trains whole, by name in the base model, with PEFT's wrappers."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper) and adapter in module.modules_to_save:
+            found[name] = (module, module.modules_to_save[adapter])
+    return found
+
+
+def stacked_heads(model: nn.Module, holder: FactorHolder, adapter: str) -> HeadTensors:
+    """Put `StackedModule`s in the place of the modules that an adapter trains whole.
+
+    Args:
+        model: The base model.
+        holder: Where the adapter's law will live.
+        adapter: Its name.
+
+    Returns:
+        The modules' tensors as they were.
+    """
+    modules = trained_modules(model, adapter)
+    heads = {name: dict(module.named_parameters()) for name, (_, module) in modules.items()}
+    for name, (wrapper, module) in modules.items():
+        wrapper.modules_to_save[adapter] = StackedModule(module, holder, adapter, name)
+    return heads

@@ -1,0 +1,234 @@
+"""Run what comes before the first varying layer once, and only the rest for each draw.
+
+First the model runs on the B rows up to the first layer whose factors vary, and the output of every transformer block
+on the way is kept. Then it runs on all K * B rows, where each of those blocks answers with what was kept, repeated for
+the draws. Everything between and behind the blocks (embeddings, masks, positions, norms, heads) sees K * B rows, as it
+does when the batch is repeated from the start, so nothing about the architecture has to be known; what cannot be right
+(a block that runs twice, an output that is not one entry a row) is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from .asked import forward_replaced, only_here
+from .heads import StackedModule
+from .holder import FactorHolder
+from .modes import evaluating
+from .rows import repeat_rows
+
+
+class _FirstDrawReachedError(Exception):
+    """Raised from a hook to leave the model where the draws begin."""
+
+
+@dataclass
+class Prefix:
+    """What all draws share: the transformer blocks before the first varying layer, and their outputs.
+
+    Args:
+        outputs: Block and its output for the B rows, in the order of running.
+        rows: Number of rows B.
+    """
+
+    outputs: list[tuple[nn.Module, Any]]
+    rows: int
+
+    @contextmanager
+    def replayed(self, num_samples: int, idle: Iterable[nn.Module] = ()) -> Iterator[None]:
+        """Let the blocks answer with their kept outputs, repeated K-fold.
+
+        Args:
+            num_samples: How often K.
+            idle: Modules whose answer nobody reads, which then do nothing.
+        """
+        replays = {block: partial(_replay, output, num_samples, self.rows) for block, output in self.outputs}
+        with forward_replaced({**replays, **dict.fromkeys(idle, pass_on)}):
+            yield
+
+
+def run_prefix(call: Callable[[], Any], root: nn.Module, varying: list[nn.Module], rows: int) -> Prefix:
+    """Run a model up to the first module that varies between draws.
+
+    Args:
+        call: The forward on the B rows.
+        root: The base model.
+        varying: The modules that differ between draws, at least one.
+        rows: Number of rows B.
+
+    Returns:
+        The blocks that ran to their end, with their outputs; none if the draws begin at once.
+
+    Raises:
+        ValueError: If a block ran twice, or its output is not one entry a row.
+    """
+    blocks = blocks_of(root)
+    inside = {id(block): _contains(block, varying) for block in blocks}
+    in_blocks = {id(m) for block in blocks if inside[id(block)] for m in block.modules()}
+    outputs: list[tuple[nn.Module, Any]] = []
+
+    def keep(block: nn.Module, _: Any, output: Any) -> None:
+        outputs.append((block, output))
+
+    # The run ends where the draws begin, by an exception: at the entrance of the first block that holds a varying
+    # layer, or at a varying layer outside of all blocks (a head). Without it the blocks behind would run too, and what
+    # they answered for one draw would be replayed for all draws: a wrong prediction, not a slow one. Layers inside a
+    # block need no stop of their own, since the entrance of their block comes first.
+    stops = [block for block in blocks if inside[id(block)]] + [m for m in varying if id(m) not in in_blocks]
+    with only_here() as here, ExitStack() as stack:
+        for module in stops:
+            stack.callback(module.register_forward_pre_hook(here(_stop)).remove)
+        for block in blocks:
+            if not inside[id(block)]:
+                stack.callback(block.register_forward_hook(here(keep)).remove)
+        with suppress(_FirstDrawReachedError):
+            call()
+    _check(outputs, rows, root)
+    return Prefix(outputs, rows)
+
+
+def _stop(*_: Any) -> None:
+    raise _FirstDrawReachedError
+
+
+def blocks_of(root: nn.Module) -> list[nn.Module]:
+    """The members of the outermost module lists: a model's transformer blocks."""
+    found: list[nn.Module] = []
+    for child in root.children():
+        if isinstance(child, FactorHolder):
+            continue
+        found += list(child) if isinstance(child, nn.ModuleList) else blocks_of(child)
+    return found
+
+
+def _contains(block: nn.Module, modules: list[nn.Module]) -> bool:
+    ids = {id(module) for module in modules}
+    return any(id(module) in ids for module in block.modules())
+
+
+def _check(outputs: list[tuple[nn.Module, Any]], rows: int, root: nn.Module) -> None:
+    name = type(root).__name__
+    if len({id(block) for block, _ in outputs}) < len(outputs):
+        raise ValueError(
+            f"how='late' keeps one output of each block, but a block of {name} runs more than once in a forward. Use "
+            "how='sample'."
+        )
+    for _, output in outputs:
+        for tensor in _flatten(output):
+            if tensor.dim() < 2 or len(tensor) not in (1, rows):
+                raise ValueError(
+                    f"how='late' needs blocks that answer with one entry a row; one of {name} answered with shape "
+                    f"{tuple(tensor.shape)} for {rows} rows. Use how='sample'."
+                )
+
+
+def _flatten(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for part in value for t in _flatten(part)] if isinstance(value, (list, tuple)) else []
+
+
+def pass_on(_: Callable[..., Any], x: Any) -> Any:
+    """Stand in for the forward of a module that is to do nothing."""
+    return x
+
+
+def _replay(output: Any, num_samples: int, rows: int, *args: Any, **_: Any) -> Any:
+    repeated = repeat_rows({"output": output}, num_samples, rows)["output"]
+    # Reentrant checkpointing gives a block no gradient unless its input asks for one, which PEFT sees to at the
+    # embeddings. What is replayed has lost that on the way, and the blocks above would silently not train.
+    if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in args):
+        for tensor in _flatten(repeated):
+            tensor.requires_grad_(tensor.is_floating_point())
+    return repeated
+
+
+# --------------------------------------------------------------------- training
+
+
+def trunk_replay(root: nn.Module, inputs: dict[str, Any], rows: int, num_samples: int) -> Any:
+    """Run the frozen layers below everything that trains, once for all draws: without gradients and dropout.
+
+    Args:
+        root: The base model, about to make a training forward.
+        inputs: Arguments of the forward on the B rows, by name.
+        rows: Number of rows B.
+        num_samples: How often the rows will be repeated.
+
+    Returns:
+        The context in which they answer with that; `None` where there are none, or the model cannot be cut.
+    """
+    trunk = trunk_of(root)
+    if trunk is None:
+        return None
+    inputs = {name: value for name, value in inputs.items() if name not in ("labels", "num_items_in_batch")}
+    # not through the model's hooks, which would begin another forward of the adapters
+    call = partial(type(root).forward, root, **inputs)
+    with torch.no_grad(), evaluating(root, root):
+        try:
+            prefix = run_prefix(call, root, trunk.above, rows)
+        except ValueError:  # a block that runs twice, or that answers with other rows
+            return None
+    return prefix.replayed(num_samples, trunk.dropouts) if prefix.outputs else None
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The frozen lower part of a model that is being trained.
+
+    Args:
+        blocks: Its transformer blocks.
+        above: The modules above that train, or that hold an adapter's layer.
+        dropouts: Dropout before the blocks, whose answer nobody reads where the blocks' own are replayed.
+    """
+
+    blocks: list[nn.Module]
+    above: list[nn.Module]
+    dropouts: list[nn.Module]
+
+
+def trunk_of(root: nn.Module) -> Trunk | None:
+    """The blocks below the first that trains or is adapted; `None` where there is no such block, or it is sharded.
+
+    Args:
+        root: The base model.
+    """
+    above = [m for m in _without_holders(root) if isinstance(m, (BaseTunerLayer, StackedModule)) or _trains(m)]
+    ids = {id(module) for module in above}
+    blocks: list[nn.Module] = []
+    for block in blocks_of(root):
+        if any(id(module) in ids for module in block.modules()):
+            break
+        blocks.append(block)
+    # what trains must lie behind: a prompt, or embeddings that are trained, change what the blocks see
+    in_blocks = {id(m) for block in blocks for m in block.modules()}
+    order = list(_without_holders(root))
+    last = max((position for position, module in enumerate(order) if id(module) in in_blocks), default=-1)
+    below = order[: last + 1]
+    if not blocks or any(id(module) in ids for module in below):
+        return None
+    if any(isinstance(parameter, DTensor) for parameter in root.parameters()):
+        return None  # sharded parameters are gathered by hooks, which the trunk does not run through
+    return Trunk(blocks, above, [m for m in below if isinstance(m, nn.Dropout) and id(m) not in in_blocks])
+
+
+def _without_holders(root: nn.Module) -> Iterator[nn.Module]:
+    yield root
+    for child in root.children():
+        if not isinstance(child, FactorHolder):
+            yield from _without_holders(child)
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))

@@ -1,0 +1,95 @@
+"""A callback that keeps what the frozen lower layers answer, so that later epochs begin above them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..tuners.holder import holders_of
+from ..tuners.rows import move_batch
+from ..tuners.trunk_cache import CannotCacheError, TrunkCache, drop_cache, keep_cache, one_row_batches
+
+logger = logging.getLogger(__name__)
+
+#: Rows of the batch that what is kept is held against.
+_CHECKED = 8
+
+
+class TrunkCacheCallback(TrainerCallback):
+    """Computes the states below the first layer that trains once for each training row, before the first step.
+
+    For adapters whose layers begin above frozen ones: an `EnsembleLoraConfig`, or any law with `layers_to_transform`.
+    Every step then begins at the first layer that trains. Losses are those without the cache to rounding, and a
+    resumed run ends with the bits of an uninterrupted one. Each process computes all rows.
+
+    It switches itself off where it cannot be right: no frozen layers below, inputs beside tokens, streaming data, rows
+    that a collator changes at random, a trunk whose states depend on padding or on chance (dropout below an adapter
+    that has one function a row), states that do not fit. `reason` then says why, and the training goes on without.
+
+    Args:
+        max_bytes: Memory that the states may take, in bytes.
+        dtype: Type in which they are kept; the base model's when `None`. `torch.bfloat16` halves them, and rounds.
+        folder: Where a file keeps them if they take more; it is removed at the end.
+
+    Attributes:
+        reason: Why nothing is kept; `None` while it is.
+
+    Example:
+        >>> callback = TrunkCacheCallback(max_bytes=2**30)
+        >>> # Trainer(model, args, train_dataset=..., callbacks=[callback])
+    """
+
+    def __init__(
+        self, max_bytes: int = 2**31, dtype: torch.dtype | None = None, folder: str | Path | None = None
+    ) -> None:
+        if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 0:
+            raise ValueError(f"max_bytes must be a number of bytes, not negative, got {max_bytes!r}.")
+        self.max_bytes, self.dtype = max_bytes, dtype
+        self.folder = None if folder is None else Path(folder)
+        self.reason: str | None = "the training has not begun"
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Compute the states, or say why not."""
+        root = _root(kwargs["model"])
+        self.reason = None
+        try:
+            if root is None:
+                raise CannotCacheError("the model carries no adapter of peft_calib")
+            loader = kwargs["train_dataloader"]
+            dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
+            if not hasattr(dataset, "__len__") or collate is None:
+                raise CannotCacheError("the training rows are a stream")
+            rows = one_row_batches(root, _each(dataset, collate))
+            cache = TrunkCache(root, rows, self.dtype, self.max_bytes, self.folder)
+            some = collate([dataset[i] for i in range(min(_CHECKED, len(dataset)))])
+            cache.check(root, move_batch(dict(some), next(root.parameters()).device))
+            keep_cache(root, cache)
+        except CannotCacheError as error:
+            self.reason = str(error)
+            logger.info("The states below the first trained layer are not kept: %s.", error)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Give the memory back."""
+        root = _root(kwargs["model"])
+        if root is not None:
+            drop_cache(root)
+        if self.folder is not None:
+            (self.folder / "trunk-states.bin").unlink(missing_ok=True)
+
+
+def _each(dataset: Any, collate: Any) -> Iterator[dict[str, Any]]:
+    """A batch of each row alone, so that it has no padding but what the collator always adds."""
+    for number in range(len(dataset)):
+        yield dict(collate([dataset[number]]))
+
+
+def _root(model: nn.Module) -> nn.Module | None:
+    """The base model that carries the adapters."""
+    holders = holders_of(model)
+    return None if not holders else next((m for m in model.modules() if holders[0] in m.children()), None)
