@@ -1,8 +1,8 @@
 """Cost of training members against one PEFT LoRA on all layers: process CPU time of a whole training, and its memory.
 
 The same Trainer, rows, epochs, batches and optimiser; the arms in turn, compared turn by turn. Time is that of
-`Trainer.train`, the computing of the trunk's states included. Peak memory is the peak resident size of a process of its
-own for each arm, less that of a process that only loads the model.
+`Trainer.train`, with the computing of the trunk's states. Peak memory is by how much the resident size of a process
+of its own grows in a training of one epoch (Linux).
 
     python benchmarks/members.py --output benchmarks/results/members.json
     python benchmarks/members.py --model bert-12x768 --output benchmarks/results/members.json
@@ -10,13 +10,13 @@ own for each arm, less that of a process that only loads the model.
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -73,8 +73,8 @@ def text_rows(count: int) -> tuple[Dataset, DataCollatorWithPadding, int]:
     return encoded.remove_columns(names), DataCollatorWithPadding(tokenizer), len(data.label_names)
 
 
-def training(model: str, arm: str, rows: int, epochs: int) -> float:
-    """Process CPU seconds of one training."""
+def training(model: str, arm: str, rows: int, epochs: int, measure: Callable[[], float] = time.process_time) -> float:
+    """By how much `measure` grows in one training; process CPU seconds."""
     torch.set_num_threads(1)
     configure, keep = ARMS[arm]
     train, collate, classes = text_rows(rows)
@@ -96,30 +96,34 @@ def training(model: str, arm: str, rows: int, epochs: int) -> float:
         trainer = Trainer(
             adapted, arguments, train_dataset=train, data_collator=collate, callbacks=[callback] if keep else []
         )
-        start = time.process_time()
+        start = measure()
         trainer.train()
-        seconds = time.process_time() - start
+        grown = measure() - start
     if keep and callback.reason is not None:
         raise RuntimeError(f"{arm}: the trunk's states were not kept: {callback.reason}")
-    return seconds
+    return grown
 
 
-def peak(model: str, arm: str | None, rows: int) -> int:
-    """Peak resident bytes of a process that trains one epoch of an arm; that only loads the model for `None`."""
-    code = "import sys; sys.argv = sys.argv[1:]; import members; members.alone()"
-    line = [sys.executable, "-c", code, "-", model, arm or "", str(rows)]
+class PeakBytes:
+    """The resident size of this process when first asked; then the largest since."""
+
+    asked = False
+
+    def __call__(self) -> float:
+        name = "VmHWM" if self.asked else "VmRSS"
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        if not self.asked:
+            Path("/proc/self/clear_refs").write_text("5")  # the largest size is counted anew
+        self.asked = True
+        return 1024.0 * int(lines[name].split()[0])
+
+
+def peak(model: str, arm: str, rows: int) -> float:
+    """Bytes by which a process grows at most that trains one epoch of an arm."""
+    code = "import sys, members; print(members.training(*sys.argv[1:3], int(sys.argv[3]), 1, members.PeakBytes()))"
+    line = [sys.executable, "-c", code, model, arm, str(rows)]
     found = subprocess.run(line, capture_output=True, text=True, check=True, cwd=sys.path[0])
-    return int(found.stdout.split()[-1])
-
-
-def alone() -> None:
-    """What `peak` starts."""
-    model, arm, rows = sys.argv[1:]
-    if arm:
-        training(model, arm, int(rows), 1)
-    else:
-        MODELS[model](text_rows(int(rows))[2])
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return float(found.stdout.split()[-1])
 
 
 def main() -> None:
@@ -133,9 +137,8 @@ def main() -> None:
     for arm in ARMS:  # the first forward of a process is slower than the others
         training(args.model, arm, 32, 1)
     found = take_turns(arms, "lora", args.turns)
-    loaded = peak(args.model, None, args.rows)
     for arm, figures in found.items():
-        figures["peak_bytes"] = peak(args.model, arm, args.rows) - loaded
+        figures["peak_bytes"] = peak(args.model, arm, args.rows)
         figures["peak_ratio"] = figures["peak_bytes"] / found["lora"]["peak_bytes"]
         print(f"{arm:30} {figures['median_ratio']:.3f} {figures['peak_ratio']:.3f}")
     case = {"rows": args.rows, "epochs": args.epochs, "turns": args.turns, "arms": found}
