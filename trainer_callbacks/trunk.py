@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..tuners.holder import holders_of
+from ..tuners.laws import holders_of
 from ..tuners.rows import move_batch
 from ..tuners.trunk_cache import CannotCacheError, TrunkCache, drop_cache, keep_cache, one_row_batches
 
