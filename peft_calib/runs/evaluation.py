@@ -277,8 +277,9 @@ def _variants(config: RunConfig, num_samples: int | None) -> dict[str, int]:
         return variants
     if "sample" not in variants:
         raise ValueError(f"a run of {config.method} is deterministic: --num-samples means nothing to it")
-    if num_samples < 1 or (config.method == "ensemble" and num_samples > config.members):
-        most = f" and at most {config.members}, its members" if config.method == "ensemble" else ""
+    of_members = config.method in ("ensemble", "ensemble-lora")
+    if num_samples < 1 or (of_members and num_samples > variants["sample"]):
+        most = f" and at most {config.members}, its members" if of_members else ""
         raise ValueError(f"--num-samples must be at least 1{most}, got {num_samples}")
     return {**variants, "sample": num_samples}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from peft import LoraConfig, PeftConfig
 
-from ..tuners import BayesianLoraConfig, CalibLoraConfig, CurveLoraConfig, HyperLoraConfig
+from ..tuners import BayesianLoraConfig, CalibLoraConfig, CurveLoraConfig, EnsembleLoraConfig, HyperLoraConfig
 from .folder import RunFolder
 from .from_outside import named_class
 from .settings import RunConfig
@@ -22,6 +22,7 @@ CONFIGS: dict[str, type] = {
     "hyper-lora": HyperLoraConfig,
     "bayesian-lora": BayesianLoraConfig,
     "curve-lora": CurveLoraConfig,
+    "ensemble-lora": EnsembleLoraConfig,
     "ensemble": LoraConfig,
 }
 #: Name of the stage whose adapter is the run's.
@@ -82,6 +83,7 @@ def plan(
     if config.method not in ("ensemble", "curve-lora"):
         kind = config_class(config.method)
         told = {"seed": config.seed, "sample_seed": config.seed, "num_train_examples": num_train_items}
+        told["num_members"] = config.members
         return single(kind, **{name: value for name, value in told.items() if name in _fields_of(kind)})
     if config.method == "ensemble":
         further = _adapter_fields(config, LoraConfig)
@@ -109,6 +111,8 @@ def prediction_variants(config: RunConfig) -> dict[str, int]:
     """
     if config.method == "ensemble":
         return {"sample": config.members}
+    if config.method == "ensemble-lora":
+        return {"mean": 1, "sample": config.members}
     if config.method != "curve-lora":
         draws_differ = getattr(config_class(config.method), "draws_differ", False)
         return {"mean": 1, "sample": config.num_samples} if draws_differ else {"mean": 1}

@@ -14,7 +14,7 @@ import yaml
 from ..calibration.scores.table import KEYS, TABLED
 
 TASKS = ("seq-cls", "multiple-choice", "token-cls", "causal-lm")
-METHODS = ("lora", "hyper-lora", "bayesian-lora", "curve-lora", "ensemble")
+METHODS = ("lora", "hyper-lora", "bayesian-lora", "curve-lora", "ensemble-lora", "ensemble")
 MODES = ("anchored", "free")
 #: A method from outside: its configuration's module and class.
 _FROM_OUTSIDE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -68,7 +68,7 @@ class RunConfig:
     )
     adapter: dict[str, Any] = _setting({}, "Further fields of the method's PEFT configuration.")
     num_samples: int = _setting(8, "Draws K of a prediction (bayesian-lora).")
-    members: int = _setting(5, "Members of an ensemble.")
+    members: int | None = _setting(None, "Members of an ensemble-lora (2 if not given), of an ensemble (5).")
     anchors: int = _setting(3, "Anchors N of a curve.")
     handles: int = _setting(2, "Handles m of a segment of a curve.")
     mode: str = _setting("anchored", "Curve: 'anchored' trains N LoRAs and joins them, 'free' trains all at once.")
@@ -102,6 +102,8 @@ class RunConfig:
             if getattr(self, name) not in choices and not of_ones_own:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
         check_metrics(self.metrics)
+        if self.members is None:
+            object.__setattr__(self, "members", 5 if self.method == "ensemble" else 2)
         self._check_ranges()
         if self.lora_alpha is None:
             object.__setattr__(self, "lora_alpha", float(2 * self.rank))

@@ -35,6 +35,7 @@ from ..trainer_callbacks import (
     CalibrationCallback,
     CheckpointGuardCallback,
     RegularizerScheduleCallback,
+    TrunkCacheCallback,
     last_complete_checkpoint,
 )
 from ..tuners.objective import prepare_for_trainer
@@ -100,14 +101,18 @@ def run_stage(stage: Stage, material: Material, folder: RunFolder, progress: Pro
             trained_on=next(iter(material.record.trained_on.values())),
             calibrated_on=next(iter(material.record.calibrated_on.values())),
         )
-        trainer = _trainer(model, stage, material, folder, progress)
+        kept = TrunkCacheCallback()
+        trainer = _trainer(model, stage, material, folder, progress, kept)
         checkpoint = last_complete_checkpoint(folder.training(stage.name))
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=checkpoint)
+        if kept.reason is None:
+            progress.console.print("What the frozen lower layers answer was computed once for all epochs")
         facts = {
             "seed": stage.seed,
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "optimizer_steps": trainer.state.global_step,
+            "lower_layers_kept": kept.reason is None,
             "seconds": round(time.perf_counter() - start, 1),
             "resumed_at_step": None if checkpoint is None else int(checkpoint.rpartition("-")[2]),
         }
@@ -161,11 +166,19 @@ def training_arguments(config: RunConfig, **own: Any) -> TrainingArguments:
     return TrainingArguments(**values)
 
 
-def _trainer(model: PeftModel, stage: Stage, material: Material, folder: RunFolder, progress: Progress) -> Trainer:
+def _trainer(
+    model: PeftModel,
+    stage: Stage,
+    material: Material,
+    folder: RunFolder,
+    progress: Progress,
+    kept: TrunkCacheCallback,
+) -> Trainer:
     config, task = material.config, material.task
     callbacks: list[TrainerCallback] = [
         RegularizerScheduleCallback(),
         StepProgress(progress, stage.name, config.metrics),
+        kept,
     ]
     options: dict[str, Any] = {}
     if task.labels is not None:

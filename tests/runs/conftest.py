@@ -69,5 +69,6 @@ def trained(train) -> dict[str, Path]:
         "hyper-lora": train("hyper-lora"),
         "bayesian-lora": train("bayesian-lora", "--num-samples", 3, "--adapter-option", "kl_weight=0.1"),
         "curve-lora": train("curve-lora", "--anchors", 2, "--handles", 1),
+        "ensemble-lora": train("ensemble-lora"),
         "ensemble": train("ensemble", "--members", 2),
     }

@@ -17,8 +17,13 @@ from peft_calib.runs.rows import load_run_rows
 from peft_calib.splits import RowSet, read_split
 from peft_calib.trainer_callbacks import load_recalibration
 
-METHODS = ["lora", "hyper-lora", "bayesian-lora", "curve-lora", "ensemble"]
-PEFT_TYPES = {"lora": "LORA", "hyper-lora": "HYPERLORA", "bayesian-lora": "BAYESIANLORA", "curve-lora": "CURVELORA"}
+METHODS = ["lora", "hyper-lora", "bayesian-lora", "curve-lora", "ensemble-lora", "ensemble"]
+PEFT_TYPES = {
+    "lora": "LORA",
+    "hyper-lora": "HYPERLORA",
+    "bayesian-lora": "BAYESIANLORA",
+    "curve-lora": "CURVELORA",
+} | {"ensemble-lora": "ENSEMBLELORA"}
 
 
 def weights(folder):
@@ -106,7 +111,9 @@ def test_the_curve_passes_through_its_anchors(trained, test_file):
         torch.testing.assert_close(on_curve.probabilities, alone.probabilities, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("method", "draws"), [("bayesian-lora", 3), ("curve-lora", 5), ("ensemble", 2)])
+@pytest.mark.parametrize(
+    ("method", "draws"), [("bayesian-lora", 3), ("curve-lora", 5), ("ensemble", 2), ("ensemble-lora", 2)]
+)
 def test_draws_are_averaged_as_probabilities(trained, test_file, method, draws):
     run = FinishedRun.load(trained[method])
     rows = run.task.canonical(read(test_file), "test", "train")
@@ -202,7 +209,7 @@ def test_export(trained, test_file, tmp_path):
 
 
 def test_export_of_draws(trained, test_file, tmp_path):
-    for method, count in (("bayesian-lora", 3), ("ensemble", 2), ("curve-lora", 5)):
+    for method, count in (("bayesian-lora", 3), ("ensemble", 2), ("ensemble-lora", 2), ("curve-lora", 5)):
         assert peft_calib("export", trained[method], tmp_path / method, "--num-samples", count) is None
         run = FinishedRun.load(trained[method])
         rows = run.task.canonical(read(test_file), "test", "train")
@@ -273,3 +280,13 @@ def test_a_method_that_is_none_is_refused(method, message, train_file, tiny_mode
     refused = peft_calib("train", "--output-dir", tmp_path / "run", *base)
     assert message in refused
     assert not (tmp_path / "run" / "training").exists()
+
+
+def test_members_share_what_lies_below_them(trained, train):
+    stage = json.loads((trained["ensemble-lora"] / "adapter" / "stage.json").read_text())
+    assert stage["lower_layers_kept"]
+    assert not json.loads((trained["bayesian-lora"] / "adapter" / "stage.json").read_text())["lower_layers_kept"]
+    run = FinishedRun.load(train("ensemble-lora", "--members", 3, "--adapter-option", "layers=1"))
+    assert run.variants == {"mean": 1, "sample": 3}
+    config = run.model.peft_config["default" if "default" in run.model.peft_config else "adapter"]
+    assert (config.num_members, config.layers) == (3, 1)
