@@ -13,8 +13,8 @@ from peft_calib.calibration.inputs import as_numpy
 class DirectMetric(evaluate.Metric):
     """A metric whose one-call `compute` takes arrays as they are; Arrow copies them at a thousand times the cost.
 
-    Rows that are added one by one or by batches do go through Arrow, which casts class ids to floats: what they were
-    is looked at before, and refused in `compute`, which is told what they stand for (an uncertainty may be whole).
+    Arrow casts the class ids of rows that are added one by one to floats: what they were is looked at before, and
+    refused in `compute`, which is told what they stand for (an uncertainty may be whole).
     """
 
     _class_ids: Exception | None = None

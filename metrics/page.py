@@ -21,21 +21,7 @@ FORMATS = """\
 
 
 def parse_rows(text: str) -> tuple[Any, Any]:
-    r"""Predictions and references from JSON or CSV text.
-
-    Args:
-        text: Either of the two `FORMATS`.
-
-    Returns:
-        Predictions (a list of numbers a row, or one number a row) and integer references.
-
-    Raises:
-        ValueError: Saying what cannot be read, and in which line.
-
-    Example:
-        >>> parse_rows("p0,p1,label\n0.9,0.1,0\n0.3,0.7,1")
-        ([[0.9, 0.1], [0.3, 0.7]], [0, 1])
-    """
+    """Predictions and integer references from JSON or CSV text; a ValueError says what cannot be read, and where."""
     text = text.strip()
     if not text:
         raise ValueError("There is nothing to read: paste rows or upload a file.")
@@ -43,11 +29,7 @@ def parse_rows(text: str) -> tuple[Any, Any]:
 
 
 def read_rows(path: str | Path) -> tuple[Any, Any]:
-    """`parse_rows` of a file.
-
-    Raises:
-        ValueError: If it is not UTF-8 text, or cannot be parsed.
-    """
+    """`parse_rows` of a file."""
     try:
         return parse_rows(Path(path).read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -55,17 +37,7 @@ def read_rows(path: str | Path) -> tuple[Any, Any]:
 
 
 def safely(measure: Measure, text: str, path: str | None, settings: dict[str, Any]) -> tuple[str, str]:
-    """Runs a measure on pasted or uploaded rows; whatever is wrong with them becomes a readable heading.
-
-    Args:
-        measure: What to compute.
-        text: Pasted rows.
-        path: An uploaded file, which goes before pasted rows.
-        settings: Passed on.
-
-    Returns:
-        Markdown and HTML.
-    """
+    """Measures an uploaded file, else pasted rows, as Markdown and HTML; what is wrong becomes a heading."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
@@ -95,19 +67,7 @@ def table(scores: dict[str, float]) -> str:
 def build_page(
     title: str, description: str, measure: Measure, kinds: list[str], example: str, bins: bool = False
 ) -> Any:
-    """The page as `gradio.Blocks`.
-
-    Args:
-        title: Heading.
-        description: Markdown below it.
-        measure: What to compute when the button is pressed.
-        kinds: Choices of `settings["input"]`, the first one preset.
-        example: Text the box starts with.
-        bins: Whether to ask for `settings["num_bins"]`.
-
-    Returns:
-        The blocks; `.launch()` serves them.
-    """
+    """The page as `gradio.Blocks`; `kinds` are the choices of `input`, `bins` asks for `num_bins` too."""
     import gradio
 
     def run(text: str, path: str | None, kind: str, num_bins: int) -> tuple[str, str]:

@@ -41,21 +41,10 @@ def log_probabilities(probabilities: Array) -> Array:
 
 
 def unwrapped(answer: Any) -> Any:
-    """The predictions in a model's answer: its `logits` by name, or the first array of rows in a tuple.
+    """The predictions in a model's answer: its `logits` by name, or the first array of rows in a tuple; else itself.
 
-    Args:
-        answer: A `ModelOutput` or any mapping or object with `logits`; a tuple such as `(loss, logits, hidden)` or
-            `(logits, hidden)`, as `return_dict=False` and `Trainer.predict` give it; or the array itself.
-
-    Returns:
-        The array; anything else as it came.
-
-    Raises:
-        ValueError: For a mapping without `logits`.
-
-    Example:
-        >>> unwrapped((torch.tensor(0.7), torch.zeros(2, 3), (torch.zeros(2, 4, 8),))).shape
-        torch.Size([2, 3])
+    Tuples such as `(loss, logits, hidden)` and `(logits, hidden)` are what `return_dict=False` and `Trainer.predict`
+    give.
     """
     if isinstance(answer, Mapping):
         if "logits" not in answer:
@@ -86,21 +75,10 @@ def without_masks(logits: np.ndarray) -> np.ndarray:
 
 
 def refuse_class_ids(values: np.ndarray, name: str = "predictions") -> None:
-    """Refuses predictions that are class ids or class names where probabilities are needed.
+    """Refuses predictions that are class ids or class names where probabilities are needed, before any cast.
 
     `np.argmax(logits, axis=-1)` and the pipelines' top labels end up here. As numbers, the 0s and 1s of two classes
     would pass for probabilities of class 1, and the calibration error would be the error rate.
-
-    Args:
-        values: The predictions, before any cast.
-        name: What to call them in the message.
-
-    Raises:
-        ValueError: For integers in one axis or one column, and integer rows that are one-hot.
-        TypeError: For text.
-
-    Example:
-        >>> refuse_class_ids(np.array([0.0, 1.0, 1.0]))  # certain probabilities
     """
     is_text = values.dtype.kind in "US" or (values.dtype == object and any(isinstance(v, str) for v in values.flat))
     is_whole = values.dtype.kind in "iu" and values.size > 0

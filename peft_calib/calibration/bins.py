@@ -20,17 +20,11 @@ FEWEST_ROWS = 16
 
 @dataclass(frozen=True)
 class BinStatistics:
-    """What every binned score needs to know, additive over batches and ranks.
+    """What every binned score needs to know, additive over batches and ranks."""
 
-    Attributes:
-        counts: `(..., B)` rows in each bin; int64 for uniform bins, float64 (mass) for equal-mass bins.
-        confidence_sums: `(..., B)` float64 sums of the predicted probability.
-        outcome_sums: `(..., B)` float64 sums of the outcome (1 where the event happened).
-    """
-
-    counts: np.ndarray
-    confidence_sums: np.ndarray
-    outcome_sums: np.ndarray
+    counts: np.ndarray  # `(..., B)` rows in each bin; int64 for uniform bins, float64 (mass) for equal-mass bins
+    confidence_sums: np.ndarray  # `(..., B)` float64 sums of the predicted probability
+    outcome_sums: np.ndarray  # `(..., B)` float64 sums of the outcome (1 where the event happened)
 
     def __add__(self, other: BinStatistics) -> BinStatistics:
         return BinStatistics(
@@ -71,17 +65,11 @@ class BinStatistics:
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Rows grouped by distinct value, ascending: the exact form of an equal-mass sketch.
+    """Rows grouped by distinct value, ascending: the exact form of an equal-mass sketch."""
 
-    Attributes:
-        counts: `(G,)` rows with that value (or in that cell).
-        value_sums: `(G,)` float64 sum of the values.
-        outcome_sums: `(G,)` float64 sum of the outcomes.
-    """
-
-    counts: np.ndarray
-    value_sums: np.ndarray
-    outcome_sums: np.ndarray
+    counts: np.ndarray  # `(G,)` rows with that value (or in that cell)
+    value_sums: np.ndarray  # `(G,)` float64 sum of the values
+    outcome_sums: np.ndarray  # `(G,)` float64 sum of the outcomes
 
     @cached_property
     def up_to(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -104,17 +92,10 @@ def uniform_edges(num_bins: int) -> np.ndarray:
 
 
 def uniform_index(values: np.ndarray, num_bins: int) -> np.ndarray:
-    """Index of the `(lo, hi]` bin of each value, the first bin closed at zero.
+    """Index of the `(lo, hi]` bin of each value in [0, 1], the first bin closed at zero.
 
     `ceil(v * B) - 1` is only a first guess: 0.8 * 15 is not 12 in floating point. It is compared with the edges
     themselves, so the answer is that of a binary search, in a fifth of the time.
-
-    Args:
-        values: `(N,)` float64 in [0, 1].
-        num_bins: Number of bins.
-
-    Returns:
-        `(N,)` int64 in `[0, num_bins)`.
     """
     edges = uniform_edges(num_bins)
     index = np.ceil(values * num_bins).astype(np.int64)
@@ -126,17 +107,7 @@ def uniform_index(values: np.ndarray, num_bins: int) -> np.ndarray:
 
 
 def accumulate(index: np.ndarray, values: np.ndarray, outcomes: np.ndarray, num_bins: int) -> BinStatistics:
-    """Sufficient statistics of rows whose bins are known.
-
-    Args:
-        index: `(N,)` integer bin of each row.
-        values: `(N,)` float64 predicted probabilities.
-        outcomes: `(N,)` bool or float outcomes.
-        num_bins: Number of bins.
-
-    Returns:
-        `(num_bins,)` statistics.
-    """
+    """`(num_bins,)` statistics of rows whose bins are known."""
     return BinStatistics(
         np.bincount(index, minlength=num_bins),
         np.bincount(index, weights=values, minlength=num_bins),
@@ -145,12 +116,7 @@ def accumulate(index: np.ndarray, values: np.ndarray, outcomes: np.ndarray, num_
 
 
 def uniform_bins(values: np.ndarray, outcomes: np.ndarray, num_bins: int) -> BinStatistics:
-    """Equal-width sufficient statistics of `(N,)` values and outcomes, chunk by chunk.
-
-    Example:
-        >>> uniform_bins(np.array([0.0, 0.5, 1.0]), np.array([False, True, True]), 2).counts
-        array([2, 1])
-    """
+    """Equal-width sufficient statistics of `(N,)` values and outcomes, chunk by chunk."""
     total = _zeros((num_bins,))
     for start in range(0, len(values), CHUNK):
         part, happened = values[start : start + CHUNK], outcomes[start : start + CHUNK]
@@ -159,16 +125,7 @@ def uniform_bins(values: np.ndarray, outcomes: np.ndarray, num_bins: int) -> Bin
 
 
 def classwise_uniform_bins(probabilities: np.ndarray, labels: np.ndarray, num_bins: int) -> BinStatistics:
-    """Equal-width statistics of each class column against `labels == class`.
-
-    Args:
-        probabilities: `(N, C)` float64.
-        labels: `(N,)` int64.
-        num_bins: Number of bins.
-
-    Returns:
-        `(C, num_bins)` statistics.
-    """
+    """`(C, num_bins)` equal-width statistics of each class column against `labels == class`."""
     num_classes = probabilities.shape[1]
     cells = num_classes * num_bins
     counts, sums, hits = np.zeros(cells, np.int64), np.zeros(cells), np.zeros(cells)
@@ -198,17 +155,11 @@ FINEST = np.float32(2.0**-30)
 
 
 def cells_of(values: np.ndarray, fineness: int) -> np.ndarray:
-    """The cell of each value, of cells that narrow towards 0 and 1, where models keep their probabilities.
+    """The uint16 cell of each value in [0, 1], of cells that narrow towards both ends, where models keep theirs.
 
-    Each octave of the distance from the nearer end has `2 ** fineness` cells, so that the leading bits of that
-    distance are the cell's number. A greater value is never in an earlier cell; what counts as tied is in one.
-
-    Args:
-        values: `(N,)` float64 in [0, 1].
-        fineness: At most 9.
-
-    Returns:
-        `(N,)` uint16, below `num_cells(fineness)`.
+    Each octave of the distance from the nearer end has `2 ** fineness` cells (`fineness` is at most 9), so that the
+    leading bits of that distance are the cell's number. A greater value is never in an earlier cell; what counts as
+    tied is in one.
     """
     cells = np.empty(len(values), np.uint16)
     first, last = np.array(FINEST).view(np.int32) >> 23 - fineness, num_cells(fineness) - 1
@@ -232,12 +183,7 @@ def num_cells(fineness: int) -> int:
 
 
 def ascending(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Sorts int64 keys that are in the order of their values, cell by cell: half the time of one sort of many.
-
-    Args:
-        keys: `(N,)`.
-        values: `(N,)` float64 in [0, 1].
-    """
+    """Sorts int64 keys that are in the order of their values, cell by cell: half the time of one sort of many."""
     if len(keys) < 1 << 16:
         return np.sort(keys)
     cells = cells_of(values, 6)
@@ -250,17 +196,10 @@ def ascending(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def group_by_value(values: np.ndarray, outcomes: np.ndarray) -> Groups:
-    """Groups rows by distinct value in ascending order.
+    """Groups rows by distinct value in [0, 1], in ascending order.
 
     The outcome rides in the lowest bit of the value's mantissa, so that one plain sort (no argsort, no gather) orders
     both. Values that differ in that bit only, by one part in 10^16, count as tied.
-
-    Args:
-        values: `(N,)` float64 in [0, 1].
-        outcomes: `(N,)` bool.
-
-    Returns:
-        The groups.
     """
     keys = tie_key(values).view(np.int64)
     keys |= outcomes.astype(np.int64)
@@ -276,22 +215,9 @@ def group_by_value(values: np.ndarray, outcomes: np.ndarray) -> Groups:
 
 
 def equal_mass_bins(groups: Groups, num_bins: int) -> BinStatistics:
-    """Cuts groups in ascending order into bins of exactly equal mass.
+    """Cuts groups, or the cells of a histogram, in ascending order into bins of exactly equal (float64) mass.
 
-    The cumulative sums are interpolated at `b N / num_bins`, which spreads a group over the bins it touches in
-    proportion.
-
-    Args:
-        groups: Rows grouped by value, or the cells of a histogram.
-        num_bins: Number of bins.
-
-    Returns:
-        `(num_bins,)` statistics with float64 masses; zeros if there is no row.
-
-    Example:
-        >>> groups = group_by_value(np.array([0.2, 0.2, 0.9]), np.array([True, False, True]))
-        >>> equal_mass_bins(groups, 2).outcome.round(3)
-        array([0.5  , 0.833])
+    The cumulative sums are interpolated at `b N / num_bins`, which spreads a group over its bins in proportion.
     """
     rows, values, outcomes = groups.up_to
     if rows[-1] == 0.0:
@@ -303,14 +229,7 @@ def equal_mass_bins(groups: Groups, num_bins: int) -> BinStatistics:
 
 
 def top_label(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Confidence and predicted class (the first one among equals) of each row.
-
-    Args:
-        probabilities: `(N, C)` float64.
-
-    Returns:
-        `(N,)` float64 confidences and `(N,)` int64 classes.
-    """
+    """`(N,)` confidence and predicted class (the first one among equals) of each row."""
     if probabilities.shape[1] > 32:
         predicted = probabilities.argmax(axis=1)
         return np.take_along_axis(probabilities, predicted[:, None], axis=1)[:, 0], predicted

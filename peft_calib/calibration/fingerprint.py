@@ -18,17 +18,11 @@ SKETCH_SIZE = 4096
 
 @dataclass(frozen=True)
 class SplitFingerprint:
-    """A digest of a set of rows, and a sample of row hashes that is the same sample in any other set.
+    """A digest of a set of rows, and a sample of row hashes that is the same sample in any other set."""
 
-    Attributes:
-        digest: Hex SHA-256 of the sorted row hashes; equal for the same rows in any order.
-        num_rows: Rows in the set.
-        hashes: Sorted smallest row hashes, at most `SKETCH_SIZE`.
-    """
-
-    digest: str
-    num_rows: int
-    hashes: tuple[int, ...]
+    digest: str  # Hex SHA-256 of the sorted row hashes; equal for the same rows in any order
+    num_rows: int  # Rows in the set
+    hashes: tuple[int, ...]  # Sorted smallest row hashes, at most `SKETCH_SIZE`
 
     @classmethod
     def of(cls, predictions: np.ndarray, labels: np.ndarray) -> SplitFingerprint:
@@ -43,10 +37,7 @@ class SplitFingerprint:
         return cls(digest, len(ordered), tuple(int(h) for h in ordered[:SKETCH_SIZE]))
 
     def overlap(self, hashes: np.ndarray) -> float:
-        """Share of the rows with these hashes that are in this set (estimated if the set is larger than the sketch).
-
-        Only hashes up to the largest one remembered can be judged, and those are judged exactly.
-        """
+        """Share of these rows in this set; of a larger set only hashes up to the largest remembered are judged."""
         known = np.array(self.hashes, dtype=np.uint64)
         judged = hashes if self.num_rows <= SKETCH_SIZE else hashes[hashes <= known[-1]]
         return float(np.isin(judged, known).mean()) if len(judged) else 0.0
@@ -61,11 +52,7 @@ class SplitFingerprint:
 
     @classmethod
     def from_fields(cls, fields: Fields) -> SplitFingerprint:
-        """The same for the fields of a file.
-
-        Raises:
-            ValueError: If they describe no set of rows; the message names field and value.
-        """
+        """The same for the fields of a file; a ValueError names field and value."""
         digest, num_rows = fields.text("digest"), fields.integer("num_rows", least=1)
         hashes: Sequence[str] = fields.listing("hashes", str)
         if not re.fullmatch(r"[0-9a-f]{64}", digest):

@@ -16,19 +16,12 @@ MOST_BINS = 10_000
 
 
 class Rows(NamedTuple):
-    """Checked rows, the only thing the kernel ever sees.
+    """Checked rows, the only thing the kernel ever sees."""
 
-    Attributes:
-        probabilities: `(N, C)` float64, non-negative, rows summing to one up to storage rounding.
-        labels: `(N,)` int64 in `[0, C)`.
-        binary: True when the caller gave one number per row, the probability of class 1.
-        dtype: Numpy dtype the predictions came in (float32 for bfloat16).
-    """
-
-    probabilities: np.ndarray
-    labels: np.ndarray
-    binary: bool = False
-    dtype: np.dtype = np.dtype(np.float64)
+    probabilities: np.ndarray  # `(N, C)` float64, non-negative, rows summing to one up to storage rounding
+    labels: np.ndarray  # `(N,)` int64 in `[0, C)`
+    binary: bool = False  # True when the caller gave one number per row, the probability of class 1
+    dtype: np.dtype = np.dtype(np.float64)  # Numpy dtype the predictions came in (float32 for bfloat16)
 
     @property
     def num_classes(self) -> int:
@@ -43,28 +36,11 @@ def as_rows(
     mask: Any = None,
     ignore_index: int | None = -100,
 ) -> Rows:
-    """Checks predictions and labels and returns them as flat float64 rows.
+    """Checks predictions and labels, as `calibration_report` takes them, and returns them as flat float64 rows.
 
-    Args:
-        predictions: `(N, C)`, `(N,)` for the probability (or logit) of class 1, or `(..., C)` with labels `(...)` as
-            in token classification. Lists, numpy and torch (any device, half precision included) are taken, and a
-            model's whole answer: a `ModelOutput`, a mapping with `logits`, a tuple.
-        labels: Integer class ids, one a row.
-        input: `"probabilities"` or `"logits"`. It is checked, never guessed.
-        mask: Boolean, of the labels' shape; rows where it is False are dropped.
-        ignore_index: Rows with this label are dropped; None keeps (and then checks) every row.
-
-    Returns:
-        The checked rows.
-
-    Raises:
-        ValueError: For wrong shapes, NaN or infinity, numbers that are not probabilities, class ids in place of
-            probabilities, labels out of range, nothing left to measure.
-        TypeError: For labels that are not integers, or predictions that are not numbers.
-
-    Example:
-        >>> as_rows([[0.9, 0.1], [0.4, 0.6]], [0, 1]).probabilities.shape
-        (2, 2)
+    Predictions are `(N, C)`, `(N,)` for the probability (or logit) of class 1, or `(..., C)` with labels `(...)` as in
+    token classification: lists, numpy, torch (any device, half precision included), or a model's whole answer. `input`
+    is checked, never guessed. With `ignore_index=None` every row is kept, and then checked.
     """
     taken = _take(predictions, labels, input, mask, ignore_index)
     if input == "logits":
@@ -76,41 +52,20 @@ def as_rows(
 
 
 class LogitRows(NamedTuple):
-    """Checked rows of logits, what recalibration is fitted on.
+    """Checked rows of logits, what recalibration is fitted on."""
 
-    Attributes:
-        logits: `(N, C)` float64; -inf where a class is masked, at least one finite number a row.
-        labels: `(N,)` int64 in `[0, C)`.
-        sequences: `(N,)` int64 place on the first axis of what was given: rows of one sequence are not independent.
-    """
-
-    logits: np.ndarray
-    labels: np.ndarray
+    logits: np.ndarray  # `(N, C)` float64; -inf where a class is masked, at least one finite number a row
+    labels: np.ndarray  # `(N,)` int64 in `[0, C)`
+    # `(N,)` int64 place on the first axis of what was given: rows of one sequence are not independent
     sequences: np.ndarray
 
 
 def as_logit_rows(
     answer: Any, labels: Any, *, input: str = "logits", mask: Any = None, ignore_index: int | None = -100
 ) -> LogitRows:
-    """Checks a model's answer and its labels as `as_rows` does, and returns flat float64 logits.
+    """Checks a model's answer and its labels as `as_rows` does, and returns flat float64 logits; -inf masks a class.
 
-    Args:
-        answer: As the predictions of `as_rows`; a logit of -inf masks its class.
-        labels: As there.
-        input: `"logits"` or `"probabilities"`, whose logarithm is taken by `log_probabilities`.
-        mask: As there.
-        ignore_index: As there.
-
-    Returns:
-        The checked rows.
-
-    Raises:
-        ValueError: As `as_rows`.
-        TypeError: As `as_rows`.
-
-    Example:
-        >>> as_logit_rows(np.zeros((2, 3, 4)), [[0, -100, -100], [1, 2, 3]]).sequences
-        array([0, 1, 1, 1])
+    Of probabilities the logarithm is taken by `log_probabilities`.
     """
     taken = _take(answer, labels, input, mask, ignore_index)
     if input == "logits":
@@ -123,19 +78,7 @@ def as_logit_rows(
 
 
 def as_logits(answer: Any, *, input: str = "logits") -> np.ndarray:
-    """Checks a model's answer without labels and returns its logits in float64, in the shape they came in.
-
-    Args:
-        answer: `(..., C)`, or `(N,)` for the logit (or probability) of class 1, in any wrapping that `as_rows` takes.
-        input: `"logits"` or `"probabilities"`.
-
-    Returns:
-        `(..., C)` float64.
-
-    Raises:
-        ValueError: For a single column, no row, NaN, infinity, class ids, or numbers that are not what `input` says.
-        TypeError: If they are not numbers.
-    """
+    """Checks a model's answer without labels; its `(..., C)` logits in float64, `(N, 2)` for the logit of class 1."""
     _check_kind(input)
     answer = unwrapped(answer)
     given = as_numpy(answer, "logits")
@@ -234,13 +177,7 @@ def as_numpy(value: Any, name: str = "predictions") -> np.ndarray:
 
 
 def as_float64(array: np.ndarray, given: Any, name: str = "predictions") -> tuple[np.ndarray, float]:
-    """An array in float64, and the resolution its values were stored with if that was half precision.
-
-    Args:
-        array: The values, by `as_numpy`.
-        given: What they were before; bfloat16 is told by it.
-        name: What they are, for the message.
-    """
+    """An array in float64, and the resolution its values were `given` in if that was half precision."""
     if array.dtype == object or array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must be numbers, got dtype {array.dtype}.")
     parts = given if isinstance(given, (list, tuple)) else [given]

@@ -43,16 +43,6 @@ _METHODS = (
 
 
 def load_state(fields: Fields) -> Recalibrator:
-    """The fitted method that a file holds, whichever it is.
-
-    Args:
-        fields: Of the file.
-
-    Returns:
-        The method.
-
-    Raises:
-        ValueError: If it holds none of this package, or values that cannot be.
-    """
+    """The fitted method that a file holds, whichever it is."""
     methods = {method.__name__: method for method in _METHODS}
     return methods[fields.text("method", among=list(methods))].from_state(fields)

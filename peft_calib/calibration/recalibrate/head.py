@@ -8,18 +8,7 @@ HEAD_NAMES = ("classifier", "score", "classification_head", "qa_outputs", "head"
 
 
 def final_linear(model: nn.Module, num_classes: int) -> nn.Linear:
-    """The last linear layer of a classification head.
-
-    Args:
-        model: Any model with a head under one of `HEAD_NAMES`; a PEFT model's trained copy of it is the one found.
-        num_classes: The outputs it must have.
-
-    Returns:
-        The layer.
-
-    Raises:
-        ValueError: If there is none, it has another number of outputs, or its weights are quantised.
-    """
+    """The last linear layer of a classification head, under one of `HEAD_NAMES`; of a PEFT model its trained copy."""
     found = None
     for name, module in model.named_modules():
         parts = name.split(".")

@@ -173,15 +173,9 @@ class BetaCalibration(OneVersusRest):
 
 
 def logistic_regression(features: np.ndarray, outcomes: np.ndarray, ridge: float = 1e-6) -> np.ndarray:
-    """Logistic regression with an intercept by Newton steps within a region of trust, in float64.
+    """`(D + 1,)` coefficients, the intercept last, by Newton steps within a region of trust, in float64.
 
-    Args:
-        features: `(N, D)`.
-        outcomes: `(N,)` booleans.
-        ridge: Tiny quadratic penalty a row, which bounds the answer on separable data.
-
-    Returns:
-        `(D + 1,)` coefficients, the intercept last.
+    The tiny quadratic penalty a row bounds the answer on separable data.
     """
     x = np.concatenate([features, np.ones((len(features), 1))], axis=1)
     y = outcomes.astype(np.float64)

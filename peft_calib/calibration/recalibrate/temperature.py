@@ -107,13 +107,5 @@ class TemperatureScaling(LogitScaling):
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature of least NLL, within [0.01, 1000], whether or not the rows support it.
-
-    Args:
-        logits: `(N, C)` float64, no NaN.
-        labels: `(N,)` int64.
-
-    Returns:
-        The temperature. At a bound for separable or hopeless data, and 1 for logits without information.
-    """
+    """The temperature of least NLL in `BOUNDS`, whether or not the rows support it; 1 where none matters."""
     return temperature_fit(LogitRows(logits, labels, np.arange(len(labels)))).fitted

@@ -90,11 +90,7 @@ class TemperatureFit:
 
 
 def check_enough_rows(num_rows: int) -> None:
-    """Raises ValueError for fewer rows than a temperature is fitted on.
-
-    Example:
-        >>> check_enough_rows(10)
-    """
+    """Raises ValueError for fewer rows than a temperature is fitted on."""
     if num_rows < FEWEST_ROWS:
         raise ValueError(
             f"A temperature needs at least {FEWEST_ROWS} labelled held-out rows, for any number of classes, and there "
@@ -113,12 +109,6 @@ def temperature_fit(rows: LogitRows) -> TemperatureFit:
 
     The temperature is left off where the interval holds 1, and where every row is right, so that the likelihood grows
     without end as `T` falls: such rows say that the model is too careful, not by how much.
-
-    Args:
-        rows: Checked rows; -inf masks a class.
-
-    Returns:
-        The fit.
     """
     likelihood = Likelihood(rows)
     num_rows = len(rows.labels)
@@ -134,21 +124,7 @@ def temperature_fit(rows: LogitRows) -> TemperatureFit:
 
 
 def judged(fitted: float, ends: tuple[float, float], num_rows: int, at_bound: str | None = None) -> TemperatureFit:
-    """The rule: a temperature is applied where its interval leaves out 1 and the rows set it both ends.
-
-    Args:
-        fitted: Temperature of least NLL.
-        ends: Its interval.
-        num_rows: Labelled rows it was fitted on.
-        at_bound: `"low"` or `"high"` where it ran into `BOUNDS`.
-
-    Returns:
-        The fit, with a sentence that says what was decided and why.
-
-    Example:
-        >>> judged(0.61, (0.31, 1.4), 80).reason
-        'T = 0.61, fitted on 80 rows, is left off: its 95% interval [0.31, 1.4] holds 1.'
-    """
+    """The rule: a temperature is applied where its interval leaves out 1 and the rows set it both ends."""
     interval = f"its {LEVEL:.0%} interval [{ends[0]:.4g}, {ends[1]:.4g}]"
     if ends[0] <= 1.0 <= ends[1]:
         applied, judgement = False, f"{interval} holds 1"
@@ -170,11 +146,7 @@ def _sentence(text: str) -> str:
 
 
 class Likelihood:
-    """The mean NLL as a function of the inverse temperature.
-
-    Args:
-        rows: Checked rows; -inf masks a class.
-    """
+    """The mean NLL as a function of the inverse temperature."""
 
     def __init__(self, rows: LogitRows) -> None:
         logits, labels = rows.logits, rows.labels

@@ -22,20 +22,7 @@ Redefined = Mapping[str, Any]
 
 
 def convention_scores(convention: str, rows: Rows, num_bins: int, scores: dict[str, float]) -> dict[str, float]:
-    """The scores that a convention defines differently, by its definition.
-
-    Args:
-        convention: One of `CONVENTIONS`.
-        rows: The checked rows.
-        num_bins: Bins of every binned score.
-        scores: The panel by our own definitions.
-
-    Returns:
-        Those scores alone; none for `"peft_calib"`.
-
-    Raises:
-        ValueError: For an unknown convention.
-    """
+    """The scores that a convention defines differently, by its definition; `scores` is the panel by our own."""
     if convention not in CONVENTIONS:
         raise ValueError(f"`convention` must be one of {sorted(CONVENTIONS)}, got {convention!r}.")
     return {key: float(value) for key, value in CONVENTIONS[convention](rows, num_bins, scores).items()}
@@ -46,10 +33,7 @@ def _own(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefined:
 
 
 def _torchmetrics(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefined:
-    """Torchmetrics 1.9: `[lo, hi)` bins and one more for exactly 1.0; float32 edges for several classes.
-
-    One number a row means P(y = 1) against y, not the top label against correctness.
-    """
+    """Torchmetrics 1.9: `[lo, hi)` bins, one more for 1.0; float32 edges for classes, P(y = 1) for one number."""
     if rows.binary:
         values, outcomes = rows.probabilities[:, 1], rows.labels == 1
         dtype = torch.float64 if rows.dtype == np.float64 else torch.float32
@@ -65,10 +49,7 @@ def _torchmetrics(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefi
 
 
 def _netcal(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefined:
-    """Netcal 1.4: `[lo, hi)` bins with the last closed; ACE is the *average* error.
-
-    Two classes mean P(y = 1) against y.
-    """
+    """Netcal 1.4: `[lo, hi)` bins with the last closed; ACE is the *average* error; two classes mean P(y = 1)."""
     values, outcomes = _positive_class_or_top(rows)
     eps = float(np.finfo(rows.dtype).eps)
     values = np.clip(values, eps, 1.0 - eps)

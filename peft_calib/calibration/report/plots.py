@@ -44,11 +44,7 @@ MIN_DRAWN = 5
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure with its own Agg canvas, independent of pyplot.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
+    """An empty figure with its own Agg canvas, independent of pyplot."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -60,14 +56,9 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def as_written(text: Any) -> str:
-    r"""Text for matplotlib, which would read what stands between two dollar signs as mathematics.
+    """Text for matplotlib, which reads what stands between two dollar signs as mathematics unless they are escaped.
 
-    Names of classes and models come from users' data, `US$ < $5`; with a backslash before it a dollar sign is drawn as
-    it is. A legend also leaves out names that begin with `_`, hence the blank before those.
-
-    Example:
-        >>> print(as_written("US$ < $5"))
-        US\$ < \$5
+    A legend also leaves out names that begin with `_`, hence the blank before those.
     """
     escaped = str(text).replace("$", r"\$")
     return " " + escaped if escaped.startswith("_") else escaped

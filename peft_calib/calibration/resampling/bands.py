@@ -10,19 +10,8 @@ def skewed_mean_interval(values: np.ndarray, tail: float) -> tuple[float, float]
     """Interval of a mean by Student's quantile and Hall's (1992) transform, which takes the skewness off.
 
     A few rows of a heavy-tailed loss seldom hold its largest values: the mean then lies low and seems sure, and
-    Student's interval ends below the truth too often (100 rows of skewness 5: 9 % instead of 2.5 %).
-
-    Args:
-        values: `(N,)`.
-        tail: Probability outside on each side.
-
-    Returns:
-        Lower and upper end; the mean itself where values do not differ or are fewer than three.
-
-    Example:
-        >>> low, high = skewed_mean_interval(np.array([0.0, 0.0, 0.0, 0.1, 0.2, 1.5]), 0.025)
-        >>> round(low, 2), round(high, 2)  # Student's: (-0.32, 0.92)
-        (-0.11, 2.33)
+    Student's interval ends below the truth too often (100 rows of skewness 5: 9 % instead of 2.5 %). The mean itself
+    where values do not differ or are fewer than three; `tail` is the probability outside on each side.
     """
     size, mean = len(values), float(values.mean())
     centred = values - mean
@@ -42,16 +31,7 @@ def skewed_mean_interval(values: np.ndarray, tail: float) -> tuple[float, float]
 
 
 def wilson_interval(hits: np.ndarray, counts: np.ndarray, confidence_level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's (1927) interval of a frequency.
-
-    Args:
-        hits: `(B,)` number of events, or their mass.
-        counts: `(B,)` number of trials.
-        confidence_level: Nominal coverage.
-
-    Returns:
-        `(B,)` lower and upper ends, NaN where there was no trial.
-    """
+    """Wilson's (1927) interval of the frequency of `(B,)` hits among `(B,)` trials, NaN where there was no trial."""
     z = ndtri(0.5 + 0.5 * confidence_level)
     counts = np.where(counts > 0, counts, np.nan).astype(np.float64)
     frequency = hits / counts
@@ -66,17 +46,9 @@ def wilson_interval(hits: np.ndarray, counts: np.ndarray, confidence_level: floa
 def consistency_band(
     confidence: np.ndarray, counts: np.ndarray, confidence_level: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the frequency of a bin would fall if its mean confidence were its true probability.
+    """Where the frequency of a bin would fall if its mean confidence were its true probability; NaN for an empty bin.
 
     Quantiles of `Binomial(n, confidence) / n` (Broecker & Smith, 2007).
-
-    Args:
-        confidence: `(B,)` mean confidence of each bin.
-        counts: `(B,)` rows in each bin.
-        confidence_level: Share of such frequencies inside.
-
-    Returns:
-        `(B,)` lower and upper ends, NaN where a bin is empty.
     """
     # Half a second to import, for pictures alone.
     from scipy.stats import binom

@@ -30,27 +30,18 @@ Score = Callable[[np.ndarray], np.ndarray]
 
 
 class Folded(NamedTuple):
-    """What the interval of one score needs.
+    """What the interval of one score needs."""
 
-    Attributes:
-        gaps: `(M,)` gaps of the rows at hand.
-        errors: `(M,)` their standard errors.
-        deviations: `(N, R)` what resamples deviate by, after `spread`.
-        score: `(N, R)` spread gaps, deviations added, to `(R,)` scores; what samples are compared by.
-        observed: The score of the rows at hand, as `score` takes it.
-        truth: `(M, 1)` gaps to `(1,)`: the score of a whole population with these gaps.
-        spread: `(M, 1)` gaps to `(N, 1)`: where they lie on the axis that deviations live on; the same by default.
-        side: 0 if gaps of either sign count, 1 or -1 if only positive or negative ones do: then a larger truth moves
-            all gaps up or down, because one below zero may belong to one above.
-    """
-
-    gaps: np.ndarray
-    errors: np.ndarray
-    deviations: np.ndarray
-    score: Score
-    observed: float
-    truth: Score
+    gaps: np.ndarray  # `(M,)` gaps of the rows at hand
+    errors: np.ndarray  # `(M,)` their standard errors
+    deviations: np.ndarray  # `(N, R)` what resamples deviate by, after `spread`
+    score: Score  # `(N, R)` spread gaps, deviations added, to `(R,)` scores; what samples are compared by
+    observed: float  # The score of the rows at hand, as `score` takes it
+    truth: Score  # `(M, 1)` gaps to `(1,)`: the score of a whole population with these gaps
+    # `(M, 1)` gaps to `(N, 1)`: where they lie on the axis that deviations live on; the same by default
     spread: Score | None = None
+    # 0 if gaps of either sign count, 1 or -1 if only positive or negative ones do: then a larger truth moves all gaps
+    # up or down, because one below zero may belong to one above
     side: int = 0
 
     def moved(self, steps: float) -> np.ndarray:
@@ -67,23 +58,7 @@ class Folded(NamedTuple):
 
 
 def folded_interval(folded: Folded, tail: float) -> tuple[float, float]:
-    """The interval of one score.
-
-    Args:
-        folded: Its gaps, and how they deviate.
-        tail: Probability outside on each side.
-
-    Returns:
-        Lower and upper end.
-
-    Example:
-        >>> deviations = np.random.default_rng(0).normal(0.0, 0.05, (1, 2000))
-        >>> size = lambda gaps: np.abs(gaps).sum(axis=0)
-        >>> one_bin = Folded(np.array([0.01]), np.array([0.05]), deviations, size, 0.01, size)
-        >>> low, high = folded_interval(one_bin, 0.025)
-        >>> low, round(high, 1)  # 0.01 + 1.96 * 0.05
-        (0.0, 0.1)
-    """
+    """The interval of one score, with probability `tail` outside on each side."""
     # Sums in another order differ in the last bits: what is equal counts.
     slack = 1e-9 * (abs(folded.observed) + 1e-9)
     at_least, at_most = folded.observed - slack, folded.observed + slack
@@ -127,18 +102,11 @@ def _crossing(holds: Callable[[float], bool], *, rising: bool) -> float:
 def widened(
     deviations: np.ndarray, least: np.ndarray, normals: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Deviations with no standard error below that of labels drawn from the predictions.
+    """Deviations with no standard error below `least`, that of labels drawn from the predictions; and their errors.
 
     A bin of one row, or of rows that are all right, hardly varies in resamples, though its labels might have been
-    others. Other noise makes up for what is missing (`missing_noise`).
-
-    Args:
-        deviations: `(M, R)`.
-        least: `(M,)` standard errors under perfect calibration.
-        normals: `(M, R)` for bins that do not vary at all; independent ones by default.
-
-    Returns:
-        The deviations, and `(M,)` their standard errors.
+    others. Noise makes up for what is missing; `normals` is that of bins that do not vary at all, independent by
+    default.
     """
     return deviations + missing_noise(deviations, least, normals), np.maximum(deviations.std(axis=1), least)
 

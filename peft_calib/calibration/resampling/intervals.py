@@ -80,7 +80,7 @@ def bootstrap_intervals(
     method: str = "bca",
     scores: Sequence[str] = KEYS,
 ) -> dict[str, tuple[float, float]]:
-    """Interval of every score, all from the same resampled rows.
+    """Interval of every score, all from the same resampled rows; NaN where a score is defined in no resample.
 
     Scores that fold at zero, calibration errors above all, get theirs by inverting a test (see `folded`), and
     accuracy, a share, gets Wilson's, which does not end where nothing was seen to go wrong. For the others
@@ -91,22 +91,6 @@ def bootstrap_intervals(
     rarer of right and wrong rows: there Student's quantile is that of so many rows, the shifted quantiles never
     shorten the interval, it reaches to where one row more of that kind would take the score, and `error_auroc` has
     Wilson's form (see `ranked`). `brier_within_bin` has none.
-
-    Args:
-        rows: Checked rows.
-        num_bins: Bins of every binned score; their edges stay those of the full data.
-        confidence_level: Share of the distribution inside the interval.
-        num_resamples: Resamples of N rows with replacement.
-        seed: Of the private generator.
-        method: `"percentile"` or `"bca"`, for scores that do not fold.
-        scores: Keys of the panel; fewer cost less.
-
-    Returns:
-        Key to `(low, high)`. Resamples where a score is not defined are left out; `(nan, nan)` if it never is, and
-        for `brier_within_bin`.
-
-    Raises:
-        ValueError: For an unknown method or fewer than 20 resamples.
     """
     if method not in METHODS:
         raise ValueError(f"`interval_method` must be one of {METHODS}, got {method!r}.")
@@ -199,18 +183,10 @@ def _student_tail(tail: float, num_rows: int) -> float:
 def down_to_zero(
     intervals: Mapping[str, tuple[float, float]], scores: Mapping[str, float], floor: NoiseFloor
 ) -> dict[str, tuple[float, float]]:
-    """Holds the intervals of calibration errors against the noise floor.
+    """Holds the intervals of calibration errors against the noise floor of the same level.
 
     They begin at 0 where the score lies inside the noise band, as the data then cannot tell the error from none; and
     they reach at least to the mean of that band, because an error of its size cannot be told from none either.
-
-    Args:
-        intervals: From `bootstrap_intervals`.
-        scores: The scores themselves.
-        floor: From `noise_floor`, at the same level.
-
-    Returns:
-        The intervals.
     """
     held = dict(intervals)
     for key in CALIBRATION_ERRORS & set(intervals):
@@ -227,11 +203,7 @@ def bootstrap_draws(
     seed: int = 0,
     scores: Sequence[str] = KEYS,
 ) -> dict[str, np.ndarray]:
-    """The resampled scores themselves: key to `(R,)` float64.
-
-    Resample r is the same set of rows for every score, and for every model with as many rows and the same seed: that
-    pairs them.
-    """
+    """The `(R,)` resampled scores, of the same rows for every model with as many and the same seed: a pairing."""
     check_num_resamples(num_resamples)
     return {key: values[:-1] for key, values in _resampled(rows, num_bins, num_resamples, seed, scores)[1].items()}
 
@@ -283,21 +255,10 @@ def noise_floor(
     seed: int = 0,
     scores: Sequence[str] = KEYS,
 ) -> dict[str, Band]:
-    """What each score would be if the model were perfectly calibrated with just these predictions.
+    """What each score would be if the model were perfectly calibrated with just these predictions: its mean and band.
 
     Labels are redrawn from the predicted distributions, `y_i ~ p_i`, and the scores taken again. A calibration error
     inside the band cannot be told from zero on this many rows.
-
-    Args:
-        rows: Checked rows; their labels are not used.
-        num_bins: Bins of every binned score.
-        confidence_level: Share of the redrawn scores inside the band.
-        num_resamples: Redrawn label sets.
-        seed: Of the private generator.
-        scores: Keys of the panel; fewer cost less.
-
-    Returns:
-        Key to mean and band.
     """
     draws = perfect_draws(rows, num_bins=num_bins, num_resamples=num_resamples, seed=seed, scores=scores)
     tail = 0.5 * (1.0 - confidence_level)
@@ -333,16 +294,7 @@ def check_num_resamples(num_resamples: int) -> None:
 
 
 def bootstrap_counts(generator: np.random.Generator, num_rows: int, num_resamples: int) -> np.ndarray:
-    """How often each row is drawn in each resample.
-
-    Args:
-        generator: A private generator.
-        num_rows: N.
-        num_resamples: R.
-
-    Returns:
-        `(N, R)` uint8; every column is multinomial over N rows and sums to N.
-    """
+    """`(N, R)` uint8 how often each row is drawn in each resample: every column is multinomial and sums to N."""
     sizes = [min(BLOCK, num_rows - start) for start in range(0, num_rows, BLOCK)]
     shares = generator.multinomial(num_rows, np.asarray(sizes) / num_rows, size=num_resamples)
     counts = np.empty((num_rows, num_resamples), np.uint8)
@@ -404,16 +356,9 @@ def _bca_levels(
 
 
 def bca_level(draws: np.ndarray, point: float, left_out: np.ndarray, tail: float) -> tuple[float, float]:
-    """The two quantile levels of a BCa interval (Efron, 1987).
+    """The two quantile levels of a BCa interval (Efron, 1987), by `(G,)` scores with one group of rows left out.
 
-    Args:
-        draws: `(R,)` resampled scores.
-        point: The score itself.
-        left_out: `(G,)` scores with one group of rows left out.
-        tail: Probability outside on each side.
-
-    Returns:
-        Levels in (0, 1), equal to `(tail, 1 - tail)` when there is neither bias nor skewness.
+    They are `(tail, 1 - tail)` when there is neither bias nor skewness.
     """
     draws, left_out = draws[np.isfinite(draws)], left_out[np.isfinite(left_out)]
     if len(draws) == 0 or len(left_out) < 2:

@@ -15,21 +15,6 @@ def auroc_interval(auroc: float, variance: float, rarer: int, num_rows: int, tai
 
     No ranking varies more than that many independent trials as there are rows of the rarer kind (van Dantzig, 1951),
     nor less than all rows would; in between the resamples say, whose variance over `m` rows is short by `(m - 1) / m`.
-
-    Args:
-        auroc: The area of the rows at hand.
-        variance: Of the resampled areas.
-        rarer: Rows of the rarer kind, at least 1.
-        num_rows: All rows.
-        tail: Probability outside on each side.
-
-    Returns:
-        Lower and upper end in [0, 1].
-
-    Example:
-        >>> low, high = auroc_interval(1.0, 0.0, 4, 100, 0.025)  # a perfect ranking of four errors
-        >>> round(low, 2), high
-        (0.28, 1.0)
     """
     spread = variance * rarer / max(rarer - 1, 1)
     trials = auroc * (1.0 - auroc) / spread if spread > 0.0 else float(rarer)
@@ -58,15 +43,6 @@ def one_more(draws: np.ndarray, key: str, num_rows: int, seed: int) -> np.ndarra
 
     A resample has a Poisson number of errors, of mean `e` and variance `e`. With the weight of one more it has those
     of the gamma distribution whose quantile is the exact upper limit of a count (Garwood, 1936).
-
-    Args:
-        draws: `(R,)` resampled scores that grow with every error.
-        key: Which score.
-        num_rows: N.
-        seed: Of the private generator.
-
-    Returns:
-        `(R,)` scores.
     """
     generator = np.random.default_rng([seed, 4])
     weight = generator.exponential(size=len(draws))

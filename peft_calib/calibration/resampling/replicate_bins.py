@@ -179,15 +179,10 @@ class SmoothSums:
 
 
 class Cells(NamedTuple):
-    """Cells of the confidence axis, each in one of some coarser bins.
+    """Cells of the confidence axis, each in one of some coarser bins."""
 
-    Attributes:
-        member: `(M, N)` which bin a cell lies in.
-        pattern: `(N, M)` share of its bin's rows in each cell.
-    """
-
-    member: np.ndarray
-    pattern: np.ndarray
+    member: np.ndarray  # `(M, N)` which bin a cell lies in
+    pattern: np.ndarray  # `(N, M)` share of its bin's rows in each cell
 
     def sum_up(self, values: np.ndarray) -> np.ndarray:
         """Sums over the cells of each bin."""

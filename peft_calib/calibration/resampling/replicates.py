@@ -18,19 +18,13 @@ BLOCK = 512
 
 
 class Batch(NamedTuple):
-    """One block of rows in R replicates at once; a column is a replicate.
+    """One block of rows in R replicates at once; a column is a replicate."""
 
-    Attributes:
-        rows: The block.
-        weights: `(n, R)` float32 times each row counts; `(n, 1)` ones where every replicate has each row once.
-        correct: `(n, R)` float32 times it counts as correct.
-        labels: `(n, R)` label of each row in each replicate; None where labels are the design's own.
-    """
-
-    rows: slice
+    rows: slice  # The block
+    # `(n, R)` float32 times each row counts; `(n, 1)` ones where every replicate has each row once
     weights: np.ndarray
-    correct: np.ndarray
-    labels: np.ndarray | None
+    correct: np.ndarray  # `(n, R)` float32 times it counts as correct
+    labels: np.ndarray | None  # `(n, R)` label of each row in each replicate; None where labels are the design's own
 
     def class_hits(self, design: Design, k: int) -> tuple[np.ndarray, np.ndarray | slice]:
         """`(m, R)` float32 times each selected row counts with label `k`, and which rows those are."""
@@ -69,13 +63,7 @@ def mass_of(values: np.ndarray, keep: np.ndarray | None = None) -> Mass:
 
 
 class Design:
-    """One set of rows, sorted by confidence (surest first), with all that replicates have in common.
-
-    Args:
-        rows: Checked rows.
-        num_bins: Bins of every binned score.
-        classwise: Whether class columns will be asked for; they cost a sort each.
-    """
+    """One set of rows, sorted by confidence (surest first), with all that replicates have in common."""
 
     def __init__(self, rows: Rows, num_bins: int, classwise: bool = True) -> None:
         confidence, predicted = top_label(rows.probabilities)

@@ -19,11 +19,7 @@ LOG_GROUP = 16
 
 
 def row_nll(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """`(N,)` negative log-likelihood of each row in nats, `-ln p_y`, with `p_y` clipped at 2.2e-16.
-
-    A row that gives its true class probability zero has infinite loss; it is clipped, and a warning says how many
-    were.
-    """
+    """`(N,)` negative log-likelihood of each row in nats, `p_y` clipped at 2.2e-16; a warning says how many were."""
     of_label = np.take(probabilities.reshape(-1), np.arange(len(labels)) * probabilities.shape[1] + labels)
     impossible = int((of_label < SMALLEST_PROBABILITY).sum())
     if impossible:
@@ -59,18 +55,11 @@ def brier_of_sums(squares: np.ndarray, of_label: np.ndarray) -> np.ndarray:
 
 
 def calibration_error(bins: BinStatistics, norm: str = "l1") -> np.ndarray:
-    """Binned calibration error.
+    """`(...)` binned calibration errors, in [0, 1], of `(..., B)` statistics.
 
     `l1`: `sum_b w_b |conf_b - acc_b|` (ECE, Naeini et al., 2015; Guo et al., 2017). `l2`: `sqrt(sum_b w_b (conf_b -
     acc_b)^2)` (RMSCE). `max`: `max_b |conf_b - acc_b|` over bins that are not empty (MCE). `mean`: the mean gap of the
     bins that are not empty (netcal's "average calibration error").
-
-    Args:
-        bins: `(..., B)` statistics.
-        norm: `"l1"`, `"l2"`, `"max"` or `"mean"`.
-
-    Returns:
-        `(...)` errors, in [0, 1].
     """
     gaps = np.abs(bins.gaps)
     if norm == "l1":
@@ -97,14 +86,7 @@ def debiased_l2_error(bins: BinStatistics) -> np.ndarray:
 
 
 def scores_of_bins(top: BinStatistics) -> dict[str, np.ndarray]:
-    """The scores that follow from the top label's equal-width bins alone.
-
-    Args:
-        top: `(..., B)` statistics, of one set of rows or of many.
-
-    Returns:
-        Key to `(...)` scores.
-    """
+    """The scores, `(...)` each, that follow from the top label's `(..., B)` equal-width bins alone."""
     weighted = top.weights * top.gaps
     return {
         "ece": calibration_error(top),
@@ -119,27 +101,12 @@ def scores_of_bins(top: BinStatistics) -> dict[str, np.ndarray]:
 
 
 def classwise_error(bins: BinStatistics) -> np.ndarray:
-    """The mean L1 error of the class columns: over equal-width bins class-wise ECE (Nixon et al., 2019).
-
-    Args:
-        bins: `(..., C, B)` statistics of each class column against `labels == class`.
-
-    Returns:
-        `(...)`, `(1 / C) sum_k sum_b w_kb |conf_kb - acc_kb|`; a class without rows counts as zero.
-    """
+    """`(1 / C) sum_k sum_b w_kb |conf_kb - acc_kb|` over `(..., C, B)` bins (Nixon et al., 2019); 0 without rows."""
     return calibration_error(bins).mean(axis=-1)
 
 
 def scores_of_columns(columns: ColumnBins, brier: np.ndarray | float) -> dict[str, np.ndarray]:
-    """The scores over bins of every class column.
-
-    Args:
-        columns: Their bins, of one set of rows or of many.
-        brier: `(...)` Brier score of the same rows.
-
-    Returns:
-        Key to `(...)` scores.
-    """
+    """The scores over bins of every class column, of one set of rows or of many."""
     return {
         **scores_of_uniform_columns(columns.uniform, brier),
         "ace_classwise": classwise_error(columns.mass),
@@ -154,31 +121,17 @@ def scores_of_uniform_columns(bins: BinStatistics, brier: np.ndarray | float) ->
 
 
 def ks_error(groups: Groups) -> float:
-    """Kolmogorov-Smirnov calibration error: `max_c |mean_i (conf_i - correct_i) 1[conf_i <= c]|` (Gupta et al., 2021).
-
-    Args:
-        groups: Top-label rows grouped by confidence, ascending.
-
-    Returns:
-        The error, in [0, 1]. It needs no bins.
-    """
+    """Kolmogorov-Smirnov error: `max_c |mean_i (conf_i - correct_i) 1[conf_i <= c]|` (Gupta et al., 2021)."""
     rows, values, outcomes = groups.up_to
     return float(np.abs(values - outcomes).max() / rows[-1])
 
 
 def brier_decomposition(bins: BinStatistics, brier: np.ndarray | float) -> dict[str, np.ndarray]:
-    """Murphy's (1973) decomposition of the multi-class Brier score over class-wise bins.
+    """Murphy's (1973) decomposition of the multi-class Brier score over `(..., C, B)` class-wise bins.
 
     With the base rate `q_k` of each class: reliability `sum_kb w_kb (conf_kb - acc_kb)^2`, resolution `sum_kb w_kb
     (acc_kb - q_k)^2`, uncertainty `sum_k q_k (1 - q_k)`. Grouping unequal forecasts in one bin leaves a remainder
     (Stephenson et al., 2008), so that `brier = reliability - resolution + uncertainty + within_bin` exactly.
-
-    Args:
-        bins: `(..., C, B)` statistics of each class column.
-        brier: `(...)` Brier score of the same rows.
-
-    Returns:
-        The four terms under their keys in a report, `(...)` each.
     """
     weights, frequency = bins.weights, np.nan_to_num(bins.outcome)
     base = bins.outcome_sums.sum(axis=-1, keepdims=True) / bins.counts.sum(axis=-1, keepdims=True)

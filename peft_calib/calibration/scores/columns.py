@@ -35,19 +35,14 @@ FEWEST_ROWS, FINEST_CELLS = 1 << 13, 6
 
 @dataclass(frozen=True)
 class ColumnBins:
-    """Bins of class columns against `labels == class`, of one set of rows or of many.
+    """Bins of class columns against `labels == class`, of one set of rows or of many."""
 
-    Attributes:
-        uniform: `(..., C, B)` equal-width bins.
-        mass: `(..., C, B)` equal-mass bins with ties spread. Of a class that no row has, only the sums are told: its
-            error is its mean probability wherever bins end.
-        kept: The same for probabilities above the threshold.
-        pooled: `(..., B)` equal-mass bins of the probabilities above the threshold of all columns together.
-    """
-
-    uniform: BinStatistics
+    uniform: BinStatistics  # `(..., C, B)` equal-width bins
+    # `(..., C, B)` equal-mass bins with ties spread. Of a class that no row has, only the sums are told: its error is
+    # its mean probability wherever bins end.
     mass: BinStatistics
-    kept: BinStatistics
+    kept: BinStatistics  # The same for probabilities above the threshold
+    # `(..., B)` equal-mass bins of the probabilities above the threshold of all columns together
     pooled: BinStatistics
 
 
@@ -63,12 +58,7 @@ class _Sums(NamedTuple):
         return _Sums(*(np.where(chosen, part, 0) for part in self))
 
     def around(self, fine: Groups, cells: np.ndarray) -> Groups:
-        """Cells as they are and, in their place among them, the rows of cells that are left out, by value.
-
-        Args:
-            fine: Those rows.
-            cells: The cell of each, in order.
-        """
+        """Cells as they are and, in their place among them, the rows of cells left out, with the cell of each."""
         coarse = np.flatnonzero(self.counts)
         at = np.searchsorted(fine.up_to[0][1:], np.searchsorted(cells, coarse), side="right")
         parts = (fine.counts, fine.value_sums, fine.outcome_sums)
@@ -87,14 +77,7 @@ class _Part(NamedTuple):
 
 
 class _Column:
-    """Values distributed over cells.
-
-    Args:
-        values: `(N,)` in [0, 1].
-        label: What a row's label must be for the outcome; None for values that are of several columns and have none.
-        having: The rows that have it.
-        fineness: Of the cells.
-    """
+    """Values distributed over cells; `having` are the rows whose label is `label`, None where there is none."""
 
     def __init__(self, values: np.ndarray, label: int | None, having: np.ndarray, fineness: int) -> None:
         self.values, self.label = values, label
@@ -123,15 +106,7 @@ class _Column:
 
 
 def column_bins(rows: Rows, num_bins: int) -> ColumnBins:
-    """All bins of all class columns.
-
-    Args:
-        rows: Checked rows.
-        num_bins: Bins of each kind.
-
-    Returns:
-        The bins.
-    """
+    """All bins of all class columns."""
     p, labels = rows.probabilities, rows.labels
     fineness = int(np.clip(np.log2(len(labels) / FEWEST_ROWS), 0, FINEST_CELLS))
     # of 16 bits numpy sorts by counting

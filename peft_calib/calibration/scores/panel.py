@@ -20,17 +20,11 @@ ENTRIES = 1 << 14
 
 
 class Tables(NamedTuple):
-    """The sufficient statistics that all scores, but the row-wise ones, are computed from.
+    """The sufficient statistics that all scores, but the row-wise ones, are computed from."""
 
-    Attributes:
-        sums: Over rows, and of the top label's uniform bins.
-        columns: Bins of every class column.
-        groups: Top-label rows grouped by confidence, ascending.
-    """
-
-    sums: TopLabelSums
-    columns: ColumnBins
-    groups: Groups
+    sums: TopLabelSums  # Over rows, and of the top label's uniform bins
+    columns: ColumnBins  # Bins of every class column
+    groups: Groups  # Top-label rows grouped by confidence, ascending
 
 
 def build_tables(rows: Rows, num_bins: int) -> Tables:
@@ -42,16 +36,7 @@ def build_tables(rows: Rows, num_bins: int) -> Tables:
 
 
 def compute_panel(rows: Rows, num_bins: int, tables: Tables | None = None) -> dict[str, float]:
-    """Every score of the panel.
-
-    Args:
-        rows: Checked rows.
-        num_bins: Bins of every binned score.
-        tables: Their statistics, if already at hand.
-
-    Returns:
-        A number for each of `KEYS`. Scores about errors are NaN when there is no error (or nothing but errors).
-    """
+    """Every score of the panel; those about errors are NaN when there is no error (or nothing but errors)."""
     tables = tables or build_tables(rows, num_bins)
     if tables.sums.num_impossible:
         binned.warn_impossible(tables.sums.num_impossible, len(rows.labels))

@@ -17,19 +17,12 @@ from ..inputs import as_numpy, as_rows
 
 
 class Ranking(NamedTuple):
-    """Rows grouped by uncertainty, the surest first.
+    """Rows grouped by uncertainty, the surest first."""
 
-    Attributes:
-        counts: `(G,)` rows of each distinct uncertainty.
-        errors: `(G,)` errors among them.
-        ends: `(G,)` rows up to each group, the group included.
-        wrong: `(G,)` errors likewise.
-    """
-
-    counts: np.ndarray
-    errors: np.ndarray
-    ends: np.ndarray
-    wrong: np.ndarray
+    counts: np.ndarray  # `(G,)` rows of each distinct uncertainty
+    errors: np.ndarray  # `(G,)` errors among them
+    ends: np.ndarray  # `(G,)` rows up to each group, the group included
+    wrong: np.ndarray  # `(G,)` errors likewise
 
     @property
     def num_rows(self) -> int:
@@ -45,22 +38,7 @@ class Ranking(NamedTuple):
 
 
 def rank(uncertainty: Any, errors: Any) -> Ranking:
-    """Groups rows by uncertainty.
-
-    Args:
-        uncertainty: `(N,)` finite numbers, larger where less sure (entropy, `1 - max p`, a head's score).
-        errors: `(N,)` booleans or zeros and ones, 1 where the prediction is wrong.
-
-    Returns:
-        The ranking.
-
-    Raises:
-        ValueError: For another shape, no row, a score that is not finite, or errors other than 0 and 1.
-
-    Example:
-        >>> rank([0.1, 0.3, 0.3], [0, 1, 0]).errors
-        array([0., 1.])
-    """
+    """Groups `(N,)` rows by uncertainty, larger where less sure; errors are 1 where the prediction is wrong."""
     scores, wrong = as_numpy(uncertainty, "uncertainty").astype(np.float64), as_numpy(errors, "errors")
     if scores.ndim != 1 or wrong.shape != scores.shape or len(scores) == 0:
         raise ValueError(
@@ -91,20 +69,10 @@ def selective_scores(
     coverages: Sequence[float] = (0.5, 0.8, 0.9, 0.95),
     risks: Sequence[float] = (0.01, 0.05, 0.1),
 ) -> dict[str, float]:
-    """Every selective-prediction score.
+    """Every selective-prediction score; NaN where it needs an error (or a correct row) and there is none.
 
-    Args:
-        predictions: `(N, C)` probabilities or logits, ranked by `1 - max p`; or `(N,)` uncertainties.
-        references: `(N,)` labels; or errors, zeros and ones, where predictions are uncertainties.
-        input: `"probabilities"`, `"logits"` or `"uncertainty"`.
-        coverages: Coverages to give the accuracy at.
-        risks: Error rates to give the coverage at.
-
-    Returns:
-        Score to number; NaN where a score needs an error (or a correct row) and there is none.
-
-    Raises:
-        ValueError: For bad input, see `rank` and `as_rows`.
+    Probabilities or logits are ranked by `1 - max p`, with labels as references; `(N,)` uncertainties
+    (`input="uncertainty"`) come with errors, zeros and ones.
     """
     if input == "uncertainty":
         ranking = rank(predictions, references)
@@ -146,18 +114,10 @@ def error_auroc(ranking: Ranking) -> float:
 def auroc_of_pairs(
     surer: np.ndarray | float, num_rows: np.ndarray | int, num_errors: np.ndarray | float
 ) -> np.ndarray:
-    """The AUROC of errors by counting pairs.
+    """The AUROC of errors by counting pairs; NaN where there is no error, or nothing else.
 
     The pairs of an error and a surer correct row number `sum_g e_g m_g - E^2 / 2`, ties half, with `m_g` the number of
-    surer rows plus half the group: no running count of correct rows is needed.
-
-    Args:
-        surer: `(...)` sums `sum_g e_g m_g`.
-        num_rows: `(...)` rows.
-        num_errors: `(...)` errors.
-
-    Returns:
-        `(...)`, NaN where there is no error, or nothing else.
+    surer rows plus half the group: no running count of correct rows is needed. `surer` is the sum.
     """
     pairs = np.asarray(num_errors * (num_rows - num_errors), dtype=np.float64)
     return np.divide(surer - 0.5 * num_errors**2, pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0)
@@ -199,13 +159,7 @@ def oracle_aurc(num_rows: np.ndarray | int, num_errors: np.ndarray | float) -> n
 
 
 def augrc(auroc: np.ndarray | float, num_rows: np.ndarray | int, num_errors: np.ndarray | float) -> np.ndarray:
-    """Area under the generalised risk-coverage curve, `(1 - AUROC) e (1 - e) + e^2 / 2` (Traub et al., 2024).
-
-    Args:
-        auroc: `(...)` of errors; NaN, where there is nothing to rank, has no weight.
-        num_rows: `(...)` rows.
-        num_errors: `(...)` errors.
-    """
+    """Area under the generalised risk-coverage curve, `(1 - AUROC) e (1 - e) + e^2 / 2` (Traub et al., 2024)."""
     rate = num_errors / num_rows
     return np.nan_to_num((1.0 - auroc) * rate * (1.0 - rate)) + 0.5 * rate**2
 
@@ -217,20 +171,12 @@ def prediction_rejection_ratio(ranking: Ranking) -> float:
 
 
 def risk_coverage_curve(ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage and error rate at every distinct threshold.
-
-    Returns:
-        `(G,)` coverages, ascending to 1, and `(G,)` risks.
-    """
+    """`(G,)` coverages, ascending to 1, and `(G,)` error rates at every distinct threshold."""
     return ranking.ends / ranking.num_rows, ranking.wrong / ranking.ends
 
 
 def accuracy_at_coverage(ranking: Ranking, coverage: float) -> float:
-    """Expected accuracy of the `ceil(coverage N)` surest rows, a tied group being drawn from at random.
-
-    Raises:
-        ValueError: If the coverage is not in (0, 1].
-    """
+    """Expected accuracy of the `ceil(coverage N)` surest rows, a tied group being drawn from at random."""
     if not 0.0 < coverage <= 1.0:
         raise ValueError(f"coverage must lie in (0, 1], got {coverage!r}.")
     ends, wrong = (np.concatenate([[0], part]) for part in (ranking.ends, ranking.wrong))
@@ -240,11 +186,7 @@ def accuracy_at_coverage(ranking: Ranking, coverage: float) -> float:
 
 
 def coverage_at_risk(ranking: Ranking, risk: float) -> float:
-    """Largest coverage of any threshold whose error rate is at most `risk`; 0 if there is none.
-
-    Raises:
-        ValueError: If the risk is not in [0, 1].
-    """
+    """Largest coverage of any threshold whose error rate is at most `risk`; 0 if there is none."""
     if not 0.0 <= risk <= 1.0:
         raise ValueError(f"risk must lie in [0, 1], got {risk!r}.")
     coverage, risks = risk_coverage_curve(ranking)
@@ -276,10 +218,5 @@ def _average_precision(positives: np.ndarray, found: np.ndarray, looked_at: np.n
 
 
 def harmonic_area(ends: np.ndarray, total: np.ndarray | int) -> np.ndarray:
-    """`sum_{i <= c} (H_N - H_{i-1}) = c (1 + H_N - H_c)` at each `c`; `H_n = digamma(n + 1) + 0.577...` is harmonic.
-
-    Example:
-        >>> harmonic_area(np.array([1, 2]), 2)  # 1 + 1/2, and 1/2 more
-        array([1.5, 2. ])
-    """
+    """`sum_{i <= c} (H_N - H_{i-1}) = c (1 + H_N - H_c)` at each `c`; `H_n = digamma(n + 1) + 0.577...`."""
     return ends * (1.0 + digamma(np.add(total, 1.0)) - digamma(np.add(ends, 1.0)))

@@ -13,15 +13,7 @@ SMALLEST_BANDWIDTH = 1e-3
 
 
 def residual_grid(groups: Groups, size: int = GRID) -> np.ndarray:
-    """Mean residual `(outcome - value) / N` collected in `size` equal cells of [0, 1].
-
-    Args:
-        groups: Rows grouped by confidence (or the cells of a histogram).
-        size: Number of cells.
-
-    Returns:
-        `(size,)` float64.
-    """
+    """`(size,)` mean residual `(outcome - value) / N` collected in equal cells of [0, 1]."""
     means = groups.value_sums / groups.counts
     index = np.minimum((means * size).astype(np.int64), size - 1)
     residuals = groups.outcome_sums - groups.value_sums
@@ -38,13 +30,6 @@ def smoothed_error(series: np.ndarray, bandwidth: np.ndarray) -> np.ndarray:
 
     Reflection is an even extension, so smoothing multiplies cosine coefficient j by `exp(-(pi j s)^2 / 2)`; those that
     vanish at the smallest bandwidth present are left out, and the rest is one matrix product.
-
-    Args:
-        series: `(R, G)` cosine coefficients of the residuals.
-        bandwidth: `(R,)`, each `s`.
-
-    Returns:
-        `(R,)` errors.
     """
     return np.abs(smoothed(series, bandwidth)).sum(axis=-1)
 
@@ -62,17 +47,7 @@ def smoothed(series: np.ndarray, bandwidth: np.ndarray) -> np.ndarray:
 
 
 def smooth_error_of_grid(residuals: np.ndarray, iterations: int = 12) -> np.ndarray:
-    """Solves `smECE_s = s` for each row of residuals by bisection.
-
-    The left side falls with `s`, so the root is unique.
-
-    Args:
-        residuals: `(R, G)`.
-        iterations: Halvings of [0.001, 1].
-
-    Returns:
-        `(R,)` errors at the chosen bandwidth.
-    """
+    """Solves `smECE_s = s` for each row of `(R, G)` residuals by bisection; the left side falls with `s`."""
     series = cosine_series(residuals)
     low, high = np.full(len(residuals), SMALLEST_BANDWIDTH), np.ones(len(residuals))
     for _ in range(iterations):
@@ -83,12 +58,5 @@ def smooth_error_of_grid(residuals: np.ndarray, iterations: int = 12) -> np.ndar
 
 
 def smooth_calibration_error(groups: Groups) -> np.ndarray:
-    """SmECE of Blasiok & Nakkiran (2023), arXiv:2309.12236: consistent, and continuous in the predictions.
-
-    Args:
-        groups: Top-label rows grouped by confidence, ascending.
-
-    Returns:
-        The error, in [0, 1].
-    """
+    """SmECE of Blasiok & Nakkiran (2023), arXiv:2309.12236: consistent, and continuous in the predictions."""
     return smooth_error_of_grid(residual_grid(groups)[None])[0]

@@ -22,32 +22,21 @@ Source = Literal["rows", "top", "smooth", "classes", "areas", "precisions", "dri
 
 @dataclass(frozen=True)
 class Score:
-    """What is known of a score before anything is measured.
+    """What is known of a score before anything is measured."""
 
-    Attributes:
-        key: Its name in a report.
-        meaning: In one line; the report prints it.
-        source: What it is computed from.
-        better: The better direction; None where there is none.
-        kind: `"calibration"` for what is zero for a model that has learned nothing and predicts the share of each
-            class, and so cannot choose a model; `"proper"` for a proper score, which can; else None.
-        folded: Whether it is an error that noise only increases: its interval is held against the noise floor.
-        unordered: Whether the top label's equal-width bins and sums over rows are all it needs.
-        compared: Whether models are compared by it unless others are named.
-        tabled: Whether tables of runs show it unless others are named.
-        watched: Whether a training logs it at every evaluation unless others are named.
-    """
-
-    key: str
-    meaning: str
-    source: Source
-    better: Literal["low", "high"] | None = "low"
+    key: str  # Its name in a report
+    meaning: str  # In one line; the report prints it
+    source: Source  # What it is computed from
+    better: Literal["low", "high"] | None = "low"  # The better direction; None where there is none
+    # `"calibration"` for what is zero for a model that has learned nothing and predicts the share of each class, and
+    # so cannot choose a model; `"proper"` for a proper score, which can; else None
     kind: Literal["calibration", "proper"] | None = None
+    # Whether it is an error that noise only increases: its interval is held against the noise floor
     folded: bool = False
-    unordered: bool = False
-    compared: bool = False
-    tabled: bool = False
-    watched: bool = False
+    unordered: bool = False  # Whether the top label's equal-width bins and sums over rows are all it needs
+    compared: bool = False  # Whether models are compared by it unless others are named
+    tabled: bool = False  # Whether tables of runs show it unless others are named
+    watched: bool = False  # Whether a training logs it at every evaluation unless others are named
 
 
 def _error(
@@ -154,21 +143,12 @@ WATCHED = tuple(score.key for score in SCORES if score.watched)
 
 
 def keys_from(source: Source) -> tuple[str, ...]:
-    """The scores that are computed from one source.
-
-    Example:
-        >>> keys_from("drift")
-        ('ks_error',)
-    """
+    """The scores that are computed from one source."""
     return tuple(score.key for score in SCORES if score.source == source)
 
 
 def refuse_unknown(scores: object) -> None:
-    """Raise `ValueError` for names of scores that a report does not have.
-
-    Args:
-        scores: Names, in anything that can be looked through.
-    """
+    """Raise `ValueError` for names of scores that a report does not have."""
     unknown = sorted(set(scores) - set(KEYS))  # type: ignore[call-overload]
     if unknown:
         raise ValueError(f"Unknown scores {unknown}; a report has {', '.join(KEYS)}.")

@@ -74,17 +74,10 @@ class TopLabelSums:
         checked: bool,
         into: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> bool:
-        """Adds rows, and checks them on the way unless that is done.
+        """Adds rows, checked on the way unless they are; `into` takes confidences and whether they are right.
 
-        Args:
-            probabilities: `(N, C)` float32 or float64.
-            labels: `(N,)` int64.
-            checked: Whether the rows come from `as_rows`.
-            into: `(N,)` float64 and `(N,)` bool that take each row's confidence and whether it is right.
-
-        Returns:
-            False if a row is not a distribution within the usual tolerance, holds a number above 1, or has a label
-            outside `[0, C)`. Then only part of the rows has been added, and the object is of no further use.
+        False if a row is not a distribution within the usual tolerance, holds a number above 1, or has a label outside
+        `[0, C)`. Then only part of the rows has been added, and the object is of no further use.
         """
         size = max(LOG_GROUP, min(CHUNK, CHUNK_ENTRIES // probabilities.shape[1]))
         for first in range(0, len(labels), FOLD):

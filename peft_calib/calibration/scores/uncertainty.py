@@ -58,12 +58,7 @@ def draw_uncertainty(sample_probabilities: Any, *, input: str = "probabilities")
 
 
 def check_draws(sample_probabilities: Any, *, input: str = "probabilities") -> np.ndarray:
-    """Checks `(K, N, C)` draws and returns their probabilities in float64.
-
-    Raises:
-        ValueError: As `draw_uncertainty`.
-        TypeError: If they are not numbers.
-    """
+    """Checks `(K, N, C)` draws and returns their probabilities in float64."""
     if input not in INPUT_KINDS:
         raise ValueError(f"`input` must be one of {INPUT_KINDS}, got {input!r}.")
     if isinstance(sample_probabilities, (list, tuple)):
@@ -86,18 +81,9 @@ def check_draws(sample_probabilities: Any, *, input: str = "probabilities") -> n
 
 
 def uncertainty_scores(predictions: Any, labels: Any, *, input: str = "probabilities") -> dict[str, float]:
-    """Mean uncertainties of draws, scores of their mean, and how well each uncertainty finds the errors.
+    """Mean uncertainties of `(N, K, C)` draws, rows first, scores of their mean, and how well each finds the errors.
 
-    Args:
-        predictions: `(N, K, C)`, rows first: K draws of C probabilities (or logits) a row.
-        labels: `(N,)` integer labels.
-        input: `"probabilities"` or `"logits"`.
-
-    Returns:
-        Score to number; AUROCs are NaN when there is no error, or nothing else.
-
-    Raises:
-        ValueError: For rows with different numbers of draws or classes, or as `draw_uncertainty` and `as_rows`.
+    AUROCs are NaN when there is no error, or nothing else.
     """
     if isinstance(predictions, (list, tuple)):
         shapes = sorted({np.shape(as_numpy(row, "draws")) for row in predictions})

@@ -19,13 +19,7 @@ CLASS_CELLS = 192
 
 
 class Grid:
-    """The cells of a sketch.
-
-    Args:
-        num_cells: Steps of the warped axis.
-        num_bins: Uniform bins that no cell may straddle.
-        threshold: A value that no cell may straddle.
-    """
+    """The cells of a sketch, equal steps of the warped axis; none straddles a uniform bin's edge or the threshold."""
 
     def __init__(self, num_cells: int, num_bins: int, threshold: float) -> None:
         self.num_bins, self.threshold = num_bins, threshold
@@ -59,12 +53,7 @@ class Grid:
 
 
 class Sketch:
-    """Counts, value sums and outcome counts in the cells of a grid, for one or several columns.
-
-    Args:
-        grid: The cells.
-        num_columns: Independent histograms, one a class.
-    """
+    """Counts, value sums and outcome counts in the cells of a grid, for one or several columns."""
 
     def __init__(self, grid: Grid, num_columns: int = 1) -> None:
         self.grid = grid
