@@ -15,13 +15,14 @@ from mutations import CONFIG, WEIGHTS, Mutation
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification
 
-from peft_calib import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig, draws
+from peft_calib import BayesianLoraConfig, CurveLoraConfig, EnsembleLoraConfig, HyperLoraConfig, draws
 from peft_calib.tuners.laws import laws_of
 
 METHODS: dict[str, Callable[..., PeftConfig]] = {
     "hyper-lora": lambda **f: HyperLoraConfig(hyper_hidden=16, embed_dim=8, **f),
     "bayesian-lora": BayesianLoraConfig,
     "curve-lora": CurveLoraConfig,
+    "ensemble-lora": lambda **f: EnsembleLoraConfig(num_members=3, **f),
     "lora": LoraConfig,
 }
 SAME, CLEAR, UNCLEAR, OTHER = "the same", "refused, file and field named", "refused, unclear", "silently other"
@@ -56,7 +57,7 @@ def answers(folder: Path) -> torch.Tensor:
     model = PeftModel.from_pretrained(base_model(), folder).eval()
     with torch.no_grad():
         found = [model(**_BATCH).logits]
-        if any(law.stochastic or law.has_points for law in laws_of(model)):
+        if any(law.stochastic or law.has_points or law.num_draws for law in laws_of(model)):
             with draws(model, 3, seed=1) as sampling:
                 found.append(sampling(**_BATCH).logits.reshape(-1, 3))
     return torch.cat(found)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -204,23 +205,20 @@ def trunk_of(root: nn.Module) -> Trunk | None:
     Args:
         root: The base model.
     """
-    above = [m for m in _without_holders(root) if isinstance(m, (BaseTunerLayer, StackedModule)) or _trains(m)]
-    ids = {id(module) for module in above}
-    blocks: list[nn.Module] = []
-    for block in blocks_of(root):
-        if any(id(module) in ids for module in block.modules()):
-            break
-        blocks.append(block)
-    # what trains must lie behind: a prompt, or embeddings that are trained, change what the blocks see
+    blocks = list(takewhile(lambda block: not any(map(_is_above, block.modules())), blocks_of(root)))
+    if not blocks:
+        return None
     in_blocks = {id(m) for block in blocks for m in block.modules()}
     order = list(_without_holders(root))
-    last = max((position for position, module in enumerate(order) if id(module) in in_blocks), default=-1)
+    last = max(position for position, module in enumerate(order) if id(module) in in_blocks)
     below = order[: last + 1]
-    if not blocks or any(id(module) in ids for module in below):
+    # what trains must lie behind: a prompt, or embeddings that are trained, change what the blocks see
+    if any(map(_is_above, below)):
         return None
     if any(isinstance(parameter, DTensor) for parameter in root.parameters()):
         return None  # sharded parameters are gathered by hooks, which the trunk does not run through
-    return Trunk(blocks, above, [m for m in below if isinstance(m, nn.Dropout) and id(m) not in in_blocks])
+    dropouts = [m for m in below if isinstance(m, nn.Dropout) and id(m) not in in_blocks]
+    return Trunk(blocks, [m for m in order[last + 1 :] if _is_above(m)], dropouts)
 
 
 def _without_holders(root: nn.Module) -> Iterator[nn.Module]:
@@ -230,5 +228,7 @@ def _without_holders(root: nn.Module) -> Iterator[nn.Module]:
             yield from _without_holders(child)
 
 
-def _trains(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+def _is_above(module: nn.Module) -> bool:
+    """Whether a module trains, or holds an adapter's layer or head."""
+    trains = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+    return trains or isinstance(module, (BaseTunerLayer, StackedModule))

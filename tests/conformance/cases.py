@@ -12,6 +12,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "HYPERLORA": {},
     "BAYESIANLORA": {"num_train_examples": 1000},
     "CURVELORA": {},
+    "ENSEMBLELORA": {"layers": "all"},
 }
 
 #: Test function (or a part of its id): the reason why it cannot apply.

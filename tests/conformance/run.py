@@ -114,7 +114,7 @@ def run_module(module: str, method: str, suites: Path, models: Path, extra: str,
 def main() -> int:
     """Run the chosen modules, print a table, write JSON; the exit status says whether anything failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", default="hyperlora", help="hyperlora, bayesianlora or curvelora")
+    parser.add_argument("--method", default="hyperlora", help="hyperlora, bayesianlora, curvelora or ensemblelora")
     parser.add_argument("--control", help="a built-in method instead, such as lora or vera")
     parser.add_argument("--modules", nargs="+", default=MODULES, choices=MODULES, metavar="MODULE")
     parser.add_argument("--extra", default="{}", help="JSON with further config fields for each case")

@@ -14,7 +14,7 @@ from mutations import mutations
 
 from peft_calib.edits import accept_edits
 
-METHODS = ("hyper-lora", "bayesian-lora", "curve-lora")
+METHODS = ("hyper-lora", "bayesian-lora", "curve-lora", "ensemble-lora")
 
 
 @pytest.mark.parametrize("method", METHODS)
