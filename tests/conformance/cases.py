@@ -43,6 +43,18 @@ DESELECTED_FOR: dict[str, dict[str, str]] = {
             "by an error that names the slot"
         ),
     },
+    "ENSEMBLELORA": dict.fromkeys(
+        (
+            "test_set_adapter_non_overlapping_modules",
+            "test_multiple_active_adapters_with_same_modules_to_save_raises",
+            "test_multiple_active_adapters_with_overlapping_modules_to_save_raises",
+            "test_multiple_active_adapters_with_different_modules_to_save_works",
+            "test_set_requires_grad[",
+            "test_loading_model_requires_grad_set_correctly",
+            "test_loading_model_with_modules_to_save_requires_grad_set_correctly",
+        ),
+        "names a layer below those that are adapted by default, which is refused with the way out",
+    ),
 }
 
 _CASES = [

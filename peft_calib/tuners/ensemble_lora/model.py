@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from peft import PeftConfig
+from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
 from ..heads import StackedModule, stacked_heads, trained_modules
@@ -48,12 +49,24 @@ class EnsembleLoraModel(FactorModel):
             config.modules_to_save = _HEADS.get(str(getattr(config.task_type, "value", config.task_type)))
         blocks = blocks_of(model)
         untouched = blocks[: config.first_layer(len(blocks))]
-        self._below, self._adding = _modules_below(model, untouched), adapter_name
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        self._below, self._adding, self._left_out = _modules_below(model, untouched), adapter_name, False
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except NoMatchingPeftModuleError as error:
+            if not self._left_out:
+                raise
+            raise type(error)(
+                f"layers={config.layers!r} leaves out every layer that target_modules={config.target_modules!r} names "
+                f'of the {len(blocks)} of this model. Name modules of the last layers, or set layers="all".'
+            ) from error
 
     def is_target(self, config: PeftConfig, key: str) -> bool | re.Match[str] | None:
         """By the configuration, above the layers that stay as they are."""
-        return None if key in self._below else super().is_target(config, key)
+        found = super().is_target(config, key)
+        if not found or key not in self._below:
+            return found
+        self._left_out = True
+        return None
 
     def build_law(self, config: EnsembleLoraConfig, slots: SlotTable) -> EnsembleLaw:
         """Make the members; modules trained whole become part of each."""

@@ -202,3 +202,12 @@ def test_more_layers_than_there_are():
 def test_members_that_are_not_there():
     with pytest.raises(ValueError, match="3 draws were asked for, but there are 2"):
         predict(adapted(2), BERT.batch(2), num_samples=3)
+
+
+def test_a_layer_below_is_refused_with_the_way_out():
+    names = ["encoder.layer.0.attention.self.query"]
+    with pytest.raises(ValueError, match="layers='last_half' leaves out every layer"):
+        adapted(target_modules=names)
+    assert len(next(laws_of(adapted(target_modules=names, layers="all"))).slots) == 1
+    with pytest.raises(ValueError, match=r"No modules were targeted|not found in the base model"):
+        adapted(target_modules=["nowhere"])
