@@ -47,10 +47,7 @@ def write(output: Path | None, results: dict[str, Any]) -> None:
 
 
 def take_turns(arms: dict[str, Callable[[], float]], unit: str, turns: int) -> dict[str, dict[str, Any]]:
-    """Median seconds of arms that run in turn, and the ratios to one of them formed turn by turn.
-
-    The first call of each arm does not count.
-    """
+    """Median seconds of arms in turn after a first call, and ratios to one of them formed turn by turn."""
     for run in arms.values():
         run()
     names = list(arms)

@@ -30,11 +30,7 @@ def write_class_names(folder: str | Path, names: Sequence[str]) -> None:
 
 
 def read_class_names(adapter: str | Path, **hub: Any) -> list[str] | None:
-    """The names of an adapter's classes, in order.
-
-    None where no such file lies beside it. `hub` is the `revision`, `token`, `cache_dir` and `subfolder` of a file on
-    the Hub.
-    """
+    """The names of an adapter's classes, None where there is no such file; `hub` says where on the Hub it lies."""
     folder = Path(adapter) / (hub.get("subfolder") or "")
     file = folder / CLASSES_FILE if Path(adapter).is_dir() else _of_the_hub(str(adapter), **hub)
     if file is None or not file.is_file():
@@ -56,8 +52,7 @@ def _of_the_hub(repository: str, **hub: Any) -> Path | None:
 def name_classes_of_adapters() -> None:
     """Have PEFT's auto classes of classifiers build the base model with the classes that a folder names.
 
-    An adapter of any method will do, and one without such a file is loaded as before, as is one whose caller says
-    `num_labels` or `id2label`. Calling it twice changes nothing.
+    An adapter without such a file is loaded as before, as is one whose caller says `num_labels` or `id2label`.
     """
     for auto in (AutoPeftModelForSequenceClassification, AutoPeftModelForTokenClassification):
         load = auto.from_pretrained.__func__

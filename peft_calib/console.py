@@ -18,10 +18,7 @@ from transformers import TrainerCallback
 
 
 class StepProgress(TrainerCallback):
-    """Optimiser steps of a stage as a bar, or, where bars cannot be drawn, as a few lines; scores as they come.
-
-    `metrics` are the scores to show after an evaluation, the loss where there are none of these; None shows nothing.
-    """
+    """Optimiser steps as a bar, or as a few lines; `metrics` are shown after an evaluation, else the loss."""
 
     def __init__(self, progress: Progress, description: str, metrics: list[str] | None = None) -> None:
         self.progress, self.description, self.metrics = progress, description, metrics

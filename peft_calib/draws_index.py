@@ -25,11 +25,7 @@ def write_draws_index(folder: Path, draws: Sequence[str], mean: str | None, **fa
 
 
 def read_draws_index(folder: str | Path) -> tuple[list[str], str | None]:
-    """The draws that an index names, each held to be the one that was written.
-
-    With the name of the deterministic adapter, or None. Names that lead out of the folder or stand there twice,
-    another number or order of draws, and an adapter that has changed are refused.
-    """
+    """The draws that an index names, each held to be the one that was written, and the mean's name, if any."""
     folder = Path(folder)
     place = folder / DRAWS_INDEX
     index = read_json(place, _MEND)

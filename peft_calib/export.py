@@ -30,10 +30,7 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class _Adapter:
-    """An adapter of this package on a model, however it came there.
-
-    `carrier` is what PEFT's functions take: the `PeftModel`, or the transformers model with the adapter.
-    """
+    """An adapter on a model; `carrier` is what PEFT's functions take: the `PeftModel`, or transformers' model."""
 
     name: str
     carrier: nn.Module

@@ -43,8 +43,8 @@ _guard = threading.Lock()
 def replacing(path: str | Path) -> Iterator[Path]:
     """A place beside a file for its new content, which takes the file's place when the block ends without error.
 
-    A symbolic link is followed, not replaced; the file's permissions stay, and a new file has those of the umask. The
-    path is of this call alone, so threads and processes can write one file at once.
+    A symbolic link is followed; the file's permissions stay, a new one has those of the umask. Threads and processes
+    can write one file at once.
     """
     path = _real(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,10 +73,7 @@ def write_atomically(path: str | Path, text: str) -> None:
 
 
 def replace_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
-    """Write a folder beside its place and put it there whole; the old folder goes last, and comes back on failure.
-
-    Whether an old one may give way is for the caller to ask before.
-    """
+    """Write a folder beside its place and put it there whole; the old folder goes last, and comes back on failure."""
     given, path = Path(path), _real(path)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{given} is a file; name a folder.")
@@ -87,10 +84,7 @@ def replace_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
 
 
 def move_into_place(source: str | Path, path: str | Path) -> None:
-    """Move a finished file or folder to its place; what is there steps aside, comes back on failure, and goes last.
-
-    Both lie on the same file system.
-    """
+    """Move what is finished to its place; what is there steps aside, comes back on failure, and goes last."""
     source, path = Path(source), _real(path)
     with _own_name(path, _REPLACED) as aside:
         try:
@@ -109,10 +103,7 @@ def move_into_place(source: str | Path, path: str | Path) -> None:
 
 
 def fill_folder(path: str | Path, write: Callable[[Path], None], last: str) -> None:
-    """Write the contents of a folder aside and put them there one by one; what else lies in the folder stays.
-
-    `last` is the file that says that the others are complete: the old one goes first, the new one comes last.
-    """
+    """Put new contents into a folder one by one; `last` says that all are there: it goes first and comes last."""
     path = _real(path)
     path.mkdir(parents=True, exist_ok=True)
     with _written_aside(path, write) as partial:
@@ -144,11 +135,7 @@ def _remove(path: Path) -> None:
 
 
 def clear_leftovers(path: str | Path) -> None:
-    """Clear what killed processes left of writing a file or folder; where they took the old one away, put it back.
-
-    What a living process is writing stays, and so does what was written on another machine, of which nothing can be
-    said from here.
-    """
+    """Clear what killed processes of this machine left beside a path; put back what they had moved aside."""
     path = _real(path)
     pattern = re.compile(re.escape(f".{_stem(path)}.") + rf"([0-9a-f]{{8}})-(\d+)-[0-9a-f]+\.({_PARTIAL}|{_REPLACED})")
     try:
@@ -169,11 +156,9 @@ def clear_leftovers(path: str | Path) -> None:
 
 @contextmanager
 def folder_lock(path: str | Path) -> Iterator[None]:
-    """Keep a folder to this process (and this call) while the block runs.
+    """Keep a folder to this call, by a locked file beside it; `BlockingIOError` while another has it.
 
-    The lock is a file beside the folder. The system lets go of it when its process ends, however it ends, so a run
-    that was killed can be resumed at once. Raises `BlockingIOError` while another process, or another thread of this
-    one, has it.
+    The system lets go of it when its process ends, however it ends, so a killed run can be resumed at once.
     """
     given, path = Path(path), _real(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -258,10 +243,7 @@ def _in_use(folder: Path, owner: dict[str, Any] | None) -> str:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether an error says that there was no room to write, in the words of the system, safetensors or torch.
-
-    What the error was raised from counts too.
-    """
+    """Whether an error, or what it was raised from, says in anyone's words that there was no room to write."""
     seen: BaseException | None = error
     while seen is not None:
         text = str(seen)

@@ -48,11 +48,7 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class Identity:
-    """What an adapter is.
-
-    `fields` are those of the configuration that enter the function and differ from their defaults, `tensors` a hash of
-    each of its own tensors, by the name in its file.
-    """
+    """What an adapter is: the fields of its configuration that enter the function, and a hash of each own tensor."""
 
     fields: dict[str, Any]
     tensors: dict[str, str] = field(repr=False)
@@ -65,10 +61,7 @@ class Identity:
 
     @classmethod
     def of(cls, config: PeftConfig, tensors: Mapping[str, torch.Tensor]) -> Identity:
-        """The identity of tensors under the names of their file, with a configuration.
-
-        Tensors that are not its own are passed over.
-        """
+        """Of tensors under the names of their file, with a configuration; tensors not its own are passed over."""
         own = {name.removeprefix(_PREFIX): value for name, value in tensors.items() if is_own(name, config)}
         return cls(function_fields(config), {name: tensor_hash(own[name]) for name in sorted(own)})
 
@@ -104,18 +97,7 @@ def adapter_digest(model: nn.Module, adapter_name: str | None = None) -> str:
 
 
 def folder_digest(folder: str | Path) -> str:
-    """The digest of a saved adapter, of any PEFT method.
-
-    Args:
-        folder: With `adapter_config.json` and `adapter_model.safetensors`.
-
-    Returns:
-        The digest.
-
-    Raises:
-        FileNotFoundError: If one of the two files is missing.
-        ValueError: If one of them is damaged; the message names it.
-    """
+    """The digest of a saved adapter, of any PEFT method; `ValueError` names the file that is damaged."""
     config = read_config(folder)
     with open_weights(folder) as file:
         names = [name for name in file.keys() if is_own(name, config)]  # noqa: SIM118  (a handle, not a dict)
@@ -162,10 +144,7 @@ def tensor_hash(tensor: torch.Tensor) -> str:
 
 
 def is_own(name: str, config: PeftConfig) -> bool:
-    """Whether a tensor of an adapter file belongs to the adapter itself, told by its name.
-
-    The others are embeddings of the base model, which PEFT writes along when the vocabulary was resized.
-    """
+    """Whether a tensor belongs to the adapter, and is no embedding that PEFT writes along with a new vocabulary."""
     prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type)
     if not prefix or prefix in name:
         return True

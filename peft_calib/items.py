@@ -66,10 +66,7 @@ def count_items(
 
 
 def count_batch(batch: Mapping[str, Any], model: nn.Module | None = None) -> int | None:
-    """Number of items of one batch, by the Trainer's rule for `num_items_in_batch`.
-
-    None without labels. Several label columns of one class a row (the ends of an answer) count rows.
-    """
+    """Items of one batch by the Trainer's rule for `num_items_in_batch`; None without labels."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     shifted, labels = batch.get("shift_labels"), batch.get("labels")
     if shifted is not None:

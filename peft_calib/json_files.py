@@ -24,11 +24,7 @@ RESTORE = "Restore the file from a copy, or make it again"
 
 
 def read_json(path: str | Path, mend: str = RESTORE) -> Fields:
-    """Open a JSON file that holds one mapping.
-
-    `mend` says how a user gets a good file. No JSON, a field named twice, nesting without end and no mapping are
-    refused.
-    """
+    """Open a JSON file that holds one mapping; `mend` says how a user gets a good file."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -50,11 +46,7 @@ def parse_json(text: str, source: str, mend: str = RESTORE) -> Fields:
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of a mapping that came from outside.
-
-    `source` says where it comes from (a file, or words), `mend` how to get a good one, `prefix` is the path of this
-    mapping within the source.
-    """
+    """A mapping that came from outside: from `source`, where it stands under `prefix`; `mend` gets a good one."""
 
     content: Mapping[str, Any]
     source: str
@@ -68,10 +60,7 @@ class Fields:
         return iter(self.content)
 
     def get(self, name: str, default: Any = _MISSING) -> Any:
-        """A field of any type.
-
-        Without a default a missing field is an error.
-        """
+        """A field of any type; without a default a missing field is an error."""
         if name in self.content:
             return self.content[name]
         if default is _MISSING:
@@ -133,10 +122,7 @@ class Fields:
         return self._typed(name, default, fits, f"a list{entries}")
 
     def array(self, name: str, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
-        """Finite numbers in (nested) lists, as float64.
-
-        `shape` has None where any size will do.
-        """
+        """Finite numbers in (nested) lists, as float64; `shape` has None where any size will do."""
         value = self.get(name)
         sizes = "" if shape is None else " of shape (" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
         expected = f"finite numbers{sizes}"
@@ -156,11 +142,7 @@ class Fields:
 
 
 def check_fields(instance: Any, owner: type, source: str) -> None:
-    """Hold the fields that a dataclass declares against their annotations, strictly.
-
-    A whole number will do for a float, a set or tuple for a list; true is no number, and NaN and infinity are none.
-    `owner` is the class whose own annotations are checked; those it inherits are not.
-    """
+    """Hold the fields that `owner` itself declares against their annotations, strictly: true is no number."""
     hints = typing.get_type_hints(owner)
     for name in inspect.get_annotations(owner):
         hint, value = hints[name], getattr(instance, name, None)
@@ -169,10 +151,7 @@ def check_fields(instance: Any, owner: type, source: str) -> None:
 
 
 def inside(folder: str | Path, name: str, source: str) -> Path:
-    """The path of a file or folder that an index names, which must lie in the index's own folder.
-
-    An absolute path, `..` and a symbolic link out of it are refused.
-    """
+    """The path of what an index names, which must lie in its own folder: no `..`, no link out of it."""
     refused = ValueError(
         f"{source} names {describe(name)}, which does not lie in its own folder {folder}. An index names what lies "
         "beside it; restore it, or write the folder again."

@@ -27,11 +27,7 @@ class CommonForm:
 
     @classmethod
     def of(cls, slots: Sequence[Slot], r: int, lora_alpha: float) -> CommonForm:
-        """The form for some slots: that of the configuration, if all of them have it.
-
-        A scale other than the configuration's own is taken if it makes `lora_alpha` a whole number, so that no reader
-        rounds it; else the scale is 1 and B carries all of it.
-        """
+        """The form for some slots; another scale than the configuration's only if `lora_alpha` stays whole, else 1."""
         rank = max(slot.r for slot in slots)
         scale, _ = Counter(slot.scaling for slot in slots).most_common(1)[0]
         if rank == r and scale == lora_alpha / r:
@@ -41,11 +37,7 @@ class CommonForm:
         return cls(rank, int(alpha) if whole else rank)
 
     def factors(self, slot: Slot, A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The factors of a slot in this form: `lora_alpha / r * B' A'` is its update `scaling * B A`.
-
-        They are A and B bit by bit where rank and scale are the common ones, and exact where the ratio of the scales
-        is a power of two; else B' is rounded once, in at least 32 bits.
-        """
+        """Factors with `lora_alpha / r * B' A' = scaling * B A`: bit by bit, or B' rounded once in 32 bits or more."""
         ratio = slot.scaling / (self.lora_alpha / self.r)
         if ratio != 1:
             exact = math.frexp(ratio)[0] == 0.5  # a power of two changes the exponent only

@@ -42,10 +42,9 @@ def ensure_peft_type(name: str) -> PeftType:
 
 
 def name_damaged_configs() -> None:
-    """Have PEFT name the file when an `adapter_config.json` is damaged, for adapters of every method.
+    """Have PEFT name the file when an `adapter_config.json` of any method is damaged.
 
-    PEFT reads the file, to learn its method, before any code of a method is asked. The error stays of its type and
-    gains the file's name; whoever calls this twice changes nothing.
+    PEFT reads the file, to learn its method, before any code of a method is asked.
     """
     read = PeftConfig.from_json_file.__func__
     if getattr(read, "names_the_file", False):

@@ -1,9 +1,4 @@
-"""Text classification data for a calibration study: train, calibration and test rows that share no text.
-
-One function serves the embedded data set, a user's own CSV, JSON lines or Parquet file, and any Hub data set. The
-calibration split is cut out of the training rows: whatever is fitted after training (a temperature, say) is fitted
-there, never on the rows it is reported on.
-"""
+"""Text classification data for a calibration study: train, calibration and test rows that share no text."""
 
 from __future__ import annotations
 
@@ -28,11 +23,7 @@ EMBEDDED_FRACTIONS: dict[str, Any] = {"test_fraction": 0.5, "calibration_fractio
 
 @dataclass(frozen=True)
 class TextData:
-    """Splits with the columns `text` (`text_pair` where two were named) and `label` (a class index).
-
-    `label_names` holds the name of each class index, `outside` texts from another distribution, `left_out` how many
-    rows lacked a text or a label.
-    """
+    """Splits with `text` (`text_pair`) and `label`, class names, texts of other origin, and rows left out."""
 
     name: str
     train: Dataset

@@ -1,8 +1,4 @@
-"""From text to a calibrated number: LoRA, HyperLoRA and BayesianLoRA, trained and measured alike, side by side.
-
-Each method is a run as `peft-calib train` makes it, measured as `peft-calib evaluate` does; here they are only put
-beside each other.
-"""
+"""From text to a calibrated number: LoRA, HyperLoRA and BayesianLoRA as runs on the same rows, side by side."""
 
 from __future__ import annotations
 
@@ -55,10 +51,7 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
 def demo_config(
     data: str = "documentation", model: str | None = None, **settings: Any
 ) -> tuple[RunConfig, str | None]:
-    """Settings of the demonstration's runs, and texts of other origin that come with the embedded data.
-
-    Rows to test on are held out of the training rows where the source brings no labelled split for them.
-    """
+    """Settings of the runs, and texts of other origin; test rows are held out where the source brings none."""
     source, outside, fractions = with_embedded(data, None, {"test_fraction": 0.2})
     values: dict[str, Any] = {
         "epochs": 8,

@@ -202,10 +202,7 @@ def curve_law(model: nn.Module) -> CurveLaw:
 
 
 def _log_likelihoods(prediction: Prediction) -> torch.Tensor:
-    """Log-probability that each point gives to each label, float64 (M, N).
-
-    Probabilities are float32: what they round to nothing counts as their smallest normal number, -87 nats.
-    """
+    """Log-probability that each point gives to each label, float64 (M, N), at least float32's -87 nats."""
     if not isinstance(prediction, Prediction):
         raise ValueError("The loss along a curve is that of classes; this is a regression.")
     if prediction.labels is None:

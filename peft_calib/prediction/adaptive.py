@@ -12,10 +12,7 @@ FIRST_PAIRED, STEP_PAIRED = 4, 2
 
 
 def half_width(samples: torch.Tensor) -> torch.Tensor:
-    """Half-width of the 95 % confidence interval of a mean over draws, by Student's t.
-
-    `samples` are (n, ...), at least two draws.
-    """
+    """Half-width of the 95 % interval of a mean over draws (n, ...), by Student's t."""
     n = len(samples)
     return float(stdtrit(n - 1, 0.975)) * samples.std(dim=0) / n**0.5
 

@@ -12,10 +12,7 @@ _ROUNDING = 1e-2
 
 
 def draw_names(answer: Any, prefix: str, url: str) -> list[str]:
-    """Names of the draws in a list of models, in order.
-
-    `answer` is what the server said to `GET models`; a number follows the prefix.
-    """
+    """Names of the draws, prefix and number, in what a server said to `GET models`, in order."""
     models = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(models, list):
         raise ConnectionError(f"{url}/models did not answer with a list of models under 'data', but {_shown(answer)}.")
@@ -37,11 +34,7 @@ def draw_names(answer: Any, prefix: str, url: str) -> list[str]:
 
 
 def label_log_probabilities(answer: Any, labels: Sequence[str], name: str, listed: int, url: str) -> list[float]:
-    """Log-probabilities of the labels as the next token.
-
-    `answer` is what the server said to `POST completions` for one prompt and one token, `listed` how many tokens were
-    asked for.
-    """
+    """Log-probabilities of the labels in what a server said to `POST completions` for one prompt and one token."""
 
     def wrong(what: str) -> ConnectionError:
         return ConnectionError(f"{url}/completions answered for {name} with {what}: {_shown(answer)}.")

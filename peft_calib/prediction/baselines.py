@@ -78,10 +78,7 @@ def _with_names(names: list[str], forward: Callable[..., Any], x: torch.Tensor, 
 
 
 class AdapterDraws(DrawSource):
-    """Several adapters of one model as draws: exported draws, or the members of a deep ensemble.
-
-    They run as one mixed batch of stock PEFT (the layers' argument `adapter_names`).
-    """
+    """Several adapters of one model as draws, run as one mixed batch of stock PEFT (`adapter_names` of its layers)."""
 
     def __init__(self, model: nn.Module, adapter_names: Sequence[str]) -> None:
         super().__init__(model)
@@ -99,10 +96,7 @@ class AdapterDraws(DrawSource):
 
     @contextmanager
     def use(self, first: int, count: int, repeat: bool = False) -> Iterator[None]:
-        """Tell the layers the adapter of each row, draw-major, as `PeftModel` does with `adapter_names=`.
-
-        It does so by hooks that every thread would run into, which is why it is not asked.
-        """
+        """Tell the layers the adapter of each row, draw-major; PEFT's own hooks every thread would run into."""
         names = partial(_with_names, self.names[first : first + count])
         layers = [m for m in self.root.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
         with ask_everywhere(self.model, {}, count if repeat else 1), forward_replaced(dict.fromkeys(layers, names)):

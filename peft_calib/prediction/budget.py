@@ -16,12 +16,7 @@ FREE_SHARE = 0.5
 def draws_per_pass(
     root: nn.Module, inputs: dict[str, Any], rows: int, num_samples: int, budget: int | None = None
 ) -> int:
-    """Number of draws to evaluate in one forward, in passes of about equal size.
-
-    The need of a row is estimated from the model's configuration, on the generous side: ten vectors of the hidden
-    size, three of the feed-forward size and two rows of attention scores for each token. `budget` are bytes; None
-    takes half of the free memory of an accelerator, or 2 GiB on a CPU.
-    """
+    """Draws of one forward, in passes of about equal size, by the bytes a row needs, estimated generously."""
     if budget is None:
         budget = _free_bytes(root)
     fitting = max(1, int(budget // max(1, rows * _bytes_per_row(root, inputs))))

@@ -106,9 +106,9 @@ def _own_share(whole: Predictor, state: Any, options: dict[str, Any]) -> Predict
 
 
 def _predicted(predictor: Predictor, batches: Iterable[tuple[int, Mapping[str, Any]]]) -> list[tuple]:
-    """Number, first draw, rows and prediction of each batch; an answer that is not finite is told when all are in.
+    """Number, first draw, rows and prediction of each batch.
 
-    It ends neither this process before the others, which would wait for it, nor the search for more of its kind.
+    An answer that is not finite is kept to be told when all are in: the other processes would wait for this one.
     """
     parts: list[tuple] = []
     for index, batch in batches:

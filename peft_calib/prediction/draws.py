@@ -118,20 +118,16 @@ def check_num_samples(num_samples: object) -> int:
 
 @contextmanager
 def evaluating(model: nn.Module, brief: bool = True) -> Iterator[None]:
-    """Evaluation mode inside; every module's own mode afterwards, when no other thread needs it any more.
-
-    `brief`: the context is left without waiting for another thread, so that training forwards wait for it.
-    """
+    """Evaluation mode inside; `brief` leaves without waiting for another thread, so training forwards wait for it."""
     with modes.evaluating(model, shared_root(model), brief):
         yield
 
 
 @contextmanager
 def repeating(model: nn.Module, source: LawDraws) -> Iterator[None]:
-    """Repeat the rows of a wrapper that takes one mapping of features (`SentenceTransformer`) where they enter it.
+    """Repeat rows where they enter a wrapper that takes one mapping of features (`SentenceTransformer`).
 
-    What stands around the base model (pooling over an attention mask) then sees the rows of all draws too. Base
-    models repeat what they are given by themselves.
+    What stands around the base model (pooling over an attention mask) then sees the rows of all draws too.
     """
     asked = asked_of(source.root)
     if asked is None or asked.num_samples == 1 or not _takes_features(model, source.root):

@@ -130,11 +130,7 @@ def check_how(how: object) -> None:
 
 
 class Predictor:
-    """A prediction set up once and made for many batches.
-
-    `num_samples` may be `"auto"`, which decides row by row within `tolerance` and `max_samples`; `first` and `total`
-    say which part of a whole prediction these draws are; `budget` are bytes for the activations of one forward.
-    """
+    """A prediction set up once and made for many batches; `first` and `total` say which part of a whole it is."""
 
     def __init__(
         self,
@@ -292,11 +288,7 @@ class Predictor:
                 return None
 
     def passes(self, items: Items, first: int, num_samples: int, prefix: Prefix | None = None) -> torch.Tensor:
-        """Evaluate draws in as few forwards as memory allows.
-
-        Probabilities, or values for regression: float32 (K, N, C) on the CPU. `prefix` is what the draws share, if it
-        ran already.
-        """
+        """Evaluate draws in as few forwards as memory allows, (K, N, C) on the CPU; `prefix` is what they share."""
         size = draws_per_pass(self.source.root, items.inputs, items.rows, num_samples, self.budget)
         size = 1 if items.rows == 1 and takes_one_row(self.source.root) else size
         done: list[torch.Tensor] = []

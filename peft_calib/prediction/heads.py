@@ -20,11 +20,7 @@ TASKS = ("auto", "classification", "regression", "token", "next_token")
 
 @dataclass
 class Items:
-    """The items that one batch asks about.
-
-    `positions` are int64 (N, 2), batch row and token of each item, None for one item a row; `media_tokens` are the ids
-    of tokens that stand for images, videos and sounds in a text.
-    """
+    """The items that one batch asks about; `positions` (N, 2) are row and token of each, None for one a row."""
 
     inputs: dict[str, Any]
     rows: int
@@ -128,11 +124,7 @@ class TokenHead(Head):
 
 
 class NextTokenHead(Head):
-    """The distribution of the token that follows each prompt, over the whole vocabulary or among given tokens.
-
-    The output head is applied to one position of each row only, so no tensor of all positions times the vocabulary
-    exists.
-    """
+    """The token that follows each prompt; the output layer sees one position of each row only."""
 
     def __init__(self, root: Any, label_tokens: Sequence[int] | None = None) -> None:
         self.label_tokens = None if label_tokens is None else torch.tensor(label_tokens)
@@ -209,11 +201,7 @@ def _last_positions(inputs: dict[str, Any], prefix: str, rows: int) -> torch.Ten
 
 
 def choose_head(root: nn.Module, task: str, label_tokens: Sequence[int] | None) -> Head:
-    """The head that fits a model.
-
-    `"auto"` looks at the model: an output layer over a vocabulary means `"next_token"`, a token-classification class
-    `"token"`, one label or `problem_type="regression"` means `"regression"`.
-    """
+    """The head that fits a model; `"auto"` tells by its output layer, class, number of labels and problem type."""
     if task not in TASKS:
         raise ValueError(f"task must be one of {TASKS}, got {task!r}.")
     config = getattr(root, "config", None)
@@ -253,10 +241,7 @@ def _task_of(root: nn.Module, config: Any) -> str:
 
 
 def check_label_tokens(label_tokens: Sequence[int | str], tokenizer: Any, vocab_size: int | None) -> list[int]:
-    """Token ids of the answers of a multiple-choice prompt.
-
-    Texts (such as `" A"`) must be one token each.
-    """
+    """Token ids of the answers of a multiple-choice prompt; texts (such as `" A"`) must be one token each."""
     ids = []
     for label in label_tokens:
         if isinstance(label, str):

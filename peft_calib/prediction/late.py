@@ -9,16 +9,7 @@ from ..tuners.laws import laws_of
 
 
 def share_of(prefix: Prefix, root: nn.Module, read: float) -> float:
-    """Part of the weights outside embeddings that lies in the blocks of a prefix: the work of a forward follows it.
-
-    Args:
-        prefix: What all draws share.
-        root: The base model.
-        read: Part of the positions that the output layer over a vocabulary is applied to.
-
-    Returns:
-        From 0 to 1.
-    """
+    """Part of the weights that lies in a prefix; `read` is the share of positions the output layer sees."""
     tables = {id(m.weight) for m in root.modules() if isinstance(m, nn.Embedding)}
     skip = tables | {id(p) for law in laws_of(root) for p in law.parameters()}
     output_layer = getattr(root, "get_output_embeddings", lambda: None)()

@@ -34,10 +34,7 @@ class _Use:
 
 
 def linear_logits(source: LawDraws, head: Head, items: Items, first: int, num_samples: int) -> torch.Tensor:
-    """Logits of K draws, linearised around the mean.
-
-    (K, N, C), without a graph, of a batch with one item a row.
-    """
+    """Logits (K, N, C) of K draws, linearised around the mean, of a batch with one item a row."""
     if not items.one_a_row:
         raise ValueError("how='linear' needs one item a row, because it takes one gradient for each row and class.")
     uses, logits = _forward_at_mean(source, head, items)
@@ -85,10 +82,7 @@ def _forward_at_mean(source: LawDraws, head: Head, items: Items) -> tuple[list[_
 
 
 def _class_gradients(logits: torch.Tensor, uses: list[_Use]) -> list[torch.Tensor]:
-    """For each use the gradient of every class's logit by the layer's output, (C, B, features).
-
-    A row's logits depend on its own activations only, so the gradient of their sum over rows holds each row's own.
-    """
+    """For each use the gradient of every class's logit by the layer's output, (C, B, features)."""
     probes, by_class = [use.probe for use in uses], []
     for c in range(logits.shape[-1]):
         last = c == logits.shape[-1] - 1

@@ -18,10 +18,7 @@ from .transport import Server, check_timeout
 
 
 def list_draws(base_url: str, prefix: str = "draw-", api_key: str | None = None, timeout: float = 30.0) -> list[str]:
-    """Names of the draws that a server offers, in order.
-
-    The key goes to this server only: a redirect to another origin is not followed.
-    """
+    """Names of the draws that a server offers, in order; no redirect to another origin is followed."""
     server = Server(base_url, api_key)
     return draw_names(server.ask("models", None, timeout), prefix, server.shown)
 

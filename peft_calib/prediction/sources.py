@@ -38,10 +38,7 @@ class DrawSource(ABC):
 
     @abstractmethod
     def use(self, first: int, count: int, repeat: bool = False) -> AbstractContextManager[None]:
-        """Context in which draws `first ... first + count - 1` are in place, in this call chain only.
-
-        With `repeat` the base model repeats the rows it is given; else they are given `count`-fold.
-        """
+        """Put draws `first ... first + count - 1` in place; `repeat` has the base model repeat its rows for them."""
 
     @abstractmethod
     def varying_modules(self, num_samples: int) -> list[nn.Module]:
@@ -55,10 +52,7 @@ class DrawSource(ABC):
 
 
 class LawDraws(DrawSource):
-    """The draws of this package's adapters that are active on a model.
-
-    `antithetic` says whether draws come in mirrored pairs, see `Sample`; None leaves it to the prediction.
-    """
+    """The draws of this package's active adapters; `antithetic` None leaves mirrored pairs to the prediction."""
 
     def __init__(self, model: nn.Module, seed: int, antithetic: bool | None = None) -> None:
         super().__init__(model)
@@ -160,10 +154,7 @@ class TheModel(DrawSource):
             active_holders(model)
 
     def use(self, first: int, count: int, repeat: bool = False) -> AbstractContextManager[None]:
-        """Put draws out of force that are in place around the prediction; a point of a curve stays chosen.
-
-        Several points in place are refused: none of them is the model's answer.
-        """
+        """Put draws around the prediction out of force; one point of a curve stays chosen, several are refused."""
         chosen: dict[int, Draw | None] = {}
         for holder in holders_of(self.model):
             draw = holder.draw
@@ -182,10 +173,7 @@ class TheModel(DrawSource):
 
 @contextmanager
 def ask_everywhere(model: nn.Module, draws: Mapping[int, Draw | None], repeat: int) -> Iterator[None]:
-    """Ask for draws on every base model inside a model that carries an adapter of this package.
-
-    `draws` is what to ask of each holder, by its id; the others answer with their mean.
-    """
+    """Ask for draws, by the id of their holder, on every base model inside a model; others answer with their mean."""
     with ExitStack() as stack:
         for module in list(model.modules()):
             own = [child for child in module.children() if isinstance(child, FactorHolder)]
@@ -196,10 +184,7 @@ def ask_everywhere(model: nn.Module, draws: Mapping[int, Draw | None], repeat: i
 
 
 def root_module(model: nn.Module) -> nn.Module:
-    """The base model inside a `PeftModel`, a tuner or a wrapper: the module that sees the whole batch.
-
-    A prompt-learning adapter, which adds rows of its own to the input, is refused.
-    """
+    """The base model, which sees the whole batch; prompt learning, which adds rows of its own, is refused."""
     peft_model = next((module for module in model.modules() if isinstance(module, PeftModel)), None)
     if peft_model is not None and not holders_of(model) and peft_model.active_peft_config.is_prompt_learning:
         raise TypeError(

@@ -22,10 +22,7 @@ MOST_REDIRECTS = 5
 
 
 class Server:
-    """A base URL with what goes along to it, and to no other origin.
-
-    A user and password in the URL are sent as basic authentication, and not shown.
-    """
+    """A base URL with the key or password that goes to it, and to no other origin, and is not shown."""
 
     def __init__(self, base_url: str, api_key: str | None = None) -> None:
         parts = _split(base_url)
@@ -47,11 +44,7 @@ class Server:
             self._secrets.append(token)
 
     def ask(self, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
-        """Send a request and read its answer.
-
-        `timeout` are seconds for all of it: connecting, redirects, headers and body (a look-up of the host's name is
-        the operating system's and takes as long as that lets it).
-        """
+        """Send a request and read its answer, all within `timeout` seconds but for the look-up of the host's name."""
         check_timeout(timeout)
         url, deadline = f"{self.shown}/{path}", _Deadline(timeout)
         try:

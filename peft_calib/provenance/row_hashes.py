@@ -22,9 +22,7 @@ BATCH = 1000
 def hash_rows(rows: Any) -> tuple[str, np.ndarray]:
     """The kind of rows (`"tokens"`, or the names of their columns) and a uint64 hash of the inputs of each, (N,).
 
-    Tokenised rows are known by the tokens under their attention mask, so padding does not count; other rows by all
-    columns that are neither labels nor row numbers. `TypeError` for what is no row or of an unknown type, `ValueError`
-    if there is no row, or nothing but labels in it.
+    Padding under an attention mask does not count, nor do labels and row numbers.
     """
     rows = as_rows(rows)
     if len(rows) == 0:

@@ -11,11 +11,7 @@ STREAMS = ("IterableDataset", "IterableColumn", "LazyFrame")
 
 
 def as_rows(rows: Any) -> Any:
-    """The same rows, so that `rows[i]` is row i: a data set for a table, a list for a series, anything else as it is.
-
-    Tables are pandas or polars data frames and series and pyarrow's; the index of a frame is no part of its rows.
-    `TypeError` for what is no set of rows: several splits at once, a mapping of columns, a text, a stream.
-    """
+    """Rows so that `rows[i]` is row i, an index left out; `TypeError` for splits, columns, a text, a stream."""
     _refuse_other_things(rows)
     library, kind = _origin(rows)
     if library == "pandas" and kind == "DataFrame":

@@ -24,10 +24,7 @@ from .settings import check_metrics
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Runs held against the first of them.
-
-    `items` are the predictions compared: rows, or labelled words.
-    """
+    """Runs held against the first of them; `items` are the predictions compared: rows, or labelled words."""
 
     rows: int
     items: int

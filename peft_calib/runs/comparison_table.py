@@ -12,10 +12,7 @@ from ..calibration import Comparison
 
 
 def comparison_table(pairs: Sequence[Comparison], others: Mapping[str, Mapping[str, float]], title: str) -> Table:
-    """One line a run and score by score the difference to the run that it is compared with.
-
-    The second of each pair is what the first is held against; `others` are further lines, of what was not compared.
-    """
+    """One line a run, below each score the difference to the run it is compared with; `others` are not compared."""
     scores = [difference.score for difference in pairs[0].differences]
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.caption_justify = "left"

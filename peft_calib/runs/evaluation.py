@@ -41,10 +41,7 @@ REPORT, ROWS = "report.json", "rows.safetensors"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Predictions of test rows and the reports made of them.
-
-    `content` is that of its `report.json`.
-    """
+    """Predictions of test rows and the reports made of them; `content` is that of its `report.json`."""
 
     folder: Path
     content: dict[str, Any]

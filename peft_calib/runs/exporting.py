@@ -23,11 +23,7 @@ def export_run(
     t: float | None = None,
     seed: int = 0,
 ) -> Path:
-    """Write a run's adapter as a plain LoRA, or several of its draws.
-
-    A LoRA run is copied; the members of an ensemble are its draws. The output folder must not hold anything but an
-    earlier export.
-    """
+    """Write a run's adapter as a plain LoRA, or several of its draws: an ensemble's are its members."""
     folder = RunFolder(Path(run_dir).absolute())
     task = load_task(folder)
     method = task.config.method

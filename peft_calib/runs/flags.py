@@ -38,11 +38,10 @@ def with_flags(annotations: Mapping[str, Any]) -> Callable[[Callable[..., None]]
 
 
 def resolve(config_file: Path | None, flags: dict[str, Any], tell: Callable[[str], None] | None = None) -> RunConfig:
-    """The configuration: a YAML file, overridden by flags.
+    """The configuration: a YAML file, overridden by flags; mappings are merged field by field.
 
-    Mappings are merged field by field; everything else is replaced. One file serves several methods: where a flag
-    names another method than the file, the file's adapter fields that only other methods have are left out. `tell` is
-    called with a line about what was left out.
+    One file serves several methods: where a flag names another method, fields that only other methods have are left
+    out, and `tell` is called with a line about it.
     """
     values = {} if config_file is None else read_yaml(config_file)
     method = flags.get("method") or values.get("method") or "lora"

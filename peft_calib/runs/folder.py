@@ -19,11 +19,7 @@ CONFIG, FINISHED, TEMPERATURE, STAGE = "config.json", "run.json", "temperature.j
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run.
-
-    `config.json` (the resolved configuration) comes first, a folder for each trained adapter appears when it is
-    complete, and `run.json` comes last. One process at a time writes here.
-    """
+    """Paths of a run: `config.json` comes first, a folder for each adapter when it is complete, `run.json` last."""
 
     path: Path
 
@@ -97,10 +93,7 @@ class RunFolder:
             yield
 
     def begin(self, resolved: Mapping[str, Any], anew: bool = False) -> None:
-        """Write the configuration, or go on with what was begun.
-
-        `anew` gives up what was begun with another configuration.
-        """
+        """Write the configuration, or go on with what was begun; `anew` gives up what had another configuration."""
         if anew and self.config.exists() and self._differing(resolved):
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)

@@ -9,10 +9,7 @@ from typing import Any
 
 
 def named_class(name: str, what: str, base: type) -> Any:
-    """The class under `module:Class`.
-
-    Whoever names a module has it imported, from the folder they are in too.
-    """
+    """The class under `module:Class`, also from the folder its user is in."""
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:  # as for a script, whose folder Python looks in by itself
         sys.path.append(os.getcwd())

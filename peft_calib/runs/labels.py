@@ -23,17 +23,7 @@ WRITTEN_LIST = re.compile(rf"\[\s*({_ITEM}((\s*,\s*|\s+){_ITEM})*\s*,?)?\s*\]")
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Class names in order, and the class of each stored label.
-
-    Attributes:
-        names: Name of each class.
-        values: Stored label and its class, in pairs.
-
-    Example:
-        >>> labels = LabelMap.learn(["no", "yes", "no"], None, "rows.csv")
-        >>> labels.names, labels.encode(["yes"], None, "test.csv", "train")
-        (('no', 'yes'), [1])
-    """
+    """Class names in order, and pairs of a stored label and its class."""
 
     names: tuple[str, ...]
     values: tuple[tuple[Any, int], ...]
@@ -47,11 +37,10 @@ class LabelMap:
         label_names: Sequence[str] | None = None,
         rows: Dataset | None = None,
     ) -> LabelMap:
-        """From the labels of the training rows.
+        """From the labels of the training rows; `source` and `rows` are for messages.
 
-        A `ClassLabel` column (`feature`) brings its names, `label_names` gives them, and labels are these or their
-        indices; otherwise the different labels are the classes, in sorted order, numbers by their value. `source` and
-        `rows` are for messages.
+        Names come from a `ClassLabel` column (`feature`) or `label_names`, and labels are these or their indices;
+        otherwise the different labels are the classes, in sorted order, numbers by their value.
         """
         names: tuple[str, ...] = ()
         index: dict[Any, int] = {}

@@ -19,22 +19,13 @@ NO_LIMIT = 10**9
 
 
 def epochs_for(num_rows: int, config: RunConfig) -> float:
-    """Passes over the rows that make enough steps.
-
-    Example:
-        >>> config = RunConfig(data="rows.csv", model="bert-base-uncased")
-        >>> [epochs_for(rows, config) for rows in (60, 320, 100_000)]
-        [10.0, 6.0, 3.0]
-    """
+    """Passes over the rows that make enough steps."""
     steps = -(-num_rows // (config.batch_size * config.gradient_accumulation_steps))
     return float(min(max(-(-STEPS // steps), LEAST_EPOCHS), MOST_EPOCHS))
 
 
 def settled(config: RunConfig, num_rows: int, tokenizer: PreTrainedTokenizerBase) -> tuple[RunConfig, list[str]]:
-    """The settings with what was left open decided, and what cannot be brought within bounds.
-
-    With a line for each that is not what was asked for.
-    """
+    """The settings with what was left open decided, and a line for each that is not what was asked for."""
     notes = []
     limit = position_limit(load_model_config(config), tokenizer, config.max_length)
     if config.task == "multiple-choice" and limit is not None:
@@ -48,11 +39,10 @@ def settled(config: RunConfig, num_rows: int, tokenizer: PreTrainedTokenizerBase
 
 
 def position_limit(model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, wanted: int) -> int | None:
-    """The most tokens that a model can be given, where that is bounded.
+    """The most tokens that a model can be given; None where there is no bound.
 
-    RoBERTa and its kin count positions from behind the padding token's, so that a table of 514 serves 512 tokens; the
-    configuration does not say so, the embedding does. None where there is none. `wanted` are the tokens asked for; a
-    model that certainly has as many is not looked at closely.
+    RoBERTa and its kin count positions from behind the padding token's, so that a table of 514 serves 512 tokens; only
+    the embedding says so, and it is looked at where fewer than `wanted` might remain.
     """
     limits = [length for length in (tokenizer.model_max_length,) if 0 < length < NO_LIMIT]
     positions = getattr(model, "max_position_embeddings", None)

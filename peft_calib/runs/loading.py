@@ -95,10 +95,7 @@ class FinishedRun:
     def predict(
         self, rows: Dataset, variant: str, num_samples: int, seed: int = 0, progress: bool = True
     ) -> Prediction:
-        """Predict canonical rows.
-
-        `num_samples` are grid points of a curve, members of an ensemble.
-        """
+        """Predict canonical rows; `num_samples` are grid points of a curve, members of an ensemble."""
         encoded = self.task.encode_prediction(rows, self.tokenizer)
         options: dict[str, Any] = {
             "batch_size": 2 * self.task.config.batch_size,

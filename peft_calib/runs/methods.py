@@ -32,19 +32,13 @@ COMMON = {"r": "rank", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout
 
 
 def config_class(method: str) -> type:
-    """The configuration class of a method: one of the table, or from outside as `module:Class`.
-
-    Importing the module of one from outside registers its method with PEFT.
-    """
+    """The configuration class of a method; importing one from outside (`module:Class`) registers it with PEFT."""
     return CONFIGS[method] if method in CONFIGS else named_class(method, "method", CalibLoraConfig)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One adapter to train.
-
-    `head_of` is the stage whose trained head it takes over and keeps frozen.
-    """
+    """One adapter to train; `head_of` is the stage whose trained head it takes over and keeps frozen."""
 
     name: str
     seed: int
@@ -105,10 +99,7 @@ def member_names(config: RunConfig) -> list[str]:
 
 
 def prediction_variants(config: RunConfig) -> dict[str, int]:
-    """How a run of this method predicts: `"mean"` (its deterministic adapter) and `"sample"`, with the draws of each.
-
-    The draws of a curve are its grid of `2 N_cp - 1` points, those of an ensemble its members.
-    """
+    """Draws of `"mean"` and `"sample"`: a curve's are its grid of `2 N_cp - 1` points, an ensemble's its members."""
     if config.method == "ensemble":
         return {"sample": config.members}
     if config.method == "ensemble-lora":
@@ -121,14 +112,7 @@ def prediction_variants(config: RunConfig) -> dict[str, int]:
 
 
 def without_foreign_fields(method: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Leave out the fields of a configuration file that belong to other methods than the one asked for.
-
-    Fields that no method has stay; those left out come with the methods that have them.
-
-    Example:
-        >>> without_foreign_fields("lora", {"kl_weight": 0.1, "use_rslora": True})
-        ({'use_rslora': True}, {'kl_weight': ['bayesian-lora']})
-    """
+    """Leave out fields that only other methods than the one asked for have; they come with those methods."""
     own = _fields_of(config_class(method))
     homes = {name: [other for other, kind in CONFIGS.items() if name in _fields_of(kind)] for name in values}
     left_out = {name: methods for name, methods in homes.items() if name not in own and methods}

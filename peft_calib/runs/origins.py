@@ -16,10 +16,7 @@ ATTRIBUTE = "_peft_calib_origin"
 
 @dataclass(frozen=True)
 class Origin:
-    """The file and line of each row.
-
-    The line is the one on which a row begins, 0 where there are no lines.
-    """
+    """The file and line of each row: the line on which it begins, 0 where there are no lines."""
 
     files: tuple[str, ...]
     file_of: np.ndarray
@@ -35,8 +32,7 @@ class Origin:
 def at(source: str, rows: Dataset | None, row: int) -> str:
     """`"rows.csv, line 62"`, as an editor counts; only the source where rows have no lines.
 
-    A data set carries this as an attribute of the object, not as a column: a column would be an input of the model to
-    everything that hashes or encodes rows.
+    An attribute of the data set has it: a column would be an input of the model to all that hashes or encodes rows.
     """
     origin = getattr(rows, ATTRIBUTE, None)
     if origin is None or row >= len(origin.lines) or not origin.lines[row]:

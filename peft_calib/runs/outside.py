@@ -13,11 +13,7 @@ from .loading import log_probabilities
 
 
 def outside_report(inside: Prediction, outside: Prediction, scaling: TemperatureScaling) -> dict[str, Any]:
-    """Confidence on rows of other origin, before and after a temperature, and how well it tells them from test rows.
-
-    `auroc` is the probability that such a row is less confident than a test row, ties half; draws are also judged by
-    their mutual information.
-    """
+    """Confidence on rows of other origin before and after a temperature, and the AUROC of test rows having more."""
     plain = [found.probabilities.double().numpy() for found in (inside, outside)]
     scaled = [np.asarray(scaling.transform(log_probabilities(found))) for found in (inside, outside)]
     report: dict[str, Any] = {"before": _told_apart(*plain), "after": _told_apart(*scaled)}

@@ -45,10 +45,7 @@ class TestData:
 
 @dataclass(frozen=True)
 class TestRows:
-    """Rows a finished run is measured on.
-
-    `rows` are without those that the run has seen, `keys` a uint64 hash of each row's inputs.
-    """
+    """Rows a finished run is measured on and has not seen; `keys` are uint64 hashes of their inputs."""
 
     __test__ = False  # the name begins like a test's
 
@@ -60,10 +57,7 @@ class TestRows:
 
 
 def load_run_rows(config: RunConfig) -> tuple[Task, RunRows]:
-    """Read the training rows, learn the classes, and hold out the calibration rows (and test rows, where asked for).
-
-    Rows with equal inputs stay on one side of every cut.
-    """
+    """The training rows, their classes, and calibration rows held out; equal inputs stay on one side of every cut."""
     splits = read_splits(config.data, config.subset, FileFormat(config.encoding, config.delimiter))
     task, train, without_value = learn_rows(config, splits)
     if config.test_fraction:
@@ -90,10 +84,10 @@ def limited(rows: Dataset, config: RunConfig) -> Dataset:
 
 
 def load_test_rows(task: Task, record: SplitRecord, where: TestData | None = None) -> TestRows:
-    """Rows to report on: those named, or the test rows of the run's own data.
+    """Rows to report on: those named, or the run's own; rows of which it has seen more than 5 % are refused.
 
-    Without a split: the rows that the run held out (`test_fraction`), a labelled split `test`, or else `validation`; a
-    source of one split stands for itself. Rows of which more than 5 % were trained or calibrated on are refused.
+    Without a split: what the run held out (`test_fraction`), a labelled `test`, or else `validation`; a source of one
+    split stands for itself.
     """
     config, where = task.config, where or TestData()
     own = where.source is None

@@ -31,10 +31,7 @@ def _setting(default: Any, help_text: str) -> Any:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a run depends on; each field is a key of the YAML file and a flag of `peft-calib train`.
-
-    The meaning of a field is its `metadata["help"]`, which `peft-calib train --help` prints.
-    """
+    """Everything a run depends on; each field is a key of the YAML file and a flag of `peft-calib train`."""
 
     data: str = _setting("", "A .csv, .tsv, .json(l) or .parquet file (or .gz of it), a folder of such, or a Hub id.")
     model: str = _setting("", "Base model: a Hub id or a folder.")

@@ -40,12 +40,7 @@ class FileFormat:
 
 
 def read_splits(source: Any, subset: str | None = None, form: FileFormat | None = None) -> DatasetDict:
-    """Read every split of a source.
-
-    A .csv, .tsv, .json, .jsonl or .parquet file (also .gz of those) is one split `train`; else a folder of such files,
-    the id of a Hub data set, `"embedded:documentation"`, or a table in memory: a data frame, a `datasets.Dataset` or
-    `DatasetDict`, a list of rows.
-    """
+    """Every split of a file, a folder of files, a Hub data set, `"embedded:..."` or a table in memory."""
     form = form or FileFormat()
     if not isinstance(source, (str, Path)):
         return _in_memory(source)

@@ -81,10 +81,7 @@ def load_base(task: Task, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module
 
 
 def run_stage(stage: Stage, material: Material, folder: RunFolder, progress: Progress) -> dict[str, Any]:
-    """Train one adapter, or keep the one that is complete.
-
-    Facts about the stage: trainable parameters, seconds, steps.
-    """
+    """Train one adapter, or keep the one that is complete: trainable parameters, seconds, steps."""
     facts = folder.stage_facts(stage.name)
     if facts is not None:
         progress.console.print(f"{stage.name}: complete, kept")

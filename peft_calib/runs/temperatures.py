@@ -16,10 +16,7 @@ RESAMPLES = 1000
 
 
 def class_temperature(logits: Any, labels: Any) -> TemperatureScaling:
-    """A temperature on held-out rows; on too few of them none, instead of an error after hours of training.
-
-    `fit_result.reason` says what was decided.
-    """
+    """A temperature on held-out rows; on too few of them none, instead of an error after hours of training."""
     if len(labels) >= FEWEST_ROWS:
         return TemperatureScaling().fit(logits, labels)
     values = np.asarray(logits, np.float64)
@@ -31,11 +28,7 @@ def class_temperature(logits: Any, labels: Any) -> TemperatureScaling:
 
 
 def text_temperature(temperatures: np.ndarray, losses: np.ndarray) -> TemperatureFit:
-    """A temperature over a vocabulary, from the losses of whole texts, whose tokens hang together.
-
-    `losses` (N, T) are summed over each text at each of the temperatures tried; the interval is a percentile one over
-    texts.
-    """
+    """A temperature over a vocabulary, from each text's summed loss at each temperature tried, (N, T)."""
     if len(losses) < FEWEST_ROWS:
         return _too_few(len(losses), "texts")
     rng = np.random.default_rng(0)

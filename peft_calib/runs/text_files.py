@@ -1,8 +1,7 @@
 """Tables in text files, read as people write them: CSV in any usual dress, and JSON.
 
-Every field of a CSV file is a text. Readers that guess types turn the class "None" into a missing value, "007" into 7
-and a column of digits into numbers, each in silence; here only an empty field is missing, and the same strings mean
-the same data in CSV, TSV and JSON.
+Every field of a CSV file is a text, and only an empty one is missing: readers that guess types turn the class "None"
+into a missing value and "007" into 7, each in silence.
 """
 
 from __future__ import annotations
@@ -40,10 +39,7 @@ PACKED = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 
 
 def decoded(content: bytes, source: str, encoding: str | None = None) -> str:
-    """The text of a file: UTF-8, whatever a byte order mark says, or the named encoding.
-
-    Other encodings are not guessed: Latin-1 reads every file, most of them wrongly.
-    """
+    """The text of a file. No encoding is guessed: Latin-1 reads every file, most of them wrongly."""
     if content.startswith(PACKED):
         raise ValueError(
             f"{source} is no text but a packed or binary file, as Excel and other programs write them: save the table "
@@ -77,12 +73,7 @@ def decoded(content: bytes, source: str, encoding: str | None = None) -> str:
 
 
 def read_csv(text: str, source: str, delimiter: str | None = None, usual: str = ",") -> Columns:
-    r"""A table whose first line names the columns.
-
-    Example:
-        >>> read_csv("text;label\nN/A;007\n;None\n", "rows.csv")
-        ({'text': ['N/A', None], 'label': ['007', 'None']}, [2, 3])
-    """
+    """A table whose first line names the columns."""
     skipped = 0
     hint = EXCEL_HINT.match(text)
     if hint is not None:
@@ -109,12 +100,7 @@ def read_csv(text: str, source: str, delimiter: str | None = None, usual: str = 
 
 
 def read_json(text: str, source: str, lines_of_json: bool = False) -> Columns:
-    r"""JSON lines, one array of objects, or one object of columns, these as lists or as pandas writes them.
-
-    Example:
-        >>> read_json('{"text": "one", "label": "a"}\n\n{"text": "two"}\n', "rows.jsonl")
-        ({'text': ['one', 'two'], 'label': ['a', None]}, [1, 3])
-    """
+    """JSON lines, one array of objects, or one object of columns, these as lists or as pandas writes them."""
     found = list(_values(text, source))
     if len(found) == 1 and not lines_of_json and isinstance(found[0][1], dict):
         values = found[0][1]

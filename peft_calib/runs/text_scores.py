@@ -24,10 +24,9 @@ COARSE, FINE = np.geomspace(0.01, 100.0, 65), np.geomspace(0.86, 1.16, 61)
 
 
 def text_report(run: FinishedRun, rows: TestRows, variants: dict[str, int], seed: int) -> dict[str, Any]:
-    """Loss, perplexity and accuracy of the next token, before and after the temperature, with intervals over texts.
+    """Loss `-log mean_k p_k(token)`, perplexity and accuracy, before and after the temperature.
 
-    The loss is `-log mean_k p_k(token)`: draws are averaged as probabilities. Intervals resample whole texts, because
-    the tokens of one text hang together.
+    Intervals resample whole texts, because the tokens of one text hang together.
     """
     reports = {}
     tokens = 0
@@ -46,11 +45,7 @@ def text_report(run: FinishedRun, rows: TestRows, variants: dict[str, int], seed
 
 
 def fit_text_temperature(run: FinishedRun, rows: Dataset, variant: str, count: int) -> TemperatureFit:
-    """The temperature of least loss a token on held-out texts, to half a percent.
-
-    Two passes over the texts, each with a range of temperatures at once; the vocabulary's probabilities are never
-    kept.
-    """
+    """The temperature of least loss a token, to half a percent, without keeping the vocabulary's probabilities."""
     coarse = _scored(run, rows, variant, count, 0, COARSE)[:, 2:]
     fine = np.clip(float(COARSE[coarse.sum(0).argmin()]) * FINE, *BOUNDS)
     tried, losses = np.r_[COARSE, fine], np.c_[coarse, _scored(run, rows, variant, count, 0, fine)[:, 2:]]

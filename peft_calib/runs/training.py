@@ -62,11 +62,7 @@ def train_run(
 
 
 def train_in(config: RunConfig, folder: RunFolder, console: Console, anew: bool = False) -> dict[str, Any]:
-    """Train a run in a folder that no other process writes, from the data to `run.json`.
-
-    `anew` gives up what was begun there with another configuration. The content of `run.json` on the main process,
-    nothing on others.
-    """
+    """Train a run in a folder that no other process writes; the content of `run.json` on the main process."""
     state = processes()
     with quiet():
         task, rows = load_run_rows(config)

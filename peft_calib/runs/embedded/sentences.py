@@ -80,14 +80,8 @@ class Sentence(NamedTuple):
 def first_sentence(docstring: str) -> str | None:
     """The first sentence of a documentation string as plain text, or `None` where there is no usable one.
 
-    Usable is a sentence of 6 to 30 words that names none of the libraries: names are the answer, and cutting them
-    out would leave broken sentences behind. Markup is dropped.
-
-    Example:
-        >>> first_sentence("Return a :class:`Series` filled with the scalar value `1`. More text.")
-        'Return a Series filled with the scalar value 1.'
-        >>> first_sentence("Return a torch.Tensor filled with the scalar value 1.") is None
-        True
+    Usable is a sentence of 6 to 30 words that names none of the libraries: names are the answer, and cutting them out
+    would leave broken sentences behind.
     """
     paragraph = " ".join(docstring.strip().split("\n\n", 1)[0].split())
     if _SIGNATURE.match(paragraph):
@@ -103,12 +97,9 @@ def first_sentence(docstring: str) -> str | None:
 def documentation_sentences(
     per_library: int = 500, outside: int = 200, cache_dir: str | os.PathLike[str] | None = None
 ) -> tuple[list[Sentence], list[Sentence]]:
-    """Sentences of the seven class libraries, and of libraries outside the classes.
+    """Sentences of the seven class libraries, and of libraries outside the classes; each once, and cached.
 
-    The result depends only on the installed versions: files are visited in an order given by the hash of their path
-    (spread over the library, the same on every machine) until enough sentences are found. A sentence that occurs
-    twice, in one library or in two, is kept once. The result is cached as JSON lines, keyed by versions and arguments.
-    The cache lies in `$XDG_CACHE_HOME/peft_calib` or `~/.cache/peft_calib` unless another folder is named.
+    Files are visited in the order of a hash of their path, so the result depends only on the installed versions.
     """
     if per_library < 1 or outside < 1:
         raise ValueError(f"per_library and outside must be at least 1, got {per_library} and {outside}")
