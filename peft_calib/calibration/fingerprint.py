@@ -46,13 +46,8 @@ class SplitFingerprint:
         return {"digest": self.digest, "num_rows": self.num_rows, "hashes": [f"{h:016x}" for h in self.hashes]}
 
     @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> SplitFingerprint:
-        """The inverse of `to_dict`."""
-        return cls.from_fields(Fields(state, "A saved fingerprint of a split"))
-
-    @classmethod
     def from_fields(cls, fields: Fields) -> SplitFingerprint:
-        """The same for the fields of a file; a ValueError names field and value."""
+        """The inverse of `to_dict`, from the fields of a file; a ValueError names field and value."""
         digest, num_rows = fields.text("digest"), fields.integer("num_rows", least=1)
         hashes: Sequence[str] = fields.listing("hashes", str)
         if not re.fullmatch(r"[0-9a-f]{64}", digest):

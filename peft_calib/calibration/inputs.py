@@ -29,12 +29,7 @@ class Rows(NamedTuple):
 
 
 def as_rows(
-    predictions: Any,
-    labels: Any,
-    *,
-    input: str = "probabilities",
-    mask: Any = None,
-    ignore_index: int | None = -100,
+    predictions: Any, labels: Any, *, input: str = "probabilities", mask: Any = None, ignore_index: int | None = -100
 ) -> Rows:
     """Checks predictions and labels, as `calibration_report` takes them, and returns them as flat float64 rows.
 
@@ -68,11 +63,7 @@ def as_logit_rows(
     Of probabilities the logarithm is taken by `log_probabilities`.
     """
     taken = _take(answer, labels, input, mask, ignore_index)
-    if input == "logits":
-        logits = _checked_logits(taken.values, taken.binary, may_mask=True)
-    else:
-        tolerance = SUM_TOLERANCE + taken.resolution
-        logits = log_probabilities(_checked_probabilities(taken.values, taken.binary, tolerance))
+    logits = _logits_of(taken.values, taken.binary, input, taken.resolution)
     _check_label_range(taken.labels, logits.shape[1])
     return LogitRows(logits, taken.labels, taken.places // taken.row_length)
 
@@ -90,11 +81,14 @@ def as_logits(answer: Any, *, input: str = "logits") -> np.ndarray:
         raise ValueError("logits has no row.")
     binary = values.ndim == 1
     flat = values if binary else values.reshape(-1, values.shape[-1])
-    if input == "logits":
-        logits = _checked_logits(flat, binary, may_mask=True)
-    else:
-        logits = log_probabilities(_checked_probabilities(flat, binary, SUM_TOLERANCE + resolution))
+    logits = _logits_of(flat, binary, input, resolution)
     return logits if binary else logits.reshape(values.shape)
+
+
+def _logits_of(values: np.ndarray, binary: bool, input: str, resolution: float) -> np.ndarray:
+    if input == "logits":
+        return _checked_logits(values, binary, may_mask=True)
+    return log_probabilities(_checked_probabilities(values, binary, SUM_TOLERANCE + resolution))
 
 
 class _Taken(NamedTuple):

@@ -3,18 +3,8 @@
 from ...json_files import Fields
 from .base import LogitScaling, Recalibrator
 from .linear import MatrixScaling, VectorScaling
-from .per_class import (
-    BetaCalibration,
-    HistogramCalibration,
-    IsotonicCalibration,
-    OneVersusRest,
-)
-from .temperature import (
-    FEWEST_ROWS,
-    TemperatureFit,
-    TemperatureScaling,
-    check_enough_rows,
-)
+from .per_class import BetaCalibration, HistogramCalibration, IsotonicCalibration, OneVersusRest
+from .temperature import FEWEST_ROWS, TemperatureFit, TemperatureScaling, check_enough_rows
 
 __all__ = [
     "BetaCalibration",

@@ -12,13 +12,7 @@ from ...json_files import Fields
 from ..inputs import LogitRows
 from .base import LogitScaling
 from .head import final_linear
-from .temperature_fit import (
-    BOUNDS,
-    FEWEST_ROWS,
-    TemperatureFit,
-    check_enough_rows,
-    temperature_fit,
-)
+from .temperature_fit import BOUNDS, FEWEST_ROWS, TemperatureFit, check_enough_rows, temperature_fit
 
 __all__ = ["BOUNDS", "FEWEST_ROWS", "TemperatureFit", "TemperatureScaling", "check_enough_rows", "fit_temperature"]
 

@@ -6,11 +6,11 @@ variable, with derivative `mean(E_b[z] - z_y)` and curvature `mean(Var_b[z])`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import stdtrit
 
 from ..answers import without_masks
@@ -181,34 +181,20 @@ class Likelihood:
             variances.append(np.einsum("kn,kn->n", weights, values) / norm - means[-1] ** 2)
         return np.concatenate(means), np.maximum(np.concatenate(variances), 0.0)
 
-    def slope(self, inverse: float) -> tuple[float, float]:
-        """First and second derivative of the mean NLL."""
-        mean, variance = self.moments(inverse)
-        return float((mean - self.of_label).mean()), float(variance.mean())
+    def slope(self, inverse: float) -> float:
+        """Derivative of the mean NLL."""
+        return float((self.moments(inverse)[0] - self.of_label).mean())
 
 
 def _best_inverse(likelihood: Likelihood) -> tuple[float, str | None]:
     low, high = 1.0 / BOUNDS[1], 1.0 / BOUNDS[0]
-    if float(likelihood.of_label.mean()) == 0.0 or likelihood.slope(high)[0] <= 0.0:
+    if float(likelihood.of_label.mean()) == 0.0 or likelihood.slope(high) <= 0.0:
         return high, "low"
-    if likelihood.slope(low)[0] > 0.0:
+    if likelihood.slope(low) > 0.0:
         return low, "high"
-    return _bracketed_newton(likelihood, low, high), None
-
-
-def _bracketed_newton(likelihood: Likelihood, low: float, high: float) -> float:
-    """Newton's iteration that falls back on bisection: it cannot diverge, and the answer cannot be negative."""
-    beta = min(max(1.0, low), high)
-    for _ in range(100):
-        slope, curvature = likelihood.slope(beta)
-        low, high = (beta, high) if slope < 0.0 else (low, beta)
-        step = beta - slope / curvature if curvature > 0.0 else -1.0
-        # Bisection is geometric: inverse temperatures are a scale.
-        following = step if low < step < high else float(np.sqrt(low * high))
-        if abs(following - beta) <= 1e-9 * beta:
-            return following
-        beta = following
-    return beta
+    # Inverse temperatures are a scale, so the search is geometric.
+    best = brentq(lambda place: likelihood.slope(float(np.exp(place))), np.log(low), np.log(high), xtol=1e-11)
+    return float(np.exp(best)), None
 
 
 def _interval(likelihood: Likelihood, best: float) -> tuple[float, float]:
@@ -225,28 +211,13 @@ def _interval(likelihood: Likelihood, best: float) -> tuple[float, float]:
     def excess(log_inverse: float) -> float:
         return likelihood.value(float(np.exp(log_inverse))) - least - allowed
 
-    ends = np.log([1.0 / BOUNDS[1], 1.0 / BOUNDS[0]])
-    return tuple(float(np.exp(_crossing(excess, float(np.log(best)), float(end)))) for end in ends)  # type: ignore[return-value]
+    def end(outside: float) -> float:
+        """Where the convex excess leaves 0 on the way to a bound; the bound if it does not."""
+        inside, outside = float(np.log(best)), float(np.log(outside))
+        crosses = inside != outside and excess(outside) > 0.0
+        return float(np.exp(brentq(excess, inside, outside, xtol=1e-9) if crosses else outside))
 
-
-def _crossing(excess: Callable[[float], float], inside: float, outside: float) -> float:
-    """Where a convex function leaves 0 on the way from `inside` to `outside`; `outside` if it does not.
-
-    False position with the Illinois rule: halving the value of an end that stays keeps it from sticking.
-    """
-    inner, outer = excess(inside), excess(outside)
-    if inside == outside or outer <= 0.0:
-        return outside
-    for _ in range(60):
-        middle = outside - outer * (outside - inside) / (outer - inner)
-        value = excess(middle)
-        if value > 0.0:
-            outside, outer, inner = middle, value, 0.5 * inner
-        else:
-            inside, inner, outer = middle, value, 0.5 * outer
-        if abs(outside - inside) < 1e-6 or abs(value) < 1e-12:
-            break
-    return middle
+    return end(1.0 / BOUNDS[1]), end(1.0 / BOUNDS[0])
 
 
 def _inverted(inverse: float) -> float:

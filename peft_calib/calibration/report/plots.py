@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..bins import (
-    BinStatistics,
-    classwise_uniform_bins,
-    group_by_value,
-    top_label,
-    uniform_bins,
-    uniform_edges,
-)
+from ..bins import BinStatistics, classwise_uniform_bins, group_by_value, top_label, uniform_bins, uniform_edges
 from ..inputs import Rows, as_rows, check_confidence_level, check_num_bins
 from ..resampling.bands import consistency_band, wilson_interval
 from ..scores.binned import calibration_error
@@ -27,15 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, YELLOW = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#E69F00",
-    "#CC79A7",
-    "#56B4E9",
-    "#F0E442",
-)
+BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
+ORANGE, PURPLE, SKY = "#E69F00", "#CC79A7", "#56B4E9"
 BLACK, GREY = "#222222", "#999999"
 CYCLE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)
 LINE_STYLES = ("-", "--", "-.", ":")
@@ -231,14 +217,8 @@ def risk_coverage_diagram(
         ranking = rank_by_confidence(group_by_value(confidence, predicted == rows.labels))
         coverage, risk = risk_coverage_curve(ranking)
         style = LINE_STYLES[i % len(LINE_STYLES)]
-        axes.plot(
-            coverage,
-            risk,
-            style,
-            color=CYCLE[i % len(CYCLE)],
-            lw=2.2,
-            label=f"{as_written(name)}: AURC {aurc(ranking):.3f}",
-        )
+        label = f"{as_written(name)}: AURC {aurc(ranking):.3f}"
+        axes.plot(coverage, risk, style, color=CYCLE[i % len(CYCLE)], lw=2.2, label=label)
         # The first few rows are all noise; they must not set the scale.
         highest = max(highest, float(risk[coverage >= min(0.05, coverage[-1])].max()), ranking.error_rate)
     axes.set(xlabel="coverage (share of rows answered)", ylabel="risk (error rate)", xlim=(0, 1))
@@ -262,18 +242,8 @@ def confidence_histogram(
     bottom = np.zeros(num_bins)
     for name, chosen, color, hatch in parts:
         share = np.histogram(confidence[chosen], edges)[0] / len(correct)
-        width = edges[1] - edges[0]
-        axes.bar(
-            edges[:-1],
-            share,
-            width,
-            bottom=bottom,
-            align="edge",
-            color=color,
-            hatch=hatch,
-            edgecolor="white",
-            label=name,
-        )
+        style: dict[str, Any] = {"color": color, "hatch": hatch, "edgecolor": "white", "label": name}
+        axes.bar(edges[:-1], share, edges[1] - edges[0], bottom=bottom, align="edge", **style)
         bottom += share
     axes.set(xlabel="confidence", ylabel="share of rows", xlim=(0, 1))
     axes.legend(frameon=False)

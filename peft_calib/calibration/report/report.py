@@ -5,13 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..inputs import as_rows, check_confidence_level, check_num_bins
-from ..resampling.intervals import (
-    bootstrap_intervals,
-    down_to_zero,
-    noise_floor,
-    num_resamples_for,
-    resampled_keys,
-)
+from ..resampling.intervals import bootstrap_intervals, down_to_zero, noise_floor, num_resamples_for, resampled_keys
 from ..scores.panel import build_tables, compute_panel
 from . import render
 from .conventions import convention_scores

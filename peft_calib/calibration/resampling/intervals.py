@@ -11,13 +11,7 @@ from scipy.special import ndtr, ndtri, stdtrit
 from ..bins import top_label
 from ..inputs import Rows
 from ..scores.binned import loss_of_label, row_brier
-from ..scores.table import (
-    CALIBRATION_ERRORS,
-    CLASSWISE_KEYS,
-    KEYS,
-    MOST_RESAMPLED_CLASSES,
-    RANKED,
-)
+from ..scores.table import CALIBRATION_ERRORS, CLASSWISE_KEYS, KEYS, MOST_RESAMPLED_CLASSES, RANKED
 from .bands import skewed_mean_interval, wilson_interval
 from .folded import folded_interval
 from .ranked import auroc_interval, one_more
@@ -196,12 +190,7 @@ def down_to_zero(
 
 
 def bootstrap_draws(
-    rows: Rows,
-    *,
-    num_bins: int = 15,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    scores: Sequence[str] = KEYS,
+    rows: Rows, *, num_bins: int = 15, num_resamples: int = 1000, seed: int = 0, scores: Sequence[str] = KEYS
 ) -> dict[str, np.ndarray]:
     """The `(R,)` resampled scores, of the same rows for every model with as many and the same seed: a pairing."""
     check_num_resamples(num_resamples)
@@ -266,12 +255,7 @@ def noise_floor(
 
 
 def perfect_draws(
-    rows: Rows,
-    *,
-    num_bins: int = 15,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    scores: Sequence[str] = KEYS,
+    rows: Rows, *, num_bins: int = 15, num_resamples: int = 1000, seed: int = 0, scores: Sequence[str] = KEYS
 ) -> dict[str, np.ndarray]:
     """Scores under redrawn labels `y_i ~ p_i`: key to `(R,)` float64."""
     check_num_resamples(num_resamples)

@@ -11,13 +11,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from ..bins import BinStatistics, uniform_index
-from ..scores.binned import (
-    brier_of_sums,
-    calibration_error,
-    loss_of_label,
-    scores_of_bins,
-    scores_of_columns,
-)
+from ..scores.binned import brier_of_sums, calibration_error, loss_of_label, scores_of_bins, scores_of_columns
 from ..scores.columns import ColumnBins
 from ..scores.panel import row_entropy
 from ..scores.smooth import SMALLEST_BANDWIDTH, cosine_series, smooth_error_of_grid, smoothed

@@ -7,7 +7,7 @@ that whoever needs names alone (a command line, a check of settings) does not pa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal
 
 # Class probabilities of at most this are left out of TACE.
 TACE_THRESHOLD = 0.01
@@ -47,16 +47,9 @@ def _error(
     return Score(key, meaning, source, "low", "calibration", folded, unordered, compared, tabled, watched)
 
 
-class _Lists(TypedDict):
-    """Lists that a score is in unless others are named."""
-
-    compared: bool
-    tabled: bool
-    watched: bool
-
-
 _COLUMN = "each class column"
-_EVERYWHERE: _Lists = {"compared": True, "tabled": True, "watched": True}
+# Lists that a score is in unless others are named.
+_EVERYWHERE: dict[str, Any] = {"compared": True, "tabled": True, "watched": True}
 
 SCORES: tuple[Score, ...] = (
     Score(
