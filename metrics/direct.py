@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import datasets
 import evaluate
 
 from peft_calib.calibration.answers import refuse_class_ids
 from peft_calib.calibration.inputs import as_numpy
+
+
+def info(description: str, inputs: str, citation: str, urls: list[str], *predictions: Any) -> evaluate.MetricInfo:
+    """What a module says of itself; `predictions` are the features that a row's prediction may have."""
+    label = datasets.Value("int64")
+    return evaluate.MetricInfo(
+        description=description,
+        citation=citation,
+        inputs_description=inputs,
+        features=[datasets.Features({"predictions": kind, "references": label}) for kind in predictions],
+        reference_urls=urls,
+    )
 
 
 class DirectMetric(evaluate.Metric):

@@ -102,10 +102,6 @@ def _reason(error: Exception) -> str:
 def _parse_json(text: str) -> tuple[Any, Any]:
     try:
         values = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(
-            "The JSON is nested too deeply: predictions are rows of numbers, or rows of draws."
-        ) from error
     except ValueError as error:  # JSONDecodeError, and whole numbers of thousands of digits
         raise ValueError(f"This is not valid JSON: {error}.") from error
     if not isinstance(values, dict) or {"predictions", "references"} - set(values):

@@ -59,16 +59,9 @@ class Calibration(direct.DirectMetric):
     """Shell over `peft_calib.calibration.calibration_report`."""
 
     def _info(self) -> evaluate.MetricInfo:
-        label = datasets.Value("int64")
-        rows = {"predictions": datasets.Sequence(datasets.Value("float64")), "references": label}
-        binary = {"predictions": datasets.Value("float64"), "references": label}
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=[datasets.Features(rows), datasets.Features(binary)],
-            reference_urls=["https://arxiv.org/abs/1706.04599", "https://arxiv.org/abs/1904.01685"],
-        )
+        number = datasets.Value("float64")
+        urls = ["https://arxiv.org/abs/1706.04599", "https://arxiv.org/abs/1904.01685"]
+        return direct.info(_DESCRIPTION, _KWARGS_DESCRIPTION, _CITATION, urls, datasets.Sequence(number), number)
 
     def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, Any]:
         return calibration_report(predictions, references, **options).to_dict()

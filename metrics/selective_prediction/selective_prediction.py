@@ -53,16 +53,9 @@ class SelectivePrediction(direct.DirectMetric):
     """Shell over `peft_calib.calibration.scores.selective.selective_scores`."""
 
     def _info(self) -> evaluate.MetricInfo:
-        label = datasets.Value("int64")
-        rows = {"predictions": datasets.Sequence(datasets.Value("float64")), "references": label}
-        scores = {"predictions": datasets.Value("float64"), "references": label}
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=[datasets.Features(rows), datasets.Features(scores)],
-            reference_urls=["https://arxiv.org/abs/1705.08500", "https://arxiv.org/abs/2407.01032"],
-        )
+        number = datasets.Value("float64")
+        urls = ["https://arxiv.org/abs/1705.08500", "https://arxiv.org/abs/2407.01032"]
+        return direct.info(_DESCRIPTION, _KWARGS_DESCRIPTION, _CITATION, urls, datasets.Sequence(number), number)
 
     def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, float]:
         return selective_scores(predictions, references, **options)

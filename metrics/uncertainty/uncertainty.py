@@ -47,13 +47,8 @@ class Uncertainty(direct.DirectMetric):
 
     def _info(self) -> evaluate.MetricInfo:
         draws = datasets.Sequence(datasets.Sequence(datasets.Value("float64")))
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features({"predictions": draws, "references": datasets.Value("int64")}),
-            reference_urls=["https://arxiv.org/abs/1710.07283"],
-        )
+        urls = ["https://arxiv.org/abs/1710.07283"]
+        return direct.info(_DESCRIPTION, _KWARGS_DESCRIPTION, _CITATION, urls, draws)
 
     def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, float]:
         return uncertainty_scores(predictions, references, **options)

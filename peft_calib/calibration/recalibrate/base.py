@@ -143,12 +143,13 @@ class Recalibrator(ABC):
         """The fitted method as JSON-ready values."""
         self._check_fitted()
         assert self.fitted_on is not None
-        parameters = {name: _plain(getattr(self, name)) for name in self.parameter_names}
+        values = {name: getattr(self, name) for name in self.parameter_names}
+        plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
         return {
             "method": type(self).__name__,
             "format_version": FORMAT_VERSION,
             "num_classes": self.num_classes,
-            "parameters": parameters,
+            "parameters": plain,
             "fitted_on": self.fitted_on.to_dict(),
         }
 
@@ -261,11 +262,3 @@ def _as_given(values: np.ndarray, answer: Any) -> Any:
     """A torch tensor where the logits came in one, on its device."""
     given = unwrapped(answer)
     return torch.as_tensor(values, device=given.device) if isinstance(given, torch.Tensor) else values
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value

@@ -43,10 +43,8 @@ class _AffineScaling(LogitScaling):
         scale = float(logits.std()) or 1.0
         z, y = torch.from_numpy(logits / scale), torch.from_numpy(labels)
         start = torch.eye(z.shape[1], dtype=torch.float64) * scale / fit_temperature(logits, labels)
-        weight, bias = (
-            (start * mask).requires_grad_(),
-            torch.zeros(z.shape[1], dtype=torch.float64, requires_grad=True),
-        )
+        weight = (start * mask).requires_grad_()
+        bias = torch.zeros(z.shape[1], dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.LBFGS(
             [weight, bias], max_iter=300, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
         )
@@ -97,5 +95,4 @@ class MatrixScaling(_AffineScaling):
     """
 
     def _fit(self, logits: np.ndarray, labels: np.ndarray) -> None:
-        num_classes = logits.shape[1]
-        self._fit_affine(logits, labels, torch.ones(num_classes, num_classes, dtype=torch.float64))
+        self._fit_affine(logits, labels, torch.ones(2 * logits.shape[1:], dtype=torch.float64))

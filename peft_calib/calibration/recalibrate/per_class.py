@@ -58,16 +58,11 @@ class OneVersusRest(Recalibrator):
         if len(maps) != wanted:
             raise parameters.wrong(name, f"{wanted} map(s), for {self.num_classes} classes")
         for index, fitted in enumerate(maps):
-            parts = [
-                Fields({f"{name}[{index}][{i}]": part}, parameters.source, parameters.mend).array(
-                    f"{name}[{index}][{i}]", (None,)
-                )
-                for i, part in enumerate(fitted)
-            ]
-            if not self._is_map(parts):
-                raise Fields({f"{name}[{index}]": fitted}, parameters.source, parameters.mend).wrong(
-                    f"{name}[{index}]", self.map_words
-                )
+            place = f"{name}[{index}]"
+            parts = {f"{place}[{i}]": part for i, part in enumerate(fitted)}
+            read = Fields(parts, parameters.source, parameters.mend)
+            if not self._is_map([read.array(part, (None,)) for part in parts]):
+                raise Fields({place: fitted}, parameters.source, parameters.mend).wrong(place, self.map_words)
         return maps
 
     #: What `_is_map` asks for, in words.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..inputs import Rows, as_rows, check_confidence_level, check_num_bins
+from ..inputs import as_rows, check_confidence_level, check_num_bins
 from ..scores.panel import compute_panel
 from ..scores.table import COMPARED, HIGHER_IS_BETTER, refuse_unknown
 from .intervals import bootstrap_draws, num_resamples_for, swapped_draws
@@ -94,16 +94,8 @@ class Comparison:
         lines.append("|---|---:|---:|---:|---:|---:|---|")
         for d in self.differences:
             winner = {"a": a, "b": b, None: "–"}[d.better]
-            interval = f"[{d.low:+.4f}, {d.high:+.4f}]"
-            cells = (
-                d.score,
-                f"{d.a:.4f}",
-                f"{d.b:.4f}",
-                f"{d.difference:+.4f}",
-                interval,
-                f"{d.adjusted_p_value:.3g}",
-            )
-            lines.append("| " + " | ".join((*cells, winner)) + " |")
+            numbers = f"{d.a:.4f} | {d.b:.4f} | {d.difference:+.4f} | [{d.low:+.4f}, {d.high:+.4f}]"
+            lines.append(f"| {d.score} | {numbers} | {d.adjusted_p_value:.3g} | {winner} |")
         return "\n".join(lines) + "\n"
 
     def __str__(self) -> str:
@@ -205,10 +197,14 @@ def compare_many(
     Raises:
         ValueError: For fewer than two models, an unknown baseline or score, or bad input.
     """
-    _check_request(list(models), baseline, scores)
+    refuse_unknown(scores)
+    if len(models) < 2 or (baseline is not None and baseline not in models):
+        raise ValueError(f"Give at least two models, the baseline {baseline!r} among them; got {list(models)}.")
     num_bins, level = check_num_bins(num_bins), check_confidence_level(confidence_level)
     rows = {name: as_rows(p, labels, input=input, mask=mask, ignore_index=ignore_index) for name, p in models.items()}
-    _check_same_rows(rows)
+    shapes = {name: r.probabilities.shape for name, r in rows.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"All models must predict the same rows and classes, got {shapes}.")
     first = next(iter(rows.values()))
     resamples = num_resamples or num_resamples_for(len(first.labels), first.num_classes)
     points = {name: compute_panel(r, num_bins) for name, r in rows.items()}
@@ -233,23 +229,11 @@ def compare_many(
     return [Comparison(pair, tuple(corrected[key][i] for key in scores), settings) for i, pair in enumerate(pairs)]
 
 
-def _check_request(names: list[str], baseline: str | None, scores: Sequence[str]) -> None:
-    refuse_unknown(scores)
-    if len(names) < 2 or (baseline is not None and baseline not in names):
-        raise ValueError(f"Give at least two models, the baseline {baseline!r} among them; got {names}.")
-
-
 def _pairs(names: list[str], baseline: str | None) -> list[tuple[str, str]]:
     """Every other model with the baseline, or every pair once."""
     if baseline is not None:
         return [(name, baseline) for name in names if name != baseline]
     return [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-
-
-def _check_same_rows(rows: Mapping[str, Rows]) -> None:
-    shapes = {name: r.probabilities.shape for name, r in rows.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"All models must predict the same rows and classes, got {shapes}.")
 
 
 def _difference(score: str, a: float, b: float, draws_a: np.ndarray, draws_b: np.ndarray, level: float) -> Difference:

@@ -50,7 +50,26 @@ class TieGrouper:
         return closed if len(closed.counts) else None
 
 
-class AreaSums:
+class RankedSums:
+    """Sums over whole groups of ties; `_add` takes the counts, errors and ends of those that a block closes."""
+
+    def __init__(self, design: Design, total: np.ndarray) -> None:
+        self.total = total
+        self.grouper = TieGrouper(design.last_of_group)
+        self.seen = np.zeros(1, np.float32)
+
+    def add(self, batch: Batch) -> None:
+        groups = self.grouper.groups(batch)
+        if groups is not None:
+            ends = running(groups.counts, self.seen)
+            self._add(*groups, ends)
+            self.seen = ends[-1].copy()
+
+    def _add(self, counts: np.ndarray, errors: np.ndarray, ends: np.ndarray) -> None:
+        raise NotImplementedError
+
+
+class AreaSums(RankedSums):
     """AUROC of errors, AURC and AUGRC.
 
     With `m_g` the number of surer rows plus half the group, the ordered pairs of an error and a surer correct row
@@ -60,25 +79,17 @@ class AreaSums:
     keys: ClassVar[tuple[str, ...]] = keys_from("areas")
 
     def __init__(self, design: Design, total: np.ndarray) -> None:
-        self.total = np.asarray(total, dtype=np.int64)
+        super().__init__(design, np.asarray(total, dtype=np.int64))
         whole = np.arange(int(self.total.max()) + 1)
         self.harmonic = digamma(whole + 1.0) + np.euler_gamma
         # sum_{i <= c} (H_N - H_{i-1}) = c (1 + H_N - H_c): all but the term in H_N, which is linear in c.
         self.table = whole * (1.0 - self.harmonic)
-        self.grouper = TieGrouper(design.last_of_group)
-        self.seen = np.zeros(1, np.float32)
         self.wrong, self.weighted, self.area = np.zeros((3, len(total)))
 
-    def add(self, batch: Batch) -> None:
-        groups = self.grouper.groups(batch)
-        if groups is None:
-            return
-        counts, errors = groups
-        ends = running(counts, self.seen)
+    def _add(self, counts: np.ndarray, errors: np.ndarray, ends: np.ndarray) -> None:
         self.wrong += errors.sum(axis=0)
         self.weighted += np.einsum("gr,gr->r", *np.broadcast_arrays(errors, ends - 0.5 * counts), dtype=np.float64)
         self._add_area(ends, errors / np.maximum(counts, 1.0))
-        self.seen = ends[-1].copy()
 
     def _add_area(self, ends: np.ndarray, share: np.ndarray) -> None:
         """Adds `share (A(end) - A(start))`, by parts: only ends where the share changes are looked up."""
@@ -103,24 +114,18 @@ class AreaSums:
         }
 
 
-class PrecisionSums:
+class PrecisionSums(RankedSums):
     """Average precision of errors, which runs from the least sure row, and of correct rows, from the surest."""
 
     keys: ClassVar[tuple[str, ...]] = keys_from("precisions")
 
     def __init__(self, design: Design, total: np.ndarray) -> None:
-        self.total = np.asarray(total, dtype=np.float32)
-        self.grouper = TieGrouper(design.last_of_group)
-        self.seen = np.zeros(1, np.float32)
+        super().__init__(design, np.asarray(total, dtype=np.float32))
         self.wrong = np.zeros(len(total), np.float32)
         self.success, self.first, self.second = np.zeros((3, len(total)))
 
-    def add(self, batch: Batch) -> None:
-        groups = self.grouper.groups(batch)
-        if groups is None:
-            return
-        counts, errors = groups
-        ends, wrong = running(counts, self.seen), running(errors, self.wrong)
+    def _add(self, counts: np.ndarray, errors: np.ndarray, ends: np.ndarray) -> None:
+        wrong = running(errors, self.wrong)
         precision = (ends - wrong) / np.maximum(ends, 1.0)
         self.success += ((counts - errors) * precision).sum(axis=0)
         # What is left of the errors and of the rows, this group included: (E - before) / (N - before), E not known
@@ -128,7 +133,7 @@ class PrecisionSums:
         left = errors / np.maximum(self.total - (ends - counts), 1.0)
         self.first += left.sum(axis=0)
         self.second += (left * (wrong - errors)).sum(axis=0)
-        self.seen, self.wrong = ends[-1].copy(), wrong[-1].copy()
+        self.wrong = wrong[-1].copy()
 
     def scores(self) -> dict[str, np.ndarray]:
         wrong = self.wrong.astype(np.float64)
