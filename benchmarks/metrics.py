@@ -8,9 +8,7 @@ Peers that are not installed are left out: `pip install torchmetrics uncertainty
 netcal`.
 """
 
-import argparse
 import importlib
-import json
 import resource
 import sys
 import time
@@ -23,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import describe_machine
+from harness import describe_machine, parser, write
 from threadpoolctl import threadpool_limits
 
 from peft_calib.calibration import CalibrationAccumulator, TemperatureScaling, calibration_report
@@ -179,11 +177,11 @@ def memory(num_rows: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "metrics.json")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--stream-rows", type=int, default=10**8)
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.set_defaults(output=Path(__file__).parent / "results" / "metrics.json")
+    flags.add_argument("--repeats", type=int, default=7)
+    flags.add_argument("--stream-rows", type=int, default=10**8)
+    arguments = flags.parse_args()
     torch.set_num_threads(1)
     threadpool_limits(1)
     warnings.simplefilter("ignore", UserWarning)
@@ -195,9 +193,8 @@ def main() -> None:
         "temperature": temperatures(max(3, arguments.repeats // 2)),
         "memory": memory(arguments.stream_rows),
     }
-    arguments.output.parent.mkdir(exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    write(arguments.output, result)
+    print(arguments.output.read_text(encoding="utf-8"), end="")
 
 
 if __name__ == "__main__":

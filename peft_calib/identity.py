@@ -1,9 +1,8 @@
 """Which adapter is this? One digest of what an adapter computes, the same for a live model and its saved folder.
 
-It covers the adapter's own tensors (names, dtypes, shapes, bytes) and every configuration field that enters the
-function; what only steers training does not count, nor do embeddings that PEFT saves along with a resized vocabulary.
-The digest is written with an adapter and held against it when it is loaded, and stands in everything that was measured
-or fitted with it.
+It covers the adapter's own tensors and every configuration field that enters the function; neither what only steers
+training nor embeddings of a resized vocabulary. It is held against an adapter when that is loaded, and stands in
+everything that was measured or fitted with it.
 """
 
 from __future__ import annotations

@@ -29,21 +29,12 @@ def count_items(
     *,
     most_rows: int = MOST_ROWS,
 ) -> int | None:
-    """Number of items a training loss averages over in one epoch.
+    """Number of items a training loss averages over in one epoch; None where it cannot be told.
 
-    Rows where a row has one label. Where it has several, or gets its labels from the collator (language models,
-    padding, packing, prompts masked with -100), the rows are put into batches as in training, and what is counted is
-    what the loss counts: labels other than -100, without the first position where the model shifts them. Of more than
-    `most_rows` rows evenly spaced ones are counted and the sum is scaled up.
-
-    The global random states stay as they are; a collator that masks at random counts alike in every run. None where it
-    cannot be told: a stream, or batches without labels.
-
-    Example:
-        >>> count_items([{"labels": 1}, {"labels": 0}]), count_items([{"labels": [-100, 4, 5]}])
-        (2, 2)
-        >>> count_items([{"input_ids": [1, 2, 3, 0], "attention_mask": [1, 1, 1, 0]}])
-        2
+    Rows where a row has one label. Where it has several, or gets its labels from the collator, rows are put into
+    batches as in training, and labels other than -100 count, without the first position where the model shifts them.
+    Of more than `most_rows` rows evenly spaced ones are counted and the sum is scaled up. A collator that masks at
+    random counts alike in every run.
     """
     if dataset is None or not all(hasattr(dataset, name) for name in ("__len__", "__getitem__")) or not len(dataset):
         return None

@@ -91,10 +91,9 @@ def run_demo(
 ) -> dict[str, Any]:
     """Train LoRA, HyperLoRA and BayesianLoRA alike and report how calibrated each is.
 
-    Every method gets the same rows, the same head, the same optimiser and learning rate. A temperature is fitted for
-    each on the calibration rows; all numbers are of the test rows. BayesianLoRA is measured twice: its mean, which
-    costs what LoRA costs, and the mean of the probabilities of 8 draws. Written to the folder: the runs, their
-    adapters, HyperLoRA also as a plain LoRA, `reliability.png`, and `report.json`, last.
+    BayesianLoRA is measured twice: its mean, which costs what LoRA costs, and the mean of the probabilities of 8
+    draws. The folder gets the runs, their adapters, HyperLoRA also as a plain LoRA, `reliability.png`, and
+    `report.json`, last.
     """
     place, console = check_output_dir(output_dir, overwrite), console or Console()
     with quiet():

@@ -18,12 +18,10 @@ def half_width(samples: torch.Tensor) -> torch.Tensor:
 
 
 def settled(samples: torch.Tensor, tolerance: float, regression: bool = False) -> torch.Tensor:
-    """Which rows need no further draw.
+    """Which rows need no further draw, bool (N,), by probabilities, or values for regression, (n, N, C).
 
-    A class is settled when the interval of its lead over the runner-up excludes zero, or when the lead itself is known
-    to the tolerance; the probability when its interval is at most the tolerance wide to either side. The intervals
-    hold at each look; over several looks the coverage is a little lower. `samples` are probabilities, or values for
-    regression, (n, N, C); the answer is bool (N,).
+    A class is settled when the interval of its lead over the runner-up excludes zero, or is known to the tolerance;
+    the probability when its interval is. The intervals hold at each look; over several the coverage is a little lower.
     """
     samples = samples.double()
     if regression:

@@ -24,9 +24,8 @@ _DROPOUT = 7  # purpose of the masks, first part of their key
 class DropoutDraws(DrawSource):
     """Monte Carlo dropout (Gal and Ghahramani 2016, arXiv 1506.02142) on the inputs of a stock LoRA.
 
-    A draw masks input features of each adapted layer, the same ones for every row and token (as in Gal and
-    Ghahramani 2016, arXiv 1512.05287), so that one draw is one function: a LoRA with masked columns of A. Results then
-    depend neither on the batch nor on padding.
+    A draw masks the same input features for every row and token (arXiv 1512.05287): one function, a LoRA with masked
+    columns of A, that depends neither on the batch nor on padding.
     """
 
     def __init__(self, model: nn.Module, dropout: float, seed: int) -> None:

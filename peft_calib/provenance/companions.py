@@ -14,27 +14,10 @@ from ..identity import active_adapter
 
 
 def attach_file(model: nn.Module, name: str, text: str, adapter_name: str | None = None) -> None:
-    """Have a text file written beside an adapter every time the adapter is saved.
+    """Have a text file written beside an adapter of any PEFT method every time the adapter is saved.
 
     `save_pretrained`, `push_to_hub` and the Trainer's checkpoints all write the adapter's configuration; the file
-    travels with that, for adapters of any PEFT method. It is not read back on loading.
-
-    Args:
-        model: A `PeftModel`, or a transformers model with an adapter.
-        name: File name.
-        text: Its content; a later call with the same name replaces it.
-        adapter_name: The adapter; the active one when `None`.
-
-    Raises:
-        TypeError: If the model has no adapter.
-        ValueError: If the name is no plain file name, or that of a file which PEFT writes.
-
-    Example:
-        >>> from peft import LoraConfig, get_peft_model
-        >>> model = get_peft_model(nn.Sequential(nn.Linear(2, 2)), LoraConfig(target_modules=["0"]))
-        >>> attach_file(model, "note.json", "{}")
-        >>> attached_file(model, "note.json")
-        '{}'
+    travels with that. A later call with the same name replaces it; it is not read back on loading.
     """
     taken = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
     if not isinstance(name, str) or name in ("", ".", "..", *taken) or any(part in name for part in "/\\\0"):

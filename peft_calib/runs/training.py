@@ -35,14 +35,12 @@ from .text_scores import fit_text_temperature
 def train_run(
     config: RunConfig, output_dir: str | Path, *, overwrite: bool = False, console: Console | None = None
 ) -> dict[str, Any]:
-    """Train a run, or continue one that was interrupted.
+    """Train a run, or continue one that was interrupted; all that can be wrong with the input is found first.
 
-    Everything that can be wrong with the input is found before anything is trained or written. The folder then gets,
-    in this order: `config.json`; a folder for each adapter as it is complete; `temperature.json`, fitted on the
-    calibration rows; the adapter as a plain LoRA in `lora`, where it is none already; and `run.json`.
-
-    Under `accelerate launch` every process calls this; the main one writes. `overwrite` replaces what an earlier run
-    left there once the new run is finished; an interrupted replacement is continued by the same command.
+    The folder gets, in this order: `config.json`; a folder for each adapter; `temperature.json`; the adapter as a
+    plain LoRA in `lora`, where it is none already; and `run.json`. Every process of `accelerate launch` calls this,
+    the main one writes. `overwrite` replaces an earlier run once the new one is finished; the same command continues
+    that, too.
     """
     state = processes()
     console = console or Console(quiet=not state.is_main_process)

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets import Dataset
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    DataCollatorForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ...classes import class_options
 from ..labels import LabelMap
@@ -59,13 +65,13 @@ class Task(ABC):
     def encode_training(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         """Model inputs with `labels`, one row each."""
 
-    @abstractmethod
     def encode_prediction(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        """Inputs for `predict_dataset`, with `labels`, in the order of the rows."""
+        """Inputs for `predict_dataset`, with `labels`, in the order of the rows; those of training as a rule."""
+        return self.encode_training(rows, tokenizer)
 
-    @abstractmethod
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list], Any]:
-        """Makes a training batch of encoded rows."""
+        """Makes a training batch of encoded rows; labels a token as a rule."""
+        return DataCollatorForTokenClassification(tokenizer)
 
     def class_indices(self, rows: Dataset) -> list[int]:
         """Class of each item of canonical rows; empty for a task without classes."""

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any, ClassVar
 
 from datasets import ClassLabel, Dataset
-from transformers import (
-    AutoModelForCausalLM,
-    DataCollatorForTokenClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -110,9 +105,6 @@ class MultipleChoice(Task):
 
         encoded = self.encode_prediction(rows, tokenizer)
         return Dataset.from_list([append(row) for row in encoded]).map(_all_seen)
-
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list], Any]:
-        return DataCollatorForTokenClassification(tokenizer)
 
     def prompt(self, question: str, choices: Sequence[str]) -> str:
         """The text a model is asked to continue with a letter."""

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from datasets import Dataset
-from transformers import (
-    AutoModelForCausalLM,
-    DataCollatorForTokenClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..columns import texts_of
 from ..settings import RunConfig
@@ -60,9 +54,3 @@ class CausalLanguageModelling(Task):
         if not len(kept):
             raise ValueError(f"{self.config.data}: no text has two tokens, so there is nothing to predict")
         return kept
-
-    def encode_prediction(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        return self.encode_training(rows, tokenizer)
-
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list], Any]:
-        return DataCollatorForTokenClassification(tokenizer)

@@ -62,8 +62,5 @@ class SequenceClassification(Task):
 
         return rows.map(encode, batched=True, remove_columns=rows.column_names)
 
-    def encode_prediction(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        return self.encode_training(rows, tokenizer)
-
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list], Any]:
         return DataCollatorWithPadding(tokenizer)

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from datasets import Dataset
-from transformers import (
-    AutoModelForTokenClassification,
-    DataCollatorForTokenClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..columns import check_column
 from ..labels import LabelMap
@@ -80,12 +74,6 @@ class TokenClassification(Task):
             return dict(encoded) | {"labels": labels}
 
         return rows.map(encode, batched=True, remove_columns=rows.column_names)
-
-    def encode_prediction(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        return self.encode_training(rows, tokenizer)
-
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list], Any]:
-        return DataCollatorForTokenClassification(tokenizer)
 
 
 def _first_tokens(word_ids: list[int | None], tags: list[int]) -> list[int]:
