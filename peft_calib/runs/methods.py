@@ -77,7 +77,7 @@ def plan(
     if config.method not in ("ensemble", "curve-lora"):
         kind = config_class(config.method)
         told = {"seed": config.seed, "sample_seed": config.seed, "num_train_examples": num_train_items}
-        told["num_members"] = config.members
+        told["num_members"] = _members(config)
         return single(kind, **{name: value for name, value in told.items() if name in _fields_of(kind)})
     if config.method == "ensemble":
         further = _adapter_fields(config, LoraConfig)
@@ -95,15 +95,20 @@ def plan(
 
 def member_names(config: RunConfig) -> list[str]:
     """Folders of the members of an ensemble."""
-    return [f"member-{k}" for k in range(config.members)]
+    return [f"member-{k}" for k in range(_members(config))]
+
+
+def _members(config: RunConfig) -> int:
+    assert config.members is not None  # settled with the method
+    return config.members
 
 
 def prediction_variants(config: RunConfig) -> dict[str, int]:
     """Draws of `"mean"` and `"sample"`: a curve's are its grid of `2 N_cp - 1` points, an ensemble's its members."""
     if config.method == "ensemble":
-        return {"sample": config.members}
+        return {"sample": _members(config)}
     if config.method == "ensemble-lora":
-        return {"mean": 1, "sample": config.members}
+        return {"mean": 1, "sample": _members(config)}
     if config.method != "curve-lora":
         draws_differ = getattr(config_class(config.method), "draws_differ", False)
         return {"mean": 1, "sample": config.num_samples} if draws_differ else {"mean": 1}
