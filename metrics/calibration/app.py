@@ -1,5 +1,6 @@
 """The Space: paste or upload probabilities and labels, see the calibration report."""
 
+from functools import partial
 from typing import Any
 
 from peft_calib.calibration import calibration_report
@@ -15,10 +16,8 @@ def measure(predictions: Any, references: Any, settings: dict[str, Any]) -> tupl
     return f"### {report.verdict()}", framed(report.to_html())
 
 
-def page() -> Any:
-    """The page, not yet served."""
-    return build_page("Calibration", DESCRIPTION, measure, ["probabilities", "logits"], EXAMPLE, bins=True)
-
+# The page, not yet served.
+page = partial(build_page, "Calibration", DESCRIPTION, measure, ["probabilities", "logits"], EXAMPLE, bins=True)
 
 if __name__ == "__main__":
     page().launch()

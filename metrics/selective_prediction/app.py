@@ -1,5 +1,6 @@
 """The Space: paste or upload predictions and labels, or uncertainties and errors, see selective prediction."""
 
+from functools import partial
 from typing import Any
 
 from peft_calib.calibration.scores.selective import selective_scores
@@ -18,12 +19,10 @@ def measure(predictions: Any, references: Any, settings: dict[str, Any]) -> tupl
     return heading, table(scores)
 
 
-def page() -> Any:
-    """The page, not yet served."""
-    return build_page(
-        "Selective prediction", DESCRIPTION, measure, ["probabilities", "logits", "uncertainty"], EXAMPLE
-    )
-
+# The page, not yet served.
+page = partial(
+    build_page, "Selective prediction", DESCRIPTION, measure, ["probabilities", "logits", "uncertainty"], EXAMPLE
+)
 
 if __name__ == "__main__":
     page().launch()

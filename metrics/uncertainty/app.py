@@ -1,5 +1,6 @@
 """The Space: paste or upload draws and labels, see the uncertainty split."""
 
+from functools import partial
 from typing import Any
 
 from peft_calib.calibration.scores.uncertainty import uncertainty_scores
@@ -18,10 +19,8 @@ def measure(predictions: Any, references: Any, settings: dict[str, Any]) -> tupl
     return f"### Of {total:.4f} nats of uncertainty, {part:.4f} are the draws' disagreement", table(scores)
 
 
-def page() -> Any:
-    """The page, not yet served."""
-    return build_page("Uncertainty", DESCRIPTION, measure, ["probabilities", "logits"], EXAMPLE)
-
+# The page, not yet served.
+page = partial(build_page, "Uncertainty", DESCRIPTION, measure, ["probabilities", "logits"], EXAMPLE)
 
 if __name__ == "__main__":
     page().launch()

@@ -27,11 +27,7 @@ class BinStatistics:
     outcome_sums: np.ndarray  # `(..., B)` float64 sums of the outcome (1 where the event happened)
 
     def __add__(self, other: BinStatistics) -> BinStatistics:
-        return BinStatistics(
-            self.counts + other.counts,
-            self.confidence_sums + other.confidence_sums,
-            self.outcome_sums + other.outcome_sums,
-        )
+        return BinStatistics(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def __getitem__(self, index: int) -> BinStatistics:
         return BinStatistics(self.counts[index], self.confidence_sums[index], self.outcome_sums[index])

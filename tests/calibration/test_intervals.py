@@ -10,7 +10,8 @@ from peft_calib.calibration import calibration_report
 from peft_calib.calibration.inputs import Rows, as_rows
 from peft_calib.calibration.resampling.intervals import (
     FAMILIES,
-    _weighted_scores,
+    _collected,
+    _weighted_sums,
     bca_level,
     bootstrap_counts,
     bootstrap_draws,
@@ -54,13 +55,8 @@ def test_a_replicate_scores_like_the_data_set_it_stands_for(kind, size, classes)
     weights[0] = 1
     columns = np.stack([np.ones(size), weights], axis=1)
     design = Design(rows, 15)
-    drawn = _weighted_scores(
-        design,
-        columns.sum(axis=0).astype(int),
-        (columns[design.order[b]] for b in design.blocks()),
-        list(FAMILIES),
-        KEYS,
-    )
+    blocks = (columns[design.order[b]] for b in design.blocks())
+    drawn = _collected(_weighted_sums(design, columns.sum(axis=0).astype(int), blocks, list(FAMILIES)), KEYS)
     plain = compute_panel(rows, 15)
     repeated = compute_panel(Rows(np.repeat(rows.probabilities, weights, axis=0), np.repeat(rows.labels, weights)), 15)
     for key in KEYS:

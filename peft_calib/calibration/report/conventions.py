@@ -28,10 +28,6 @@ def convention_scores(convention: str, rows: Rows, num_bins: int, scores: dict[s
     return {key: float(value) for key, value in CONVENTIONS[convention](rows, num_bins, scores).items()}
 
 
-def _own(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefined:
-    return {}
-
-
 def _torchmetrics(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefined:
     """Torchmetrics 1.9: `[lo, hi)` bins, one more for 1.0; float32 edges for classes, P(y = 1) for one number."""
     if rows.binary:
@@ -53,7 +49,8 @@ def _netcal(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefined:
     values, outcomes = _positive_class_or_top(rows)
     eps = float(np.finfo(rows.dtype).eps)
     values = np.clip(values, eps, 1.0 - eps)
-    bins = accumulate(_left_closed(values, num_bins), values, outcomes, num_bins)
+    index = np.searchsorted(np.linspace(0.0, 1.0, num_bins + 1), values, side="right") - 1
+    bins = accumulate(np.minimum(index, num_bins - 1), values, outcomes, num_bins)
     return {**_three_norms(bins), "ace": calibration_error(bins, "mean")}
 
 
@@ -113,7 +110,7 @@ def _hypelora(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefined:
 
 Overrides = Callable[[Rows, int, dict[str, float]], Redefined]
 CONVENTIONS: dict[str, Overrides] = {
-    "peft_calib": _own,
+    "peft_calib": lambda rows, num_bins, scores: {},
     "torchmetrics": _torchmetrics,
     "netcal": _netcal,
     "sklearn": _sklearn,
@@ -135,11 +132,6 @@ def _positive_class_or_top(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         return rows.probabilities[:, 1], rows.labels == 1
     confidence, predicted = top_label(rows.probabilities)
     return confidence, predicted == rows.labels
-
-
-def _left_closed(values: np.ndarray, num_bins: int) -> np.ndarray:
-    index = np.searchsorted(np.linspace(0.0, 1.0, num_bins + 1), values, side="right") - 1
-    return np.minimum(index, num_bins - 1)
 
 
 def _value_edged_error(values: np.ndarray, outcomes: np.ndarray, num_bins: int, threshold: float) -> float:

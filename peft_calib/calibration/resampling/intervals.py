@@ -230,7 +230,8 @@ def swapped_draws(
     # One side in the first half of the columns, what is left for the other in the second.
     weights = np.concatenate([np.concatenate([1 - swapped, swapped]), np.concatenate([swapped, 1 - swapped])], axis=1)
     total = np.full(weights.shape[1], size)
-    values = _weighted_scores(design, total, (weights[design.order[i]] for i in design.blocks()), families, scores)
+    sums = _weighted_sums(design, total, (weights[design.order[i]] for i in design.blocks()), families)
+    values = _collected(sums, scores)
     half = swapped.shape[1]
     return {key: value[:half] - value[half:] for key, value in values.items()}
 
@@ -297,16 +298,6 @@ def _families(rows: Rows, num_bins: int, scores: Sequence[str]) -> tuple[list[ty
     return families, Design(rows, num_bins, classwise=ClassSums in families)
 
 
-def _weighted_scores(
-    design: Design,
-    total: np.ndarray,
-    weights: Iterable[np.ndarray],
-    families: list[type[Family]],
-    scores: Sequence[str],
-) -> dict[str, np.ndarray]:
-    return _collected(_weighted_sums(design, total, weights, families), scores)
-
-
 def _weighted_sums(
     design: Design, total: np.ndarray, weights: Iterable[np.ndarray], families: list[type[Family]]
 ) -> list[Family]:
@@ -335,7 +326,7 @@ def _bca_levels(
     # A last column leaves nothing out: the score itself, by the same arithmetic.
     total = design.num_rows - np.append(np.bincount(member, minlength=groups), 0)
     weights = (member[design.order[block], None] != np.arange(groups + 1) for block in design.blocks())
-    scores = _weighted_scores(design, total, weights, families, tuple(draws))
+    scores = _collected(_weighted_sums(design, total, weights, families), tuple(draws))
     return {key: bca_level(draws[key], float(scores[key][-1]), scores[key][:-1], tails[key]) for key in draws}
 
 

@@ -25,15 +25,26 @@ class Tied(NamedTuple):
     errors: np.ndarray
 
 
-class TieGrouper:
-    """Cuts blocks of rows into groups of equal confidence, which may go on from one block to the next."""
+class RankedSums:
+    """Sums over whole groups of ties; `_add` takes the counts, errors and ends of those that a block closes."""
 
-    def __init__(self, last_of_group: np.ndarray) -> None:
-        self.last_of_group = last_of_group
+    def __init__(self, design: Design, total: np.ndarray) -> None:
+        self.total, self.last_of_group = total, design.last_of_group
         self.open: Tied | None = None
+        self.seen = np.zeros(1, np.float32)
 
-    def groups(self, batch: Batch) -> Tied | None:
-        """The groups that end in this block; None if none does."""
+    def add(self, batch: Batch) -> None:
+        groups = self._closed(batch)
+        if groups is not None:
+            ends = running(groups.counts, self.seen)
+            self._add(*groups, ends)
+            self.seen = ends[-1].copy()
+
+    def _add(self, counts: np.ndarray, errors: np.ndarray, ends: np.ndarray) -> None:
+        raise NotImplementedError
+
+    def _closed(self, batch: Batch) -> Tied | None:
+        """The groups of tied rows that end in this block, begun in an earlier one or not; None if none does."""
         last = self.last_of_group[batch.rows]
         values = Tied(batch.weights, batch.weights - batch.correct)
         if self.open is None and last.all():
@@ -48,25 +59,6 @@ class TieGrouper:
         self.open = Tied(*(part[-1] for part in values)) if unfinished else None
         closed = Tied(*(part[:-1] for part in values)) if unfinished else values
         return closed if len(closed.counts) else None
-
-
-class RankedSums:
-    """Sums over whole groups of ties; `_add` takes the counts, errors and ends of those that a block closes."""
-
-    def __init__(self, design: Design, total: np.ndarray) -> None:
-        self.total = total
-        self.grouper = TieGrouper(design.last_of_group)
-        self.seen = np.zeros(1, np.float32)
-
-    def add(self, batch: Batch) -> None:
-        groups = self.grouper.groups(batch)
-        if groups is not None:
-            ends = running(groups.counts, self.seen)
-            self._add(*groups, ends)
-            self.seen = ends[-1].copy()
-
-    def _add(self, counts: np.ndarray, errors: np.ndarray, ends: np.ndarray) -> None:
-        raise NotImplementedError
 
 
 class AreaSums(RankedSums):

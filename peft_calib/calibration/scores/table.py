@@ -7,6 +7,7 @@ that whoever needs names alone (a command line, a check of settings) does not pa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 # Class probabilities of at most this are left out of TACE.
@@ -39,14 +40,8 @@ class Score:
     watched: bool = False  # Whether a training logs it at every evaluation unless others are named
 
 
-def _error(
-    key: str, meaning: str, source: Source, *, folded: bool = True, unordered: bool = False, compared: bool = False,
-    tabled: bool = False, watched: bool = False,
-) -> Score:  # fmt: skip
-    """A calibration error."""
-    return Score(key, meaning, source, "low", "calibration", folded, unordered, compared, tabled, watched)
-
-
+# A calibration error.
+_error = partial(Score, kind="calibration", folded=True)
 _COLUMN = "each class column"
 # Lists that a score is in unless others are named.
 _EVERYWHERE: dict[str, Any] = {"compared": True, "tabled": True, "watched": True}

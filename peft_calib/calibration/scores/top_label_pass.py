@@ -25,24 +25,14 @@ SEGMENT = 128
 
 
 class TopLabelSums:
-    """Additive sums over rows: top-label uniform bins, NLL and Brier score.
-
-    Args:
-        num_bins: Uniform bins.
-
-    Attributes:
-        counts: `(2 B,)` int64, wrong and right rows of each bin in turn.
-        confidence: `(B,)` float64 sums of the confidence.
-        nll, brier: Float64 sums.
-        num_rows, num_impossible: Rows seen, and those whose true class had a probability of (nearly) 0.
-    """
+    """Additive sums over rows: top-label uniform bins, NLL and Brier score."""
 
     def __init__(self, num_bins: int) -> None:
         self.num_bins = num_bins
-        self.counts = np.zeros(2 * num_bins, np.int64)
+        self.counts = np.zeros(2 * num_bins, np.int64)  # wrong and right rows of each bin in turn
         self.confidence = np.zeros(num_bins)
         self.nll = self.brier = 0.0
-        self.num_rows = self.num_impossible = 0
+        self.num_rows = self.num_impossible = 0  # those whose true class had a probability of (nearly) 0
 
     @property
     def bins(self) -> BinStatistics:
@@ -82,7 +72,8 @@ class TopLabelSums:
         size = max(LOG_GROUP, min(CHUNK, CHUNK_ENTRIES // probabilities.shape[1]))
         for first in range(0, len(labels), FOLD):
             last = min(first + FOLD, len(labels))
-            packed = _packed(self.num_bins)
+            # Per bin, the sum of confidences (real) and packed counts (imaginary), with room for confidences above 1.
+            packed = torch.zeros(self.num_bins + int(2 * SUM_TOLERANCE * self.num_bins) + 2, dtype=torch.complex128)
             buffers = None
             for start in range(first, last, size):
                 part = np.ascontiguousarray(probabilities[start : min(start + size, last)])
@@ -187,11 +178,6 @@ class _Buffers:
         if self.best is not self.wide_best:
             np.copyto(self.wide_best, self.best)
             np.copyto(self.wide_of_label, self.of_label)
-
-
-def _packed(num_bins: int) -> torch.Tensor:
-    """Per bin, the sum of confidences (real) and packed counts (imaginary), with room for confidences above 1."""
-    return torch.from_numpy(np.zeros(num_bins + int(2 * SUM_TOLERANCE * num_bins) + 2, np.complex128))
 
 
 def _are_distributions(part: np.ndarray, columns: np.ndarray, labels: np.ndarray, work: np.ndarray) -> bool:
