@@ -21,14 +21,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def adapter_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
-    """The active adapter's tensors under the names of its file, whole and on the CPU.
-
-    Every process of a sharded model has to call it.
-
-    Raises:
-        TypeError: If the model carries no PEFT adapter.
-        ValueError: For DeepSpeed ZeRO-3, which keeps parameters to itself.
-    """
+    """The active adapter's tensors under the names of its file, whole and on the CPU; every process has to call it."""
     return {name: _whole(tensor).cpu().contiguous() for name, tensor in _live(model).items()}
 
 
@@ -51,11 +44,7 @@ def write_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def restore_adapter(model: PeftModel, folder: Path) -> None:
-    """Put an adapter's tensors back into the active adapter.
-
-    Raises:
-        ValueError: If the folder holds other tensors than the model needs.
-    """
+    """Put an adapter's tensors back into the active adapter, unless the folder holds others than it needs."""
     saved, live = load_file(folder / WEIGHTS), _live(model)
     if set(saved) != set(live):
         raise ValueError(
@@ -89,14 +78,7 @@ def digest_of_folder(folder: str | Path) -> str | None:
 
 
 def belongs_to_folder(digest: str | None, folder: str | Path) -> bool:
-    """Whether a digest that was stored with something is that of the adapter in a folder.
-
-    Digests of earlier versions, of the tensors alone, still do.
-
-    Args:
-        digest: As it was stored.
-        folder: Of the saved adapter.
-    """
+    """Whether a stored digest is that of a folder's adapter; earlier versions stored that of the tensors alone."""
     if digest is None or digest.startswith("sha256:"):
         return digest == folder_digest(folder)
     tensors, config = load_file(Path(folder) / WEIGHTS), read_config(folder)
@@ -116,11 +98,7 @@ def _is_main() -> bool:
 
 
 def check_readable(model: torch.nn.Module) -> None:
-    """Refuse, before training, a model whose adapter a callback could not read at its end.
-
-    Raises:
-        ValueError: For DeepSpeed ZeRO-3.
-    """
+    """Refuse, before training, a model whose adapter a callback could not read at its end: under DeepSpeed ZeRO-3."""
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         raise ValueError(
             "DeepSpeed ZeRO-3 keeps the parameters partitioned, so a callback cannot read them. Use ZeRO-2, or the "

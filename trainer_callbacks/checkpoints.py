@@ -141,11 +141,7 @@ def seal_checkpoint(folder: str | Path) -> None:
 
 
 def checkpoint_problems(folder: str | Path) -> list[str]:
-    """What is wrong with a checkpoint, in words; empty if it is complete.
-
-    Args:
-        folder: Of the checkpoint.
-    """
+    """What is wrong with a checkpoint, in words; empty if it is complete."""
     folder = Path(folder)
     try:
         listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]

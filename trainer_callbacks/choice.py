@@ -21,14 +21,9 @@ def bare_name(metric: str) -> str:
 
 
 def check_metric_for_best_model(args: TrainingArguments) -> None:
-    """Look at what a Trainer chooses its best checkpoint by.
+    """Refuse a Trainer that would take the worst checkpoint for its best, and warn of one that cannot tell.
 
-    Args:
-        args: The Trainer's arguments.
-
-    Raises:
-        ValueError: If it would take the worst: `greater_is_better` is True by default for every metric whose name does
-            not end in "loss".
+    `greater_is_better` is True by default for every metric whose name does not end in "loss".
     """
     chooses = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
     chooses |= args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU

@@ -32,19 +32,9 @@ def sampled_logits(
     num_samples: int,
     seed: int,
 ) -> torch.Tensor:
-    """Logarithm of the mean probabilities of K draws: logits like those of one model.
+    """Logarithm of the mean probabilities of K draws, float32: logits like those of one model.
 
-    One draw at a time, so that the memory is that of a forward.
-
-    Args:
-        model: A model with an active adapter of this package.
-        inputs: A batch, without what only the loss needs (`without_labels`).
-        preprocess: Picks what is kept of the model's outputs.
-        num_samples: Number of draws K.
-        seed: Key of the draws.
-
-    Returns:
-        Float32, of the shape that `preprocess` gives.
+    One draw at a time, so that the memory is that of a forward. `inputs` are those of `without_labels`.
     """
     total: torch.Tensor | float = 0.0
     with torch.no_grad():
@@ -58,14 +48,7 @@ def sampled_logits(
 def kept_logits(
     model: torch.nn.Module, outputs: Any, labels: torch.Tensor, answer_token_ids: Sequence[int] | None
 ) -> torch.Tensor:
-    """What calibration needs of a model's outputs for labelled rows.
-
-    Args:
-        model: The model that answered.
-        outputs: A mapping, a tuple or a tensor.
-        labels: The classes.
-        answer_token_ids: The token of each class, for a language model.
-    """
+    """What calibration needs of a model's outputs for labelled rows."""
     logits = logits_among(outputs, labels, output_names(outputs, model))
     return keep_for_calibration(logits, labels, answer_token_ids, shifted=answers_before_labels(model))
 
@@ -81,27 +64,11 @@ def logits_of_rows(
     answer_token_ids: list[int] | None = None,
     label_names: Sequence[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and classes of all labelled rows, in order, in evaluation mode.
+    """Logits (N, C) and classes (N,) of all labelled rows, in order; of the mean adapter, or of K draws.
 
-    Every process does all rows, so that sharded models take part in step. The global random state stays as it is,
-    which a data loader would not leave alone.
-
-    Args:
-        model: The model.
-        rows: The rows, with labels.
-        collate: Makes a batch of rows.
-        batch_size: Rows of a batch.
-        num_samples: Draws whose mean probabilities are taken; None takes the mean adapter.
-        seed: Of the draws.
-        answer_token_ids: The token of each class, for a language model.
-        label_names: Of the label columns; the model's own if omitted.
-
-    Returns:
-        `(N, C)` float32 logits, of the mean adapter or of K draws, and `(N,)` classes; for token classification
-        `(N, T, C)` and `(N, T)` with -100 where there is no label.
-
-    Raises:
-        ValueError: If the rows have no labels, or the model's outputs have no logits.
+    For token classification (N, T, C) and (N, T), -100 where there is no label. Every process does all rows, so that
+    sharded models take part in step. The global random state stays as it is, which a data loader would not leave
+    alone.
     """
     device = next(model.parameters()).device
     rows, names = as_rows(rows), label_names_of(model, label_names)
@@ -151,11 +118,7 @@ def _together(batches: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray,
 
 
 def labels_of_batch(batch: Mapping[str, Any], names: Sequence[str]) -> torch.Tensor:
-    """The classes of a batch.
-
-    Raises:
-        ValueError: If it has none, or numbers instead of classes.
-    """
+    """The classes of a batch; one that has none, or numbers instead of classes, is refused."""
     found = {name: batch[name] for name in dict.fromkeys((*names, "labels")) if batch.get(name) is not None}
     labels = labels_among(tuple(found.values()), list(found)) if found else None
     if not isinstance(labels, torch.Tensor):

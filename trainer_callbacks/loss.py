@@ -78,13 +78,6 @@ def refuse_comparing_trainers(args: TrainingArguments, model: torch.nn.Module) -
 
     DPO, GRPO and their kin compare log-probabilities of two forwards (chosen and rejected, new and old policy). With a
     fresh draw in each, the ratio is noise of the draws, and no forward's loss has a place for the regulariser.
-
-    Args:
-        args: The trainer's arguments, whose class tells the trainer.
-        model: The model.
-
-    Raises:
-        ValueError: If an active adapter is stochastic in training and the trainer is such a one.
     """
     name = type(args).__name__
     if not type(args).__module__.startswith("trl.") or not name.startswith(COMPARES_FORWARDS):

@@ -20,27 +20,14 @@ def base_model_of(model: Any) -> Any:
 
 
 def label_names_of(model: Any, given: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The label columns, by the Trainer's rule: those of `TrainingArguments.label_names`, or the model's own.
-
-    Args:
-        model: The model, with or without an adapter.
-        given: `label_names` of the arguments.
-    """
+    """The label columns, by the Trainer's rule: those of `TrainingArguments.label_names`, or the model's own."""
     return tuple(find_labels(type(base_model_of(model))) if given is None else given)
 
 
 def labels_among(labels: Any, names: Sequence[str] = ()) -> Any:
-    """The column of classes among label columns.
+    """The column of classes among label columns, which the Trainer gives as a tuple where a model has several.
 
-    Args:
-        labels: A tensor or array; or several, as the Trainer gives them where a model has several label columns.
-        names: Of those columns.
-
-    Returns:
-        The only one, the one named `labels` or `label`, or the only one that holds classes; None of None.
-
-    Raises:
-        ValueError: If there are several, and nothing tells which to measure.
+    The only one, the one named `labels` or `label`, or the only one that holds classes; else it is refused.
     """
     if not isinstance(labels, (tuple, list)):
         return labels
@@ -59,21 +46,11 @@ def labels_among(labels: Any, names: Sequence[str] = ()) -> Any:
 
 
 def logits_among(outputs: Any, labels: Any = None, names: Sequence[Sequence[str]] = ()) -> Any:
-    """The logits among a model's outputs.
+    """The logits among a model's outputs: a tensor, a mapping, or a tuple of entries that `names` may name.
 
     An output called `logits` is taken if it goes with the labels; else the only one of a fitting shape whose name ends
-    in `logits`; else the only one of a fitting shape: float, one row a label, two classes at least.
-
-    Args:
-        outputs: A tensor, which is taken as it is; a mapping of outputs by name; or a tuple.
-        labels: The classes, whose shape the logits must go with.
-        names: Lists of names that the entries of a tuple may have; the list of the tuple's length is used.
-
-    Returns:
-        The logits.
-
-    Raises:
-        ValueError: If no output, or more than one, could be the logits.
+    in `logits`; else the only one of a fitting shape: float, one row a label, two classes at least. Otherwise, the
+    outputs are refused.
 
     Example:
         >>> embedding, logits = torch.zeros(2, 8), torch.ones(2, 3)
@@ -113,12 +90,9 @@ def answers_before_labels(model: Any) -> bool:
 
 
 def last_positions(model: Any, inputs: Mapping[str, Any], length: int) -> torch.Tensor | None:
-    """Position of each row's last token among the logits; None where the inputs do not tell.
+    """Position of each row's last token among `length` logits; None where the inputs do not tell.
 
-    Args:
-        model: The model.
-        inputs: Of its forward, by name.
-        length: Positions that the logits of that forward have; virtual tokens come first, so rows end alike.
+    Virtual tokens come first, so rows end alike.
     """
     decodes = bool(getattr(getattr(base_model_of(model), "config", None), "is_encoder_decoder", False))
     prefix = "decoder_" if decodes else ""
@@ -130,12 +104,7 @@ def last_positions(model: Any, inputs: Mapping[str, Any], length: int) -> torch.
 
 
 def output_names(outputs: Any, model: Any) -> list[list[str]]:
-    """The lists of names that the Trainer's tuple of these outputs may stand for.
-
-    Args:
-        outputs: What the model answered.
-        model: The model, whose configuration says which outputs the Trainer leaves out.
-    """
+    """The lists of names that the Trainer's tuple of these outputs may stand for."""
     if not isinstance(outputs, Mapping):
         return []
     config = getattr(base_model_of(model), "config", None)
@@ -147,13 +116,7 @@ def output_names(outputs: Any, model: Any) -> list[list[str]]:
 def without_labels(model: Any, inputs: Mapping[str, Any], label_names: Sequence[str] = ()) -> dict[str, Any]:
     """The inputs of a forward for its logits alone.
 
-    Args:
-        model: The model.
-        inputs: By name.
-        label_names: Names of the label columns.
-
-    Returns:
-        The inputs without labels; an encoder-decoder that makes its decoder's inputs from the labels keeps them.
+    An encoder-decoder that makes its decoder's inputs from the labels keeps them.
     """
     kept = {name: value for name, value in inputs.items() if name not in (*FOR_THE_LOSS, *label_names)}
     decodes = bool(getattr(getattr(base_model_of(model), "config", None), "is_encoder_decoder", False))

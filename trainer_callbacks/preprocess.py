@@ -65,16 +65,9 @@ def keep_for_calibration(
 ) -> torch.Tensor:
     """`preprocess_logits_for_calibration` of logits that have been recognised.
 
-    Args:
-        logits: `(B, C)` or `(B, T, C)`.
-        labels: Classes, or None.
-        answer_token_ids: The token of each class.
-        shifted: Whether position i of the logits answers for label i + 1, as in a causal language model; where it is
-            not known, an answer at the first position counts as that of an encoder-decoder.
-        ends: Position of each row's last token in the logits, for answers of rows without labels.
-
-    Returns:
-        As `preprocess_logits_for_calibration`.
+    `shifted` says whether position i of the logits answers for label i + 1, as in a causal language model; where it is
+    not known, an answer at the first position counts as that of an encoder-decoder. `ends` has the position of each
+    row's last token in the logits, for answers of rows without labels.
     """
     if answer_token_ids is not None:
         at = _last_positions(logits, ends) if labels is None else _answer_positions(logits, labels, shifted)
@@ -99,18 +92,9 @@ def keep_for_calibration(
 def labelled_rows(
     logits: np.ndarray, labels: np.ndarray, answer_token_ids: Sequence[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows with a label from what `preprocess_logits_for_calibration` left and the Trainer gathered.
+    """Logits (N, C) and classes (N,) of rows with a label, of what the Trainer gathered.
 
-    Args:
-        logits: `(B, C)` or `(B, L, C)`.
-        labels: `(B,)`, or `(B, T)` with T at least L.
-        answer_token_ids: The token of each class, if the labels are tokens.
-
-    Returns:
-        `(N, C)` logits and `(N,)` classes.
-
-    Raises:
-        ValueError: If the shapes do not go together, or an answer is not among the tokens.
+    It has (B, C) or (B, L, C) of `preprocess_logits_for_calibration`, and labels (B,) or (B, T) with T at least L.
     """
     if answer_token_ids is not None and labels.ndim == 2:
         labels = _answer_classes(labels, answer_token_ids)

@@ -92,21 +92,10 @@ class UnknownLabels(ValueError):
 
 
 def labels_of_step(inputs: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The classes of the batch that is being evaluated, on this process.
+    """The classes of the batch that is being evaluated, on this process; None if it has none.
 
     They are among the forward's inputs where the model forms the loss. A `compute_loss` of the user's own, a
     `compute_loss_func` and the label smoother take them out before the forward.
-
-    Args:
-        inputs: Of the forward.
-        names: Of the label columns.
-
-    Returns:
-        The labels; None if the batch has none.
-
-    Raises:
-        UnknownLabels: If the loop that calls cannot be looked into.
-        ValueError: If there are several label columns, and nothing tells which to measure.
     """
     for batch in (inputs, _batch_of_loop()):
         found = [batch[name] for name in names if batch.get(name) is not None]
@@ -150,11 +139,7 @@ def _with_labels_of_step(trainer: Trainer, batch: Mapping[str, Any], labels: Any
 def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
     """The rows of this step on all processes, without those that pad the last batch, as the Trainer gathers them.
 
-    Args:
-        tensor: `(B, ...)`; of three dimensions, or two where the second is a position, it may differ in length.
-
-    Returns:
-        The rows of every process; the tensor itself where there is one.
+    The second dimension may differ in length between processes if it is a position.
     """
     if PartialState().num_processes == 1:
         return tensor

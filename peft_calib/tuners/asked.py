@@ -143,9 +143,8 @@ _SHIMS = threading.RLock()
 def only_here() -> Iterator[Callable[[Callable], Callable]]:
     """Make hooks act in this call chain only, although all threads call the modules they hang on.
 
-    Yields:
-        What turns a forward hook or forward pre-hook (without keyword arguments: such a hook may lose them while
-        another thread removes it) into one that does nothing elsewhere.
+    Yields what turns a forward hook or forward pre-hook (without keyword arguments: such a hook may lose them while
+    another thread removes it) into one that does nothing elsewhere.
     """
     token = object()
     _CHAIN.set((*_CHAIN.get(), token))
@@ -161,11 +160,7 @@ def _if_in_chain(token: object, hook: Callable, *args: Any) -> Any:
 
 @contextmanager
 def forward_replaced(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Replace the forward of modules in this call chain only.
-
-    Args:
-        replacements: For each module a function of its own forward and that one's arguments.
-    """
+    """Replace the forward of modules in this call chain only, by functions of it and its arguments."""
     token = object()
     _CHAIN.set((*_CHAIN.get(), token))
     shims: list[_Shim] = []

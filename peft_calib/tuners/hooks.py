@@ -126,12 +126,6 @@ def _entrance(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     `model.forward(...)` instead of `model(...)` (as sentence-transformers calls it) runs no hook: no regulariser, no
     draws.
-
-    Args:
-        forward: The function of the model's class.
-
-    Returns:
-        The function to be bound to one model in its place.
     """
 
     @functools.wraps(forward)

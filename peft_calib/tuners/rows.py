@@ -22,22 +22,7 @@ _TEXT = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embe
 
 
 def count_rows(inputs: Mapping[str, Any], main_input: str | None = None) -> int:
-    """Number of rows B of a batch.
-
-    Args:
-        inputs: What the model is called with, by name.
-        main_input: The model's `main_input_name`, if it has one.
-
-    Returns:
-        The first size of the main input.
-
-    Raises:
-        ValueError: If there is no tensor among the inputs, or it has no rows.
-
-    Example:
-        >>> count_rows({"input_ids": torch.zeros(3, 5)})
-        3
-    """
+    """Number of rows of a batch: the first size of its main input, or of the first tensor there is."""
     media = main_input is not None and _MEDIA.search(main_input) is not None
     preferred = (*_MAIN_INPUTS, main_input) if media and "input_ids" in inputs else (main_input, *_MAIN_INPUTS)
     names = [name for name in preferred if name is not None and name in inputs]
@@ -59,22 +44,8 @@ def repeat_rows(inputs: Mapping[str, Any], num_samples: int, rows: int) -> dict[
 
     Tensors that broadcast over the rows (first size 1) and those that hold positions only stay as they are. Images,
     videos and sounds beside text are laid out one after the other in the order of their rows, so that all of them are
-    repeated as one, however many there are; a list of them likewise.
-
-    Args:
-        inputs: What the model is called with, by name.
-        num_samples: Number of draws K.
-        rows: Number of rows B.
-
-    Returns:
-        The inputs of K * B rows.
-
-    Raises:
-        ValueError: If a key-value cache is among them: its rows cannot be repeated from outside.
-
-    Example:
-        >>> repeat_rows({"input_ids": torch.tensor([[1], [2]])}, 2, 2)["input_ids"].flatten().tolist()
-        [1, 2, 1, 2]
+    repeated as one, however many there are; a list of them likewise. A key-value cache cannot be repeated from
+    outside.
     """
     media = _media_beside_text(inputs)
     repeated = {
@@ -95,13 +66,7 @@ def repeat_rows(inputs: Mapping[str, Any], num_samples: int, rows: int) -> dict[
 def repeat_training_rows(inputs: Mapping[str, Any], num_samples: int, main_input: str | None) -> dict[str, Any]:
     """Repeat the batch of a training forward for K functions, so that its loss is the mean of their losses.
 
-    Args:
-        inputs: What the model is called with, by name.
-        num_samples: Number of functions K.
-        main_input: The model's `main_input_name`, if it has one.
-
-    Returns:
-        The inputs of K * B rows; the number of items that a summed loss is divided by grows with them.
+    The number of items that a summed loss is divided by grows with the rows.
 
     Example:
         >>> repeated = repeat_training_rows({"input_ids": torch.zeros(3, 5), "num_items_in_batch": 6}, 2, "input_ids")
@@ -115,15 +80,7 @@ def repeat_training_rows(inputs: Mapping[str, Any], num_samples: int, main_input
 
 
 def first_rows(outputs: Any, num_samples: int, rows: int) -> Any:
-    """What a model answered for the first of K functions.
-
-    Args:
-        outputs: A `ModelOutput`, mapping, tuple or tensor of K * B draw-major rows; scalars and caches stay.
-        num_samples: Number of functions K.
-        rows: Number of rows K * B.
-
-    Returns:
-        The same for B rows.
+    """What a model answered for the first of K functions, of K * B draw-major rows; scalars and caches stay.
 
     Example:
         >>> first_rows({"loss": torch.tensor(1.0), "logits": torch.zeros(6, 2)}, 2, 6)["logits"].shape
@@ -158,24 +115,10 @@ def _tile_media(value: Any, count: int) -> Any:
 def select_rows(
     inputs: Mapping[str, Any], rows: int, index: torch.Tensor, media_tokens: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """The batch restricted to some of its rows.
+    """The batch restricted to some of its rows, in the order of `index`.
 
-    Args:
-        inputs: What the model is called with, by name.
-        rows: Number of rows B.
-        index: Int64 row numbers, on the CPU.
-        media_tokens: Ids of the tokens that stand for images, videos and sounds in a text.
-
-    Returns:
-        The inputs of those rows, in the order of `index`.
-
-    Raises:
-        ValueError: If an input has neither one entry a row nor a single one, or images beside text are not the same
-            for every row, so that its rows cannot be told apart.
-
-    Example:
-        >>> select_rows({"input_ids": torch.tensor([[1], [2]])}, 2, torch.tensor([1]))["input_ids"].tolist()
-        [[2]]
+    `media_tokens` are those that stand for images, videos and sounds in a text. Where a row has more or fewer
+    images beside its text than others, rows cannot be told apart, and the batch is refused.
     """
 
     def select(tensor: torch.Tensor, dim: int) -> torch.Tensor:
