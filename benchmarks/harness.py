@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import platform
+import resource
 import statistics
 from collections.abc import Callable
 from importlib.metadata import version
@@ -108,6 +109,18 @@ def point_scores(probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str,
 def spread_of(values: list[float]) -> list[float]:
     """Mean, least and greatest, to four digits."""
     return [round(v, 4) for v in (statistics.mean(values), min(values), max(values))]
+
+
+def resident_bytes(mark: str) -> int:
+    """Resident size of this process, now (`"VmRSS"`) or at its peak (`"VmHWM"`).
+
+    From the kernel's own marks where there are some, since `ru_maxrss` starts at what the parent had.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith(f"{mark}:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def describe_machine() -> dict:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from harness import DEVICE, describe_machine, kept, parser, take_turns, write
+from harness import DEVICE, describe_machine, kept, parser, resident_bytes, take_turns, write
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 from transformers import (
@@ -110,12 +110,11 @@ class PeakBytes:
     asked = False
 
     def __call__(self) -> float:
-        name = "VmHWM" if self.asked else "VmRSS"
-        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        if not self.asked:
-            Path("/proc/self/clear_refs").write_text("5")  # the largest size is counted anew
+        if self.asked:
+            return resident_bytes("VmHWM")
         self.asked = True
-        return 1024.0 * int(lines[name].split()[0])
+        Path("/proc/self/clear_refs").write_text("5")  # the largest size is counted anew
+        return resident_bytes("VmRSS")
 
 
 def peak(model: str, arm: str, rows: int) -> float:

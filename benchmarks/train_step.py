@@ -14,7 +14,6 @@ points and the diversity term; and one point with either perturbation of the wei
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from harness import DEVICE, describe_machine, kept, parser, take_turns, write
+from harness import DEVICE, describe_machine, kept, parser, resident_bytes, take_turns, write
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 from transformers import (
@@ -140,21 +139,12 @@ def peak_memory(methods: str, method: str, model: str, rows: int, tokens: int) -
     return int(run.stdout.split()[-1])
 
 
-def peak_resident_size() -> int:
-    """Bytes; from the kernel's own mark where there is one, since `ru_maxrss` starts at what the parent had."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def print_peak(methods: str, method: str, model: str, rows: int, tokens: int) -> None:
     parser(None)  # silences the libraries
     arm = Arm(METHODS[methods][method], model, rows, tokens)
     for _ in range(3):
         arm.step()
-    print(torch.cuda.max_memory_allocated() if DEVICE == "cuda" else peak_resident_size())
+    print(torch.cuda.max_memory_allocated() if DEVICE == "cuda" else resident_bytes("VmHWM"))
 
 
 def main() -> None:

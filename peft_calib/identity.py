@@ -96,7 +96,18 @@ def adapter_digest(model: nn.Module, adapter_name: str | None = None) -> str:
 
 
 def folder_digest(folder: str | Path) -> str:
-    """The digest of a saved adapter, of any PEFT method; `ValueError` names the file that is damaged."""
+    """The digest of a saved adapter, of any PEFT method.
+
+    Args:
+        folder: With `adapter_config.json` and `adapter_model.safetensors`.
+
+    Returns:
+        The digest.
+
+    Raises:
+        FileNotFoundError: If one of the two files is missing.
+        ValueError: If one of them is damaged; the message names it.
+    """
     config = read_config(folder)
     with open_weights(folder) as file:
         names = [name for name in file.keys() if is_own(name, config)]  # noqa: SIM118  (a handle, not a dict)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..prediction.sources import shared_root
 from ..tuners.laws import holders_of
 from ..tuners.rows import move_batch
-from ..tuners.trunk_cache import CannotCacheError, TrunkCache, drop_cache, keep_cache, one_row_batches
+from ..tuners.trunk_cache import CannotCacheError, TrunkCache, drop_cache, keep_cache, rows_of
 
 logger = logging.getLogger(__name__)
 
@@ -56,16 +56,16 @@ class TrunkCacheCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Compute the states, or say why not."""
-        root = _root(kwargs["model"])
+        root = shared_root(kwargs["model"])
         self.reason = None
         try:
-            if root is None:
+            if not holders_of(root):
                 raise CannotCacheError("the model carries no adapter of peft_calib")
             loader = kwargs["train_dataloader"]
             dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
             if not hasattr(dataset, "__len__") or collate is None:
                 raise CannotCacheError("the training rows are a stream")
-            rows = one_row_batches(root, _each(dataset, collate))
+            rows = (row for batch in _each(dataset, collate) for row, _ in rows_of(batch))
             cache = TrunkCache(root, rows, self.dtype, self.max_bytes, self.folder)
             some = collate([dataset[i] for i in range(min(_CHECKED, len(dataset)))])
             cache.check(root, move_batch(dict(some), next(root.parameters()).device))
@@ -76,9 +76,7 @@ class TrunkCacheCallback(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Give the memory back."""
-        root = _root(kwargs["model"])
-        if root is not None:
-            drop_cache(root)
+        drop_cache(shared_root(kwargs["model"]))
         if self.folder is not None:
             (self.folder / "trunk-states.bin").unlink(missing_ok=True)
 
@@ -87,9 +85,3 @@ def _each(dataset: Any, collate: Any) -> Iterator[dict[str, Any]]:
     """A batch of each row alone, so that it has no padding but what the collator always adds."""
     for number in range(len(dataset)):
         yield dict(collate([dataset[number]]))
-
-
-def _root(model: nn.Module) -> nn.Module | None:
-    """The base model that carries the adapters."""
-    holders = holders_of(model)
-    return None if not holders else next((m for m in model.modules() if holders[0] in m.children()), None)

@@ -178,6 +178,8 @@ def _finish(
     if run.task.config.method not in ("lora", "ensemble"):
         export_lora(run.model, folder.plain_lora, adapter_name=ADAPTER)
         plain = [folder.plain_lora.name]
+        if run.task.labels is not None:  # beside the adapter they are since its stage is complete
+            write_class_names(folder.plain_lora, run.task.labels.names)
     adapters = adapter_digests(folder, run.task.config)
     write_json(folder.temperature, {name: {**fitted, "adapters": adapters} for name, fitted in temperatures.items()})
     _beside_the_adapter(run, folder, temperatures)
@@ -207,7 +209,6 @@ def _beside_the_adapter(run: FinishedRun, folder: RunFolder, temperatures: dict[
     how = {"how": "mean", "num_samples": None, "seed": run.task.config.seed}
     for place in (folder.adapter(ADAPTER), folder.plain_lora):
         if place.is_dir():
-            write_class_names(place, run.task.labels.names)
             write_json(place / RECALIBRATION_FILE, {**state, "adapter": folder_digest(place), **how})
 
 

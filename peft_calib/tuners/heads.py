@@ -33,11 +33,11 @@ class HeadStacks(nn.Module):
         """The tensors (K, ...) of some members."""
         heads: HeadTensors = {}
         for module, name in self.names:
-            heads.setdefault(module, {})[name] = rows_of(self.stacks[head_key(module, name)], members)
+            heads.setdefault(module, {})[name] = members_of(self.stacks[head_key(module, name)], members)
         return heads
 
 
-def rows_of(stack: torch.Tensor, members: slice) -> torch.Tensor:
+def members_of(stack: torch.Tensor, members: slice) -> torch.Tensor:
     """Some members of a stack; all of them without a copy of the gradient on the way back."""
     return stack if members == slice(0, len(stack)) else stack[members]
 
@@ -128,3 +128,10 @@ def stacked_heads(model: nn.Module, holder: FactorHolder, adapter: str) -> HeadT
     for name, (wrapper, module) in modules.items():
         wrapper.modules_to_save[adapter] = StackedModule(module, holder, adapter, name)
     return heads
+
+
+def materialize_heads(model: nn.Module, adapter: str) -> None:
+    """Put ordinary modules back in the place of an adapter's `StackedModule`s."""
+    for wrapper, module in trained_modules(model, adapter).values():
+        if isinstance(module, StackedModule):
+            wrapper.modules_to_save[adapter] = module.materialize()

@@ -9,7 +9,7 @@ does when the batch is repeated from the start, so nothing about the architectur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -145,11 +145,18 @@ def pass_on(_: Callable[..., Any], x: Any) -> Any:
     return x
 
 
+def asks_for_gradient(args: tuple) -> bool:
+    """Whether what stands in for a block has to ask for a gradient, as the block's input does.
+
+    Reentrant checkpointing gives a block no gradient unless its input asks for one, which PEFT sees to at the
+    embeddings. What is replayed has lost that on the way, and the blocks above would silently not train.
+    """
+    return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in args)
+
+
 def _replay(output: Any, num_samples: int, rows: int, *args: Any, **_: Any) -> Any:
     repeated = repeat_rows({"output": output}, num_samples, rows)["output"]
-    # Reentrant checkpointing gives a block no gradient unless its input asks for one, which PEFT sees to at the
-    # embeddings. What is replayed has lost that on the way, and the blocks above would silently not train.
-    if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in args):
+    if asks_for_gradient(args):
         for tensor in _flatten(repeated):
             tensor.requires_grad_(tensor.is_floating_point())
     return repeated
@@ -174,11 +181,9 @@ def trunk_replay(root: nn.Module, inputs: dict[str, Any], rows: int, num_samples
     if trunk is None:
         return None
     inputs = {name: value for name, value in inputs.items() if name not in ("labels", "num_items_in_batch")}
-    # not through the model's hooks, which would begin another forward of the adapters
-    call = partial(type(root).forward, root, **inputs)
-    with torch.no_grad(), evaluating(root, root):
+    with evaluating(root, root):
         try:
-            prefix = run_prefix(call, root, trunk.above, rows)
+            prefix = trunk.run(root, inputs, rows)
         except ValueError:  # a block that runs twice, or that answers with other rows
             return None
     return prefix.replayed(num_samples, trunk.dropouts) if prefix.outputs else None
@@ -197,6 +202,13 @@ class Trunk:
     blocks: list[nn.Module]
     above: list[nn.Module]
     dropouts: list[nn.Module]
+
+    def run(self, root: nn.Module, inputs: Mapping[str, Any], rows: int) -> Prefix:
+        """Run it on B rows, in the mode it is in and without gradients; see `run_prefix`."""
+        # not through the model's hooks, which would begin another forward of the adapters
+        call = partial(type(root).forward, root, **inputs)
+        with torch.no_grad():
+            return run_prefix(call, root, self.above, rows)
 
 
 def trunk_of(root: nn.Module) -> Trunk | None:

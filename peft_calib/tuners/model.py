@@ -25,6 +25,7 @@ from ..internals.torch import without_compiler
 from .asked import forward_replaced
 from .config import CalibLoraConfig
 from .factors import Law
+from .heads import materialize_heads
 from .holder import FactorHolder
 from .hooks import attach_hooks, detach_hooks
 from .laws import holders_of
@@ -214,7 +215,9 @@ class FactorModel(Tuner):
             holder.laws[adapter_name].to(dtype)
 
     def take_out(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Take the layers out, and what they read from."""
+        """Take the layers out, and what they read from; heads of a law stay as they are for its single draw."""
+        for adapter in self.peft_config:
+            materialize_heads(self.model, adapter)
         model = super().take_out(*args, **kwargs)
         self._remove_holder(model)
         detach_hooks(model)

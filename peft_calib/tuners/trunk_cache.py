@@ -22,10 +22,10 @@ from torch import nn
 
 from ..internals.torch import version_of
 from .asked import forward_replaced
-from .late import Trunk, pass_on, run_prefix, trunk_of
+from .late import Trunk, asks_for_gradient, pass_on, trunk_of
 from .laws import laws_of
 from .modes import evaluating
-from .rows import count_rows, main_input_name, move_batch
+from .rows import move_batch
 
 #: What a batch may hold: tokens, which the states follow from, and what the trunk does not read.
 TOKENS = ("input_ids", "token_type_ids")
@@ -101,31 +101,31 @@ class TrunkCache:
                 total += len(row)
         if not total:
             raise CannotCacheError("there are no rows")
-        self._fill(root, list(different.values()), total, dtype, max_bytes, folder)
+        self._fill(root, different, total, dtype, max_bytes, folder)
 
     def _fill(
         self,
         root: nn.Module,
-        rows: list[Row],
+        rows: dict[bytes, Row],
         total: int,
         dtype: torch.dtype | None,
         max_bytes: int,
         folder: Path | None,
     ) -> None:
         store: torch.Tensor | None = None
-        by_length: dict[int, list[Row]] = {}
-        for row in rows:
-            by_length.setdefault(len(row), []).append(row)
+        by_length: dict[int, list[bytes]] = {}
+        for key, row in rows.items():
+            by_length.setdefault(len(row), []).append(key)
         for same in by_length.values():
             for start in range(0, len(same), _ROWS):
                 part = same[start : start + _ROWS]
-                states = self._states(root, part)
+                states = self._states(root, [rows[key] for key in part])
                 if store is None:
                     self.dtype = states.dtype
                     dtype = states.dtype if dtype is None else dtype
                     store = _store((total, states.shape[-1]), dtype, max_bytes, folder)
-                for row, state in zip(part, states, strict=True):
-                    store[self.places[row.key]] = state.to("cpu", dtype)
+                for key, state in zip(part, states, strict=True):
+                    store[self.places[key]] = state.to("cpu", dtype)
         assert store is not None
         self.states = store
 
@@ -142,9 +142,9 @@ class TrunkCache:
         Raises:
             CannotCacheError: If the trunk answers with anything else beside.
         """
-        with torch.no_grad(), _training(root) if as_in_training else evaluating(root, root):
+        with _training(root) if as_in_training else evaluating(root, root):
             try:
-                prefix = run_prefix(partial(type(root).forward, root, **inputs), root, self.trunk.above, rows)
+                prefix = self.trunk.run(root, inputs, rows)
             except ValueError as error:
                 raise CannotCacheError(str(error)) from error
         if [block for block, _ in prefix.outputs] != self.trunk.blocks:
@@ -268,17 +268,6 @@ def has_cache(root: nn.Module) -> bool:
     return root in _CACHES
 
 
-def one_row_batches(root: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
-    """The rows of batches.
-
-    Raises:
-        CannotCacheError: As `rows_of`.
-    """
-    for batch in batches:
-        count_rows(batch, main_input_name(root))
-        yield from (row for row, _ in rows_of(batch))
-
-
 @contextmanager
 def _training(root: nn.Module) -> Iterator[None]:
     """Training mode inside: a Trainer calls `train()` only when its first step begins."""
@@ -292,8 +281,7 @@ def _training(root: nn.Module) -> Iterator[None]:
 
 
 def _answer(states: torch.Tensor, wrapped: bool, *args: Any, **_: Any) -> Any:
-    # see `late._replay`: reentrant checkpointing needs an input that asks for a gradient
-    if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in args):
+    if asks_for_gradient(args):
         states.requires_grad_()
     return (states,) if wrapped else states
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from peft import PeftConfig
 from torch import nn
 
 from ...internals.peft import StateDict
 from ..factors import SlotTable
-from ..heads import HeadTensors, StackedModule, stacked_heads, trained_modules
+from ..heads import HeadTensors, stacked_heads, trained_modules
 from ..model import FactorModel
 from .anchors import Anchors, read_anchors
 from .config import CurveLoraConfig
@@ -112,14 +110,6 @@ class CurveLoraModel(FactorModel):
             anchors = {key: value for key, value in model.state_dict().items() if own in key and _is_anchor(key)}
             state_dict = {**{key.replace(own, saved, 1): value for key, value in anchors.items()}, **state_dict}
         return super().names_in_model(model, config, adapter_name, state_dict)
-
-    def take_out(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Leave heads that are part of the curve as they are at its point."""
-        for adapter in self.peft_config:
-            for wrapper, module in trained_modules(self.model, adapter).values():
-                if isinstance(module, StackedModule):
-                    wrapper.modules_to_save[adapter] = module.materialize()
-        return super().take_out(*args, **kwargs)
 
 
 def _is_anchor(key: str) -> bool:

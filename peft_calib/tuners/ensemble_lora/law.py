@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..factors import Draw, Factors, Law, Mean, Sample, Train
-from ..heads import HeadStacks, HeadTensors, rows_of
+from ..heads import HeadStacks, HeadTensors, members_of
 from ..lora_factors import plain_factors
 from ..seeding import keyed_generator
 from ..slots import SlotTable
@@ -69,7 +69,7 @@ class EnsembleLaw(Law):
             ValueError: If there are no such members.
         """
         members = self._members(draw)
-        groups = {g: (rows_of(self.A[g.key], members), rows_of(self.B[g.key], members)) for g in self.slots.groups}
+        groups = {g: tuple(members_of(side[g.key], members) for side in (self.A, self.B)) for g in self.slots.groups}
         return Factors(groups, heads={} if self.heads is None else self.heads.at(members))
 
     def _members(self, draw: Draw) -> slice:

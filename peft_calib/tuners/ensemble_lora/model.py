@@ -9,7 +9,7 @@ from peft import PeftConfig
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
-from ..heads import StackedModule, stacked_heads, trained_modules
+from ..heads import stacked_heads
 from ..late import blocks_of
 from ..model import FactorModel
 from ..slots import SlotTable
@@ -71,14 +71,6 @@ class EnsembleLoraModel(FactorModel):
     def build_law(self, config: EnsembleLoraConfig, slots: SlotTable) -> EnsembleLaw:
         """Make the members; modules trained whole become part of each."""
         return EnsembleLaw(config, slots, stacked_heads(self.model, self.get_holder(self.model), self._adding))
-
-    def take_out(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Leave the first member's heads."""
-        for adapter in self.peft_config:
-            for wrapper, module in trained_modules(self.model, adapter).values():
-                if isinstance(module, StackedModule):
-                    wrapper.modules_to_save[adapter] = module.materialize()
-        return super().take_out(*args, **kwargs)
 
 
 def _modules_below(model: nn.Module, untouched: list[nn.Module]) -> set[str]:
