@@ -22,7 +22,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 def adapter_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
     """The active adapter's tensors under the names of its file, whole and on the CPU; every process has to call it."""
-    return {name: _whole(tensor).cpu().contiguous() for name, tensor in _live(model).items()}
+    return {name: whole(tensor).cpu().contiguous() for name, tensor in _live(model).items()}
 
 
 def write_adapter(model: PeftModel, folder: Path) -> None:
@@ -38,7 +38,7 @@ def write_adapter(model: PeftModel, folder: Path) -> None:
         config.save_pretrained(str(place))
         config.inference_mode = trains
 
-    if _is_main():
+    if not dist.is_initialized() or dist.get_rank() == 0:
         replace_folder(folder, write)
     barrier()
 
@@ -89,12 +89,8 @@ def belongs_to_folder(digest: str | None, folder: str | Path) -> bool:
 
 def barrier() -> None:
     """Wait for all processes, if there are several."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if dist.is_initialized():
         dist.barrier()
-
-
-def _is_main() -> bool:
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def check_readable(model: torch.nn.Module) -> None:
@@ -111,5 +107,6 @@ def _live(model: PeftModel) -> dict[str, torch.Tensor]:
     return get_peft_model_state_dict(model, adapter_name=active_adapter(model), save_embedding_layers=False)
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor, of all of it where it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach().clone()

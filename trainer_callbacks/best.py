@@ -99,9 +99,7 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
 
     # ----------------------------------------------------------------- events
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Start afresh, or with what the checkpoint knew."""
         if args.load_best_model_at_end and self.restore:
             raise ValueError(
@@ -124,16 +122,9 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
             )
         self.points = [dict(point) for point in self.points]
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: Mapping[str, float],
-        model: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Take the evaluation into account; every process sees the same numbers."""
+        metrics = kwargs["metrics"]
         if f"{self.prefix}_runtime" not in metrics:
             self._other_sets |= {name.removesuffix("_runtime") for name in metrics if name.endswith("_runtime")}
             return
@@ -144,7 +135,7 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
         self.points = [each for each in self.points if each["step"] != point["step"]]
         self.points = front([*self.points, point])
         if point in self.points:
-            write_adapter(model, self._weights(args, point).parent)
+            write_adapter(kwargs["model"], self._weights(args, point).parent)
         if args.save_strategy == SaveStrategy.NO:
             self._tidy(args)
         best = self.best
@@ -154,13 +145,11 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
         if self.patience is not None and best.get("stale", 0) >= self.patience:
             control.should_training_stop = True
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """The checkpoint knows the candidates now, so adapters of others can go."""
         self._tidy(args)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Put the best adapter back."""
         best = self.best
         if best is None:
@@ -174,7 +163,7 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
             )
         elif self.restore and best["step"] != state.global_step:
             barrier()
-            restore_adapter(model, self._weights(args, best).parent)
+            restore_adapter(kwargs["model"], self._weights(args, best).parent)
 
     # ----------------------------------------------------------------- helpers
 
@@ -221,10 +210,6 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
 def choose(points: Sequence[Point], accuracy_tolerance: float | None) -> Point | None:
     """The point of least value among those accurate enough; of equal ones the first.
 
-    Args:
-        points: Evaluations with `value`, `accuracy` and `accuracy_se`.
-        accuracy_tolerance: Standard errors (of the highest accuracy) that an accuracy may be below the highest.
-
     Example:
         >>> collapsed = {"step": 1, "value": 0.6, "accuracy": 0.5, "accuracy_se": 0.05}
         >>> trained = {"step": 2, "value": 0.7, "accuracy": 0.9, "accuracy_se": 0.03}
@@ -245,13 +230,11 @@ def front(points: Sequence[Point]) -> list[Point]:
 
     As the highest accuracy rises, less accurate points drop out and a point that was second may be the best again.
     """
+    # loss and error, both to be small; of equal points the first one stays
+    marks = [(point["value"], -point.get("accuracy", 0.0)) for point in points]
 
-    def beaten(point: Point, index: int) -> bool:
-        for j, other in enumerate(points):
-            as_good = other["value"] <= point["value"] and other.get("accuracy", 0) >= point.get("accuracy", 0)
-            better = other["value"] < point["value"] or other.get("accuracy", 0) > point.get("accuracy", 0)
-            if as_good and (better or j < index):
-                return True
-        return False
+    def beaten(i: int) -> bool:
+        as_good = [j for j, (value, error) in enumerate(marks) if value <= marks[i][0] and error <= marks[i][1]]
+        return any(marks[j] != marks[i] or j < i for j in as_good)
 
-    return [point for index, point in enumerate(points) if not beaten(point, index)]
+    return [point for i, point in enumerate(points) if not beaten(i)]

@@ -21,14 +21,7 @@ from peft_calib.prediction.draws import check_num_samples
 
 from .choice import check_metric_for_best_model
 from .forwards import kept_logits, sampled_logits
-from .outputs import (
-    answers_before_labels,
-    label_names_of,
-    labels_among,
-    last_positions,
-    logits_among,
-    without_labels,
-)
+from .outputs import answers_before_labels, label_names_of, labels_among, last_positions, logits_among, without_labels
 from .preprocess import keep_for_calibration, labelled_rows, preprocess_logits_for_calibration
 from .reporting import WAY_OUT, LateLog, Tally, metric_prefix
 from .stream import MAX_KEPT_ROWS, NOT_FINITE, RowStream
@@ -174,16 +167,12 @@ class CalibrationCallback(TrainerCallback):
 
     # ----------------------------------------------------------------- events
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Starts to watch the model; refuses to choose the best one by a score that cannot tell."""
         check_metric_for_best_model(args)
         self._watch(args, kwargs.get("model"))
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Watches the model that is trained, also when the callback was added later."""
         self._watch(args, kwargs.get("model"))
 
@@ -206,7 +195,11 @@ class CalibrationCallback(TrainerCallback):
                 return
             inputs = without_labels(self._watcher.model, forward.inputs, self._label_names)
             if self.num_samples is not None:
-                self._drawn.add(*self._rows(self._sampled_logits(inputs, labels), labels))
+                with self._watcher.paused():
+                    drawn = sampled_logits(
+                        self._watcher.model, inputs, labels, self.answer_token_ids, self.num_samples, self.seed
+                    )
+                self._drawn.add(*self._rows(drawn, labels))
             if not self._wired:
                 self._seen.add(*self._rows(self._logits(forward, inputs, labels), labels))
         except ValueError as error:
@@ -228,9 +221,7 @@ class CalibrationCallback(TrainerCallback):
         """Adds the numbers to the metrics of `Trainer.predict`."""
         metrics.update(self._finish(args, state, metric_prefix(metrics) or "test_", metrics, may_lack_labels=True))
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Closes TensorBoard's file."""
         self._log.close()
 
@@ -262,18 +253,6 @@ class CalibrationCallback(TrainerCallback):
             with self._watcher.paused(), torch.no_grad():
                 outputs = model(**inputs)
         return kept_logits(model, outputs, labels, self.answer_token_ids)
-
-    def _sampled_logits(self, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
-        assert self.num_samples is not None
-        model, answers = self._watcher.model, self.answer_token_ids
-        with self._watcher.paused():
-            return sampled_logits(
-                model,
-                inputs,
-                lambda outputs: kept_logits(model, outputs, labels, answers),
-                self.num_samples,
-                self.seed,
-            )
 
     def _ends(self, forward: Forward) -> torch.Tensor | None:
         """Where the rows of an unlabelled batch end, by the logits as they were before processes padded them."""

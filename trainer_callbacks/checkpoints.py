@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -38,22 +37,20 @@ class CheckpointGuardCallback(TrainerCallback):
         >>> callback = CheckpointGuardCallback()  # Trainer(..., callbacks=[callback])
     """
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Seal the checkpoint that every process has just finished."""
         barrier()
-        folder = _folder(args, state)
+        folder = checkpoint_folder(args, state)
         if args.should_save and folder.is_dir():
             seal_checkpoint(folder)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Refuse to go on from a damaged checkpoint.
 
         Raises:
             ValueError: If the checkpoint that training resumes from is incomplete.
         """
-        folder = _folder(args, state)
+        folder = checkpoint_folder(args, state)
         if state.global_step == 0 or not folder.is_dir():
             return
         problems = checkpoint_problems(folder)
@@ -77,23 +74,17 @@ class ConsolidatedAdapterCallback(TrainerCallback):
         >>> callback = ConsolidatedAdapterCallback()  # Trainer(..., callbacks=[callback])
     """
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Refuse a model whose adapter cannot be gathered."""
-        check_readable(model)
+        check_readable(kwargs["model"])
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Add the adapter to the checkpoint; every process takes part."""
-        write_adapter(model, _folder(args, state) / "adapter")
+        write_adapter(kwargs["model"], checkpoint_folder(args, state) / "adapter")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Write the final adapter."""
-        write_adapter(model, Path(args.output_dir) / "adapter")
+        write_adapter(kwargs["model"], Path(args.output_dir) / "adapter")
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
@@ -113,12 +104,9 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
         >>> print(last_complete_checkpoint(tempfile.mkdtemp()))
         None
     """
-    found = [
-        path
-        for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.is_dir() and path.name.rpartition("-")[2].isdigit()
-    ]
-    for folder in sorted(found, key=lambda path: -int(path.name.rpartition("-")[2])):
+    folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/")
+    found = [folder for folder in folders if folder.name.rpartition("-")[2].isdigit()]
+    for folder in sorted(found, key=lambda folder: -int(folder.name.rpartition("-")[2])):
         problems = checkpoint_problems(folder)
         if not problems:
             return str(folder)
@@ -132,12 +120,11 @@ def seal_checkpoint(folder: str | Path) -> None:
     """Write the list of a checkpoint's files, with sizes and hashes."""
     folder = Path(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    listed = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _digest(path)} for path in files
-    }
-    write_atomically(
-        folder / MANIFEST, json.dumps({"format_version": FORMAT_VERSION, "files": listed}, indent=1) + "\n"
-    )
+    listed = {}
+    for path in files:
+        listed[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _digest(path)}
+    text = json.dumps({"format_version": FORMAT_VERSION, "files": listed}, indent=1)
+    write_atomically(folder / MANIFEST, text + "\n")
 
 
 def checkpoint_problems(folder: str | Path) -> list[str]:
@@ -182,26 +169,15 @@ def _visible_problems(folder: Path) -> list[str]:
 
 
 def _is_whole(path: Path) -> bool:
-    size = path.stat().st_size
-    if path.suffix == ".safetensors":
-        with open(path, "rb") as file:
-            head = file.read(8)
-            if len(head) < 8 or (length := struct.unpack("<Q", head)[0]) > size:
-                return False
-            try:
-                header = json.loads(file.read(length))
-            except ValueError:
-                return False
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        return size == 8 + length + max(ends, default=0)
-    if path.suffix == ".json":
-        try:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt"):  # holds the header against the size
+                return True
+        if path.suffix == ".json":
             json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            return False
-    if path.suffix in (".pt", ".pth", ".bin"):
-        return zipfile.is_zipfile(path)
-    return True
+    except (ValueError, SafetensorError):
+        return False
+    return path.suffix not in (".pt", ".pth", ".bin") or zipfile.is_zipfile(path)
 
 
 def _digest(path: Path) -> str:
@@ -209,5 +185,6 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Where the Trainer writes the checkpoint of this step."""
     return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"

@@ -14,21 +14,15 @@ from peft_calib.prediction.draws import draws, evaluating
 from peft_calib.provenance.row_tables import as_rows
 from peft_calib.tuners.rows import move_batch
 
-from .outputs import (
-    answers_before_labels,
-    label_names_of,
-    labels_among,
-    logits_among,
-    output_names,
-    without_labels,
-)
+from .outputs import answers_before_labels, label_names_of, labels_among, logits_among, output_names, without_labels
 from .preprocess import IGNORE_INDEX, keep_for_calibration, labelled_rows
 
 
 def sampled_logits(
     model: torch.nn.Module,
     inputs: Mapping[str, Any],
-    preprocess: Callable[[Any], torch.Tensor],
+    labels: torch.Tensor,
+    answer_token_ids: Sequence[int] | None,
     num_samples: int,
     seed: int,
 ) -> torch.Tensor:
@@ -41,7 +35,7 @@ def sampled_logits(
         for k in range(num_samples):
             with draws(model, num_samples=1, seed=seed, first=k):
                 outputs = model(**inputs)
-            total = total + preprocess(outputs).double().softmax(-1)
+            total = total + kept_logits(model, outputs, labels, answer_token_ids).double().softmax(-1)
     return log_probabilities(total / num_samples).float()
 
 
@@ -79,27 +73,17 @@ def logits_of_rows(
             batch = {name: move_batch(value, device) for name, value in batch.items()}
             labels = labels_of_batch(batch, names)
             inputs = without_labels(model, batch, names)
-
-            def keep(outputs: Any, labels: torch.Tensor = labels) -> torch.Tensor:
-                return kept_logits(model, outputs, labels, answer_token_ids)
-
             if num_samples is None:
-                logits = keep(model(**inputs))
+                logits = kept_logits(model, model(**inputs), labels, answer_token_ids)
             else:
-                logits = sampled_logits(model, inputs, keep, num_samples, seed)
-            labels = labels if labels.dim() == 2 else labels.reshape(-1)
+                logits = sampled_logits(model, inputs, labels, answer_token_ids, num_samples, seed)
+            of_batch = as_numpy(logits), as_numpy(labels if labels.dim() == 2 else labels.reshape(-1))
+            rows_of_batch = labelled_rows(*of_batch, answer_token_ids)  # refuses shapes that do not go together
             if logits.dim() == 3 and labels.dim() == 2:
-                found.append(_aligned(as_numpy(logits), as_numpy(labels)))
-            else:
-                found.append(labelled_rows(as_numpy(logits), as_numpy(labels), answer_token_ids))
+                length = min(logits.shape[1], labels.shape[1])
+                rows_of_batch = of_batch[0][:, :length], of_batch[1][:, :length]
+            found.append(rows_of_batch)
     return _together(found)
-
-
-def _aligned(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and labels of token classification over the positions that both have."""
-    labelled_rows(logits, labels)  # refuses shapes that do not go together
-    length = min(logits.shape[1], labels.shape[1])
-    return logits[:, :length], labels[:, :length]
 
 
 def _together(batches: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -11,20 +11,7 @@ from peft_calib.tuners.laws import holders_of, laws_of, regularization_loss
 from peft_calib.tuners.objective import is_in
 
 #: TRL's trainers whose loss compares several forwards of one model.
-COMPARES_FORWARDS = (
-    "DPO",
-    "GRPO",
-    "KTO",
-    "RLOO",
-    "PPO",
-    "CPO",
-    "ORPO",
-    "Online",
-    "Distillation",
-    "GKD",
-    "NashMD",
-    "XPO",
-)
+COMPARES_FORWARDS = tuple("DPO GRPO KTO RLOO PPO CPO ORPO Online Distillation GKD NashMD XPO".split())
 
 
 class RegularizedLossMixin:
@@ -55,7 +42,10 @@ class RegularizedLossMixin:
         if missing:
             regularization_loss(model)  # claimed
             term = torch.stack([each.float() if each.dtype != torch.float64 else each for each in missing]).sum()
-            share = 1 / self._accumulation_steps() if self._divides_itself(kwargs.get("num_items_in_batch")) else 1.0
+            # fewer steps than configured in the last one of an epoch
+            steps = getattr(self, "current_gradient_accumulation_steps", None)
+            steps = int(steps or self.args.gradient_accumulation_steps)  # type: ignore[attr-defined]
+            share = 1 / steps if self._divides_itself(kwargs.get("num_items_in_batch")) else 1.0
             loss = loss + share * term.to(loss.device, torch.promote_types(loss.dtype, torch.float32))
         return (loss, outputs) if return_outputs else loss
 
@@ -66,11 +56,6 @@ class RegularizedLossMixin:
             return bool(told)
         counted = getattr(self, "model_accepts_loss_kwargs", False) and num_items_in_batch is not None
         return bool(counted or getattr(self, "compute_loss_func", None) is not None)
-
-    def _accumulation_steps(self) -> int:
-        # fewer than configured in the last step of an epoch
-        steps = getattr(self, "current_gradient_accumulation_steps", None)
-        return int(steps or self.args.gradient_accumulation_steps)  # type: ignore[attr-defined]
 
 
 def refuse_comparing_trainers(args: TrainingArguments, model: torch.nn.Module) -> None:

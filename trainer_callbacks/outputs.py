@@ -83,10 +83,8 @@ def logits_among(outputs: Any, labels: Any = None, names: Sequence[Sequence[str]
 
 def answers_before_labels(model: Any) -> bool:
     """Whether position i of the logits answers for label i + 1: not in an encoder-decoder, nor in a masked model."""
-    base = base_model_of(model)
-    if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
-        return False
-    return LOSS_MAPPING.get(getattr(base, "loss_type", None)) is not ForMaskedLMLoss
+    masked = LOSS_MAPPING.get(getattr(base_model_of(model), "loss_type", None)) is ForMaskedLMLoss
+    return not (masked or _of_config(model, "is_encoder_decoder"))
 
 
 def last_positions(model: Any, inputs: Mapping[str, Any], length: int) -> torch.Tensor | None:
@@ -94,8 +92,7 @@ def last_positions(model: Any, inputs: Mapping[str, Any], length: int) -> torch.
 
     Virtual tokens come first, so rows end alike.
     """
-    decodes = bool(getattr(getattr(base_model_of(model), "config", None), "is_encoder_decoder", False))
-    prefix = "decoder_" if decodes else ""
+    prefix = "decoder_" if _of_config(model, "is_encoder_decoder") else ""
     mask, ids = (inputs.get(f"{prefix}{name}") for name in ("attention_mask", "input_ids"))
     if isinstance(mask, torch.Tensor) and mask.dim() == 2:
         return length - 1 - mask.flip(1).bool().int().argmax(dim=1)
@@ -107,8 +104,7 @@ def output_names(outputs: Any, model: Any) -> list[list[str]]:
     """The lists of names that the Trainer's tuple of these outputs may stand for."""
     if not isinstance(outputs, Mapping):
         return []
-    config = getattr(base_model_of(model), "config", None)
-    left_out = getattr(config, "keys_to_ignore_at_inference", None) or []
+    left_out = _of_config(model, "keys_to_ignore_at_inference") or []
     whole = [str(name) for name in outputs if name != "loss"]
     return [[name for name in whole if name not in left_out], whole, ["loss", *whole]]
 
@@ -119,11 +115,14 @@ def without_labels(model: Any, inputs: Mapping[str, Any], label_names: Sequence[
     An encoder-decoder that makes its decoder's inputs from the labels keeps them.
     """
     kept = {name: value for name, value in inputs.items() if name not in (*FOR_THE_LOSS, *label_names)}
-    decodes = bool(getattr(getattr(base_model_of(model), "config", None), "is_encoder_decoder", False))
-    labels = inputs.get("labels")
+    decodes, labels = _of_config(model, "is_encoder_decoder"), inputs.get("labels")
     if decodes and isinstance(labels, torch.Tensor) and labels.dim() == 2 and "decoder_input_ids" not in kept:
         kept["labels"] = labels
     return kept
+
+
+def _of_config(model: Any, name: str) -> Any:
+    return getattr(getattr(base_model_of(model), "config", None), name, None)
 
 
 def _fits(value: Any, labels: Any) -> bool:

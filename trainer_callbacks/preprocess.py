@@ -83,7 +83,10 @@ def keep_for_calibration(
             "CalibrationCallback."
         )
     if logits.dim() == 3 and (labels is None or labels.shape == logits.shape[:2]):
-        length = logits.shape[1] if labels is None else _labelled_length(labels)
+        length = logits.shape[1]
+        if labels is not None:
+            labelled = (labels != IGNORE_INDEX).any(dim=0).nonzero()
+            length = int(labelled.max()) + 1 if len(labelled) else 1
         # what the processes gather must have one shape
         return pad_across_processes(logits[:, :length].float().contiguous(), dim=1, pad_index=IGNORE_INDEX)
     return logits.float()
@@ -112,11 +115,6 @@ def labelled_rows(
         )
     keep = labels.reshape(-1) != IGNORE_INDEX
     return logits.reshape(-1, logits.shape[-1])[keep], labels.reshape(-1)[keep]
-
-
-def _labelled_length(labels: torch.Tensor) -> int:
-    labelled = (labels != IGNORE_INDEX).any(dim=0).nonzero()
-    return int(labelled.max()) + 1 if len(labelled) else 1
 
 
 def _answer_positions(logits: torch.Tensor, labels: torch.Tensor, shifted: bool | None) -> torch.Tensor:

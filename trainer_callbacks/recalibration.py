@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, default_data_collator
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from peft_calib.calibration.recalibrate import Recalibrator, TemperatureScaling, load_state
@@ -26,6 +25,7 @@ from peft_calib.provenance.splits import RowSet, record_split
 from peft_calib.tuners.laws import laws_of
 
 from .adapter_state import belongs_to_folder, check_readable, digest_of_folder
+from .checkpoints import checkpoint_folder
 from .forwards import labels_of_batch, logits_of_rows
 from .outputs import label_names_of
 
@@ -83,15 +83,14 @@ class RecalibrationCallback(TrainerCallback):
         self.answer_token_ids = answer_token_ids
         self._rows = RowSet.of(calibration_dataset)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Refuse rows that are trained on too, and record both sets.
 
         Raises:
             ValueError: If the calibration split overlaps with the training rows, or has no labels.
             TypeError: If draws are asked for, and the model has no adapter of this package to draw from.
         """
+        model = kwargs["model"]
         check_readable(model)
         detach_file(model, RECALIBRATION_FILE)  # of an earlier training
         if self.num_samples is not None and next(laws_of(model, active=True), None) is None:
@@ -113,10 +112,9 @@ class RecalibrationCallback(TrainerCallback):
             trained_on = None
         record_split(model, trained_on=trained_on, calibrated_on=self._rows)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Fit, attach to the model, and add to the last checkpoint if that holds the same adapter."""
+        model = kwargs["model"]
         try:
             logits, labels = logits_of_rows(
                 model,
@@ -141,7 +139,7 @@ class RecalibrationCallback(TrainerCallback):
         how = {"how": "mean" if self.num_samples is None else "sample", "num_samples": self.num_samples}
         text = json.dumps({**self.method.state(), "adapter": weights, **how, "seed": self.seed}, indent=1) + "\n"
         attach_file(model, RECALIBRATION_FILE, text)
-        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        folder = checkpoint_folder(args, state)
         if args.process_index == 0 and digest_of_folder(folder) == weights:
             write_atomically(folder / RECALIBRATION_FILE, text)
 
@@ -157,7 +155,11 @@ class RecalibrationCallback(TrainerCallback):
 
     def _rows_and_collator(self, loader: Any) -> tuple[Any, Callable[[list], Mapping[str, Any]]]:
         collate = self.data_collator or getattr(loader, "collate_fn", None) or default_data_collator
-        return _with_columns_of(self.calibration_dataset, getattr(loader, "dataset", None)), collate
+        rows, names = self.calibration_dataset, getattr(getattr(loader, "dataset", None), "column_names", None)
+        if names and hasattr(rows, "select_columns"):
+            # collators cannot digest columns that the Trainer took from the training rows
+            rows = rows.select_columns([name for name in rows.column_names if name in names])
+        return rows, collate
 
     def _check_labels(self, model: Any, loader: Any, args: TrainingArguments) -> None:
         """Refuse, before anything is trained, rows that a batch has no classes of."""
@@ -200,11 +202,3 @@ def load_recalibration(folder: str | Path) -> Recalibrator:
             "RecalibrationCallback after it."
         )
     return load_state(state)
-
-
-def _with_columns_of(rows: Any, others: Any) -> Any:
-    """Rows without the columns that the Trainer took from the training rows, which collators cannot digest."""
-    names = getattr(others, "column_names", None)
-    if names and hasattr(rows, "select_columns"):
-        return rows.select_columns([name for name in rows.column_names if name in names])
-    return rows

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import rewrite_logs
 
 WAY_OUT = (
     "Give the callback to the Trainer as compute_metrics=callback.compute_metrics, preprocess_logits_for_metrics="
@@ -35,8 +36,8 @@ class LateLog:
             state.log_history[-1].update(numbers)
         writer = self.writer(args, state)
         if writer is not None:
-            for name, value in numbers.items():
-                writer.add_scalar(_tag(name), value, state.global_step)
+            for name, value in rewrite_logs(numbers).items():
+                writer.add_scalar(name, value, state.global_step)
 
     def add_figure(self, args: TrainingArguments, state: TrainerState, name: str, figure: Any) -> None:
         """Shows a picture in TensorBoard, if that is in `report_to`."""
@@ -68,19 +69,12 @@ class LateLog:
 
 @dataclass
 class Tally:
-    """What was left out of an evaluation, and why.
+    """What was left out of an evaluation, and why."""
 
-    Attributes:
-        steps: Batches of this evaluation.
-        skipped: Batches of which nothing was measured though they should have been.
-        unlabelled: Batches without labels.
-        reason: Why the first was skipped.
-    """
-
-    steps: int = 0
-    skipped: int = 0
-    unlabelled: int = 0
-    reason: str = ""
+    steps: int = 0  # Batches of this evaluation
+    skipped: int = 0  # Batches of which nothing was measured though they should have been
+    unlabelled: int = 0  # Batches without labels
+    reason: str = ""  # Why the first was skipped
 
     def skip(self, reason: str, batches: int = 1) -> None:
         """Note batches that are left out."""
@@ -88,19 +82,11 @@ class Tally:
         self.reason = self.reason or reason
 
     def problem(self, what: str) -> str | None:
-        """The warning in words, if there is anything to warn of.
-
-        Args:
-            what: What is missing.
-        """
+        """The warning in words, if there is anything to warn of; `what` is missing."""
         if not self.skipped:
             return None
-        left_out = (
-            f"no {what}"
-            if self.skipped == self.steps
-            else f"{self.skipped} of {self.steps} batches are left out of the {what}"
-        )
-        return f"{left_out}: {self.reason.rstrip('.')}"
+        some = f"{self.skipped} of {self.steps} batches are left out of the {what}"
+        return f"{f'no {what}' if self.skipped == self.steps else some}: {self.reason.rstrip('.')}"
 
 
 def metric_prefix(metrics: Mapping[str, Any]) -> str | None:
@@ -109,11 +95,3 @@ def metric_prefix(metrics: Mapping[str, Any]) -> str | None:
         return None
     names = [key for key in metrics if key.endswith("_runtime")]
     return names[0].removesuffix("runtime") if names else None
-
-
-def _tag(name: str) -> str:
-    # as transformers names them
-    for split in ("eval", "test"):
-        if name.startswith(f"{split}_"):
-            return f"{split}/{name.removeprefix(f'{split}_')}"
-    return f"train/{name}"

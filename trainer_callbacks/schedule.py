@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from peft_calib.items import count_items
@@ -42,20 +41,15 @@ class RegularizerScheduleCallback(TrainerCallback):
         waiting = [law for law in laws_of(kwargs["model"]) if law.needs_num_train_examples]
         loader = kwargs.get("train_dataloader")
         if waiting and loader is not None:
-            num_items = count_items(
-                getattr(loader, "dataset", None), getattr(loader, "collate_fn", None), kwargs["model"]
-            )
+            dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
+            num_items = count_items(dataset, collate, kwargs["model"])
             if num_items is None:
                 warnings.warn(UNCOUNTED, UserWarning, stacklevel=2)
             for law in waiting if num_items else ():
                 law.set_num_train_examples(num_items)
-        _set_progress(args, state, kwargs["model"])
+        self.on_step_end(args, state, control, **kwargs)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Move the schedules on after each optimiser step."""
-        _set_progress(args, state, kwargs["model"])
-
-
-def _set_progress(args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
-    for law in laws_of(model):
-        law.set_progress(state.global_step, state.max_steps, args.gradient_accumulation_steps)
+        for law in laws_of(kwargs["model"]):
+            law.set_progress(state.global_step, state.max_steps, args.gradient_accumulation_steps)

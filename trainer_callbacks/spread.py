@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from peft_calib.tuners.laws import laws_of
 
+from .adapter_state import whole
 from .reporting import LateLog
 
 
@@ -27,22 +26,13 @@ class PosteriorSpreadCallback(TrainerCallback):
     def __init__(self) -> None:
         self._log = LateLog()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Any = None,
-        model: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Add the numbers to the logs of a training step."""
-        if logs and "loss" in logs:
-            self._log.add(args, state, logs, posterior_spread(model))
+        logs = kwargs.get("logs") or {}
+        if "loss" in logs:
+            self._log.add(args, state, logs, posterior_spread(kwargs["model"]))
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Close TensorBoard's file."""
         self._log.close()
 
@@ -65,13 +55,20 @@ def posterior_spread(model: torch.nn.Module) -> dict[str, float]:
         >>> posterior_spread(model)["posterior_sd_ratio"]
         1.0
     """
-    scales = [(name, _whole(ratios)) for law in laws_of(model) for name, ratios in law.scales().items()]
+    # all entries on the CPU, also where they are sharded
+    scales = [
+        (name, whole(ratios).float().cpu().flatten())
+        for law in laws_of(model)
+        for name, ratios in law.scales().items()
+    ]
     cores = [ratios for name, ratios in scales if name != "noise"]
     noise = [ratios for name, ratios in scales if name == "noise"]
     numbers: dict[str, float] = {}
     if cores:
         ratios = torch.cat(cores)
-        low, middle, high = torch.quantile(_thinned(ratios), torch.tensor([0.05, 0.5, 0.95])).tolist()
+        # evenly spaced entries: torch.quantile refuses more than 16 million
+        some = ratios[:: -(-len(ratios) // 1_000_000)]
+        low, middle, high = torch.quantile(some, torch.tensor([0.05, 0.5, 0.95])).tolist()
         numbers = {
             "posterior_sd_ratio": middle,
             "posterior_sd_ratio_p05": low,
@@ -81,14 +78,3 @@ def posterior_spread(model: torch.nn.Module) -> dict[str, float]:
     if noise:
         numbers["posterior_noise_ratio"] = float(torch.cat(noise).median())
     return numbers
-
-
-def _whole(ratios: torch.Tensor) -> torch.Tensor:
-    """All entries on the CPU, also where they are sharded."""
-    ratios = ratios.full_tensor() if hasattr(ratios, "full_tensor") else ratios
-    return ratios.float().cpu().flatten()
-
-
-def _thinned(values: torch.Tensor, most: int = 1_000_000) -> torch.Tensor:
-    """Evenly spaced entries; torch.quantile refuses more than 16 million."""
-    return values[:: max(1, -(-len(values) // most))]

@@ -52,15 +52,10 @@ class RowStream:
             return
         if self._sums is None:
             self._sums = CalibrationAccumulator(self.num_bins, input="logits")
-            kept, self._kept, self._num_kept = self._kept, [], 0
-            for batch in kept:
-                self._sum(*batch)
-        self._sum(logits, labels)
-
-    def _sum(self, logits: np.ndarray, labels: np.ndarray) -> None:
-        assert self._sums is not None
-        for start in range(0, len(labels), CHUNK):
-            self._sums.update(logits[start : start + CHUNK], labels[start : start + CHUNK])
+        for rows, classes in (*self._kept, (logits, labels)):
+            for start in range(0, len(classes), CHUNK):
+                self._sums.update(rows[start : start + CHUNK], classes[start : start + CHUNK])
+        self._kept = []
 
     def report(self, confidence_level: float | None) -> CalibrationReport:
         """The scores; intervals and noise floor only if all rows are at hand.

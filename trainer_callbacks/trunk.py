@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -65,7 +63,9 @@ class TrunkCacheCallback(TrainerCallback):
             dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
             if not hasattr(dataset, "__len__") or collate is None:
                 raise CannotCacheError("the training rows are a stream")
-            rows = (row for batch in _each(dataset, collate) for row, _ in rows_of(batch))
+            # a batch of each row alone, so that it has no padding but what the collator always adds
+            batches = (dict(collate([dataset[number]])) for number in range(len(dataset)))
+            rows = (row for batch in batches for row, _ in rows_of(batch))
             cache = TrunkCache(root, rows, self.dtype, self.max_bytes, self.folder)
             some = collate([dataset[i] for i in range(min(_CHECKED, len(dataset)))])
             cache.check(root, move_batch(dict(some), next(root.parameters()).device))
@@ -79,9 +79,3 @@ class TrunkCacheCallback(TrainerCallback):
         drop_cache(shared_root(kwargs["model"]))
         if self.folder is not None:
             (self.folder / "trunk-states.bin").unlink(missing_ok=True)
-
-
-def _each(dataset: Any, collate: Any) -> Iterator[dict[str, Any]]:
-    """A batch of each row alone, so that it has no padding but what the collator always adds."""
-    for number in range(len(dataset)):
-        yield dict(collate([dataset[number]]))

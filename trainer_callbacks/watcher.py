@@ -54,7 +54,10 @@ class ForwardWatcher:
     def _hook(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if module.training or self._paused or torch.is_grad_enabled():
             return
-        inputs = dict(_by_name(module, args, kwargs)) if args else dict(kwargs)
+        named = module
+        if args and any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values()):
+            named = base_model_of(module)  # a PeftModel, which hands positions on to the model inside
+        inputs = dict(named_inputs(named, args, kwargs))
         self._latest = Forward(inputs, _tensors_in(output), output_names(output, module))
         self._source = weakref.ref(module)
 
@@ -146,13 +149,6 @@ def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
     rows = gather(pad_across_processes(tensor.contiguous(), dim=1, pad_index=-100) if tensor.dim() > 1 else tensor)
     state = GradientState()
     return rows[: state.remainder] if state.end_of_dataloader and state.remainder > 0 else rows
-
-
-def _by_name(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs by name; a `PeftModel` that hands positions on to the model inside takes its names."""
-    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
-    hands_on = inspect.Parameter.VAR_POSITIONAL in kinds
-    return named_inputs(base_model_of(module) if hands_on else module, args, kwargs)
 
 
 def _tensors_in(output: Any) -> Any:
