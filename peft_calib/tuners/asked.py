@@ -28,11 +28,8 @@ from .factors import Draw
 class Asked:
     """One question about a base model, from entering its context until leaving it.
 
-    Args:
-        root: The base model.
-        draws: What each holder of the base model is asked for, by the holder's id; `None` for its mean.
-        num_samples: How often the rows of a forward are repeated.
-        owner: The generator whose body entered the context, if one did: it acts only while that generator runs.
+    `draws` are what each holder is asked for, by its id (`None` for its mean); `num_samples` how often rows are
+    repeated; `owner` the generator whose body entered the context, if one did: it acts only while that one runs.
     """
 
     root: nn.Module
@@ -52,16 +49,7 @@ _TRACED = threading.local()
 
 @contextmanager
 def asking(root: nn.Module, draws: Mapping[int, Draw | None], num_samples: int = 1) -> Iterator[Asked]:
-    """Ask something of a base model in every forward inside, of this call chain only.
-
-    Args:
-        root: The base model.
-        draws: What is asked of each holder of the base model, by its id; `None` for its mean.
-        num_samples: How often the rows of a forward are repeated.
-
-    Yields:
-        The question.
-    """
+    """Ask something of a base model, see `Asked`, in every forward inside, of this call chain only."""
     asked = Asked(root, draws, num_samples, _generator_that_entered())
     _ASKED.set((*_ASKED.get(), asked))
     _TRACED.asked = (*getattr(_TRACED, "asked", ()), asked)

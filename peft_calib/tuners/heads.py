@@ -18,11 +18,7 @@ HeadTensors = dict[str, dict[str, torch.Tensor]]
 
 
 class HeadStacks(nn.Module):
-    """Parameters for the tensors of modules trained whole, one copy a member.
-
-    Args:
-        starts: Initial values (K, ...).
-    """
+    """Parameters for the tensors of modules trained whole, one copy a member, from their initial values (K, ...)."""
 
     def __init__(self, starts: HeadTensors) -> None:
         super().__init__()
@@ -51,14 +47,7 @@ _TEMPLATES = threading.RLock()
 
 
 class StackedModule(MovesAlong):
-    """A module whose tensors come from the holder: what stands in PEFT's `modules_to_save` of a head in a law.
-
-    Args:
-        template: The module; its own tensors are not used.
-        holder: Where the law lives.
-        adapter: Adapter name.
-        name: The module's name in the base model.
-    """
+    """What stands in PEFT's `modules_to_save` of a head in a law: the template with the tensors of the holder."""
 
     def __init__(self, template: nn.Module, holder: FactorHolder, adapter: str, name: str) -> None:
         super().__init__()
@@ -113,16 +102,7 @@ def trained_modules(model: nn.Module, adapter: str) -> dict[str, tuple[ModulesTo
 
 
 def stacked_heads(model: nn.Module, holder: FactorHolder, adapter: str) -> HeadTensors:
-    """Put `StackedModule`s in the place of the modules that an adapter trains whole.
-
-    Args:
-        model: The base model.
-        holder: Where the adapter's law will live.
-        adapter: Its name.
-
-    Returns:
-        The modules' tensors as they were.
-    """
+    """Put `StackedModule`s in the place of what an adapter trains whole; the modules' tensors as they were."""
     modules = trained_modules(model, adapter)
     heads = {name: dict(module.named_parameters()) for name, (_, module) in modules.items()}
     for name, (wrapper, module) in modules.items():

@@ -34,44 +34,21 @@ class _FirstDrawReachedError(Exception):
 
 @dataclass
 class Prefix:
-    """What all draws share: the transformer blocks before the first varying layer, and their outputs.
-
-    Args:
-        outputs: Block and its output for the B rows, in the order of running.
-        rows: Number of rows B.
-    """
+    """The transformer blocks before the first varying layer and their outputs for the B rows, in order of running."""
 
     outputs: list[tuple[nn.Module, Any]]
     rows: int
 
     @contextmanager
     def replayed(self, num_samples: int, idle: Iterable[nn.Module] = ()) -> Iterator[None]:
-        """Let the blocks answer with their kept outputs, repeated K-fold.
-
-        Args:
-            num_samples: How often K.
-            idle: Modules whose answer nobody reads, which then do nothing.
-        """
+        """Let blocks answer with their kept outputs, repeated K-fold; `idle`, which nobody reads, do nothing."""
         replays = {block: partial(_replay, output, num_samples, self.rows) for block, output in self.outputs}
         with forward_replaced({**replays, **dict.fromkeys(idle, pass_on)}):
             yield
 
 
 def run_prefix(call: Callable[[], Any], root: nn.Module, varying: list[nn.Module], rows: int) -> Prefix:
-    """Run a model up to the first module that varies between draws.
-
-    Args:
-        call: The forward on the B rows.
-        root: The base model.
-        varying: The modules that differ between draws, at least one.
-        rows: Number of rows B.
-
-    Returns:
-        The blocks that ran to their end, with their outputs; none if the draws begin at once.
-
-    Raises:
-        ValueError: If a block ran twice, or its output is not one entry a row.
-    """
+    """Run a model on B rows (`call`) up to the first module that varies; `ValueError` where it cannot be cut."""
     blocks = blocks_of(root)
     inside = {id(block): _contains(block, varying) for block in blocks}
     in_blocks = {id(m) for block in blocks if inside[id(block)] for m in block.modules()}
@@ -166,16 +143,9 @@ def _replay(output: Any, num_samples: int, rows: int, *args: Any, **_: Any) -> A
 
 
 def trunk_replay(root: nn.Module, inputs: dict[str, Any], rows: int, num_samples: int) -> Any:
-    """Run the frozen layers below everything that trains, once for all draws: without gradients and dropout.
+    """Run the frozen layers below everything that trains once for all draws: without gradients and dropout.
 
-    Args:
-        root: The base model, about to make a training forward.
-        inputs: Arguments of the forward on the B rows, by name.
-        rows: Number of rows B.
-        num_samples: How often the rows will be repeated.
-
-    Returns:
-        The context in which they answer with that; `None` where there are none, or the model cannot be cut.
+    The context in which they answer with that; `None` where there are none, or the model cannot be cut.
     """
     trunk = trunk_of(root)
     if trunk is None:
@@ -191,12 +161,9 @@ def trunk_replay(root: nn.Module, inputs: dict[str, Any], rows: int, num_samples
 
 @dataclass(frozen=True)
 class Trunk:
-    """The frozen lower part of a model that is being trained.
+    """The frozen lower part of a model in training; what is `above` trains, or holds an adapter's layer.
 
-    Args:
-        blocks: Its transformer blocks.
-        above: The modules above that train, or that hold an adapter's layer.
-        dropouts: Dropout before the blocks, whose answer nobody reads where the blocks' own are replayed.
+    `dropouts` come before the blocks; nobody reads their answer where the blocks' own are replayed.
     """
 
     blocks: list[nn.Module]
@@ -212,11 +179,7 @@ class Trunk:
 
 
 def trunk_of(root: nn.Module) -> Trunk | None:
-    """The blocks below the first that trains or is adapted; `None` where there is no such block, or it is sharded.
-
-    Args:
-        root: The base model.
-    """
+    """The blocks below the first that trains or is adapted; `None` where there is no such block, or it is sharded."""
     blocks = list(takewhile(lambda block: not any(map(_is_above, block.modules())), blocks_of(root)))
     if not blocks:
         return None

@@ -67,11 +67,6 @@ def repeat_training_rows(inputs: Mapping[str, Any], num_samples: int, main_input
     """Repeat the batch of a training forward for K functions, so that its loss is the mean of their losses.
 
     The number of items that a summed loss is divided by grows with the rows.
-
-    Example:
-        >>> repeated = repeat_training_rows({"input_ids": torch.zeros(3, 5), "num_items_in_batch": 6}, 2, "input_ids")
-        >>> len(repeated["input_ids"]), repeated["num_items_in_batch"]
-        (6, 12)
     """
     repeated = repeat_rows(inputs, num_samples, count_rows(inputs, main_input))
     if repeated.get("num_items_in_batch") is not None:
@@ -80,12 +75,7 @@ def repeat_training_rows(inputs: Mapping[str, Any], num_samples: int, main_input
 
 
 def first_rows(outputs: Any, num_samples: int, rows: int) -> Any:
-    """What a model answered for the first of K functions, of K * B draw-major rows; scalars and caches stay.
-
-    Example:
-        >>> first_rows({"loss": torch.tensor(1.0), "logits": torch.zeros(6, 2)}, 2, 6)["logits"].shape
-        torch.Size([3, 2])
-    """
+    """What a model answered for the first of K functions, of K * B draw-major rows; scalars and caches stay."""
     if isinstance(outputs, torch.Tensor):
         return outputs[: rows // num_samples] if outputs.dim() and len(outputs) == rows else outputs
     if isinstance(outputs, dict):

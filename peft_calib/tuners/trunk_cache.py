@@ -45,11 +45,7 @@ class CannotCacheError(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """The tokens of one row, without padding.
-
-    Args:
-        tokens: Inputs of the trunk by name, int64 (T,) on the CPU.
-    """
+    """The tokens of one row without padding: inputs of the trunk by name, int64 (T,) on the CPU."""
 
     tokens: dict[str, torch.Tensor]
 
@@ -64,17 +60,9 @@ class Row:
 
 
 class TrunkCache:
-    """The states of rows at the upper end of a model's trunk.
+    """The states of rows at the upper end of a model's trunk; `CannotCacheError` where there is none to keep.
 
-    Args:
-        root: The base model, with its adapters.
-        rows: The rows that will be trained on.
-        dtype: Of the kept states; the base model's when `None`.
-        max_bytes: How much memory they may take.
-        folder: Where they are kept in a file instead, if they take more.
-
-    Raises:
-        CannotCacheError: If there is no trunk, or its states cannot be kept; the message says why.
+    They are kept in `dtype` (`None`: the base model's), and in a file in `folder` where they take over `max_bytes`.
     """
 
     def __init__(
@@ -137,11 +125,7 @@ class TrunkCache:
         return self.run(root, move_batch(inputs, device), len(rows))
 
     def run(self, root: nn.Module, inputs: Mapping[str, Any], rows: int, as_in_training: bool = False) -> torch.Tensor:
-        """States (B, T, D) of a batch, computed now, without dropout unless `as_in_training`.
-
-        Raises:
-            CannotCacheError: If the trunk answers with anything else beside.
-        """
+        """States (B, T, D) of a batch, computed now, without dropout unless `as_in_training`."""
         with _training(root) if as_in_training else evaluating(root, root):
             try:
                 prefix = self.trunk.run(root, inputs, rows)
@@ -157,11 +141,7 @@ class TrunkCache:
         return states
 
     def read(self, inputs: Mapping[str, Any]) -> torch.Tensor | None:
-        """States (B, T, D) of a batch, zero at padding; `None` where a row is not known or the trunk has changed.
-
-        Args:
-            inputs: Arguments of a forward, by name.
-        """
+        """States (B, T, D) of a batch, zero at padding; `None` where a row is not known or the trunk has changed."""
         if _stamp(self.trunk) != self.stamp:
             return None
         try:
@@ -187,12 +167,7 @@ class TrunkCache:
             yield
 
     def check(self, root: nn.Module, batch: Mapping[str, Any]) -> None:
-        """Hold what is kept against a padded batch.
-
-        Raises:
-            CannotCacheError: If the trunk gives other states there, because it is not deterministic or because
-                padding moves them.
-        """
+        """Refuse a trunk that gives other states in a padded batch: it is not deterministic, or padding moves them."""
         states = self.read(batch)
         if states is None:
             raise CannotCacheError("a batch holds rows that the data set does not hold, or other inputs than tokens")
@@ -215,14 +190,7 @@ class TrunkCache:
 
 
 def rows_of(inputs: Mapping[str, Any]) -> Iterator[tuple[Row, int]]:
-    """The rows of a batch without their padding, and where each begins.
-
-    Args:
-        inputs: Arguments of a forward, by name.
-
-    Raises:
-        CannotCacheError: If states follow from anything else than tokens and a mask of padding.
-    """
+    """The rows of a batch of tokens and a mask without their padding, and where each begins."""
     given = {name for name, value in inputs.items() if value is not None}
     ids = inputs.get("input_ids")
     if given - _READ - _NOT_READ or not isinstance(ids, torch.Tensor) or ids.dim() != 2:
@@ -251,13 +219,7 @@ def drop_cache(root: nn.Module) -> None:
 
 
 def cached_replay(root: nn.Module, inputs: Mapping[str, Any], num_samples: int) -> Any:
-    """The context in which a forward's trunk answers from the cache; `None` where there is none, or it lacks a row.
-
-    Args:
-        root: The base model, about to make a training forward.
-        inputs: Its arguments, by name.
-        num_samples: How often its rows will be repeated.
-    """
+    """The context in which a forward's trunk answers from the cache; `None` where there is none, or it lacks a row."""
     cache = _CACHES.get(root)
     states = None if cache is None else cache.read(inputs)
     return None if cache is None or states is None else cache.replayed(states, num_samples)

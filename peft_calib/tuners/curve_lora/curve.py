@@ -18,11 +18,6 @@ class CurveShape:
     """How many control points a curve has and what they are for.
 
     N anchors, at least 1, where one makes the curve a point; M handles of each segment, where none makes it straight.
-
-    Example:
-        >>> shape = CurveShape(num_anchors=3, num_handles=2)
-        >>> shape.num_segments, shape.num_control_points, shape.anchors
-        (2, 7, (0, 3, 6))
     """
 
     num_anchors: int

@@ -21,12 +21,7 @@ class EnsembleLaw(Law):
 
     `Mean` is the first member, an ordinary LoRA. It is not the average of the factors: members are minima of their
     own, and what lies between two minima need not be one. `Train` is all of them on the same rows, `Sample` those it
-    numbers.
-
-    Args:
-        config: EnsembleLoRA configuration.
-        slots: The slots to answer for.
-        heads: Tensors of the modules trained whole, as they are in the base model.
+    numbers. `heads` are the tensors of modules trained whole, as they are in the base model.
     """
 
     method = "EnsembleLoRA"
@@ -63,11 +58,7 @@ class EnsembleLaw(Law):
         return starts
 
     def forward(self, draw: Draw) -> Factors:
-        """Factors and heads of the members asked for.
-
-        Raises:
-            ValueError: If there are no such members.
-        """
+        """Factors and heads of the members asked for."""
         members = self._members(draw)
         groups = {g: tuple(members_of(side[g.key], members) for side in (self.A, self.B)) for g in self.slots.groups}
         return Factors(groups, heads={} if self.heads is None else self.heads.at(members))
