@@ -33,10 +33,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from harness import describe_machine, kept, of_rows, parser, point_scores, write
+from harness import describe_machine, kept, of_rows, parser, point_scores, print_scores, write
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from rich.console import Console
-from safetensors.torch import load_file, save_file
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
@@ -132,21 +131,15 @@ class Study:
         self, name: str, build: Callable[[], PeftModel], num_samples: int | None = None, barrier: bool = False
     ) -> tuple[Prediction, float]:
         """Probabilities of a curve's points on the test rows, and its barrier; kept in the folder."""
-        path = self.folder.path / f"{name}.safetensors"
-        if not path.exists():
+        path = self.folder.path / f"{name}-predicted"
+        if not (path / "barrier.json").exists():
             model = build()
             count = num_samples or model.base_model.get_law().default_num_samples
             drawn = self.predict(model, self.test, num_samples=count)
             height = self.barrier(model) if barrier else float("nan")
-            found = {
-                "probabilities": drawn.sample_probabilities.contiguous(),
-                "barrier": torch.tensor(height).double(),
-            }
-            save_file(found, path)
-        found = load_file(path)
-        probabilities = found["probabilities"]
-        prediction = Prediction(sample_probabilities=probabilities, num_forwards=len(probabilities))
-        return prediction, float(found["barrier"])
+            drawn.save(path)
+            write(path / "barrier.json", {"barrier": height})
+        return Prediction.load(path), kept(path / "barrier.json")["barrier"]
 
     def barrier(self, model: PeftModel) -> float:
         rows = self.task.encode_prediction(self.rows.train, self.tokenizer)
@@ -242,21 +235,13 @@ def summarise(seeds: dict[str, dict]) -> dict:
 
 
 def over_seeds(values: list[float]) -> dict:
-    mean, count = statistics.mean(values), len(values)
-    half = stats.t.ppf(0.975, count - 1) * statistics.stdev(values) / count**0.5 if count > 1 else float("nan")
-    return {"mean": mean, "interval": [mean - half, mean + half] if count > 1 else None, "seeds": values}
+    interval = list(stats.ttest_1samp(values, 0).confidence_interval(0.95)) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "interval": interval, "seeds": values}
 
 
 def show(name: str, summary: dict) -> None:
     """Print the table and the directions."""
-    columns = ("log_likelihood", "accuracy", "ece", "mutual_information", "mutual_information_of_three", "barrier")
-    print(
-        f"{name + ', mean of the seeds':32}" + "".join(f"{c:>10}" for c in ("LL", "ACC", "ECE", "MI", "MI of 3")),
-        end="",
-    )
-    print(f"{'barrier':>10}")
-    for method, found in summary["methods"].items():
-        print(f"{method:32}" + "".join(f"{found[c]:10.3f}" if c in found else f"{'-':>10}" for c in columns))
+    print_scores(f"{name}, mean of the seeds", summary["methods"])
     for difference, found in summary["differences"].items():
         bounds = "" if found["interval"] is None else "[{:+.4f}, {:+.4f}]".format(*found["interval"])
         each = " ".join(f"{value:+.4f}" for value in found["seeds"])

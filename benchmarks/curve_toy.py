@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import describe_machine, kept, parser, point_scores, spread_of, write
+from harness import describe_machine, kept, parser, point_scores, print_scores, spread_of, write
 from peft import LoraConfig, PeftModel, get_peft_model
 from sklearn.datasets import load_digits
 from torch import nn
@@ -215,12 +215,8 @@ def check(runs: dict[str, dict]) -> dict[str, dict]:
 
 def show(summary: dict[str, dict], checks: dict[str, dict]) -> None:
     """Print the table and the checks."""
-    columns = ("log_likelihood", "accuracy", "mutual_information", "mutual_information_of_three", "barrier")
-    print(
-        f"{'mean of the seeds':32}" + "".join(f"{c:>16.15}" for c in ("LL", "ACC", "MI", "MI of 3", "train barrier"))
-    )
-    for method, found in summary.items():
-        print(f"{method:32}" + "".join(f"{found[c][0]:16.3f}" if c in found else f"{'-':>16}" for c in columns))
+    means = {method: {key: spread[0] for key, spread in found.items()} for method, found in summary.items()}
+    print_scores("mean of the seeds", means)
     for name, found in checks.items():
         each = " ".join(f"{value:.4f}" for value in found["seeds"])
         print(f"{'ok  ' if found['holds'] else 'FAIL'} {name}: {found['mean']:.4f}  ({each})")

@@ -1,8 +1,7 @@
-"""The device a benchmark runs on: its clock, its memory, and what makes the host wait for it."""
+"""The device a benchmark runs on: its memory, and what makes the host wait for it."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,18 +26,10 @@ class Cuda:
     def name(self) -> str:
         return torch.cuda.get_device_name()
 
-    def now(self) -> float:
-        """Seconds, once the device has done all it was given."""
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def memory(self) -> int:
-        return torch.cuda.memory_allocated()
-
     @contextmanager
     def peak(self) -> Iterator[dict[str, int]]:
         """Bytes at the peak of a block, beyond those in use at its start."""
-        found, before = {}, self.memory()
+        found, before = {}, torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         yield found
         torch.cuda.synchronize()
@@ -64,12 +55,6 @@ class StandIn:
     kind = "cpu"
     dtype = torch.float32
     name = "stand-in (CPU)"
-
-    def now(self) -> float:
-        return time.perf_counter()
-
-    def memory(self) -> int:
-        return 0
 
     @contextmanager
     def peak(self) -> Iterator[dict[str, int]]:

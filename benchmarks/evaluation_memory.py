@@ -8,16 +8,13 @@ evaluation took.
 
 from __future__ import annotations
 
-import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 
 import numpy as np
 import torch
-from harness import describe_machine, parser, write
+from harness import alone, describe_machine, parser, write
 from transformers import BertConfig, BertForSequenceClassification, EvalPrediction, Trainer, TrainingArguments
 
 from peft_calib.trainer_callbacks import CalibrationCallback, preprocess_logits_for_calibration
@@ -68,6 +65,7 @@ def usual_report(prediction: EvalPrediction) -> dict[str, float]:
 
 def measure(way: str, count: int) -> dict[str, float]:
     """One way in this process."""
+    torch.set_num_threads(1)
     sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=50)
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig(num_labels=CLASSES, **sizes))
@@ -106,17 +104,10 @@ def measure(way: str, count: int) -> dict[str, float]:
 def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--rows", type=int, default=1_000_000)
-    flags.add_argument("--way", choices=WAYS)
     options = flags.parse_args()
-    torch.set_num_threads(1)
-    if options.way:
-        print("RESULT", json.dumps(measure(options.way, options.rows)))
-        return
     results = {}
     for way, what in WAYS.items():
-        line = [sys.executable, __file__, "--rows", str(options.rows), "--way", way]
-        output = subprocess.run(line, check=True, capture_output=True, text=True).stdout
-        results[way] = {"what": what, **json.loads(output.rpartition("RESULT ")[2])}
+        results[way] = {"what": what, **alone("evaluation_memory", f"measure({way!r}, {options.rows})")}
         print(way, results[way], flush=True)
     about = {"rows": options.rows, "classes": CLASSES, "batch": BATCH}
     write(options.output, {**about, "machine": describe_machine(), "ways": results})

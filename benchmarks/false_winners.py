@@ -12,20 +12,15 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from harness import describe_machine, parser, write
+from harness import describe_machine, drawn_labels, parser, write
 
 from peft_calib.calibration import compare
+from peft_calib.calibration.inputs import softmax
 
 SCORES = ("nll", "brier", "accuracy")
 COMPARISONS = {1: 400, 2: 400, 3: 400, 5: 400, 10: 400, 20: 400, 50: 400, 200: 400, 2000: 200}
 # Number of classes, spread of the true logits, noise of either model's.
 MODELS = {"two classes": (2, 1.5, 1.0), "five classes": (5, 2.0, 1.5), "two classes, sure and noisy": (2, 4.0, 3.0)}
-
-
-def softmax(z: np.ndarray) -> np.ndarray:
-    """Row-wise softmax."""
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    return p / p.sum(axis=1, keepdims=True)
 
 
 def winners(name: str, num_rows: int, comparisons: int, resamples: int) -> dict[str, float]:
@@ -35,7 +30,7 @@ def winners(name: str, num_rows: int, comparisons: int, resamples: int) -> dict[
     for repeat in range(comparisons):
         generator = np.random.default_rng([num_rows, repeat])
         z = spread * generator.normal(size=(num_rows, classes))
-        labels = (generator.random((num_rows, 1)) > softmax(z).cumsum(axis=1)).sum(axis=1).clip(max=classes - 1)
+        labels = drawn_labels(generator, softmax(z))
         a, b = (softmax(z + noise * generator.normal(size=z.shape)) for _ in range(2))
         found = compare(a, b, labels, scores=SCORES, num_resamples=resamples, seed=repeat)
         for key in SCORES:

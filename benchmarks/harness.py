@@ -1,4 +1,4 @@
-"""What the benchmarks share: arguments, machine, arms taking turns, JSON beside the figures, runs to measure on."""
+"""What the benchmarks share: arguments, machine, arms in turn, processes of their own, JSON, runs to measure on."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import logging
 
@@ -47,6 +51,18 @@ def write(output: Path | None, results: dict[str, Any]) -> None:
         output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
+def seconds(run: Callable[[], object]) -> float:
+    """Of one call: the processor's own on a CPU, so that other programs do not count; on a GPU until it is done."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    now = time.process_time if DEVICE == "cpu" else time.perf_counter
+    start = now()
+    run()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return now() - start
+
+
 def take_turns(arms: dict[str, Callable[[], float]], unit: str, turns: int) -> dict[str, dict[str, Any]]:
     """Median seconds of arms in turn after a first call, and ratios to one of them formed turn by turn."""
     for run in arms.values():
@@ -65,6 +81,19 @@ def take_turns(arms: dict[str, Callable[[], float]], unit: str, turns: int) -> d
             "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
         }
     return found
+
+
+def alone(module: str, expression: str) -> Any:
+    """What an expression over a benchmark's module gives in a process of its own, whose memory is nobody else's."""
+    code = f"import json, {module}; print(json.dumps({module}.{expression}))"
+    line = [sys.executable, "-c", code]
+    run = subprocess.run(line, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def drawn_labels(generator: np.random.Generator, p: np.ndarray) -> np.ndarray:
+    """One label a row from its distribution."""
+    return (generator.random((len(p), 1)) > p.cumsum(axis=1)).sum(axis=1).clip(max=p.shape[1] - 1)
 
 
 def trained(folder: Path, method: str, data: str = "documentation", **settings: Any) -> FinishedRun:
@@ -104,6 +133,15 @@ def point_scores(probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str,
         three = [of(probabilities[list(t)])["mutual_information"] for t in triples]
         found["mutual_information_of_three"] = statistics.mean(three)
     return found
+
+
+def print_scores(title: str, methods: dict[str, dict[str, float]]) -> None:
+    """One line a method, with the scores of `point_scores` and what curves have beside."""
+    columns = {"log_likelihood": "LL", "accuracy": "ACC", "ece": "ECE", "mutual_information": "MI"}
+    columns |= {"mutual_information_of_three": "MI of 3", "barrier": "barrier"}
+    print(f"{title:32}" + "".join(f"{name:>10}" for name in columns.values()))
+    for method, found in methods.items():
+        print(f"{method:32}" + "".join(f"{found[key]:10.3f}" if key in found else f"{'-':>10}" for key in columns))
 
 
 def spread_of(values: list[float]) -> list[float]:

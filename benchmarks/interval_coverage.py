@@ -17,12 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from harness import describe_machine, parser, write
+from harness import describe_machine, drawn_labels, parser, write
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from peft_calib.calibration import calibration_report
-from peft_calib.calibration.inputs import Rows
+from peft_calib.calibration.inputs import Rows, softmax
 from peft_calib.calibration.resampling.intervals import bootstrap_draws
 from peft_calib.calibration.scores.panel import build_tables, compute_panel
 from peft_calib.calibration.scores.table import KEYS
@@ -32,19 +32,12 @@ ROWS = (100, 400, 2000)
 ALTERNATIVES = ("percentile", "basic", "standard", "bias-corrected")
 
 
-def drawn_labels(generator: np.random.Generator, p: np.ndarray) -> np.ndarray:
-    """One label a row from its distribution."""
-    return (generator.random((len(p), 1)) > p.cumsum(axis=1)).sum(axis=1).clip(max=p.shape[1] - 1)
-
-
 def softmax_model(num_classes: int, spread: float, temperature: float) -> Draw:
     """Normal logits; the model's are `temperature` times too large."""
 
     def draw(generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
         z = spread * generator.normal(size=(size, num_classes))
-        true, given = (np.exp(x - x.max(axis=1, keepdims=True)) for x in (z, temperature * z))
-        true, given = true / true.sum(axis=1, keepdims=True), given / given.sum(axis=1, keepdims=True)
-        return given, drawn_labels(generator, true)
+        return softmax(temperature * z), drawn_labels(generator, softmax(z))
 
     return draw
 
@@ -100,48 +93,37 @@ def alternatives(draws: np.ndarray, point: float, num_rows: int) -> dict[str, tu
     }
 
 
-class Count:
-    """Intervals of one score by one method."""
-
-    def __init__(self, truth: float) -> None:
-        self.truth, self.below, self.above, self.widths = truth, 0, 0, list[float]()
-
-    def add(self, low: float, high: float) -> None:
-        """One more interval; none if the score was not defined."""
-        if np.isfinite([low, high]).all():
-            self.below += high < self.truth - 1e-9
-            self.above += low > self.truth + 1e-9
-            self.widths.append(high - low)
-
-    def content(self) -> dict:
-        size = max(len(self.widths), 1)
-        return {
-            "sets": len(self.widths),
-            "coverage": 1.0 - (self.below + self.above) / size,
-            "below": self.below / size,
-            "above": self.above / size,
-            "width": float(np.median(self.widths)) if self.widths else None,
-        }
+def told(intervals: list[tuple[float, float]], truth: float) -> dict:
+    """Coverage, misses on either side and median width of a score's intervals, without those not defined."""
+    low, high = np.array([ends for ends in intervals if np.isfinite(ends).all()]).reshape(-1, 2).T
+    size, below, above = max(len(low), 1), int((high < truth - 1e-9).sum()), int((low > truth + 1e-9).sum())
+    return {
+        "sets": len(low),
+        "coverage": 1.0 - (below + above) / size,
+        "below": below / size,
+        "above": above / size,
+        "width": float(np.median(high - low)) if len(low) else None,
+    }
 
 
 def study(model: int, expected: dict[str, float], num_rows: int, repeats: int, resamples: int) -> dict:
     """Of every score and method: coverage, misses on either side, median width; no two models share a draw."""
     draw = list(MODELS.values())[model]
-    counts = {key: {way: Count(expected[key]) for way in ("ours", *ALTERNATIVES)} for key in KEYS}
+    found: dict[str, dict[str, list]] = {key: {way: [] for way in ("ours", *ALTERNATIVES)} for key in KEYS}
     under_floor = 0
     for repeat in range(repeats):
         p, labels = draw(np.random.default_rng([num_rows, repeat, model]), num_rows)
         report = calibration_report(p, labels, num_resamples=resamples, seed=repeat)
         draws = bootstrap_draws(Rows(p, labels), num_resamples=resamples, seed=repeat)
         for key, interval in report.intervals.items():
-            counts[key]["ours"].add(*interval)
+            found[key]["ours"].append(interval)
             if np.isfinite(report[key]) and np.isfinite(draws[key]).any():
                 for way, ends in alternatives(draws[key], report[key], num_rows).items():
-                    counts[key][way].add(*ends)
+                    found[key][way].append(ends)
         under_floor += any(report.intervals[k][1] < report.floor[k].mean for k in ("ece", "ace", "smooth_ece", "tace"))
     return {
         "truth": expected,
-        "scores": {key: {way: count.content() for way, count in ways.items()} for key, ways in counts.items()},
+        "scores": {key: {way: told(ends, expected[key]) for way, ends in ways.items()} for key, ways in found.items()},
         "ends below the noise floor's mean": under_floor,
     }
 

@@ -10,8 +10,6 @@ of its own grows in a training of one epoch (Linux).
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +18,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from harness import DEVICE, describe_machine, kept, parser, resident_bytes, take_turns, write
+from harness import DEVICE, alone, describe_machine, kept, parser, resident_bytes, take_turns, write
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 from transformers import (
@@ -117,14 +115,6 @@ class PeakBytes:
         return resident_bytes("VmRSS")
 
 
-def peak(model: str, arm: str, rows: int) -> float:
-    """Bytes by which a process grows at most that trains one epoch of an arm."""
-    code = "import sys, members; print(members.training(*sys.argv[1:3], int(sys.argv[3]), 1, members.PeakBytes()))"
-    line = [sys.executable, "-c", code, model, arm, str(rows)]
-    found = subprocess.run(line, capture_output=True, text=True, check=True, cwd=sys.path[0])
-    return float(found.stdout.split()[-1])
-
-
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", choices=MODELS, default="minilm")
@@ -137,7 +127,9 @@ def main() -> None:
         training(args.model, arm, 32, 1)
     found = take_turns(arms, "lora", args.turns)
     for arm, figures in found.items():
-        figures["peak_bytes"] = peak(args.model, arm, args.rows)
+        figures["peak_bytes"] = alone(
+            "members", f"training({args.model!r}, {arm!r}, {args.rows}, 1, members.PeakBytes())"
+        )
         figures["peak_ratio"] = figures["peak_bytes"] / found["lora"]["peak_bytes"]
         print(f"{arm:30} {figures['median_ratio']:.3f} {figures['peak_ratio']:.3f}")
     case = {"rows": args.rows, "epochs": args.epochs, "turns": args.turns, "arms": found}

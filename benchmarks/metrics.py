@@ -11,21 +11,19 @@ netcal`.
 import importlib
 import resource
 import sys
-import time
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from harness import describe_machine, parser, write
+from harness import describe_machine, drawn_labels, parser, seconds, take_turns, write
 from threadpoolctl import threadpool_limits
 
 from peft_calib.calibration import CalibrationAccumulator, TemperatureScaling, calibration_report
-from peft_calib.calibration.inputs import as_rows
+from peft_calib.calibration.inputs import as_rows, softmax
 from peft_calib.calibration.resampling.intervals import bootstrap_intervals, noise_floor
 from peft_calib.calibration.scores.table import UNORDERED_KEYS
 
@@ -34,27 +32,16 @@ PANEL = (*UNORDERED_KEYS[:10], "aurc", "error_auroc")
 
 def measure(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Median CPU seconds of each call, the calls taking turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.process_time()
-            call()
-            seconds[name].append(time.process_time() - start)
-    return {name: median(values) for name, values in seconds.items()}
+    arms = {name: partial(seconds, call) for name, call in calls.items()}
+    return {name: found["median_seconds"] for name, found in take_turns(arms, next(iter(arms)), repeats).items()}
 
 
 def predictions(num_rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Logits, their probabilities and labels of an over-confident four-class model."""
     generator = np.random.default_rng(seed)
     true = 2.0 * generator.normal(size=(num_rows, 4))
-    p = np.exp(true - true.max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
-    labels = (generator.random((num_rows, 1)) > p.cumsum(axis=1)).sum(axis=1).clip(max=3)
-    logits = 2.0 * true
-    q = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return logits, q / q.sum(axis=1, keepdims=True), labels
+    labels, logits = drawn_labels(generator, softmax(true)), 2.0 * true
+    return logits, softmax(logits), labels
 
 
 def streamed(p: np.ndarray, y: np.ndarray, ordered: bool) -> CalibrationAccumulator:

@@ -16,14 +16,13 @@ in stock PEFT against a LoRA of the same rank made by stock PEFT.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
-from harness import DEVICE, describe_machine, parser, take_turns, write
+from harness import DEVICE, describe_machine, parser, seconds, take_turns, write
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -76,18 +75,6 @@ def flipout(model: PeftModel, seed: int):
     finally:
         for handle in handles:
             handle.remove()
-
-
-def seconds(run: Callable[[], object]) -> float:
-    if DEVICE == "cpu":
-        start = time.process_time()
-        run()
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def interleaved(arms: dict[str, Callable[[], object]], unit: str, turns: int) -> dict:

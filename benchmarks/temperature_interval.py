@@ -9,8 +9,10 @@ the temperature of least expected NLL, for `noisy` found on 200,000 rows.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
-from harness import describe_machine, parser, write
+from harness import describe_machine, drawn_labels, parser, write
 
 from peft_calib.calibration.inputs import LogitRows, softmax
 from peft_calib.calibration.recalibrate.temperature_fit import temperature_fit
@@ -21,8 +23,7 @@ ROWS, CLASSES, TEMPERATURES, KINDS = (5, 10, 20, 50, 200, 1000), (2, 20), (1.0, 
 def drawn(generator: np.random.Generator, kind: str, num_rows: int, num_classes: int, temperature: float) -> LogitRows:
     """A calibration split of a model whose logits are `temperature` times too large."""
     logits = 2.0 * generator.normal(size=(num_rows, num_classes))
-    p = softmax(logits)
-    labels = (generator.random((num_rows, 1)) > p.cumsum(axis=1)).sum(axis=1).clip(max=num_classes - 1)
+    labels = drawn_labels(generator, softmax(logits))
     if kind == "noisy":
         wrong = generator.random(num_rows) < 0.1
         labels = np.where(wrong, generator.integers(0, num_classes, num_rows), labels)
@@ -47,16 +48,13 @@ def main() -> None:
     flags.add_argument("--repeats", type=int, default=1000)
     arguments = flags.parse_args()
     results = []
-    for kind in KINDS:
-        for num_classes in CLASSES:
-            for temperature in TEMPERATURES:
-                truth = temperature
-                if kind == "noisy":
-                    many = drawn(np.random.default_rng(0), kind, 200_000, num_classes, temperature)
-                    truth = temperature_fit(many).fitted
-                for num_rows in ROWS:
-                    results.append(study(kind, num_rows, num_classes, temperature, truth, arguments.repeats))
-                    print(results[-1], flush=True)
+    for kind, num_classes, temperature in itertools.product(KINDS, CLASSES, TEMPERATURES):
+        truth = temperature
+        if kind == "noisy":
+            truth = temperature_fit(drawn(np.random.default_rng(0), kind, 200_000, num_classes, temperature)).fitted
+        for num_rows in ROWS:
+            results.append(study(kind, num_rows, num_classes, temperature, truth, arguments.repeats))
+            print(results[-1], flush=True)
     write(arguments.output, {"machine": describe_machine(), "repeats": arguments.repeats, "results": results})
 
 

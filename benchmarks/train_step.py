@@ -1,9 +1,9 @@
 """Cost of a training step against PEFT's LoRA with the same r, targets, model and batch.
 
 Beside this package's methods run PEFT's own that are nearest to them: PVeRA and MonteCLoRA draw their updates, too.
-Times are taken in one process, the methods in turn, and compared turn by turn; the medians of the ratios to LoRA are
-the result. Peak memory is the peak resident size of a process of its own for each method (the allocator's peak on a
-GPU).
+Times are those of the processor (the clock's on a GPU), taken in one process, the methods in turn, and compared turn
+by turn; the medians of the ratios to LoRA are the result. Peak memory is the peak resident size of a process of its
+own for each method (the allocator's peak on a GPU).
 
     python benchmarks/train_step.py --output benchmarks/results/train_step.json
     python benchmarks/train_step.py --methods curve --output benchmarks/results/curve_train_step.json
@@ -14,15 +14,11 @@ points and the diversity term; and one point with either perturbation of the wei
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
-from harness import DEVICE, describe_machine, kept, parser, resident_bytes, take_turns, write
+from harness import DEVICE, alone, describe_machine, kept, parser, resident_bytes, seconds, take_turns, write
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 from transformers import (
@@ -107,44 +103,29 @@ class Arm:
     def backward(self) -> None:
         self.model(**self.batch).loss.backward()
 
-    def step(self) -> float:
-        start = _now()
+    def update(self) -> None:
         self.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return _now() - start
 
-
-def _now() -> float:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    def step(self) -> float:
+        """Take a step, and say how many seconds it took."""
+        return seconds(self.update)
 
 
 def compare_times(arms: dict[str, Arm], rounds: int) -> dict[str, dict]:
     """Medians and quartiles of the ratios to LoRA, the arms taking steps in turn."""
-    for arm in arms.values():
-        arm.step()
     found = take_turns({name: arm.step for name, arm in arms.items()}, "lora", rounds)
     return {name: {"trainable_parameters": arms[name].trainable, **entry} for name, entry in found.items()}
 
 
-def peak_memory(methods: str, method: str, model: str, rows: int, tokens: int) -> int:
-    """Bytes at the peak of a process that takes three steps with a method."""
-    arguments = f"{methods!r}, {method!r}, {model!r}, {rows}, {tokens}"
-    code = f"import train_step; train_step.print_peak({arguments})"
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-    )
-    return int(run.stdout.split()[-1])
-
-
-def print_peak(methods: str, method: str, model: str, rows: int, tokens: int) -> None:
+def peak_bytes(methods: str, method: str, model: str, batch: dict[str, int]) -> int:
+    """The most that this process has held after three steps with a method."""
     parser(None)  # silences the libraries
-    arm = Arm(METHODS[methods][method], model, rows, tokens)
+    arm = Arm(METHODS[methods][method], model, **batch)
     for _ in range(3):
         arm.step()
-    print(torch.cuda.max_memory_allocated() if DEVICE == "cuda" else resident_bytes("VmHWM"))
+    return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else resident_bytes("VmHWM")
 
 
 def main() -> None:
@@ -159,7 +140,8 @@ def main() -> None:
     methods = METHODS[args.methods]
     for model in args.models:
         entry = compare_times({n: Arm(config, model, **batch) for n, config in methods.items()}, args.rounds)
-        peaks = {name: peak_memory(args.methods, name, model, **batch) for name in methods}
+        calls = {name: f"peak_bytes({args.methods!r}, {name!r}, {model!r}, {batch})" for name in methods}
+        peaks = {name: alone("train_step", call) for name, call in calls.items()}
         for name, found in entry.items():
             found |= {"peak_memory_bytes": peaks[name], "peak_memory_ratio": peaks[name] / peaks["lora"]}
             found |= {"limit_of_ratio": LIMITS[name]} if name in LIMITS else {}
