@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 import datasets
@@ -112,11 +113,11 @@ def _predicted(predictor: Predictor, batches: Iterable[tuple[int, Mapping[str, A
     """
     parts: list[tuple] = []
     for index, batch in batches:
-        rows = count_rows(batch, main_input_name(predictor.source.root))
         try:
-            parts.append((index, predictor.first, rows, predictor(batch)))
+            found = predictor(batch)
         except NotFiniteError as error:
-            parts.append((index, predictor.first, rows, error.wrong))
+            found = error.wrong
+        parts.append((index, predictor.first, count_rows(batch, main_input_name(predictor.source.root)), found))
     return parts
 
 
@@ -124,9 +125,8 @@ def _joined(parts: list[tuple[int, int, int, Any]]) -> Prediction | RegressionPr
     """Batches in order, each with its draws in order."""
     if not parts:
         raise ValueError("The data holds no rows, so there is nothing to predict.")
-    wrong = [
-        (index, made) for index, _, _, made in sorted(parts, key=lambda p: p[:2]) if isinstance(made, torch.Tensor)
-    ]
+    parts = sorted(parts, key=lambda part: part[:2])
+    wrong = [(index, made) for index, _, _, made in parts if isinstance(made, torch.Tensor)]
     if wrong:
         shown = ", ".join(f"{index}: {made.any(0).nonzero().flatten().tolist()[:8]}" for index, made in wrong[:4])
         items = torch.cat([made.any(0) for _, made in wrong])
@@ -134,17 +134,12 @@ def _joined(parts: list[tuple[int, int, int, Any]]) -> Prediction | RegressionPr
         raise NotFiniteError(
             items[None], f" in {len(wrong)} batches of {total} rows in all (batch: items in it; {shown})"
         )
-    batches: dict[int, list[tuple[int, int, Any]]] = {}
-    for index, first, count, prediction in parts:
-        batches.setdefault(index, []).append((first, count, prediction))
-    whole: list[Any] = []
-    rows: list[int] = []
-    for index in sorted(batches):
-        shares = sorted(batches[index], key=lambda share: share[0])
-        predictions = [prediction for _, _, prediction in shares]
-        whole.append(predictions[0] if len(shares) == 1 else type(predictions[0]).stack_draws(predictions))
-        rows.append(shares[0][1])
-    return type(whole[0]).concatenate(whole, rows)
+    rows = {index: count for index, _, count, _ in parts}
+    batches: dict[int, list[Any]] = {index: [] for index in rows}
+    for index, _, _, prediction in parts:
+        batches[index].append(prediction)
+    whole = [shares[0] if len(shares) == 1 else type(shares[0]).stack_draws(shares) for shares in batches.values()]
+    return type(whole[0]).concatenate(whole, list(rows.values()))
 
 
 def _dealt(
@@ -152,17 +147,10 @@ def _dealt(
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """This process's share of the batches, each with its number, under a bar."""
     rank, world = (state.process_index, state.num_processes) if split == "rows" else (0, 1)
-    own = _share_of(loader, rank, world)
+    with torch.random.fork_rng(devices=[]):
+        made = iter(loader)  # takes a seed for its workers from the global generator
+    own = islice(enumerate(made), rank, None, world)
     yield from tqdm(own, total=batches and -(-(batches - rank) // world), desc="predict", disable=not progress)
-
-
-def _share_of(loader: Any, rank: int, world: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    random_state = torch.get_rng_state()
-    batches = iter(loader)  # takes a seed for its workers from the global generator
-    torch.set_rng_state(random_state)
-    for index, batch in enumerate(batches):
-        if index % world == rank:
-            yield index, batch
 
 
 def _loader(
@@ -191,8 +179,11 @@ def _loader(
         raise ValueError("The data holds no rows, so there is nothing to predict.")
     if isinstance(data, datasets.Dataset):
         data = _model_columns(data, root)
-    if collate_fn is None:
-        collate_fn = _collator(processing_class, predictor)
+    of_tokens = predictor is not None and isinstance(predictor.head, TokenHead)
+    if collate_fn is None and processing_class is None:
+        collate_fn = _collate_equal
+    elif collate_fn is None:
+        collate_fn = (DataCollatorForTokenClassification if of_tokens else DataCollatorWithPadding)(processing_class)
     return DataLoader(data, batch_size=batch_size, collate_fn=collate_fn), -(-len(data) // batch_size)
 
 
@@ -222,9 +213,8 @@ def _model_columns(data: datasets.Dataset, root: nn.Module) -> datasets.Dataset:
 def _collate_equal(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     """Rows as they are, which must be of one length."""
     for name in rows[0] if isinstance(rows[0], Mapping) else ():
-        lengths = {
-            len(row[name]) for row in rows if hasattr(row.get(name), "__len__") and not isinstance(row[name], str)
-        }
+        values = [row.get(name) for row in rows]
+        lengths = {len(value) for value in values if isinstance(value, (list, tuple)) or getattr(value, "ndim", 0)}
         if len(lengths) > 1:
             raise ValueError(
                 f"The rows of a batch have different lengths in {name!r} ({sorted(lengths)[:8]}), so they have to be "
@@ -232,11 +222,3 @@ def _collate_equal(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
                 "batch_size=1."
             )
     return default_data_collator(rows)
-
-
-def _collator(processing_class: Any, predictor: Predictor | None) -> Callable:
-    if processing_class is None:
-        return _collate_equal
-    if predictor is not None and isinstance(predictor.head, TokenHead):
-        return DataCollatorForTokenClassification(processing_class)
-    return DataCollatorWithPadding(processing_class)

@@ -11,15 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..tuners.late import Prefix, run_prefix
+from ..tuners.late import Prefix, run_prefix, share_of
 from ..tuners.padding import takes_one_row
 from ..tuners.rows import count_rows, main_input_name, move_batch, repeat_rows
 from .adaptive import FIRST, FIRST_PAIRED, STEP, STEP_PAIRED, check_adaptive, pair_means, settled
 from .baselines import AdapterDraws, DropoutDraws
 from .budget import draws_per_pass
 from .draws import check_num_samples, evaluating
-from .heads import Head, Items, TokenHead, check_label_tokens, choose_head, media_tokens
-from .late import share_of
+from .heads import Head, Items, TokenHead, check_label_tokens, choose_head, logits_of, media_tokens
 from .linear import linear_logits
 from .result import Prediction, RegressionPrediction
 from .sources import DrawSource, LawDraws, TheModel
@@ -229,15 +228,13 @@ class Predictor:
         K = self.num_samples
         if self.how == "linear":
             return self._linear_values(items, K)
-        prefix = self._prefix(items, K) if self.how == "late" or self._members_alike() else None
+        # nobody wants to run the trunk of an ensemble for each of its members
+        members = isinstance(self.source, LawDraws) and self.source.available is not None and K > 1
+        prefix = self._prefix(items, K) if self.how == "late" or members else None
         if prefix is None or not prefix.outputs:
             return self.passes(items, self.first, K), float(K)
         share = share_of(prefix, self.source.root, self.head.share_of_positions(items))
         return self.passes(items, self.first, K, prefix), share + K * (1 - share)
-
-    def _members_alike(self) -> bool:
-        """Whether draws are the members of an ensemble over a trunk, which nobody wants to run for each of them."""
-        return isinstance(self.source, LawDraws) and self.source.available is not None and self.num_samples > 1
 
     def _linear_values(self, items: Items, num_samples: int) -> tuple[torch.Tensor, float]:
         """One forward and as many backwards as classes; with frozen weights a backward costs about a forward."""
@@ -317,7 +314,7 @@ class Predictor:
             stack.enter_context(self.head.reading(root, items))
             if prefix is not None:
                 stack.enter_context(prefix.replayed(count))
-            logits = _logits_of(source.model(**inputs))
+            logits = logits_of(source.model(**inputs))
             values = self.head.read(logits, items, count).float()
         values = values if self.head.regression else values.softmax(-1)
         return values.cpu()
@@ -331,15 +328,6 @@ class Predictor:
         _empty_cache(self.device)
         halves = torch.arange(items.rows).tensor_split(2)
         return torch.cat([self.passes(items.select(rows), first, 1) for rows in halves], dim=1)
-
-
-def _logits_of(output: Any) -> torch.Tensor:
-    if isinstance(output, torch.Tensor):
-        return output
-    logits = output.get("logits") if isinstance(output, Mapping) else output[0]
-    if not isinstance(logits, torch.Tensor):
-        raise ValueError(f"The model's output {type(output).__name__} has no logits to predict from.")
-    return logits
 
 
 def _empty_cache(device: torch.device) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -220,6 +220,16 @@ def choose_head(root: nn.Module, task: str, label_tokens: Sequence[int] | None) 
             "holds one distribution over classes. Use peft_calib.draws and apply the sigmoid to its logits."
         )
     return {"classification": ClassHead, "regression": RegressionHead, "token": TokenHead}[task]()
+
+
+def logits_of(output: Any) -> torch.Tensor:
+    """The logits in what a model answers: a tensor, a mapping, or a tuple that begins with them."""
+    if isinstance(output, torch.Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else output[0]
+    if not isinstance(logits, torch.Tensor):
+        raise ValueError(f"The model's output {type(output).__name__} has no logits to predict from.")
+    return logits
 
 
 def media_tokens(root: nn.Module) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from ..tuners.asked import only_here
 from ..tuners.factors import Draw, Mean
 from ..tuners.layer import FactorLinear
-from .heads import Head, Items
+from .heads import Head, Items, logits_of
 from .sources import LawDraws
 
 #: Most classes for which a backward each is reasonable.
@@ -76,9 +76,7 @@ def _forward_at_mean(source: LawDraws, head: Head, items: Items) -> tuple[list[_
         here = stack.enter_context(only_here())
         for layer in source.layers():
             stack.callback(layer.register_forward_hook(here(attach)).remove)
-        output = source.model(**items.inputs)
-        logits = output["logits"] if isinstance(output, dict) else output[0]
-        return uses, head.read(logits, items, 1)[0]
+        return uses, head.read(logits_of(source.model(**items.inputs)), items, 1)[0]
 
 
 def _class_gradients(logits: torch.Tensor, uses: list[_Use]) -> list[torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -79,6 +79,12 @@ class _Result:
     def _samples(self) -> torch.Tensor:
         return getattr(self, self.samples_name)
 
+    def _padded(self, num_samples: int) -> torch.Tensor:
+        if num_samples == self.num_samples:
+            return self._samples
+        missing = self._samples.new_full((num_samples - self.num_samples, *self._samples.shape[1:]), float("nan"))
+        return torch.cat([self._samples, missing])
+
     @property
     def num_samples(self) -> int:
         """Number of draws K (of the row with the most)."""
@@ -92,8 +98,7 @@ class _Result:
     @cached_property
     def _made(self) -> torch.Tensor:
         """Which draws were made, (K, N, 1)."""
-        counts = self._counts
-        return (torch.arange(self.num_samples)[:, None] < counts).unsqueeze(-1)
+        return (torch.arange(self.num_samples)[:, None] < self._counts).unsqueeze(-1)
 
     @property
     def _counts(self) -> torch.Tensor:
@@ -111,6 +116,10 @@ class _Result:
         weights = torch.ones(self.num_samples) if self.weights is None else self.weights
         return weights.double() / weights.double().sum()
 
+    @property
+    def _made_by(self) -> dict[str, Any]:
+        return {"how": self.how, "seed": self.seed, "antithetic": self.antithetic}
+
     def _tensors(self) -> dict[str, torch.Tensor]:
         names = (self.samples_name, "draws_per_row", "positions", "labels", "weights")
         return {name: getattr(self, name).contiguous() for name in names if getattr(self, name) is not None}
@@ -125,8 +134,7 @@ class _Result:
             The folder.
         """
         folder = Path(path)
-        names = ("num_forwards", "how", "seed", "antithetic")
-        facts = {"kind": type(self).__name__} | {name: getattr(self, name) for name in names}
+        facts = {"kind": type(self).__name__, "num_forwards": self.num_forwards, **self._made_by}
 
         def write(place: Path) -> None:
             save_file(self._tensors(), place / _TENSORS)
@@ -192,11 +200,8 @@ class _Result:
         rows = list(batch_rows or map(len, parts))
         fields: dict[str, Any] = {
             "num_forwards": sum(p.num_forwards * n for p, n in zip(parts, rows, strict=True)) / max(sum(rows), 1),
-            "how": parts[0].how,
-            "seed": parts[0].seed,
-            "antithetic": parts[0].antithetic,
             "weights": parts[0].weights,
-            cls.samples_name: torch.cat([_pad_draws(part._samples, K) for part in parts], dim=1),
+            cls.samples_name: torch.cat([part._padded(K) for part in parts], dim=1),
         }
         if any(part.draws_per_row is not None or part.num_samples < K for part in parts):
             fields["draws_per_row"] = torch.cat([part._counts for part in parts])
@@ -207,23 +212,15 @@ class _Result:
         placed = [(p.positions, start) for p, start in zip(parts, starts, strict=True) if p.positions is not None]
         if len(placed) == len(parts):
             fields["positions"] = torch.cat([where + torch.tensor([start, 0]) for where, start in placed])
-        return cls(**fields)
+        return cls(**fields, **parts[0]._made_by)
 
     @classmethod
     def stack_draws(cls, parts: Sequence[Self]) -> Self:
         """Predictions of the same rows with successive draws as one with all draws."""
-        first = parts[0]
-        samples = torch.cat([part._samples for part in parts])
-        return cls(
-            **{cls.samples_name: samples},
-            num_forwards=sum(part.num_forwards for part in parts),
-            how=first.how,
-            seed=first.seed,
-            antithetic=first.antithetic,
-            positions=first.positions,
-            labels=first.labels,
-            weights=None if first.weights is None else torch.cat([part.weights for part in parts]),
-        )
+        changed: dict[str, Any] = {cls.samples_name: torch.cat([part._samples for part in parts])}
+        if parts[0].weights is not None:
+            changed["weights"] = torch.cat([part.weights for part in parts])
+        return replace(parts[0], num_forwards=sum(part.num_forwards for part in parts), **changed)
 
     def _columns(self) -> dict[str, Any]:
         columns: dict[str, Any] = {}
@@ -269,10 +266,8 @@ class Prediction(_Result):
         if not len(self):
             return []
         means = {"confidence": self.confidence, "mutual information": self.mutual_information}
-        return [
-            f"{self._samples.shape[-1]} classes",
-            *(f"mean {name} {float(v.mean()):.3f}" for name, v in means.items()),
-        ]
+        told = [f"mean {name} {float(values.mean()):.3f}" for name, values in means.items()]
+        return [f"{self._samples.shape[-1]} classes", *told]
 
     @cached_property
     def _p(self) -> torch.Tensor:
@@ -319,14 +314,10 @@ class Prediction(_Result):
         Returns:
             A `datasets.Dataset`, for tokens with their `row` and `position`.
         """
-        columns = self._columns() | {
-            "probabilities": self.probabilities.tolist(),
-            "prediction": self.predictions.tolist(),
-            **{
-                name: getattr(self, name).tolist()
-                for name in ("confidence", "entropy", "expected_entropy", "mutual_information")
-            },
-        }
+        columns = self._columns() | {"probabilities": self.probabilities.tolist()}
+        columns["prediction"] = self.predictions.tolist()
+        for name in ("confidence", "entropy", "expected_entropy", "mutual_information"):
+            columns[name] = getattr(self, name).tolist()
         return datasets.Dataset.from_dict(columns)
 
 
@@ -379,10 +370,3 @@ class RegressionPrediction(_Result):
         """
         columns = {"mean": self.mean.tolist(), "variance": self.variance.tolist()}
         return datasets.Dataset.from_dict(self._columns() | columns)
-
-
-def _pad_draws(samples: torch.Tensor, num_samples: int) -> torch.Tensor:
-    missing = num_samples - len(samples)
-    if not missing:
-        return samples
-    return torch.cat([samples, samples.new_full((missing, *samples.shape[1:]), float("nan"))])

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from .asked import forward_replaced, only_here
 from .heads import StackedModule
 from .holder import FactorHolder
+from .laws import laws_of
 from .modes import evaluating
 from .rows import repeat_rows
 
@@ -45,6 +46,18 @@ class Prefix:
         replays = {block: partial(_replay, output, num_samples, self.rows) for block, output in self.outputs}
         with forward_replaced({**replays, **dict.fromkeys(idle, pass_on)}):
             yield
+
+
+def share_of(prefix: Prefix, root: nn.Module, read: float) -> float:
+    """Part of the weights that lies in a prefix; `read` is the share of positions the output layer sees."""
+    tables = {id(m.weight) for m in root.modules() if isinstance(m, nn.Embedding)}
+    skip = tables | {id(p) for law in laws_of(root) for p in law.parameters()}
+    output_layer = getattr(root, "get_output_embeddings", lambda: None)()
+    output = {id(p): p.numel() for p in output_layer.parameters()} if output_layer is not None else {}
+    skip |= output.keys()
+    total = sum(p.numel() for p in root.parameters() if id(p) not in skip) + read * sum(output.values())
+    inside = sum(p.numel() for block, _ in prefix.outputs for p in block.parameters() if id(p) not in skip)
+    return inside / total if total else 0.0
 
 
 def run_prefix(call: Callable[[], Any], root: nn.Module, varying: list[nn.Module], rows: int) -> Prefix:

@@ -47,11 +47,14 @@ def test_batch_size_does_not_matter(batch_size):
 
 def test_dataloader_and_map_style():
     model, data = bayesian(BERT), rows()
-    batches = [{"input_ids": torch.tensor(data["input_ids"][i])} for i in range(11)]
+    batches = [
+        {"input_ids": torch.tensor(data["input_ids"][i]), "labels": torch.tensor(data["label"][i])} for i in range(11)
+    ]
     expected = predict_dataset(model, data, num_samples=2, batch_size=4, progress=False)
     for given in (DataLoader(batches, batch_size=4), batches):
         p = predict_dataset(model, given, num_samples=2, batch_size=4, progress=False)
         assert torch.equal(p.sample_probabilities, expected.sample_probabilities)
+        assert torch.equal(p.labels, expected.labels)
     stream = DataLoader(
         datasets.Dataset.from_list([{"input_ids": r["input_ids"].tolist()} for r in batches])
         .with_format("torch")
