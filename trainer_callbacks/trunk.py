@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..prediction.sources import shared_root
 from ..tuners.laws import holders_of
 from ..tuners.rows import move_batch
-from ..tuners.trunk_cache import CannotCacheError, TrunkCache, drop_cache, keep_cache, rows_of
+from ..tuners.trunk_cache import CACHES, CannotCacheError, TrunkCache, rows_of
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +69,13 @@ class TrunkCacheCallback(TrainerCallback):
             cache = TrunkCache(root, rows, self.dtype, self.max_bytes, self.folder)
             some = collate([dataset[i] for i in range(min(_CHECKED, len(dataset)))])
             cache.check(root, move_batch(dict(some), next(root.parameters()).device))
-            keep_cache(root, cache)
+            CACHES[root] = cache
         except CannotCacheError as error:
             self.reason = str(error)
             logger.info("The states below the first trained layer are not kept: %s.", error)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Give the memory back."""
-        drop_cache(shared_root(kwargs["model"]))
+        CACHES.pop(shared_root(kwargs["model"]), None)
         if self.folder is not None:
             (self.folder / "trunk-states.bin").unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from ..tuners import modes
 from ..tuners.asked import asked_of
 from ..tuners.factors import Points
+from ..tuners.modes import modes_of
 from ..tuners.rows import count_rows, main_input_name, repeat_rows
 from .sources import CurvePoints, LawDraws, shared_root
 
@@ -116,11 +116,9 @@ def check_num_samples(num_samples: object) -> int:
     return num_samples
 
 
-@contextmanager
-def evaluating(model: nn.Module, brief: bool = True) -> Iterator[None]:
+def evaluating(model: nn.Module, brief: bool = True) -> AbstractContextManager[None]:
     """Evaluation mode inside; `brief` leaves without waiting for another thread, so training forwards wait for it."""
-    with modes.evaluating(model, shared_root(model), brief):
-        yield
+    return modes_of(shared_root(model)).evaluation(model, brief)
 
 
 @contextmanager
@@ -130,7 +128,8 @@ def repeating(model: nn.Module, source: LawDraws) -> Iterator[None]:
     What stands around the base model (pooling over an attention mask) then sees the rows of all draws too.
     """
     asked = asked_of(source.root)
-    if asked is None or asked.num_samples == 1 or not _takes_features(model, source.root):
+    takes_features = model is not source.root and not isinstance(model, (PeftModel, BaseTuner))
+    if asked is None or asked.num_samples == 1 or not takes_features:
         yield
         return
 
@@ -148,7 +147,3 @@ def repeating(model: nn.Module, source: LawDraws) -> Iterator[None]:
         stack.callback(model.register_forward_pre_hook(repeat).remove)
         stack.callback(model.register_forward_hook(end, always_call=True).remove)
         yield
-
-
-def _takes_features(model: nn.Module, root: nn.Module) -> bool:
-    return model is not root and not isinstance(model, (PeftModel, BaseTuner))

@@ -132,18 +132,14 @@ class CalibLoraConfig(PeftConfig):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
 
-    def check_sizes_below(self, most: dict[str, int]) -> None:
-        """Raise `ValueError` for the first field whose value is beyond all use, before anything is built of it."""
+    def check_sizes(self, most: dict[str, int | None]) -> None:
+        """Raise `ValueError` for the first field below 1 or beyond all use, before anything is built of it."""
         for name, bound in most.items():
-            if getattr(self, name) is not None and getattr(self, name) > bound:
-                raise ValueError(f"{name} must be at most {bound}, got {getattr(self, name)!r}.")
-
-    def check_positive_integers(self, *names: str) -> None:
-        """Raise `ValueError` for the first field below 1; one that may be `None` may."""
-        for name in names:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+            if value is not None and bound is not None and value > bound:
+                raise ValueError(f"{name} must be at most {bound}, got {value!r}.")
 
     def check_ranges(self, ranges: dict[str, tuple[float, float | None]]) -> None:
         """Raise `ValueError` for the first field that is not within its least and largest value."""

@@ -27,7 +27,7 @@ from .objective import (
 )
 from .padding import check_one_row, give_back, lend, takes_one_row
 from .rows import count_rows, first_rows, main_input_name, repeat_rows, repeat_training_rows
-from .trunk_cache import cached_replay, has_cache
+from .trunk_cache import CACHES, cached_replay
 
 
 def _holders(model: nn.Module) -> list[FactorHolder]:
@@ -53,7 +53,7 @@ def begin_forward(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, d
     drawn = asked.num_samples if asked is not None and not asked.repeated else 1
     one_row = forward is not None and takes_one_row(model)
     trains = forward is not None and asked is None and torch.is_grad_enabled() and model.training
-    if max(drawn, compared) == 1 and not one_row and not (trains and has_cache(model)):
+    if max(drawn, compared) == 1 and not one_row and not (trains and model in CACHES):
         return None
     inputs, main_input = named_inputs(model, args, kwargs), main_input_name(model)
     rows = count_rows(inputs, main_input)

@@ -25,7 +25,7 @@ from .asked import forward_replaced, only_here
 from .heads import StackedModule
 from .holder import FactorHolder
 from .laws import laws_of
-from .modes import evaluating
+from .modes import modes_of
 from .rows import repeat_rows
 
 
@@ -164,7 +164,7 @@ def trunk_replay(root: nn.Module, inputs: dict[str, Any], rows: int, num_samples
     if trunk is None:
         return None
     inputs = {name: value for name, value in inputs.items() if name not in ("labels", "num_items_in_batch")}
-    with evaluating(root, root):
+    with modes_of(root).evaluation(root):
         try:
             prefix = trunk.run(root, inputs, rows)
         except ValueError:  # a block that runs twice, or that answers with other rows

@@ -66,7 +66,8 @@ def _read_slot(slot: Slot, tensors: dict, config: LoraConfig, folder: Path) -> P
             f"The LoRA adapter in {folder} has no factors for {slot.name}: adapt the same modules with both."
         ) from error
     scaled_by = A.shape[0]
-    A, B = _without_padding(A, B, slot.r)
+    if scaled_by > slot.r and not A[slot.r :].any() and not B[:, slot.r :].any():
+        A, B = A[: slot.r], B[:, : slot.r]  # an export fills smaller ranks up with nothing
     r = A.shape[0]
     if A.shape[1] != slot.in_features or B.shape[0] != slot.out_features or r > slot.r:
         raise ValueError(
@@ -81,10 +82,3 @@ def _read_slot(slot: Slot, tensors: dict, config: LoraConfig, folder: Path) -> P
         torch.nn.functional.pad(A, (0, 0, 0, pad)),
         torch.nn.functional.pad(B * (scaling / slot.scaling), (0, pad)),
     )
-
-
-def _without_padding(A: torch.Tensor, B: torch.Tensor, r: int) -> Pair:
-    """Cut off ranks beyond `r` that hold nothing, with which an export fills smaller ranks up."""
-    if A.shape[0] > r and not A[r:].any() and not B[:, r:].any():
-        return A[:r], B[:, :r]
-    return A, B

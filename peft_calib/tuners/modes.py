@@ -51,7 +51,11 @@ class Modes:
         self._switching = False
 
     @contextmanager
-    def evaluation(self, model: nn.Module, brief: bool) -> Iterator[None]:
+    def evaluation(self, model: nn.Module, brief: bool = True) -> Iterator[None]:
+        """Evaluation mode inside; afterwards, when nobody else needs it, every module's own mode.
+
+        `brief` says that the context is left without waiting for anybody, so that a training forward may wait for it.
+        """
         token = object()
         try:
             with self.changed:
@@ -150,13 +154,3 @@ def modes_of(root: nn.Module) -> Modes:
         if found is None:
             found = _ALL[root] = Modes()
         return found
-
-
-@contextmanager
-def evaluating(model: nn.Module, root: nn.Module, brief: bool = True) -> Iterator[None]:
-    """Evaluation mode inside; afterwards, when nobody else needs it, every module's own mode.
-
-    `brief` says that the context is left without waiting for anybody, so that a training forward may wait for it.
-    """
-    with modes_of(root).evaluation(model, brief):
-        yield

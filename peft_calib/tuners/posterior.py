@@ -52,7 +52,7 @@ class PosteriorConfig(CalibLoraConfig):
 
     def check_values(self) -> None:
         self.check_ranges({"kl_weight": (0, None)})
-        self.check_positive_integers("num_train_examples")
+        self.check_sizes({"num_train_examples": None})
         if not 0 <= self.kl_warmup <= 1:
             raise ValueError(f"kl_warmup is a part of the training in [0, 1], got {self.kl_warmup!r}.")
 

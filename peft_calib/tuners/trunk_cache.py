@@ -24,7 +24,7 @@ from ..internals.torch import version_of
 from .asked import forward_replaced
 from .late import Trunk, asks_for_gradient, pass_on, trunk_of
 from .laws import laws_of
-from .modes import evaluating
+from .modes import modes_of
 from .rows import move_batch
 
 #: What a batch may hold: tokens, which the states follow from, and what the trunk does not read.
@@ -36,7 +36,8 @@ _ROWS = 32
 #: How far states may lie from those in a padded batch, relative to the largest: rounding, in their precision.
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}
 
-_CACHES: weakref.WeakKeyDictionary[nn.Module, TrunkCache] = weakref.WeakKeyDictionary()
+#: By base model: what its training forwards read.
+CACHES: weakref.WeakKeyDictionary[nn.Module, TrunkCache] = weakref.WeakKeyDictionary()
 
 
 class CannotCacheError(ValueError):
@@ -126,7 +127,7 @@ class TrunkCache:
 
     def run(self, root: nn.Module, inputs: Mapping[str, Any], rows: int, as_in_training: bool = False) -> torch.Tensor:
         """States (B, T, D) of a batch, computed now, without dropout unless `as_in_training`."""
-        with _training(root) if as_in_training else evaluating(root, root):
+        with _training(root) if as_in_training else modes_of(root).evaluation(root):
             try:
                 prefix = self.trunk.run(root, inputs, rows)
             except ValueError as error:
@@ -208,26 +209,11 @@ def rows_of(inputs: Mapping[str, Any]) -> Iterator[tuple[Row, int]]:
         yield Row({name: value[number, real] for name, value in tokens.items()}), start
 
 
-def keep_cache(root: nn.Module, cache: TrunkCache) -> None:
-    """Have the training forwards of a base model read a cache."""
-    _CACHES[root] = cache
-
-
-def drop_cache(root: nn.Module) -> None:
-    """Have them compute again."""
-    _CACHES.pop(root, None)
-
-
 def cached_replay(root: nn.Module, inputs: Mapping[str, Any], num_samples: int) -> Any:
     """The context in which a forward's trunk answers from the cache; `None` where there is none, or it lacks a row."""
-    cache = _CACHES.get(root)
+    cache = CACHES.get(root)
     states = None if cache is None else cache.read(inputs)
     return None if cache is None or states is None else cache.replayed(states, num_samples)
-
-
-def has_cache(root: nn.Module) -> bool:
-    """Whether a base model has a cache."""
-    return root in _CACHES
 
 
 @contextmanager

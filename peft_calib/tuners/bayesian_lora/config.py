@@ -125,8 +125,7 @@ class BayesianLoraConfig(PosteriorConfig):
         for name in _POSITIVE:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}.")
-        self.check_positive_integers("inducing_rows", "inducing_cols", "flow_depth", "flow_hidden")
-        self.check_sizes_below(_MOST)
+        self.check_sizes(_MOST)
         if self.prior_std != "auto" and (isinstance(self.prior_std, str) or self.prior_std <= 0):
             raise ValueError(f"prior_std must be 'auto' or a positive number, got {self.prior_std!r}.")
         self.check_ranges({"jitter": (0, None), "kl_conditional_weight": (0, None)})

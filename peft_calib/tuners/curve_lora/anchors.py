@@ -28,11 +28,11 @@ class Anchors:
     """N adapters, ready to be laid into a curve.
 
     For each anchor: A (r, d_in) and B (d_out, r) of each slot, float32, scaled for the curve; the tensors of modules
-    trained whole, by module and tensor name; and the SHA-256 of its weights file.
+    trained whole, by their names in the base model; and the SHA-256 of its weights file.
     """
 
     pairs: list[list[Pair]]
-    heads: list[dict[str, dict[str, torch.Tensor]]]
+    heads: list[dict[str, torch.Tensor]]
     hashes: list[str]
 
 
@@ -90,10 +90,12 @@ def _check_plain(folder: Path, config: CurveLoraConfig, slots: SlotTable) -> Non
     variant = next((name for name in _VARIANTS if getattr(lora, name, None)), None)
     if variant is not None:
         raise ValueError(f"The anchor {folder} is a variant of LoRA ({variant}); anchors must be plain LoRA adapters.")
-    if not _same_model(lora.base_model_name_or_path, config.base_model_name_or_path):
+    # one of two folders may have moved; a name that is not known is not judged
+    ours, theirs = config.base_model_name_or_path, lora.base_model_name_or_path
+    if ours and theirs and Path(ours).name != Path(theirs).name:
         raise ValueError(
-            f"The anchor {folder} was trained on {lora.base_model_name_or_path!r}, the curve is built on "
-            f"{config.base_model_name_or_path!r}. Use adapters of one base model."
+            f"The anchor {folder} was trained on {theirs!r}, the curve is built on {ours!r}. Use adapters of one base "
+            "model."
         )
     with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
         matches = [_FACTOR.match(name) for name in file.keys()]  # noqa: SIM118  (a handle, not a dict)
@@ -105,26 +107,14 @@ def _check_plain(folder: Path, config: CurveLoraConfig, slots: SlotTable) -> Non
         )
 
 
-def _same_model(one: str | None, other: str | None) -> bool:
-    # one of two folders may have moved; a name that is not known is not judged
-    return not one or not other or Path(one).name == Path(other).name
+def _heads(folder: Path) -> dict[str, torch.Tensor]:
+    tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    return {n.removeprefix("base_model.model."): t for n, t in tensors.items() if _FACTOR.match(n) is None}
 
 
-def _heads(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    heads: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in load_file(folder / SAFETENSORS_WEIGHTS_NAME).items():
-        if _FACTOR.match(name) is None:
-            module, _, parameter = name.removeprefix("base_model.model.").rpartition(".")
-            heads.setdefault(module, {})[parameter] = tensor
-    return heads
-
-
-def _check_equal_heads(folders: list[Path], heads: list[dict[str, dict[str, torch.Tensor]]]) -> None:
-    def flat(head: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        return {f"{module}.{name}": tensor for module, tensors in head.items() for name, tensor in tensors.items()}
-
-    first = flat(heads[0])
-    for folder, head in zip(folders[1:], map(flat, heads[1:]), strict=True):
+def _check_equal_heads(folders: list[Path], heads: list[dict[str, torch.Tensor]]) -> None:
+    first = heads[0]
+    for folder, head in zip(folders[1:], heads[1:], strict=True):
         same = first.keys() == head.keys() and all(torch.equal(first[name], head[name]) for name in first)
         if not same:
             raise ValueError(

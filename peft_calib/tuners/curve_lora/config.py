@@ -19,7 +19,7 @@ _CHOICES = {
     "flat_noise": ("dense", "local"),
     "gauge_align": ("none", "procrustes"),
 }
-_MOST = {"num_anchors": 2**12, "num_handles": 2**12, "eval_points": 2**20, "flat_rho_cycles": 2**30}
+_MOST = {"num_anchors": 2**12, "eval_points": 2**20, "flat_rho_cycles": 2**30}
 #: Used while training only, or kept with the weights.
 _TRAINING = frozenset(
     "anchor_adapters handle_init t_sampling jsd_weight jsd_margin jsd_label_tokens flat_rho flat_rho_schedule "
@@ -108,8 +108,9 @@ class CurveLoraConfig(CalibLoraConfig):
     def check_values(self) -> None:
         self.check_choices(_CHOICES)
         shape = self.shape
-        self.check_ranges(dict.fromkeys(("jsd_weight", "jsd_margin", "flat_rho"), (0, None)))
-        self.check_positive_integers("eval_points", "flat_rho_cycles")
+        self.check_ranges(
+            {"num_handles": (0, 2**12), **dict.fromkeys(("jsd_weight", "jsd_margin", "flat_rho"), (0, None))}
+        )
         inside = isinstance(self.eval_t, (int, float)) and 0 <= self.eval_t <= shape.num_segments
         if self.eval_t not in ("middle", None) and not inside:
             raise ValueError(
@@ -118,7 +119,7 @@ class CurveLoraConfig(CalibLoraConfig):
             )
         if self.jsd_label_tokens is not None and len(set(self.jsd_label_tokens)) < 2:
             raise ValueError(f"jsd_label_tokens needs two different token ids, got {self.jsd_label_tokens!r}.")
-        self.check_sizes_below(_MOST)
+        self.check_sizes(_MOST)
         self._check_mode()
 
     def _check_mode(self) -> None:

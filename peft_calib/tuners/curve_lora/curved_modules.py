@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ class HeadPoints(nn.Module):
         self,
         config: CurveLoraConfig,
         heads: HeadTensors,
-        anchors: Sequence[HeadTensors] | None,
+        anchors: Sequence[Mapping[str, torch.Tensor]] | None,
         moving: tuple[int, ...],
     ) -> None:
         super().__init__()
@@ -37,9 +37,7 @@ class HeadPoints(nn.Module):
         for module, name in self.names:
             start = heads[module][name].detach().float()
             if self.anchored:
-                own = [
-                    start if anchors is None else _tensor_of(anchor, module, name, start) for anchor in anchors or ()
-                ]
+                own = [_tensor_of(anchor, f"{module}.{name}", start) for anchor in anchors or ()]
                 stack = torch.stack(own or [start] * len(self.fixed))
                 self.register_buffer(f"anchor_{head_key(module, name)}", stack)
                 rows = [stack[i // config.shape.degree : i // config.shape.degree + 2].mean(0) for i in moving]
@@ -100,14 +98,12 @@ def thaw_tensors(module: nn.Module) -> None:
             part.register_parameter(name, nn.Parameter(tensor))
 
 
-def _tensor_of(anchor: HeadTensors, module: str, name: str, start: torch.Tensor) -> torch.Tensor:
-    tensor = anchor.get(module, {}).get(name)
-    if tensor is None and "." in name:  # saved names are split at the last dot
-        tensor = anchor.get(f"{module}.{name.rpartition('.')[0]}", {}).get(name.rpartition(".")[2])
+def _tensor_of(anchor: Mapping[str, torch.Tensor], name: str, start: torch.Tensor) -> torch.Tensor:
+    tensor = anchor.get(name)
     if tensor is None or tensor.shape != start.shape:
         given = None if tensor is None else tuple(tensor.shape)
         raise ValueError(
-            f"An anchor's {module}.{name} has shape {given}, the model's {tuple(start.shape)}: every anchor must "
+            f"An anchor's {name} has shape {given}, the model's {tuple(start.shape)}: every anchor must "
             "carry the same modules_to_save as the curve, for the same number of classes."
         )
     return tensor.float()

@@ -100,14 +100,11 @@ class CurveLaw(CountingLaw):
     @torch.no_grad()
     def control_points(self) -> dict[ShapeGroup, Pair]:
         """All control points along the chain, A (N_cp, n, r, d_in) and B (N_cp, n, d_out, r) by shape group."""
-        return {
-            group: tuple(self._along_chain(group, side, torch.eye(self.shape.num_control_points)) for side in "AB")
-            for group in self.slots.groups
-        }
+        return self._along_chain(torch.eye(self.shape.num_control_points))
 
-    def _along_chain(self, group: ShapeGroup, side: str, coefficients: torch.Tensor) -> torch.Tensor:
+    def _along_chain(self, coefficients: torch.Tensor) -> dict[ShapeGroup, Pair]:
         """Combine control points, (K, N_cp) -> (K, n, ...); anchors and handles are never copied together."""
-        return combined(self._parts(group, side), coefficients)
+        return {g: tuple(combined(self._parts(g, side), coefficients) for side in "AB") for g in self.slots.groups}
 
     def _parts(self, group: ShapeGroup, side: str) -> Parts:
         parts, trained = [], getattr(self, f"control_{side}")
@@ -126,9 +123,8 @@ class CurveLaw(CountingLaw):
                 noise = WeightNoise(self.rho, self.draw_key(), self.config.flat_noise, self._norms)
             self.last_t = t.detach()
             self.count_generation()
-        groups = {g: tuple(self._along_chain(g, side, coefficients) for side in "AB") for g in self.slots.groups}
         heads = {} if self.heads is None else self.heads.at(coefficients)
-        return Factors(groups, perturbation=noise, heads=heads)
+        return Factors(self._along_chain(coefficients), perturbation=noise, heads=heads)
 
     def _points(self, draw: Draw) -> torch.Tensor:
         if draw.num_samples < 1:
@@ -157,8 +153,7 @@ class CurveLaw(CountingLaw):
     @torch.no_grad()
     def velocity(self, t: torch.Tensor) -> dict[ShapeGroup, Pair]:
         """Derivatives A'(t) (K, n, r, d_in) and B'(t) (K, n, d_out, r) by shape group."""
-        weights = self.shape.derivative_coefficients(t)
-        return {g: tuple(self._along_chain(g, side, weights) for side in "AB") for g in self.slots.groups}
+        return self._along_chain(self.shape.derivative_coefficients(t))
 
     @torch.no_grad()
     def converted(self, config: CurveLoraConfig) -> CurveLaw:

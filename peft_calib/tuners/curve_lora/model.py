@@ -117,14 +117,13 @@ def _is_anchor(key: str) -> bool:
 
 
 @torch.no_grad()
-def _load_shared_heads(modules: dict[str, nn.Module], head: HeadTensors) -> None:
+def _load_shared_heads(modules: dict[str, nn.Module], head: dict[str, torch.Tensor]) -> None:
     """Give modules trained whole the tensors that all anchors carry."""
-    flat = {f"{module}.{name}": tensor for module, tensors in head.items() for name, tensor in tensors.items()}
     own = {f"{name}.{key}": tensor for name, module in modules.items() for key, tensor in module.named_parameters()}
-    if flat.keys() != own.keys() or any(flat[key].shape != own[key].shape for key in own):
+    if head.keys() != own.keys() or any(head[key].shape != own[key].shape for key in own):
         raise ValueError(
-            f"The anchors carry the trained modules {sorted(flat)}, the curve has {sorted(own)} (modules_to_save, or "
+            f"The anchors carry the trained modules {sorted(head)}, the curve has {sorted(own)} (modules_to_save, or "
             "the head of the task type). They must be the same, for the same number of classes."
         )
     for key, tensor in own.items():
-        tensor.copy_(flat[key])
+        tensor.copy_(head[key])

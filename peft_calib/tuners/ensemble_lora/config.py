@@ -10,7 +10,6 @@ from ..config import CalibLoraConfig
 
 #: Part of a model's layers, counted from the last, by name.
 SHARES = {"all": 1.0, "last_half": 1 / 2, "last_third": 1 / 3, "last_quarter": 1 / 4}
-_MOST_MEMBERS = 2**12
 
 
 @dataclass
@@ -54,8 +53,7 @@ class EnsembleLoraConfig(CalibLoraConfig):
 
     def check_values(self) -> None:
         """Refuse numbers of members and layers that cannot be."""
-        self.check_positive_integers("num_members")
-        self.check_sizes_below({"num_members": _MOST_MEMBERS})
+        self.check_sizes({"num_members": 2**12})
         named = isinstance(self.layers, str) and self.layers in SHARES
         counted = isinstance(self.layers, int) and not isinstance(self.layers, bool) and self.layers >= 1
         if not named and not counted:

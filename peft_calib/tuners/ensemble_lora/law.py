@@ -29,6 +29,8 @@ class EnsembleLaw(Law):
     def __init__(self, config: EnsembleLoraConfig, slots: SlotTable, heads: HeadTensors | None = None) -> None:
         super().__init__(slots)
         self.config = config
+        # all members in each training forward, whose loss is the mean of theirs, and in each prediction
+        self.train_samples = self.default_num_samples = config.num_members
         self.A, self.B = nn.ParameterDict(), nn.ParameterDict()
         for number, (group, indices) in enumerate(slots.groups.items()):
             members = [
@@ -71,16 +73,6 @@ class EnsembleLaw(Law):
         raise ValueError(f"{draw} asks for members that are not there; there are {count}.")
 
     @property
-    def train_samples(self) -> int:
-        """All members in each training forward; its loss is the mean of theirs."""
-        return self.config.num_members
-
-    @property
     def num_draws(self) -> int:
-        """The members."""
-        return self.config.num_members
-
-    @property
-    def default_num_samples(self) -> int:
         """The members."""
         return self.config.num_members

@@ -27,7 +27,6 @@ _TRAINING = frozenset(
     "hyper_dropout noise_alpha noise_anneal noise_anneal_steps authors_horizon anchor_adapter regenerate cache_eval "
     "save_frozen_a".split()
 )
-_POSITIVE = ("hyper_hidden", "hyper_depth", "hyper_nhead", "hyper_ffn", "embed_dim", "head_rank", "chunk_size")
 
 
 @dataclass
@@ -124,14 +123,11 @@ class HyperLoraConfig(CalibLoraConfig):
 
     def check_values(self) -> None:
         self.check_choices(_CHOICES)
-        self.check_positive_integers(*_POSITIVE)
-        self.check_sizes_below(_MOST)
+        self.check_sizes({**_MOST, "noise_anneal_steps": None})
         if not 0 <= self.hyper_dropout < 1:
             raise ValueError(f"hyper_dropout is a probability in [0, 1), got {self.hyper_dropout!r}.")
         if not 0 <= self.noise_alpha <= 1:
             raise ValueError(f"noise_alpha is a weight in [0, 1], got {self.noise_alpha!r}.")
-        if self.noise_anneal_steps is not None and self.noise_anneal_steps < 1:
-            raise ValueError(f"noise_anneal_steps must be at least 1, got {self.noise_anneal_steps!r}.")
         self._check_combinations()
 
     def _check_combinations(self) -> None:

@@ -26,7 +26,7 @@ from peft_calib import HyperLoraConfig
         ({"hyper_depth": 0}, "hyper_depth must be a positive integer"),
         ({"hyper_dropout": -0.1}, "hyper_dropout is a probability"),
         ({"noise_alpha": 1.5}, "noise_alpha is a weight"),
-        ({"noise_anneal_steps": 0}, "noise_anneal_steps must be at least 1"),
+        ({"noise_anneal_steps": 0}, "noise_anneal_steps must be a positive integer"),
         ({"hyper_arch": "transformer", "hyper_hidden": 100, "hyper_nhead": 16}, "not divisible by hyper_nhead"),
         ({"noise_mode_b": "multiply"}, "the anchor of a fresh LoRA is 0"),
         ({"noise_mode_a": "add", "noise_mode_b": "add", "noise_alpha": 1.0}, "gives the generator no gradient"),
