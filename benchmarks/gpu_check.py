@@ -34,18 +34,12 @@ import torch
 import train_step
 from device import find_device
 from harness import describe_machine
-from peft import LoraConfig
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, logging
 
-from peft_calib import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig
+from peft_calib import CurveLoraConfig
 
-METHODS = {
-    "lora": LoraConfig,
-    "hyper-lora": HyperLoraConfig,
-    "bayesian-lora": partial(BayesianLoraConfig, num_train_examples=1000),
-    "curve-lora": CurveLoraConfig,
-    "curve-lora, two points": partial(CurveLoraConfig, jsd_weight=0.2),
-}
+METHODS = {name: train_step.METHODS["all"][name] for name in ("lora", "hyper-lora", "bayesian-lora")}
+METHODS |= {"curve-lora": CurveLoraConfig, "curve-lora, two points": partial(CurveLoraConfig, jsd_weight=0.2)}
 SMALL = dict(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32)
 #: Name of a base model: how it is built, rows and tokens of its batch.
 BASES: dict[str, tuple[str | Callable, int, int]] = {
@@ -90,7 +84,7 @@ def steps(small: bool, seconds: float, rounds: int = 30) -> dict:
             entry[method] |= {"peak_memory_bytes": bytes_, "peak_memory_ratio": bytes_ / peaks["lora"]}
         results[name] = {"batch": {"rows": rows, "tokens": tokens}, "dtype": str(DEVICE.dtype), "methods": entry}
         del arms, arm
-        _empty_cache()
+        torch.cuda.empty_cache()
     return results
 
 
@@ -106,7 +100,7 @@ def traffic(small: bool, seconds: float) -> dict:
             arm.backward()
         results[method] = dict(found)
         del arm
-        _empty_cache()
+        torch.cuda.empty_cache()
     return results
 
 
@@ -122,7 +116,7 @@ def draws(small: bool, seconds: float) -> dict:
         began = time.monotonic()
         results[name] = predict.cost_of_draws(size, rows, tokens, 8, 1 if small else 7)
         longest = max(longest, time.monotonic() - began)
-        _empty_cache()
+        torch.cuda.empty_cache()
     return results
 
 
@@ -148,7 +142,7 @@ def compiled(small: bool, seconds: float) -> dict:
             "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
         }
         del arm
-        _empty_cache()
+        torch.cuda.empty_cache()
     return results
 
 
@@ -160,11 +154,6 @@ PARTS: dict[str, tuple[Callable, int]] = {
     "predict": (draws, 60),
     "compiled": (compiled, 70),
 }
-
-
-def _empty_cache() -> None:
-    if DEVICE.kind == "cuda":
-        torch.cuda.empty_cache()
 
 
 def main() -> int:

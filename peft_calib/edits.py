@@ -60,7 +60,7 @@ def accept_edits(folder: str | Path) -> str:
         names = [name for name in file.keys() if is_own(name, config)]  # noqa: SIM118  (a handle, not a dict)
         identity = Identity.of(config, {name: file.get_tensor(name) for name in names})
     config.identity = record_of(identity)
-    record = record_of(identity, embeddings_beside(config, folder) or {})
+    record = {**config.identity, "embeddings": embeddings_beside(config, folder) or {}}
     content = {**fields.content, "slot_table": config.slot_table, "identity": record}
     write_atomically(folder / CONFIG_NAME, json.dumps(content, indent=2, sort_keys=True))
     stamp_weights(folder / SAFETENSORS_WEIGHTS_NAME, identity.digest)

@@ -60,10 +60,7 @@ def has_pre_hook(module: nn.Module, hook: Callable[..., Any]) -> bool:
 
 
 def remove_hooks(module: nn.Module, *hooks: Callable[..., Any]) -> None:
-    """Take functions off the forward hooks and pre-hooks of a module, which may be a copy of the one they were put on.
-
-    The handles that registering returns know the first module only.
-    """
+    """Take functions off a module's hooks; the handles that registering returned do not know a copy of the module."""
     flags = (
         module._forward_pre_hooks_with_kwargs,
         module._forward_hooks_always_called,

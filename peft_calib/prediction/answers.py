@@ -19,8 +19,9 @@ def draw_names(answer: Any, prefix: str, url: str) -> list[str]:
     offered = [model.get("id") if isinstance(model, dict) else None for model in models]
     if not all(isinstance(name, str) for name in offered):
         raise ConnectionError(f"{url}/models lists a model without a text 'id': {_shown(answer)}.")
-    numbers = {name: re.fullmatch(re.escape(prefix) + r"([0-9]{1,9})", name) for name in offered}
-    found = sorted(int(match.group(1)) for match in (numbers[name] for name in offered) if match)
+    matches = [re.fullmatch(re.escape(prefix) + r"([0-9]{1,9})", name) for name in offered]
+    numbered = sorted((int(match.group(1)), match.string) for match in matches if match)
+    found = [number for number, _ in numbered]
     if not found:
         raise ValueError(
             f"{url} serves {_shown(offered)}, and none is named {prefix}<number>. Serve the exported draws."
@@ -30,7 +31,7 @@ def draw_names(answer: Any, prefix: str, url: str) -> list[str]:
             f"{url} serves the draws {_shown(found)}: one of 0 ... {found[-1]} is missing, or there twice. Serve all "
             "that were exported, or name those to ask with draws=."
         )
-    return [name for _, name in sorted((int(match.group(1)), name) for name, match in numbers.items() if match)]
+    return [name for _, name in numbered]
 
 
 def label_log_probabilities(answer: Any, labels: Sequence[str], name: str, listed: int, url: str) -> list[float]:

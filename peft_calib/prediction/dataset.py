@@ -107,10 +107,7 @@ def _own_share(whole: Predictor, state: Any, options: dict[str, Any]) -> Predict
 
 
 def _predicted(predictor: Predictor, batches: Iterable[tuple[int, Mapping[str, Any]]]) -> list[tuple]:
-    """Number, first draw, rows and prediction of each batch.
-
-    An answer that is not finite is kept to be told when all are in: the other processes would wait for this one.
-    """
+    """Number, first draw, rows and prediction of each batch; what is not finite is told when all are in."""
     parts: list[tuple] = []
     for index, batch in batches:
         try:

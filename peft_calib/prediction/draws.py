@@ -123,10 +123,7 @@ def evaluating(model: nn.Module, brief: bool = True) -> AbstractContextManager[N
 
 @contextmanager
 def repeating(model: nn.Module, source: LawDraws) -> Iterator[None]:
-    """Repeat rows where they enter a wrapper that takes one mapping of features (`SentenceTransformer`).
-
-    What stands around the base model (pooling over an attention mask) then sees the rows of all draws too.
-    """
+    """Repeat rows where they enter a wrapper of one mapping (`SentenceTransformer`), which pools over all draws."""
     asked = asked_of(source.root)
     takes_features = model is not source.root and not isinstance(model, (PeftModel, BaseTuner))
     if asked is None or asked.num_samples == 1 or not takes_features:

@@ -299,7 +299,7 @@ class Predictor:
                     done.append(self._by_halves(items, first, prefix))
                 else:
                     size = count // 2
-                    _empty_cache(self.device)
+                    torch.cuda.empty_cache()
                     continue
             first += count
         return torch.cat(done)
@@ -325,11 +325,6 @@ class Predictor:
             raise torch.OutOfMemoryError(
                 f"One draw of a batch of {items.rows} rows does not fit into memory. Use smaller batches."
             )
-        _empty_cache(self.device)
+        torch.cuda.empty_cache()
         halves = torch.arange(items.rows).tensor_split(2)
         return torch.cat([self.passes(items.select(rows), first, 1) for rows in halves], dim=1)
-
-
-def _empty_cache(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..draws_index import DRAWS_INDEX, read_draws_index
 from .baselines import AdapterDraws
-from .engine import How, Predictor, check_how
+from .engine import How, Predictor
 from .result import Prediction, RegressionPrediction
 
 
@@ -77,7 +77,6 @@ def predict_frozen(
     Raises:
         ValueError: If there is no such adapter, or one is disabled or merged.
     """
-    check_how(how)
     if adapter_names is None:
         adapter_names = sorted((n for n in model.peft_config if n.startswith("draw-")), key=lambda n: (len(n), n))
     source = AdapterDraws(model, adapter_names)

@@ -55,9 +55,14 @@ class Head(ABC):
     #: Whether the answer is a number instead of a distribution over classes.
     regression = False
 
-    @abstractmethod
     def items(self, batch: dict[str, Any], rows: int) -> Items:
-        """Prepare a batch for the model."""
+        """Prepare a batch for the model: without its labels, so that no loss is computed."""
+        inputs = dict(batch)
+        return self.asked(inputs, inputs.pop("labels", None), rows)
+
+    @abstractmethod
+    def asked(self, inputs: dict[str, Any], labels: torch.Tensor | None, rows: int) -> Items:
+        """The items that a batch asks about."""
 
     @abstractmethod
     def read(self, logits: torch.Tensor, items: Items, count: int) -> torch.Tensor:
@@ -76,10 +81,7 @@ class Head(ABC):
 class ClassHead(Head):
     """One distribution over classes for each row: sequence or image classification, or one of several choices."""
 
-    def items(self, batch: dict[str, Any], rows: int) -> Items:
-        """The batch without its labels, so that no loss is computed."""
-        inputs = dict(batch)
-        labels = inputs.pop("labels", None)
+    def asked(self, inputs: dict[str, Any], labels: torch.Tensor | None, rows: int) -> Items:
         return Items(inputs, rows, labels=labels)
 
     def read(self, logits: torch.Tensor, items: Items, count: int) -> torch.Tensor:
@@ -101,9 +103,8 @@ class RegressionHead(ClassHead):
 class TokenHead(Head):
     """One distribution over classes for each token that has a label, or else is not padding."""
 
-    def items(self, batch: dict[str, Any], rows: int) -> Items:
-        inputs = dict(batch)
-        labels, mask = inputs.pop("labels", None), inputs.get("attention_mask")
+    def asked(self, inputs: dict[str, Any], labels: torch.Tensor | None, rows: int) -> Items:
+        mask = inputs.get("attention_mask")
         if labels is not None:
             keep = labels != -100
         elif mask is not None and mask.dim() == 2:
@@ -133,9 +134,7 @@ class NextTokenHead(Head):
         self.prefix = "decoder_" if getattr(root.config, "is_encoder_decoder", False) else ""
         self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(root.forward).parameters
 
-    def items(self, batch: dict[str, Any], rows: int) -> Items:
-        inputs = dict(batch)
-        labels = inputs.pop("labels", None)
+    def asked(self, inputs: dict[str, Any], labels: torch.Tensor | None, rows: int) -> Items:
         prefix = self.prefix
         if prefix and not any(name in inputs for name in ("decoder_input_ids", "decoder_inputs_embeds")):
             main = next(v for v in inputs.values() if isinstance(v, torch.Tensor) and v.dim() >= 2)

@@ -229,10 +229,8 @@ def check_in_place(layers: list[Any]) -> None:
         raise ValueError("The adapter is merged into the base weights. Call unmerge_adapter() first, or do not merge.")
 
 
-def tuner_layers(model: nn.Module, adapters: set[str] | None = None) -> list[Any]:
-    """The tuner layers of a model, those that hold one of `adapters` if given."""
+def tuner_layers(model: nn.Module, adapters: set[str]) -> list[Any]:
+    """The tuner layers of a model that hold one of some adapters."""
     layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    if adapters is None:
-        return layers
     held = ({name for part in layer.adapter_layer_names for name in getattr(layer, part)} for layer in layers)
     return [layer for layer, names in zip(layers, held, strict=True) if adapters & names]

@@ -137,10 +137,11 @@ def sample_generate(
     generate: Any = getattr(source.root, "generate", None)
     if generate is None:
         raise TypeError(f"{type(source.root).__name__} cannot generate.")
-    inputs, rows = _on_device(source, batch)
+    device = next(source.root.parameters()).device
+    inputs = move_batch({name: value for name, value in batch.items() if name != "labels"}, device)
+    rows = count_rows(inputs, main_input_name(source.root))
     inputs = repeat_rows(inputs, num_samples, rows)
     wanted = {"return_dict_in_generate": True, "output_logits": True}
-    device = next(source.root.parameters()).device
     sampled = generate_kwargs.get("do_sample", source.root.generation_config.do_sample)
     own_state = _own_random_state(seed, device) if sampled else nullcontext()
     with torch.no_grad(), evaluating(model), source.use(0, num_samples), own_state:
@@ -220,12 +221,6 @@ def score_texts(
         torch.where(kept, (entropy - expected).clamp_min(0), 0).cpu(),
         kept_cpu,
     )
-
-
-def _on_device(source: LawDraws, batch: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    inputs = move_batch(dict(batch), next(source.root.parameters()).device)
-    inputs.pop("labels", None)
-    return inputs, count_rows(inputs, main_input_name(source.root))
 
 
 def _check_finite(log_p: torch.Tensor, mask: torch.Tensor, by_draw: tuple[int, int]) -> None:

@@ -211,23 +211,22 @@ class _Socket:
 
 
 def _opener(deadline: _Deadline) -> OpenerDirector:
-    class Plain(http.client.HTTPConnection):
-        def connect(self) -> None:
-            super().connect()
-            self.sock = _Socket(self.sock, deadline)  # type: ignore[assignment]
+    def limited(kind: type[http.client.HTTPConnection]) -> Any:
+        class Limited(kind):  # type: ignore[misc, valid-type]
+            def connect(self) -> None:
+                super().connect()
+                self.sock = _Socket(self.sock, deadline)
 
-    class Encrypted(http.client.HTTPSConnection):
-        def connect(self) -> None:
-            super().connect()
-            self.sock = _Socket(self.sock, deadline)  # type: ignore[assignment]
+        return Limited
 
     class Http(HTTPHandler):
         def http_open(self, req: Request) -> Any:
-            return self.do_open(Plain, req)
+            return self.do_open(limited(http.client.HTTPConnection), req)
 
     class Https(HTTPSHandler):
         def https_open(self, req: Request) -> Any:
-            return self.do_open(Encrypted, req, context=self._context)  # type: ignore[attr-defined]
+            connection = limited(http.client.HTTPSConnection)
+            return self.do_open(connection, req, context=self._context)  # type: ignore[attr-defined]
 
     class NoRedirects(HTTPRedirectHandler):
         """Leaves redirects to the caller, who reads no body of them."""

@@ -26,10 +26,9 @@ from .factors import Draw
 
 @dataclass(eq=False)
 class Asked:
-    """One question about a base model, from entering its context until leaving it.
+    """One question about a base model: `draws` by the holder's id, `None` for its mean.
 
-    `draws` are what each holder is asked for, by its id (`None` for its mean); `num_samples` how often rows are
-    repeated; `owner` the generator whose body entered the context, if one did: it acts only while that one runs.
+    It acts only while its `owner` runs, the generator whose body entered the context, if one did.
     """
 
     root: nn.Module

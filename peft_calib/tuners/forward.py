@@ -24,11 +24,7 @@ from .objective import Receipt
 
 @dataclass(eq=False)
 class Part:
-    """What one forward has from one holder.
-
-    `draw` is what the call chain asked for, `comparing` are the laws that are evaluated at several functions on each
-    row.
-    """
+    """What one forward has from one holder; `comparing` are laws evaluated at several functions on each row."""
 
     draw: Draw | None
     comparing: list[Law]

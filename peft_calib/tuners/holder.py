@@ -102,10 +102,7 @@ class FactorHolder(nn.Module):
         return found
 
     def expect(self, part: Part, receipt: Receipt, reached: bool) -> None:
-        """Have it noticed if the regularisers of the forward that has just ended reach no loss.
-
-        `reached` says whether they were added to a loss in its outputs.
-        """
+        """Have it noticed if the last forward's regularisers, not `reached` by a loss in its outputs, reach none."""
         self.now.here.receipt, self.now.here.unclaimed = receipt, not reached
         for generation in part.factors.values():
             generation.use.receipt = receipt
@@ -113,10 +110,7 @@ class FactorHolder(nn.Module):
     def read(
         self, adapter: str, index: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor, Perturbation | None]:
-        """What a layer calls in its forward: A, B and what it adds beside their update, if anything.
-
-        A is (r, d_in) and B (d_out, r), with a leading K when draws are asked for.
-        """
+        """A (r, d_in) and B (d_out, r) for a layer, with K in front for draws, and what it adds beside, or `None`."""
         generation = self._readable(adapter, index)
         A, B = generation.pair(index)
         if A.device != device:

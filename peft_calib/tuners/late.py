@@ -63,7 +63,8 @@ def share_of(prefix: Prefix, root: nn.Module, read: float) -> float:
 def run_prefix(call: Callable[[], Any], root: nn.Module, varying: list[nn.Module], rows: int) -> Prefix:
     """Run a model on B rows (`call`) up to the first module that varies; `ValueError` where it cannot be cut."""
     blocks = blocks_of(root)
-    inside = {id(block): _contains(block, varying) for block in blocks}
+    ids = {id(module) for module in varying}
+    inside = {id(block): any(id(module) in ids for module in block.modules()) for block in blocks}
     in_blocks = {id(m) for block in blocks if inside[id(block)] for m in block.modules()}
     outputs: list[tuple[nn.Module, Any]] = []
 
@@ -99,11 +100,6 @@ def blocks_of(root: nn.Module) -> list[nn.Module]:
             continue
         found += list(child) if isinstance(child, nn.ModuleList) else blocks_of(child)
     return found
-
-
-def _contains(block: nn.Module, modules: list[nn.Module]) -> bool:
-    ids = {id(module) for module in modules}
-    return any(id(module) in ids for module in block.modules())
 
 
 def _check(outputs: list[tuple[nn.Module, Any]], rows: int, root: nn.Module) -> None:
@@ -156,10 +152,7 @@ def _replay(output: Any, num_samples: int, rows: int, *args: Any, **_: Any) -> A
 
 
 def trunk_replay(root: nn.Module, inputs: dict[str, Any], rows: int, num_samples: int) -> Any:
-    """Run the frozen layers below everything that trains once for all draws: without gradients and dropout.
-
-    The context in which they answer with that; `None` where there are none, or the model cannot be cut.
-    """
+    """The context in which what lies below all that trains answers for all draws, without dropout; `None` for none."""
     trunk = trunk_of(root)
     if trunk is None:
         return None

@@ -29,11 +29,7 @@ _moving = threading.RLock()
 
 
 def is_astray(tensor: torch.Tensor) -> bool:
-    """Whether a tensor lies otherwise than a fresh allocation would: not aligned, or not in row-major order.
-
-    One without memory that could be judged (on the meta device, sharded, a subclass, inside a function transform) does
-    not.
-    """
+    """Whether a tensor whose memory can be judged lies unaligned or not row-major, as no fresh allocation would."""
     if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.device.type not in ("cpu", "cuda"):
         return False
     try:

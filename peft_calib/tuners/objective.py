@@ -146,10 +146,7 @@ def micro_batch_share(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor 
 
 @lru_cache(maxsize=256)
 def honours_num_items(model_class: type[nn.Module]) -> bool:
-    """Whether a model's forward hands `num_items_in_batch` to its loss, judged by its source.
-
-    It does if it names the argument or calls `loss_function(..., **kwargs)`.
-    """
+    """Whether a forward's source names `num_items_in_batch`, or calls `loss_function(..., **kwargs)`."""
     try:
         source = textwrap.dedent(inspect.getsource(inspect.unwrap(model_class.forward)))
     except (OSError, TypeError):

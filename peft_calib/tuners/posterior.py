@@ -41,9 +41,7 @@ class PosteriorConfig(CalibLoraConfig):
     kl_weight: float = field(default=1.0, metadata={"help": "Weight of KL / N in the training loss."})
     kl_warmup: float = field(default=1 / 3, metadata={"help": "Part of the training with a rising weight."})
     num_train_examples: int | None = field(default=None, metadata={"help": "Number N of training items."})
-    sample_seed: int | None = field(
-        default=None, metadata={"help": "Key of everything random; None follows PyTorch's seed."}
-    )
+    sample_seed: int | None = field(default=None, metadata={"help": "Key of all that is random; None: PyTorch's."})
 
     training_fields: ClassVar[frozenset[str]] = CalibLoraConfig.training_fields | frozenset(
         "kl_weight kl_warmup num_train_examples sample_seed".split()

@@ -64,10 +64,7 @@ def repeat_rows(inputs: Mapping[str, Any], num_samples: int, rows: int) -> dict[
 
 
 def repeat_training_rows(inputs: Mapping[str, Any], num_samples: int, main_input: str | None) -> dict[str, Any]:
-    """Repeat the batch of a training forward for K functions, so that its loss is the mean of their losses.
-
-    The number of items that a summed loss is divided by grows with the rows.
-    """
+    """Repeat a training batch for K functions, and the number of items that a summed loss is divided by with it."""
     repeated = repeat_rows(inputs, num_samples, count_rows(inputs, main_input))
     if repeated.get("num_items_in_batch") is not None:
         repeated["num_items_in_batch"] = repeated["num_items_in_batch"] * num_samples

@@ -35,13 +35,9 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WHOLE = ("num_generations", "draw_seed")
 
 
-def record_of(identity: Identity, embeddings: dict[str, str] | None = None) -> dict[str, Any]:
-    """What is written into the configuration.
-
-    `embeddings` are hashes of further tensors in its file; `None` where the file is written later.
-    """
-    record = {"digest": identity.digest, "fields": identity.fields, "tensors": identity.tensors}
-    return record if embeddings is None else {**record, "embeddings": embeddings}
+def record_of(identity: Identity) -> dict[str, Any]:
+    """What is written into the configuration; hashes of further tensors in its file come with the file."""
+    return {"digest": identity.digest, "fields": identity.fields, "tensors": identity.tensors}
 
 
 def recorded(config: PeftConfig) -> Identity | None:
@@ -141,10 +137,7 @@ def _check_sizes(config: PeftConfig, shapes: dict[str, tuple[int, ...]]) -> None
 
 
 def check_values(name: str, tensor: torch.Tensor, source: str, expected: torch.dtype) -> None:
-    """Refuse a tensor that holds no usable numbers, such as NaN, or others than the model keeps there.
-
-    Floating-point numbers of 16 to 64 bits stand for each other.
-    """
+    """Refuse a tensor with NaN, or of other numbers than the model's; floats of 16 to 64 bits stand for each other."""
     allowed = FLOATS if expected in FLOATS else (expected,)
     if tensor.dtype not in allowed:
         names = ", ".join(str(dtype) for dtype in allowed)

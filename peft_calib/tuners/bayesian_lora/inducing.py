@@ -72,10 +72,7 @@ def whiten(Z: torch.Tensor, variance: torch.Tensor, jitter: float) -> Whitened:
 
 
 def _eliminated(K: torch.Tensor, Z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`L^-1 Z` and the Cholesky factor L of K by elimination, row by row: for ONNX, which knows no factorisation.
-
-    A kernel is as large as a core (the rank, say), so there are a few operations for each of a few rows.
-    """
+    """`L^-1 Z` and the Cholesky factor L of K, row by row, for ONNX, which knows no factorisation; K is small."""
     columns, rows = [], []
     for j in range(K.shape[-1]):
         root = K[:, j : j + 1, j : j + 1].sqrt()

@@ -25,10 +25,9 @@ CORE_STEP_B = 2.0
 
 
 class FactorStart(NamedTuple):
-    """Initial values of a stack of factors (m, n).
+    """Initial values of a stack of factors (m, n): bases (count, R, m) and (count, C, n).
 
-    Bases Z_r (count, R, m) and Z_c (count, C, n), the mean of the core in units of the prior (count, R, C), and the
-    prior's standard deviation (count,).
+    The mean of the core is in units of the prior (count, R, C), whose standard deviation is sigma (count,).
     """
 
     rows: torch.Tensor

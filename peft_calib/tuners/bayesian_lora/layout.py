@@ -58,10 +58,8 @@ class Layout:
 
     def numel(self) -> list[float]:
         """Number of entries of each factor, in the order of `places`."""
-        widths = {"A": "in_features", "B": "out_features"}
-        return [
-            float(getattr(group, widths[side]) * group.r) for group, side in self.places for _ in self.members[group]
-        ]
+        sizes = [(g.r * (g.in_features if side == "A" else g.out_features), g) for g, side in self.places]
+        return [float(size) for size, group in sizes for _ in self.members[group]]
 
     def split(self, per_factor: torch.Tensor) -> dict[Place, torch.Tensor]:
         """Cut a tensor with one entry a factor into pieces that broadcast over (K, n, m, n)."""
@@ -124,12 +122,12 @@ def members_of(bases: Bases) -> list[ShapeGroup]:
 
 def assemble(bases: Bases, cores: PerFactor, sigma: PerFactor | None) -> dict[ShapeGroup, Pair]:
     """A and B of every group, `W = sigma G_r^T V G_c`, of cores V (K, n, R, C); with sigma 1 where it is omitted."""
-    factors = {}
-    for group in members_of(bases):
-        for side in "AB":
-            V = cores[group, side] if sigma is None else cores[group, side] * sigma[group, side]
-            factors[group, side] = combine(bases[group, side, "rows"].G, V, bases[group, side, "columns"].G)
-    return {group: (factors[group, "A"], factors[group, "B"]) for group in members_of(bases)}
+
+    def factor(group: ShapeGroup, side: str) -> torch.Tensor:
+        V = cores[group, side] if sigma is None else cores[group, side] * sigma[group, side]
+        return combine(bases[group, side, "rows"].G, V, bases[group, side, "columns"].G)
+
+    return {group: (factor(group, "A"), factor(group, "B")) for group in members_of(bases)}
 
 
 def middle(bases: Bases, group: ShapeGroup) -> torch.Tensor:

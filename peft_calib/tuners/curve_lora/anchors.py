@@ -37,11 +37,7 @@ class Anchors:
 
 
 def read_anchors(config: CurveLoraConfig, slots: SlotTable) -> Anchors:
-    """Read and check the adapters that an anchored curve visits.
-
-    Scaling is folded into B and smaller ranks are padded with zeros, so that the update of anchor i is the adapter's.
-    Where the configuration has hashes, the files must still have them.
-    """
+    """Read and check the adapters that an anchored curve visits; those of a saved curve must have their old hashes."""
     folders = [Path(folder) for folder in config.anchor_adapters or ()]
     for folder in folders:
         if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():

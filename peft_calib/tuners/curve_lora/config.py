@@ -97,9 +97,7 @@ class CurveLoraConfig(CalibLoraConfig):
     gauge_align: str = field(default="none", metadata={"help": "'none' or 'procrustes'."})
     curve_modules_to_save: bool = field(default=False, metadata={"help": "Heads are part of the curve."})
     save_anchors: bool = field(default=True, metadata={"help": "Save the anchors with the adapter."})
-    sample_seed: int | None = field(
-        default=None, metadata={"help": "Key of everything random; None follows PyTorch's seed."}
-    )
+    sample_seed: int | None = field(default=None, metadata={"help": "Key of all that is random; None: PyTorch's."})
 
     peft_name: ClassVar[str] = "CURVELORA"
     draws_differ: ClassVar[bool] = True

@@ -12,19 +12,13 @@ from ..objective import shifts_labels
 
 
 def jensen_shannon(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """Jensen-Shannon divergence, `[KL(p || m) + KL(q || m)] / 2` with `m = (p + q) / 2`, in nats.
-
-    It equals the mutual information of a prediction made by the two.
-    """
+    """`[KL(p || m) + KL(q || m)] / 2` with `m = (p + q) / 2`, in nats: the mutual information of the two."""
     log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, dtype=log_p.dtype))
     return ((log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)) / 2).sum(-1)
 
 
 def diversity_term(logits: torch.Tensor, margin: float, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """`weight max(margin - D, 0)` for class logits of two points (2, N, C), and the mean divergence D, detached.
-
-    The mean is taken over the batch, before the hinge.
-    """
+    """`weight max(margin - D, 0)` for class logits (2, N, C), and D, the mean divergence over the batch, detached."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     if not logits.shape[1]:
         return logits.sum() * 0.0, logits.new_zeros(())  # a micro-batch without a single labelled token

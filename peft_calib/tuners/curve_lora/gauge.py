@@ -27,10 +27,7 @@ def balance(A: torch.Tensor, B: torch.Tensor) -> Pair:
 
 
 def rotate_to(A: torch.Tensor, B: torch.Tensor, A_to: torch.Tensor, B_to: torch.Tensor) -> Pair:
-    """Orthogonal Procrustes: `(G^T A, B G)` with the rotation G that brings them nearest to given factors.
-
-    `G = U V^T` where `U S V^T = B^T B_to + A A_to^T`.
-    """
+    """Orthogonal Procrustes: `(G^T A, B G)` nearest to given factors, `G = U V^T`, `U S V^T = B^T B_to + A A_to^T`."""
     U, _, Vh = torch.linalg.svd(B.mT @ B_to + A @ A_to.mT)
     G = U @ Vh
     return G.mT @ A, B @ G

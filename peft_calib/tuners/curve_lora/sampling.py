@@ -14,12 +14,6 @@ _TRAIN, _SAMPLE = 1, 2  # purposes of a draw, first part of its key
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-def rank_and_world() -> tuple[int, int]:
-    """Rank of this process and number of processes; (0, 1) outside torch.distributed."""
-    together = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
-
-
 def training_position(seed: int, step: int, stratified: bool, micro_batches: int) -> float:
     """Where on [0, 1) a training forward takes its point: uniform, and independent of the global random state.
 
@@ -27,7 +21,8 @@ def training_position(seed: int, step: int, stratified: bool, micro_batches: int
     optimiser step a stratum of its own and is uniform all the same, for the whole comb is shifted by one random number
     and its teeth change places.
     """
-    rank, world = rank_and_world()
+    together = dist.is_available() and dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
     if not stratified:
         return float(torch.rand((), generator=keyed_generator(seed, _TRAIN, step, rank), dtype=torch.float64))
     update, micro = divmod(step, micro_batches)
@@ -59,10 +54,7 @@ def sample_points(shape: CurveShape, seed: int, first: int, count: int, total: i
 
 
 def at_arc_length(positions: torch.Tensor, speeds: torch.Tensor, num_segments: int) -> torch.Tensor:
-    """Parameters that lie at given parts (in [0, 1]) of the curve's length.
-
-    `speeds` are `||zeta'||` in the middle of equal intervals of [0, N_seg].
-    """
+    """Parameters at given parts of the length; `speeds` are `||zeta'||` amid equal intervals of [0, N_seg]."""
     lengths = torch.cat([speeds.new_zeros(1), speeds.cumsum(0)]).double()
     if not lengths[-1] > 0:
         return positions.double() * num_segments

@@ -52,10 +52,7 @@ class _DenseNoise(torch.autograd.Function):
 
 
 class BaseNorms:
-    """Squared norms of the rows of the base weights, read once a layer, and again when a weight has changed or moved.
-
-    The holder of a model is copied and saved without them.
-    """
+    """Squared norms of the base weights' rows, read again when one has changed or moved; copied and saved empty."""
 
     def __init__(self) -> None:
         self._squares: dict[int, tuple[tuple, torch.Tensor]] = {}
@@ -130,11 +127,7 @@ class WeightNoise:
 
 
 def scheduled_rho(schedule: str, progress: float, cycles: int) -> float:
-    """Factor of rho when part p of the training is done.
-
-    `"cycles"`: `1 - cos(2 pi f p)`, between 0 and 2 with mean 1; `"flat_lora"`: one rise, `(1 - cos(pi p)) / 2`;
-    `"constant"`: 1.
-    """
+    """Factor of rho at part p: `1 - cos(2 pi f p)`, whose mean is 1; one rise, `(1 - cos(pi p)) / 2`; or 1."""
     if schedule == "cycles":
         return 1 - math.cos(2 * math.pi * cycles * progress)
     return (1 - math.cos(math.pi * progress)) / 2 if schedule == "flat_lora" else 1.0

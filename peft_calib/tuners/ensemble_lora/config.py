@@ -42,9 +42,7 @@ class EnsembleLoraConfig(CalibLoraConfig):
     lora_alpha: int | float = field(default=16, metadata={"help": "Numerator of the scaling lora_alpha / r."})
     num_members: int = field(default=2, metadata={"help": "Number of members."})
     layers: int | str = field(default="last_half", metadata={"help": f"{', '.join(SHARES)}, or how many of the last."})
-    seed: int | None = field(
-        default=None, metadata={"help": "Key of the initial values; None follows PyTorch's seed."}
-    )
+    seed: int | None = field(default=None, metadata={"help": "Key of the initial values; None follows PyTorch's."})
     fresh_heads: bool = field(default=True, metadata={"help": "Start the heads of further members anew."})
 
     peft_name: ClassVar[str] = "ENSEMBLELORA"

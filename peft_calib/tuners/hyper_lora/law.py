@@ -110,12 +110,13 @@ class HyperLaw(CountingLaw):
 
     def _build_frozen(self, draws: torch.Generator, anchors: list | None) -> None:
         c = self.config
+        uses_anchor_a = c.noise_mode_a != "replace" or (c.a_mode == "generated" and c.a_residual)
         for group, indices in self.slots.groups.items():
             shape = (len(indices), group.r, group.in_features)
             if c.a_mode == "fixed":
                 self._keep(f"fixed_A_{group.key}", uniform(shape, self._bound(group), draws))
             given = stacked([anchors[i] for i in indices]) if anchors else None
-            if self._uses_anchor_a:
+            if uses_anchor_a:
                 fresh = uniform(shape, 1 / math.sqrt(group.in_features), draws)
                 self._keep(f"anchor_A_{group.key}", given[0] if given else fresh)
             if c.noise_mode_b != "replace":
@@ -127,11 +128,6 @@ class HyperLaw(CountingLaw):
 
     def _bound(self, group: ShapeGroup) -> float:
         return 1 / math.sqrt(group.in_features if self.config.a_init == "lora" else group.r)
-
-    @property
-    def _uses_anchor_a(self) -> bool:
-        c = self.config
-        return c.noise_mode_a != "replace" or (c.a_mode == "generated" and c.a_residual)
 
     def forward(self, draw: Draw) -> Factors:
         weight = next(self.trunk.parameters())
