@@ -13,7 +13,6 @@ Runs are kept in `--runs`: an interrupted benchmark goes on where it stood.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from peft_calib.runs.embedded import embedded_model
 from peft_calib.runs.evaluation import evaluate_run
 
 DOMAINS = ("dev_in_domain", "dev_out_of_domain")
+SETTINGS = {"rows": 400, "epochs": 6, "learning_rate": 2e-3, "seed": 0}
 #: Name of a run, and what its command adds to the common settings.
 RUNS = {
     "lora": ["--method", "lora"],
@@ -47,11 +47,11 @@ def call(*arguments: object) -> None:
             raise
 
 
-def train(name: str, out: Path, args: argparse.Namespace) -> None:
-    common = ["--data", args.data / "train.jsonl.gz", "--model", embedded_model(), "--max-train-rows", args.rows]
-    common += ["--epochs", args.epochs, "--learning-rate", args.learning_rate, "--max-length", 64, "--batch-size", 32]
-    common += ["--trainer-option", "eval_strategy=no", "--num-samples", args.num_samples]
-    common += ["--calibration-fraction", args.calibration_fraction, "--seed", args.seed]
+def train(name: str, out: Path, data: Path) -> None:
+    common = ["--data", data / "train.jsonl.gz", "--model", embedded_model(), "--max-train-rows", SETTINGS["rows"]]
+    common += ["--epochs", SETTINGS["epochs"], "--learning-rate", SETTINGS["learning_rate"], "--max-length", 64]
+    common += ["--batch-size", 32, "--trainer-option", "eval_strategy=no", "--num-samples", 4]
+    common += ["--calibration-fraction", 0.05, "--seed", SETTINGS["seed"]]
     call("train", "--output-dir", out, *common, *RUNS[name])
 
 
@@ -115,32 +115,23 @@ def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--data", type=Path, required=True)
     flags.add_argument("--runs", type=Path, required=True)
-    flags.add_argument("--methods", nargs="+", choices=list(RUNS), default=list(RUNS))
-    flags.add_argument("--rows", type=int, default=400)
-    flags.add_argument("--epochs", type=float, default=6)
-    flags.add_argument("--learning-rate", type=float, default=2e-3)
-    flags.add_argument("--calibration-fraction", type=float, default=0.05)
-    flags.add_argument("--num-samples", type=int, default=4)
-    flags.add_argument("--seed", type=int, default=0)
     args = flags.parse_args()
-    runs = {name: args.runs / name for name in args.methods}
+    runs = {name: args.runs / name for name in RUNS}
     domains: dict = {domain: {"methods": {}} for domain in DOMAINS}
     for name, out in runs.items():
         if not (out / "run.json").exists():
-            train(name, out, args)
+            train(name, out, args.data)
         for domain in DOMAINS:
             found = evaluate_run(out, data=args.data / f"{domain}.jsonl.gz", progress=False).content
             domains[domain]["methods"][name] = shortened(found)
             domains[domain]["majority_share"] = found["baseline"]["accuracy"]
-    if "lora" not in runs or len(runs) < 2:
-        return
     for domain in DOMAINS:
         options = {"data": args.data / f"{domain}.jsonl.gz", "metrics": list(COMPARED), "progress": False}
         domains[domain]["against_lora"] = compare_runs(list(runs.values()), **options).to_dict()["pairs"]
     facts = {name: json.loads((out / "run.json").read_text()) for name, out in runs.items()}
     results = {
         "machine": describe_machine(),
-        "settings": {key: getattr(args, key) for key in ("rows", "epochs", "learning_rate", "seed")},
+        "settings": SETTINGS,
         "training": {name: {"rows": fact["rows"], "stages": fact["stages"]} for name, fact in facts.items()},
         "domains": domains,
         "not_better": not_better(domains, list(runs)),

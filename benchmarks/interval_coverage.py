@@ -11,13 +11,11 @@ thousand; `rmsce_debiased` estimates the population's `rmsce`.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-from harness import describe_machine, drawn_labels, parser, write
+from harness import describe_machine, drawn_labels, kept, parser, write
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
@@ -165,14 +163,9 @@ def main() -> None:
     flags.add_argument("--resamples", type=int, default=400)
     flags.add_argument("--rows", type=int, nargs="+", default=ROWS)
     flags.add_argument("--models", nargs="+", default=list(MODELS))
-    flags.add_argument("--table", type=Path, nargs="+", help="print the table of results that were written before")
     arguments = flags.parse_args()
-    if arguments.table:
-        results = {k: v for path in arguments.table for k, v in json.loads(path.read_text("utf-8"))["results"].items()}
-        print(summary(results, sorted({int(name.split(", ")[-1].split()[0]) for name in results})))
-        return
     warnings.simplefilter("ignore", UserWarning)
-    results = {}
+    results = kept(arguments.output).get("results", {})
     expected = {name: truth(MODELS[name]) for name in arguments.models}
     for num_rows in arguments.rows:
         for name in arguments.models:
@@ -187,6 +180,7 @@ def main() -> None:
             # after every cell: an interrupted study is not lost
             settings = vars(arguments) | {"output": None}
             write(arguments.output, {"machine": describe_machine(), "settings": settings, "results": results})
+    print(summary(results, sorted({int(name.split(", ")[-1].split()[0]) for name in results})))
 
 
 if __name__ == "__main__":

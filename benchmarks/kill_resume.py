@@ -9,22 +9,22 @@ is being written.
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "training"))
 from harness import kept, parser, write
 from kills import command, run, run_until_killed, same_run
 
-STEPS, SAVE_STEPS, KILLS = 30, 3, 5
+STEPS, SAVE_STEPS, KILLS, SEED = 30, 3, 5, 0
 
 
-def study(method: str, processes: int, seed: int) -> dict:
+def study(method: str, processes: int) -> dict:
     """One method on some processes: where it was killed, where it went on, and whether it ended the same."""
-    draw = random.Random(f"{seed} {method} {processes}")
+    draw = random.Random(f"{SEED} {method} {processes}")
     options = ("--steps", str(STEPS), "--save-steps", str(SAVE_STEPS))
     with tempfile.TemporaryDirectory() as scratch:
         reference, folder = Path(scratch) / "reference", Path(scratch) / "killed"
@@ -40,20 +40,13 @@ def study(method: str, processes: int, seed: int) -> dict:
 
 
 def main() -> None:
-    flags = parser(__doc__)
-    flags.add_argument("--methods", nargs="+", default=["hyper-lora", "bayesian-lora", "curve-lora"])
-    flags.add_argument("--processes", nargs="+", type=int, default=[1, 2])
-    flags.add_argument("--seed", type=int, default=0)
-    options = flags.parse_args()
-    results = {"steps": STEPS, "save_steps": SAVE_STEPS, "seed": options.seed}
-    results["runs"] = kept(options.output).get("runs", {})
-    for method in options.methods:
-        for processes in options.processes:
-            start = time.monotonic()
-            found = study(method, processes, options.seed)
-            results["runs"][f"{method}, {processes} process{'es' if processes > 1 else ''}"] = found
-            print(method, processes, found["equal"], f"{time.monotonic() - start:.0f} s", flush=True)
-            write(options.output, results)
+    output = parser(__doc__).parse_args().output
+    results = {"steps": STEPS, "save_steps": SAVE_STEPS, "seed": SEED, "runs": kept(output).get("runs", {})}
+    for method, processes in itertools.product(("hyper-lora", "bayesian-lora", "curve-lora"), (1, 2)):
+        found = study(method, processes)
+        results["runs"][f"{method}, {processes} process{'es' if processes > 1 else ''}"] = found
+        print(method, processes, found["equal"], flush=True)
+        write(output, results)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     _sync_folder(path.parent)
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_atomically(path: str | Path, text: str) -> None:
     """Write a text file so that a reader finds the old content or the new, never half of it."""
     with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 import zipfile
@@ -12,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from peft_calib.files import write_atomically
+from peft_calib.files import file_hash, write_atomically
 
 from .adapter_state import barrier, check_readable, write_adapter
 
@@ -122,7 +121,7 @@ def seal_checkpoint(folder: str | Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     listed = {}
     for path in files:
-        listed[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _digest(path)}
+        listed[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": file_hash(path)}
     text = json.dumps({"format_version": FORMAT_VERSION, "files": listed}, indent=1)
     write_atomically(folder / MANIFEST, text + "\n")
 
@@ -143,7 +142,7 @@ def checkpoint_problems(folder: str | Path) -> list[str]:
             problems.append(f"{name} is missing")
         elif path.stat().st_size != entry["size"]:
             problems.append(f"{name} has {path.stat().st_size} of {entry['size']} bytes")
-        elif _digest(path) != entry["sha256"]:
+        elif file_hash(path) != entry["sha256"]:
             problems.append(f"{name} has changed")
     return problems
 
@@ -178,11 +177,6 @@ def _is_whole(path: Path) -> bool:
     except (ValueError, SafetensorError):
         return False
     return path.suffix not in (".pt", ".pth", ".bin") or zipfile.is_zipfile(path)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 
 from peft_calib.calibration.answers import log_probabilities
 from peft_calib.calibration.inputs import as_numpy
 from peft_calib.prediction.draws import draws, evaluating
 from peft_calib.provenance.row_tables import as_rows
-from peft_calib.tuners.rows import move_batch
 
 from .outputs import answers_before_labels, label_names_of, labels_among, logits_among, output_names, without_labels
 from .preprocess import IGNORE_INDEX, keep_for_calibration, labelled_rows
@@ -70,7 +70,7 @@ def logits_of_rows(
     with evaluating(model), torch.no_grad():
         for start in range(0, len(rows), batch_size):
             batch = collate([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
-            batch = {name: move_batch(value, device) for name, value in batch.items()}
+            batch = send_to_device(dict(batch), device, non_blocking=True)
             labels = labels_of_batch(batch, names)
             inputs = without_labels(model, batch, names)
             if num_samples is None:

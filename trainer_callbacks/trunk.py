@@ -6,11 +6,11 @@ import logging
 from pathlib import Path
 
 import torch
+from accelerate.utils import send_to_device
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..prediction.sources import shared_root
 from ..tuners.laws import holders_of
-from ..tuners.rows import move_batch
 from ..tuners.trunk_cache import CACHES, CannotCacheError, TrunkCache, rows_of
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class TrunkCacheCallback(TrainerCallback):
             rows = (row for batch in batches for row, _ in rows_of(batch))
             cache = TrunkCache(root, rows, self.dtype, self.max_bytes, self.folder)
             some = collate([dataset[i] for i in range(min(_CHECKED, len(dataset)))])
-            cache.check(root, move_batch(dict(some), next(root.parameters()).device))
+            cache.check(root, send_to_device(dict(some), next(root.parameters()).device, non_blocking=True))
             CACHES[root] = cache
         except CannotCacheError as error:
             self.reason = str(error)

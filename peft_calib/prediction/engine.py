@@ -9,11 +9,12 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 
 from ..tuners.late import Prefix, run_prefix, share_of
 from ..tuners.padding import takes_one_row
-from ..tuners.rows import count_rows, main_input_name, move_batch, repeat_rows
+from ..tuners.rows import count_rows, main_input_name, repeat_rows
 from .adaptive import FIRST, FIRST_PAIRED, STEP, STEP_PAIRED, check_adaptive, pair_means, settled
 from .baselines import AdapterDraws, DropoutDraws
 from .budget import draws_per_pass
@@ -205,7 +206,7 @@ class Predictor:
             raise TypeError(
                 f"The batch must be a mapping of input names to tensors, got {type(batch).__name__}.{hint}"
             )
-        inputs = move_batch(dict(batch), self.device)
+        inputs = send_to_device(dict(batch), self.device, non_blocking=True)
         rows = count_rows(inputs, main_input_name(self.source.root))
         if self.no_cache:
             inputs["use_cache"] = False  # rows of different draws share no cache, and nothing is generated

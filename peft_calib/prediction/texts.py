@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 
-from ..tuners.rows import count_rows, main_input_name, move_batch, repeat_rows
+from ..tuners.rows import count_rows, main_input_name, repeat_rows
 from .draws import count_draws, evaluating
 from .result import NotFiniteError
 from .sources import LawDraws
@@ -138,7 +139,8 @@ def sample_generate(
     if generate is None:
         raise TypeError(f"{type(source.root).__name__} cannot generate.")
     device = next(source.root.parameters()).device
-    inputs = move_batch({name: value for name, value in batch.items() if name != "labels"}, device)
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    inputs = send_to_device(inputs, device, non_blocking=True)
     rows = count_rows(inputs, main_input_name(source.root))
     inputs = repeat_rows(inputs, num_samples, rows)
     wanted = {"return_dict_in_generate": True, "output_logits": True}

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from ..calibration import calibration_report
 from ..calibration.fingerprint import SplitFingerprint
 from ..console import quiet
-from ..files import replace_folder, write_atomically
+from ..files import file_hash, replace_folder, write_atomically
 from ..json_files import without_nan
 from ..prediction import Prediction
 from .baseline import MostFrequent
@@ -159,18 +159,13 @@ def _made_before(place: Path, identity: dict[str, Any]) -> Evaluation | None:
     if content.get("identity") != identity or not isinstance(content.get("variants"), dict):
         return None
     rows = content.get("rows_file")
-    if rows is not None and (not (place / ROWS).is_file() or _file_digest(place / ROWS) != rows):
+    if rows is not None and (not (place / ROWS).is_file() or file_hash(place / ROWS) != rows):
         return None
     fields = read_fields(place / REPORT)
     fields.listing("metrics", str)
     for variant in content["variants"]:
         fields.mapping("variants").mapping(variant).number("temperature", above=0)
     return Evaluation(place, content)
-
-
-def _file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _warn_of_another_adapter(folder: RunFolder, identity: dict[str, Any]) -> None:
@@ -316,7 +311,7 @@ def _write(place: Path, made: Made) -> None:
     def write(new: Path) -> None:
         if made.arrays:
             save_file(made.arrays, new / ROWS)
-            made.content["rows_file"] = _file_digest(new / ROWS)
+            made.content["rows_file"] = file_hash(new / ROWS)
         if made.html is not None:
             write_atomically(new / "report.html", made.html)
         write_atomically(new / "report.md", evaluation_markdown(made.content, made.content["metrics"]))

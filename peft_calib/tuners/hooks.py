@@ -17,14 +17,7 @@ from .forward import Forward, is_running, pop, push
 from .holder import FactorHolder
 from .late import trunk_replay
 from .modes import modes_of
-from .objective import (
-    Receipt,
-    add_to_outputs,
-    has_labels,
-    micro_batch_share,
-    named_inputs,
-    reaches_loss,
-)
+from .objective import Receipt, add_to_outputs, has_labels, micro_batch_share, named_inputs, reaches_loss
 from .padding import check_one_row, give_back, lend, takes_one_row
 from .rows import count_rows, first_rows, main_input_name, repeat_rows, repeat_training_rows
 from .trunk_cache import CACHES, cached_replay

@@ -172,18 +172,6 @@ def _tile(tensor: torch.Tensor, count: int, dim: int) -> torch.Tensor:
     return tensor.repeat(*[count if d == dim else 1 for d in range(tensor.dim())])
 
 
-def move_batch(value: Any, device: torch.device) -> Any:
-    """Move the tensors of a batch, however nested, to a device."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, Mapping):
-        moved = {key: move_batch(part, device) for key, part in value.items()}
-        return type(value)(**moved) if hasattr(value, "to_tuple") else moved
-    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return type(value)(move_batch(part, device) for part in value)
-    return value
-
-
 def main_input_name(model: nn.Module) -> str | None:
     """The name under which a model takes its rows."""
     return getattr(model, "main_input_name", None)

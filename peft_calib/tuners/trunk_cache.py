@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 
 from ..internals.torch import version_of
@@ -25,7 +26,6 @@ from .asked import forward_replaced
 from .late import Trunk, asks_for_gradient, pass_on, trunk_of
 from .laws import laws_of
 from .modes import modes_of
-from .rows import move_batch
 
 #: What a batch may hold: tokens, which the states follow from, and what the trunk does not read.
 TOKENS = ("input_ids", "token_type_ids")
@@ -80,14 +80,11 @@ class TrunkCache:
         self.trunk = trunk
         self.stamp = _stamp(trunk)
         self.places: dict[bytes, slice] = {}
-        different: dict[bytes, Row] = {}
+        different = {row.key: row for row in rows}
         total = 0
-        for row in rows:
-            key = row.key
-            if key not in different:
-                different[key] = row
-                self.places[key] = slice(total, total + len(row))
-                total += len(row)
+        for key, row in different.items():
+            self.places[key] = slice(total, total + len(row))
+            total += len(row)
         if not total:
             raise CannotCacheError("there are no rows")
         self._fill(root, different, total, dtype, max_bytes, folder)
@@ -123,7 +120,7 @@ class TrunkCache:
         device = next(root.parameters()).device
         inputs = {name: torch.stack([row.tokens[name] for row in rows]) for name in rows[0].tokens}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        return self.run(root, move_batch(inputs, device), len(rows))
+        return self.run(root, send_to_device(inputs, device, non_blocking=True), len(rows))
 
     def run(self, root: nn.Module, inputs: Mapping[str, Any], rows: int, as_in_training: bool = False) -> torch.Tensor:
         """States (B, T, D) of a batch, computed now, without dropout unless `as_in_training`."""

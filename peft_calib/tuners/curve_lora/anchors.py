@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from ...files import file_hash
 from ..factors import Pair, SlotTable
 from ..lora_factors import read_lora_factors
 from .config import CurveLoraConfig
@@ -69,12 +69,6 @@ def read_anchors(config: CurveLoraConfig, slots: SlotTable) -> Anchors:
     if not config.curve_modules_to_save:
         _check_equal_heads(folders, heads)
     return Anchors(align(pairs) if config.gauge_align == "procrustes" else pairs, heads, hashes)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_plain(folder: Path, config: CurveLoraConfig, slots: SlotTable) -> None:
