@@ -13,7 +13,8 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from .files import disk_is_full
-from .runs.flags import resolve, setting_flags, with_flags
+from .runs.flags import given, resolve, setting_flags, with_flags
+from .runs.settings import DEMONSTRATION
 
 #: Exit code of a command that was stopped by hand, as shells have it.
 INTERRUPTED = 130
@@ -40,25 +41,23 @@ app = typer.Typer(
 
 
 RunDir = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
-Subset = Annotated[str | None, typer.Option(help="Configuration name of a Hub data set.")]
-Encoding = Annotated[str | None, typer.Option(help="Of text files that are not UTF-8, such as cp1252 or latin-1.")]
-Delimiter = Annotated[str | None, typer.Option(help="Of CSV files, where the rows do not show it; also tab.")]
-DropMissing = Annotated[bool, typer.Option("--drop-missing", help="Leave out rows without a text or a label.")]
 Outside = Annotated[
     str | None, typer.Option(help="Texts of other origin: a file, a folder or a Hub id with the same text column.")
 ]
 Seed = Annotated[int, typer.Option(help="Key of the draws and of the intervals.")]
+#: Settings that the demonstration's runs can be given.
+DEMO = (
+    "subset", "encoding", "delimiter", "drop_missing", "text_column", "label_column", "max_length", "max_train_rows",
+    "rank", "target_modules", "epochs", "learning_rate", "batch_size", "seed",
+)  # fmt: skip
 #: What a finished run is measured on, and how.
 MEASURING = {
     "data": Annotated[
         str | None,
         typer.Option(help="Rows to test on: a file, a folder or a Hub id. Default: the run's own test rows."),
     ],
-    "subset": Subset,
+    **setting_flags(("subset", "encoding", "delimiter", "drop_missing")),
     "split": Annotated[str | None, typer.Option(help="Split of the data. Default: test, or else validation.")],
-    "encoding": Encoding,
-    "delimiter": Delimiter,
-    "drop_missing": DropMissing,
     "num_samples": Annotated[int | None, typer.Option(help="Draws of a stochastic prediction. Default: as trained.")],
     "metrics": Annotated[
         list[str] | None, typer.Option("--metric", "--metrics", help="A score to show. May be repeated.")
@@ -67,6 +66,7 @@ MEASURING = {
 
 
 @app.command(cls=Command)
+@with_flags(setting_flags(DEMO, DEMONSTRATION))
 def demo(
     output_dir: Annotated[Path, typer.Option(help="Folder for the report, the picture and the adapters.")] = Path(
         "demo-out"
@@ -77,27 +77,12 @@ def demo(
             help="'documentation' (embedded), a .csv/.tsv/.json/.jsonl/.parquet file, a folder, or a Hub id."
         ),
     ] = "documentation",
-    subset: Annotated[str | None, typer.Option(help="Configuration name of a Hub data set.")] = None,
-    text_column: Annotated[
-        list[str] | None, typer.Option(help="Column of the text; twice for pairs. Default: text.")
-    ] = None,
-    label_column: Annotated[str, typer.Option(help="Column of the label.")] = "label",
     outside: Outside = None,
     model: Annotated[
         str | None, typer.Option(help="A Hub id or a folder. Default: the embedded all-MiniLM-L6-v2.")
     ] = None,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters.")] = 8,
-    target_modules: Annotated[str, typer.Option(help="'all-linear', or names separated by commas.")] = "all-linear",
-    epochs: Annotated[float, typer.Option(min=0.0, help="Passes over the training rows.")] = 8,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Of AdamW, with a linear decay.")] = 1e-3,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows per optimiser step.")] = 32,
-    max_length: Annotated[int, typer.Option(min=4, help="Tokens a text is cut to.")] = 128,
-    max_train_rows: Annotated[int | None, typer.Option(min=1, help="Train on at most this many rows.")] = None,
-    encoding: Encoding = None,
-    delimiter: Delimiter = None,
-    drop_missing: DropMissing = False,
-    seed: Annotated[int, typer.Option(help="Of the splits, the head, the adapters and the order of the rows.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run in the folder.")] = False,
+    **settings: Any,
 ) -> None:
     """Fine-tune with plain LoRA, HyperLoRA and BayesianLoRA, and print how calibrated each is.
 
@@ -110,12 +95,7 @@ def demo(
 
     check_output_dir(output_dir, overwrite)
     with console.status("reading the data"):
-        config, other = demo_config(
-            data, model, subset=subset, text_column=text_column or ["text"], label_column=label_column, rank=rank,
-            target_modules=[target_modules], epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
-            max_length=max_length, max_train_rows=max_train_rows, encoding=encoding, delimiter=delimiter,
-            drop_missing=drop_missing, seed=seed,
-        )  # fmt: skip
+        config, other = demo_config(data, model, **given(settings))
     run_demo(config, output_dir, outside=outside or other, overwrite=overwrite, console=console)
     console.print(f"Done in {time.perf_counter() - start:.0f} s.")
 

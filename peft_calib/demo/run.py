@@ -22,7 +22,7 @@ from ..runs.folder import STAGE, RunFolder, read_json, write_json
 from ..runs.loading import FinishedRun
 from ..runs.methods import ADAPTER
 from ..runs.rows import labelled_test_split, load_outside_rows, load_run_rows, load_test_rows
-from ..runs.settings import RunConfig
+from ..runs.settings import DEMONSTRATION, RunConfig
 from ..runs.sources import FileFormat, read_splits
 from ..runs.stage import load_base
 from ..runs.training import train_in
@@ -32,7 +32,6 @@ from .table import Line, reliability_grid, result_table
 FINISHED = "report.json"  # written last: a folder that has it holds a finished demonstration
 #: How the table calls a method, and how the command line does.
 METHODS = {"LoRA": "lora", "HyperLoRA": "hyper-lora", "BayesianLoRA": "bayesian-lora"}
-NUM_DRAWS = 8
 #: Nothing is watched or continued here; grouping by length is a third less padding, hence time.
 TRAINER = {"eval_strategy": "no", "train_sampling_strategy": "group_by_length"}
 NO_CHECKPOINTS = 1e9
@@ -53,14 +52,8 @@ def demo_config(
 ) -> tuple[RunConfig, str | None]:
     """Settings of the runs, and texts of other origin; test rows are held out where the source brings none."""
     source, outside, fractions = with_embedded(data, None, {"test_fraction": 0.2})
-    values: dict[str, Any] = {
-        "epochs": 8,
-        "batch_size": 32,
-        "max_length": 128,
-        "num_samples": NUM_DRAWS,
-        "warmup": 0.0,
-    }
-    values |= {"trainer": TRAINER, "save_steps": NO_CHECKPOINTS, **fractions, **settings}
+    own = {"trainer": TRAINER, "save_steps": NO_CHECKPOINTS, **fractions}
+    values: dict[str, Any] = {**DEMONSTRATION, **own, **settings}
     config = RunConfig(data=source, model=model or embedded_model(), **values)
     splits = read_splits(config.data, config.subset, FileFormat(config.encoding, config.delimiter))
     if labelled_test_split(splits, config) is not None:
@@ -128,7 +121,7 @@ def _make(config: RunConfig, outside: Any, about: dict[str, Any], folder: Path, 
         export = _export(FinishedRun.load(folder / "runs" / "hyperlora"), folder / "hyperlora-as-lora")
         draws = {**_about_draws(runs["BayesianLoRA"]), **_spread(FinishedRun.load(folder / "runs" / "bayesianlora"))}
     lines = [Line(name, found, "mean") for name, found in runs.items()]
-    lines.append(Line(f"{NUM_DRAWS} draws of it", runs["BayesianLoRA"], "sample"))
+    lines.append(Line(f"{config.num_samples} draws of it", runs["BayesianLoRA"], "sample"))
     reliability_grid(lines).savefig(folder / "reliability.png", dpi=120)
     baseline = runs["LoRA"].content["baseline"]
     report: dict[str, Any] = {

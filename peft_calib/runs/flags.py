@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -52,9 +52,7 @@ def resolve(config_file: Path | None, flags: dict[str, Any], tell: Callable[[str
         for name, methods in left_out.items():
             if tell is not None:
                 tell(f"{config_file}: {name} is for {' and '.join(methods)}; left out, since this is {method}")
-    for name, value in flags.items():
-        if value is None or value == []:
-            continue
+    for name, value in given(flags).items():
         if name in PIECES:
             value = {**(values.get(name) or {}), **parse_assignments(PIECES[name], value)}
         values[name] = value
@@ -64,26 +62,36 @@ def resolve(config_file: Path | None, flags: dict[str, Any], tell: Callable[[str
         raise ValueError(str(error)) from error
 
 
-def setting_flags() -> dict[str, Any]:
-    """A flag for each setting of a run."""
+def given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What the user said of the flags."""
+    return {name: value for name, value in flags.items() if value is not None and value != []}
+
+
+def setting_flags(names: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A flag for each setting of a run; or for some, with their bounds, and perhaps with other defaults."""
     hints = get_type_hints(RunConfig)
     found = {}
     for item in fields(RunConfig):
+        if names and item.name not in names:
+            continue
         hint = hints[item.name]
         optional = type(None) in get_args(hint)
         kind = next((arg for arg in get_args(hint) if arg is not type(None)), hint) if optional else hint
         several = get_origin(kind) in (list, dict)
         name = PIECES.get(item.name, item.name.replace("_", "-"))
-        option = typer.Option(f"--{name}", help=_help(item), show_default=False)
+        low = (item.metadata["least"] or item.metadata["above"]) if names else None
+        text = _help(item, (defaults or {}).get(item.name, default_of(item)))
+        option = typer.Option(f"--{name}", help=text, show_default=False, min=low)
         found[item.name] = Annotated[list[str] | None if several else kind | None, option]
     return found
 
 
-def _help(item: Any) -> str:
-    default = default_of(item)
+def _help(item: Any, default: Any) -> str:
     text = item.metadata["help"]
     if item.name in PIECES:
         return f"{text} As name=value; may be repeated."
     if isinstance(default, list):
         return f"{text} May be repeated. Default: {', '.join(default)}."
-    return text if default in (None, "", False) else f"{text} Default: {default!r}."
+    if default in (None, "", False):
+        return f"{text} Default: {item.metadata['unset']}." if item.metadata["unset"] else text
+    return f"{text} Default: {default!r}."

@@ -22,11 +22,16 @@ _FROM_OUTSIDE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
-def _setting(default: Any, help_text: str) -> Any:
-    """A field with its line of help."""
+#: What a demonstration takes otherwise than a run.
+DEMONSTRATION = {"epochs": 8.0, "batch_size": 32, "max_length": 128, "num_samples": 8, "warmup": 0.0}
+
+
+def _setting(default: Any, help_text: str, unset: str = "", least: float | None = None, above: Any = None) -> Any:
+    """A field with its line of help, what stands for None in words, and its bounds."""
+    metadata = {"help": help_text, "unset": unset, "least": least, "above": above}
     if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": help_text})
-    return field(default=default, metadata={"help": help_text})
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -52,31 +57,31 @@ class RunConfig:
     prompt: str = _setting("{question}\n{choices}\nAnswer:", "Multiple-choice prompt; choices come as lettered lines.")
     tokens_column: str = _setting("tokens", "Column with the words of a text (token-cls).")
     tags_column: str = _setting("tags", "Column with the tag of each word (token-cls).")
-    max_length: int = _setting(256, "Tokens a row is cut to.")
-    max_train_rows: int | None = _setting(None, "Train on at most this many rows, chosen at random by class.")
+    max_length: int = _setting(256, "Tokens a row is cut to.", least=4)
+    max_train_rows: int | None = _setting(None, "Train on at most this many rows, chosen at random by class.", least=1)
     calibration_fraction: float = _setting(0.2, "Share of the training rows held out to calibrate on.")
     test_fraction: float = _setting(0.0, "Share of the rows held out to test on, where the data have no test split.")
     # the adapter
-    rank: int = _setting(8, "Rank r of the update.")
-    lora_alpha: float | None = _setting(None, "Numerator of the scaling lora_alpha / r; twice the rank if not given.")
+    rank: int = _setting(8, "Rank r of the update.", least=1)
+    lora_alpha: float | None = _setting(None, "Numerator of the scaling lora_alpha / r.", "twice the rank")
     lora_dropout: float = _setting(0.0, "Dropout on the update's input while training.")
     target_modules: list[str] = _setting(
         ["all-linear"], "'all-linear', or names of linear maps, also separated by commas."
     )
     adapter: dict[str, Any] = _setting({}, "Further fields of the method's PEFT configuration.")
-    num_samples: int = _setting(8, "Draws K of a prediction (bayesian-lora).")
-    members: int | None = _setting(None, "Members of an ensemble-lora (2 if not given), of an ensemble (5).")
-    anchors: int = _setting(3, "Anchors N of a curve.")
-    handles: int = _setting(2, "Handles m of a segment of a curve.")
+    num_samples: int = _setting(8, "Draws K of a prediction (bayesian-lora).", least=1)
+    members: int | None = _setting(None, "Members of an ensemble-lora (2 if not given), of an ensemble (5).", least=2)
+    anchors: int = _setting(3, "Anchors N of a curve.", least=2)
+    handles: int = _setting(2, "Handles m of a segment of a curve.", least=0)
     mode: str = _setting("anchored", "Curve: 'anchored' trains N LoRAs and joins them, 'free' trains all at once.")
     # the training
-    epochs: float | None = _setting(None, "Passes over the training rows; 3 to 10 by their number if not given.")
-    learning_rate: float = _setting(1e-3, "Of AdamW.")
-    batch_size: int = _setting(16, "Rows of a forward on one device.")
-    gradient_accumulation_steps: int = _setting(1, "Forwards of an optimiser step.")
+    epochs: float | None = _setting(None, "Passes over the training rows.", "3 to 10 by their number", above=0)
+    learning_rate: float = _setting(1e-3, "Of AdamW.", above=0)
+    batch_size: int = _setting(16, "Rows of a forward on one device.", least=1)
+    gradient_accumulation_steps: int = _setting(1, "Forwards of an optimiser step.", least=1)
     weight_decay: float = _setting(0.0, "Of AdamW.")
     warmup: float = _setting(0.06, "Share of the steps with a rising learning rate.")
-    save_steps: float = _setting(0.2, "Steps between two checkpoints; below 1 a share of the training.")
+    save_steps: float = _setting(0.2, "Steps between two checkpoints; below 1 a share of the training.", above=0)
     trainer: dict[str, Any] = _setting({}, "Further fields of transformers.TrainingArguments, such as bf16.")
     metrics: list[str] = _setting(
         list(TABLED), "Scores shown while training and in tables, also separated by commas; files hold all."
@@ -106,16 +111,12 @@ class RunConfig:
             object.__setattr__(self, "lora_alpha", float(2 * self.rank))
 
     def _check_ranges(self) -> None:
-        least = {"anchors": 2, "members": 2, "handles": 0, "max_length": 4}
-        least |= dict.fromkeys(("rank", "batch_size", "gradient_accumulation_steps", "num_samples"), 1)
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        if self.max_train_rows is not None and self.max_train_rows < 1:
-            raise ValueError(f"max_train_rows must be at least 1, got {self.max_train_rows}")
-        for name in ("epochs", "learning_rate", "save_steps"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for item in fields(self):
+            value, least, above = getattr(self, item.name), item.metadata["least"], item.metadata["above"]
+            if least is not None and value is not None and value < least:
+                raise ValueError(f"{item.name} must be at least {least}, got {value}")
+            if above is not None and value is not None and not value > above:
+                raise ValueError(f"{item.name} must be positive, got {value}")
         for name in ("calibration_fraction", "test_fraction", "warmup", "lora_dropout"):
             low_open = name == "calibration_fraction"
             if not (0 < getattr(self, name) < 1 or (getattr(self, name) == 0 and not low_open)):
