@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 class StepProgress(TrainerCallback):
     """Optimiser steps as a bar, or as a few lines; `metrics` are shown after an evaluation, else the loss."""
 
-    def __init__(self, progress: Progress, description: str, metrics: list[str] | None = None) -> None:
+    def __init__(self, progress: Progress, description: str, metrics: list[str]) -> None:
         self.progress, self.description, self.metrics = progress, description, metrics
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -35,8 +35,6 @@ class StepProgress(TrainerCallback):
             self.progress.console.print(f"{self.description}: step {state.global_step} of {state.max_steps}")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        if self.metrics is None:
-            return
         names = {name: f"eval_{name}" for name in self.metrics if f"eval_{name}" in (metrics or {})}
         if not names and metrics and "eval_loss" in metrics:
             names = {"loss": "eval_loss"}
@@ -79,11 +77,18 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def own_random_state() -> Iterator[None]:
-    """The Trainer and fresh heads use the global generators; hand them back as they were."""
+def own_random_state(seed: int | None = None) -> Iterator[None]:
+    """Hand the global generators back as they were: the Trainer, fresh heads and collators use them.
+
+    With a seed, random numbers of the CPU are the same in every run inside.
+    """
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the legacy state is what must be restored
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=None if seed is None else []):
+            if seed is not None:
+                random.seed(seed)
+                np.random.seed(seed)  # noqa: NPY002
+                torch.manual_seed(seed)
             yield
     finally:
         random.setstate(states[0])

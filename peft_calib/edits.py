@@ -8,7 +8,7 @@ from pathlib import Path
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from .files import write_atomically
-from .identity import ADAPTER_MENDS, Identity, config_of, is_own, open_weights, stamp_weights
+from .identity import ADAPTER_MENDS, Identity, config_of, stamp_weights
 from .json_files import read_json
 from .tuners.config import CalibLoraConfig
 from .tuners.sealing import embeddings_beside, record_of
@@ -56,9 +56,7 @@ def accept_edits(folder: str | Path) -> str:
         raise ValueError(f"{folder} holds a {config.peft_type} adapter of PEFT's own, which carries no record.")
     if config.slot_table is not None:
         config.slot_table = [[*row[:4], config.scaling_of(row[0])] for row in config.slot_table]
-    with open_weights(folder) as file:
-        names = [name for name in file.keys() if is_own(name, config)]  # noqa: SIM118  (a handle, not a dict)
-        identity = Identity.of(config, {name: file.get_tensor(name) for name in names})
+    identity = Identity.of_folder(folder, config)
     config.identity = record_of(identity)
     record = {**config.identity, "embeddings": embeddings_beside(config, folder) or {}}
     content = {**fields.content, "slot_table": config.slot_table, "identity": record}

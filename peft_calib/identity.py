@@ -64,6 +64,14 @@ class Identity:
         own = {name.removeprefix(_PREFIX): value for name, value in tensors.items() if is_own(name, config)}
         return cls(function_fields(config), {name: tensor_hash(own[name]) for name in sorted(own)})
 
+    @classmethod
+    def of_folder(cls, folder: str | Path, config: PeftConfig) -> Identity:
+        """Of the tensors that lie in a folder, with a configuration; one tensor is in memory at a time."""
+        with open_weights(folder) as file:
+            names = [name for name in file.keys() if is_own(name, config)]  # noqa: SIM118  (a handle, not a dict)
+            hashes = {name.removeprefix(_PREFIX): tensor_hash(file.get_tensor(name)) for name in names}
+        return cls(function_fields(config), dict(sorted(hashes.items())))
+
 
 def adapter_digest(model: nn.Module, adapter_name: str | None = None) -> str:
     """The digest of a live adapter: that of the folder which would be saved now.
@@ -108,11 +116,7 @@ def folder_digest(folder: str | Path) -> str:
         FileNotFoundError: If one of the two files is missing.
         ValueError: If one of them is damaged; the message names it.
     """
-    config = read_config(folder)
-    with open_weights(folder) as file:
-        names = [name for name in file.keys() if is_own(name, config)]  # noqa: SIM118  (a handle, not a dict)
-        hashes = {name.removeprefix(_PREFIX): tensor_hash(file.get_tensor(name)) for name in sorted(names)}
-    return Identity(function_fields(config), dict(sorted(hashes.items()))).digest
+    return Identity.of_folder(folder, read_config(folder)).digest
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ import torch
 from torch import nn
 from transformers.utils import find_labels
 
+from .console import own_random_state
 from .tuners.objective import shifts_labels
 
 IGNORE_INDEX = -100
@@ -38,7 +37,7 @@ def count_items(
     """
     if dataset is None or not all(hasattr(dataset, name) for name in ("__len__", "__getitem__")) or not len(dataset):
         return None
-    with untouched_randomness():
+    with own_random_state(0):
         first = dataset[0]
         if isinstance(first, Mapping) and {"chosen_ids", "rejected_ids"} <= set(first):
             return len(dataset)  # a pair is an item of TRL's RewardTrainer
@@ -103,18 +102,3 @@ def _counts_of_batches(
         yield count
         if count is None:
             return
-
-
-@contextmanager
-def untouched_randomness() -> Iterator[None]:
-    """Random numbers that are the same in every run inside, and global random states that stay as they were."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (what collators draw from)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            random.seed(0)
-            np.random.seed(0)  # noqa: NPY002
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002

@@ -14,9 +14,9 @@ from transformers.utils import logging
 
 from peft_calib.calibration.recalibrate import Recalibrator, TemperatureScaling, load_state
 from peft_calib.calibration.recalibrate.temperature import check_enough_rows
+from peft_calib.console import own_random_state
 from peft_calib.files import write_atomically
 from peft_calib.identity import adapter_digest
-from peft_calib.items import untouched_randomness
 from peft_calib.json_files import read_json
 from peft_calib.prediction.draws import check_num_samples
 from peft_calib.provenance.companions import attach_file, detach_file
@@ -164,7 +164,7 @@ class RecalibrationCallback(TrainerCallback):
     def _check_labels(self, model: Any, loader: Any, args: TrainingArguments) -> None:
         """Refuse, before anything is trained, rows that a batch has no classes of."""
         rows, collate = self._rows_and_collator(loader)
-        with untouched_randomness():
+        with own_random_state(0):
             batch = copy.deepcopy(collate)([rows[i] for i in range(min(2, len(rows)))])
         labels = labels_of_batch(batch, label_names_of(model, args.label_names))
         if labels.dim() < 2 and isinstance(self.method, TemperatureScaling):

@@ -25,18 +25,17 @@ def attach_file(model: nn.Module, name: str, text: str, adapter_name: str | None
             f"{name!r} cannot be written beside an adapter: give the name of a file, without a folder, that is none "
             f"of {', '.join(taken)}."
         )
-    _saver(model, adapter_name).files[name] = text
+    _files(model, adapter_name)[name] = text
 
 
 def attached_file(model: nn.Module, name: str, adapter_name: str | None = None) -> str | None:
     """The text attached to an adapter under a name, or `None`."""
-    saver = _config(model, adapter_name).__dict__.get("save_pretrained")
-    return saver.files.get(name) if isinstance(saver, _SaveWithFiles) else None
+    return _files(model, adapter_name).get(name)
 
 
 def detach_file(model: nn.Module, name: str, adapter_name: str | None = None) -> None:
     """Stop writing a file beside an adapter; files already written stay."""
-    _saver(model, adapter_name).files.pop(name, None)
+    _files(model, adapter_name).pop(name, None)
 
 
 class _SaveWithFiles:
@@ -52,15 +51,10 @@ class _SaveWithFiles:
             write_atomically(Path(save_directory) / name, text)
 
 
-def _config(model: nn.Module, adapter_name: str | None) -> PeftConfig:
-    name = active_adapter(model, adapter_name)  # says so where there is no adapter
-    return model.peft_config[name]
-
-
-def _saver(model: nn.Module, adapter_name: str | None) -> _SaveWithFiles:
-    config = _config(model, adapter_name)
+def _files(model: nn.Module, adapter_name: str | None) -> dict[str, str]:
+    """Texts by the name of their file, which the adapter's configuration writes whenever it is saved."""
+    config = model.peft_config[active_adapter(model, adapter_name)]  # says so where there is no adapter
     saver = config.__dict__.get("save_pretrained")
     if not isinstance(saver, _SaveWithFiles):
-        saver = _SaveWithFiles(config)
-        config.save_pretrained = saver  # on the instance: dataclass fields and their JSON do not see it
-    return saver
+        saver = config.save_pretrained = _SaveWithFiles(config)  # on the instance: its fields and JSON do not see it
+    return saver.files

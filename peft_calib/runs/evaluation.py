@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from scipy.special import softmax
 
 from ..calibration import calibration_report
 from ..calibration.fingerprint import SplitFingerprint
@@ -58,26 +59,19 @@ class Evaluation:
     def probabilities(self, variant: str, stage: str) -> np.ndarray:
         """Probabilities of a variant before or after its temperature, (N, C)."""
         temperature = self.content["variants"][variant]["temperature"] if stage == AFTER else 1.0
-        scaled = self.arrays[f"log_probabilities.{variant}"] / temperature
-        scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        return scaled / scaled.sum(axis=1, keepdims=True)
+        return softmax(self.arrays[f"log_probabilities.{variant}"] / temperature, axis=1)
 
     @property
     def items(self) -> dict[str, np.ndarray]:
         """`keys` (hash of an item's row), `positions` within it, and `labels`, one an item."""
         return {name: self.arrays[name] for name in ("keys", "positions", "labels")}
 
-    @property
-    def has_classes(self) -> bool:
-        """Whether probabilities of classes were measured, not the tokens of texts."""
-        return "perplexity" not in self.content["variants"][self.main_variant][BEFORE]
-
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """The stored arrays; empty for a run without classes."""
         place = self.folder / ROWS
         if not place.is_file():
-            if not self.has_classes:
+            if "perplexity" in self.content["variants"][self.main_variant][BEFORE]:
                 return {}
             raise ValueError(f"{place} is missing, which holds the predictions of each row. Evaluate the run again.")
         try:
@@ -200,7 +194,16 @@ def _measured(
         other = None if outside is None else _by_length(outside, run)
         made = _class_report(run, rows, variants, seed, progress, other)
         made.content["baseline"] = _baseline(run, made, seed)
-    about = {"run": run.folder.path.name, "method": run.task.config.method, **_described(rows, seed)}
+    about = {
+        "run": run.folder.path.name,
+        "method": run.task.config.method,
+        "data": rows.name,
+        "rows": len(rows.rows),
+        "rows_left_out": rows.left_out,
+        "rows_without_value": rows.without_value,
+        "rows_digest": SplitFingerprint.of_hashes(rows.keys).digest,
+        "seed": seed,
+    }
     return replace(made, content=without_nan(about | made.content))
 
 
@@ -292,17 +295,6 @@ def _by_length(rows: TestRows, run: FinishedRun) -> TestRows:
         return rows
     order = np.argsort([len(ids) for ids in encoded["input_ids"][:]], kind="stable")
     return replace(rows, rows=rows.rows.select(order), keys=rows.keys[order])
-
-
-def _described(rows: TestRows, seed: int) -> dict[str, Any]:
-    return {
-        "data": rows.name,
-        "rows": len(rows.rows),
-        "rows_left_out": rows.left_out,
-        "rows_without_value": rows.without_value,
-        "rows_digest": SplitFingerprint.of_hashes(rows.keys).digest,
-        "seed": seed,
-    }
 
 
 def _write(place: Path, made: Made) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import json_files
-from ..files import clear_leftovers, folder_lock, move_into_place, write_atomically
+from ..files import clear_leftovers, folder_lock, write_atomically
 from ..json_files import Fields, without_nan
 
 CONFIG, FINISHED, TEMPERATURE, STAGE = "config.json", "run.json", "temperature.json", "stage.json"
@@ -99,10 +99,6 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.config.exists():
             write_json(self.config, resolved)
-
-    def succeed(self, made: RunFolder) -> None:
-        """Put a finished run into this folder; the old one goes last."""
-        move_into_place(made.path, self.path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -67,26 +67,24 @@ class FinishedRun:
         """How the run predicts: variant to number of draws."""
         return prediction_variants(self.task.config)
 
-    def temperature(self, variant: str) -> TemperatureScaling:
+    def _stored(self, variant: str) -> Fields:
+        """A variant's temperature; one that was set by hand without its fit, which says nothing of it."""
         state = read_fields(self.folder.temperature).mapping(variant)
-        wanted = state.mapping("parameters").number("temperature", above=0)
-        try:
-            return TemperatureScaling.from_state(state)
-        except ValueError:
-            if state.get("fit", None) is None or wanted == _fitted_temperature(state):
-                raise
-        # set by hand: it is the temperature now, and the interval of the fitted one says nothing of it
-        content = {name: value for name, value in state.content.items() if name != "fit"}
-        return TemperatureScaling.from_state(replace(state, content=content))
+        used = state.mapping("parameters").number("temperature", above=0)
+        if state.get("fit", None) is None:
+            return state
+        fit = state.mapping("fit")
+        if used == (fit.number("fitted") if fit.flag("applied") else 1.0):
+            return state
+        return replace(state, content={name: value for name, value in state.content.items() if name != "fit"})
+
+    def temperature(self, variant: str) -> TemperatureScaling:
+        return TemperatureScaling.from_state(self._stored(variant))
 
     def temperature_fit(self, variant: str) -> dict[str, Any] | None:
         """What the calibration rows say of the temperature: interval, and whether it is used; `None` in old runs."""
-        state = read_fields(self.folder.temperature).mapping(variant)
-        if state.get("fit", None) is None:
-            return None
-        used = state.mapping("parameters").number("temperature", above=0)
-        # one that was set by hand is not what the interval is about
-        return dict(state.mapping("fit").content) if used == _fitted_temperature(state) else None
+        fit = self._stored(variant).mapping("fit", None)
+        return None if fit is None else dict(fit.content)
 
     def text_temperature(self, variant: str) -> float:
         parameters = read_fields(self.folder.temperature).mapping(variant).mapping("parameters")
@@ -155,11 +153,6 @@ def run_identity(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
         "settings": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         "temperatures": {n: temperatures.mapping(n).mapping("parameters").get("temperature") for n in temperatures},
     }
-
-
-def _fitted_temperature(state: Fields) -> float | None:
-    fit = state.mapping("fit")
-    return fit.number("fitted") if fit.flag("applied") else 1.0
 
 
 def adapter_names(config: RunConfig) -> tuple[str, ...]:

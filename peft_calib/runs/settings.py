@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -134,9 +134,6 @@ class RunConfig:
         if unknown:
             raise ValueError(f"unknown setting(s) {', '.join(map(str, unknown))}; known are {', '.join(known)}")
         return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def check_metrics(metrics: Sequence[str]) -> None:

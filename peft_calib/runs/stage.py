@@ -186,7 +186,7 @@ def _trainer(
         options["compute_metrics"] = watch.compute_metrics
         options["preprocess_logits_for_metrics"] = watch.preprocess_logits_for_metrics
     else:  # a vocabulary: the loss is all that is kept of an evaluation
-        options["preprocess_logits_for_metrics"] = _nothing
+        options["preprocess_logits_for_metrics"] = lambda logits, labels: labels.new_zeros(labels.shape[0])
     trainer = Trainer(
         model=model,
         args=training_arguments(config, output_dir=str(folder.training(stage.name)), seed=stage.seed),
@@ -208,10 +208,6 @@ def best_callbacks(config: RunConfig) -> list[TrainerCallback]:
     if config.task == "causal-lm":
         raise ValueError("best_metric needs classes; a causal-lm run has none")
     return [BestCalibrationCallback(config.best_metric)]
-
-
-def _nothing(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    return labels.new_zeros(labels.shape[0])
 
 
 def _finish(

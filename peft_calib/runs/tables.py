@@ -60,8 +60,7 @@ def _title(content: Mapping[str, Any]) -> str:
 
 def _caption(content: Mapping[str, Any]) -> str:
     lines = ["Brackets: 95 % intervals (bootstrap over the rows)."]
-    if any("after" in found for found in content["variants"].values()):
-        lines.append("T: temperature with its 95 % interval, fitted on the calibration rows of the run.")
+    lines.append("T: temperature with its 95 % interval, fitted on the calibration rows of the run.")
     fits = {name: found.get("temperature_fit") for name, found in content["variants"].items()}
     lines += [f"{NAMES[name]}: {fit['reason']}" for name, fit in fits.items() if fit and not fit["applied"]]
     if content.get("baseline"):
@@ -88,8 +87,7 @@ def _cells(content: Mapping[str, Any], metrics: Sequence[str], gap: str) -> tupl
     for variant, found in content["variants"].items():
         name = NAMES[variant] if found["num_samples"] == 1 else f"{found['num_samples']} {NAMES[variant]}"
         columns.append((name, found["before"]))
-        if "after" in found:
-            columns.append((f"{name}, {shown(found.get('temperature_fit'), found['temperature'])}", found["after"]))
+        columns.append((f"{name}, {shown(found.get('temperature_fit'), found['temperature'])}", found["after"]))
         outside += [found["outside"][stage] for stage in ("before", "after") if "outside" in found]
     if content.get("baseline"):
         columns.append((CALLED, content["baseline"]))
@@ -98,16 +96,13 @@ def _cells(content: Mapping[str, Any], metrics: Sequence[str], gap: str) -> tupl
     lines = [[name, *(_cell(report, name, gap) for _, report in columns)] for name in rows]
     if "ece" in rows and columns[0][1].get("noise_floor"):
         floors = [(report.get("noise_floor") or {}).get("ece") for _, report in columns]
-        lines.append(["ece if perfect", *(_floor(floor, gap) for floor in floors)])
+        told = (floor and f"{floor['mean']:.3f}{gap}(to {floor['high']:.3f})" for floor in floors)
+        lines.append(["ece if perfect", *(text or "" for text in told)])
     if outside:
         empty = [""] * (len(columns) - len(outside))
         for key, name in OUTSIDE.items():
             lines.append([name, *(f"{found[key]:.3f}" for found in outside), *empty])
     return ["score", *(name for name, _ in columns)], lines
-
-
-def _floor(floor: Mapping[str, float] | None, gap: str) -> str:
-    return "" if floor is None else f"{floor['mean']:.3f}{gap}(to {floor['high']:.3f})"
 
 
 def _cell(report: Mapping[str, Any], name: str, gap: str) -> str:

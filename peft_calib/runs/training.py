@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from rich.console import Console
 from ..classes import write_class_names
 from ..console import progress_bars, quiet
 from ..export import export_lora
+from ..files import move_into_place
 from ..identity import folder_digest
 from ..items import count_items
 from ..provenance.splits import RowSet, SplitRecord
@@ -30,6 +31,9 @@ from .stage import Material, best_callbacks, load_tokenizer, run_stage, training
 from .tasks import Task
 from .temperatures import class_temperature
 from .text_scores import fit_text_temperature
+
+#: Whose versions a run tells.
+PACKAGES = ("peft-calib", "torch", "transformers", "peft", "datasets", "numpy")
 
 
 def train_run(
@@ -53,7 +57,7 @@ def train_run(
         folder = place.successor if replaces else place
         content = train_in(config, folder, console, replaces)
         if state.is_main_process and replaces:
-            place.succeed(folder)
+            move_into_place(folder.path, place.path)  # the old run goes last
         state.wait_for_everyone()
     console.print(f"Finished: {output_dir}")
     return content
@@ -79,7 +83,9 @@ def train_in(config: RunConfig, folder: RunFolder, console: Console, anew: bool 
             f"{config.method} on {config.data}: {len(rows.train)} rows to train on, {len(rows.calibration)} to "
             f"calibrate on, {len(stages)} stage(s)"
         )
-        baseline = _baseline(task, rows)
+        baseline = None
+        if task.labels is not None:
+            baseline = MostFrequent.of(task.labels.names, task.class_indices(rows.train))
         for note in (*notes, *_about_rows(task, rows, baseline)):
             console.print(note, markup=False, highlight=False)
         with progress_bars(console, disable=not state.is_main_process) as progress:
@@ -89,10 +95,6 @@ def train_in(config: RunConfig, folder: RunFolder, console: Console, anew: bool 
         content = _finish(run, folder, resolved, facts, temperatures, baseline) if state.is_main_process else {}
         state.wait_for_everyone()
     return content
-
-
-def _baseline(task: Task, rows: RunRows) -> MostFrequent | None:
-    return None if task.labels is None else MostFrequent.of(task.labels.names, task.class_indices(rows.train))
 
 
 def _about_rows(task: Task, rows: RunRows, baseline: MostFrequent | None) -> list[str]:
@@ -136,7 +138,7 @@ def _resolved(task: Task, rows: RunRows) -> dict[str, Any]:
     """What makes two runs the same."""
     return {
         "format_version": FORMAT_VERSION,
-        "settings": task.config.to_dict(),
+        "settings": asdict(task.config),
         "labels": None if task.labels is None else task.labels.to_dict(),
         "rows": rows.to_dict(),
     }
@@ -195,7 +197,7 @@ def _finish(
         "plain_lora": plain,
         "temperature": {name: fitted["parameters"]["temperature"] for name, fitted in temperatures.items()},
         "temperature_fit": {name: fitted["fit"] for name, fitted in temperatures.items()},
-        "environment": _environment(),
+        "environment": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
     write_json(folder.finished, content)
     return content
@@ -210,8 +212,3 @@ def _beside_the_adapter(run: FinishedRun, folder: RunFolder, temperatures: dict[
     for place in (folder.adapter(ADAPTER), folder.plain_lora):
         if place.is_dir():
             write_json(place / RECALIBRATION_FILE, {**state, "adapter": folder_digest(place), **how})
-
-
-def _environment() -> dict[str, str]:
-    packages = ("peft-calib", "torch", "transformers", "peft", "datasets", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}

@@ -182,11 +182,7 @@ def _cache_path(per_library: int, outside: int, cache_dir: str | os.PathLike[str
 def _write_atomically(path: Path, text: str) -> None:
     # not that of `files`: this module can be loaded by itself, without the package and torch behind it
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        partial = Path(folder) / path.name
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from datasets import Dataset
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     DataCollatorForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -36,6 +37,8 @@ class Task(ABC):
     predict_task: ClassVar[str]
     #: Whether a head is trained along with the adapter.
     has_head: ClassVar[bool] = False
+    #: Loads the base model.
+    auto_model: ClassVar[Any] = AutoModelForCausalLM
 
     @classmethod
     @abstractmethod
@@ -57,9 +60,10 @@ class Task(ABC):
             raise ValueError(f"rows of other origin are told by confidence, of which {self.config.task} has none")
         return with_column(rows, self.config.label_column, [self.labels.values[0][0]] * len(rows))
 
-    @abstractmethod
     def load_model(self) -> PreTrainedModel:
         """The base model; a fresh head takes the global random state."""
+        head = {} if self.labels is None or not self.has_head else class_options(self.labels.names)
+        return self.auto_model.from_pretrained(self.config.model, revision=self.config.revision, **head)
 
     @abstractmethod
     def encode_training(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -80,15 +84,6 @@ class Task(ABC):
     def answer_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
         """Token of each class, where a language model answers."""
         return None
-
-    def model_options(self) -> dict[str, Any]:
-        """What every base model is loaded with."""
-        return {"revision": self.config.revision}
-
-    def class_options(self) -> dict[str, Any]:
-        """What a model with a head is loaded with."""
-        assert self.labels is not None
-        return self.model_options() | class_options(self.labels.names)
 
 
 def load_model_config(config: RunConfig) -> PreTrainedConfig:

@@ -7,7 +7,7 @@ from string import ascii_uppercase
 from typing import Any, ClassVar
 
 from datasets import ClassLabel, Dataset
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -71,9 +71,6 @@ class MultipleChoice(Task):
     def with_any_label(self, rows: Dataset) -> Dataset:
         """The first choice; positions are understood whatever the data call their choices."""
         return with_column(rows, self.config.label_column, [0] * len(rows))
-
-    def load_model(self) -> PreTrainedModel:
-        return AutoModelForCausalLM.from_pretrained(self.config.model, **self.model_options())
 
     def answer_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Token of each letter, with a leading space where the tokenizer has that as one token."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..columns import texts_of
 from ..settings import RunConfig
@@ -34,20 +34,13 @@ class CausalLanguageModelling(Task):
         (column,) = self.config.text_column
         return Dataset.from_dict({"text": texts_of(rows, column, "text", source)})
 
-    def load_model(self) -> PreTrainedModel:
-        return AutoModelForCausalLM.from_pretrained(self.config.model, **self.model_options())
-
     def encode_training(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         """Tokens; `labels` are the tokens but for the first, which nothing predicts."""
 
         def encode(batch: dict[str, list]) -> dict[str, list]:
             encoded = tokenizer(batch["text"], truncation=True, max_length=self.config.max_length)
-            ids = encoded["input_ids"]
-            return {
-                "input_ids": ids,
-                "attention_mask": encoded["attention_mask"],
-                "labels": [[-100, *row[1:]] for row in ids],
-            }
+            kept = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+            return kept | {"labels": [[-100, *row[1:]] for row in encoded["input_ids"]]}
 
         encoded = rows.map(encode, batched=True, remove_columns=rows.column_names)
         kept = encoded.filter(lambda row: len(row["input_ids"]) > 1)

@@ -6,12 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from datasets import Dataset
-from transformers import (
-    AutoModelForSequenceClassification,
-    DataCollatorWithPadding,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from ..columns import check_column, texts_of
 from ..labels import LabelMap
@@ -27,6 +22,7 @@ class SequenceClassification(Task):
     peft_task_type: ClassVar[str] = "SEQ_CLS"
     predict_task: ClassVar[str] = "classification"
     has_head: ClassVar[bool] = True
+    auto_model: ClassVar[Any] = AutoModelForSequenceClassification
 
     @classmethod
     def learn(cls, config: RunConfig, rows: Dataset) -> SequenceClassification:
@@ -48,9 +44,6 @@ class SequenceClassification(Task):
         check_column(rows, name, "label", source)
         labels = self.labels.encode(rows[name][:], rows.features[name], source, split, rows)
         return Dataset.from_dict(texts | {"label": labels})
-
-    def load_model(self) -> PreTrainedModel:
-        return AutoModelForSequenceClassification.from_pretrained(self.config.model, **self.class_options())
 
     def encode_training(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         """Tokens and `labels`."""

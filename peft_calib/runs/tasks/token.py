@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from datasets import Dataset
-from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
 from ..columns import check_column
 from ..labels import LabelMap
@@ -20,6 +20,7 @@ class TokenClassification(Task):
     peft_task_type: ClassVar[str] = "TOKEN_CLS"
     predict_task: ClassVar[str] = "token"
     has_head: ClassVar[bool] = True
+    auto_model: ClassVar[Any] = AutoModelForTokenClassification
 
     @classmethod
     def learn(cls, config: RunConfig, rows: Dataset) -> TokenClassification:
@@ -58,9 +59,6 @@ class TokenClassification(Task):
     def class_indices(self, rows: Dataset) -> list[int]:
         """Tag of each word."""
         return [tag for tags in rows["labels"][:] for tag in tags]
-
-    def load_model(self) -> PreTrainedModel:
-        return AutoModelForTokenClassification.from_pretrained(self.config.model, **self.class_options())
 
     def encode_training(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         """Tokens, and `labels` at the first token of each word."""
