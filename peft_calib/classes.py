@@ -31,22 +31,19 @@ def write_class_names(folder: str | Path, names: Sequence[str]) -> None:
 
 def read_class_names(adapter: str | Path, **hub: Any) -> list[str] | None:
     """The names of an adapter's classes, None where there is no such file; `hub` says where on the Hub it lies."""
-    folder = Path(adapter) / (hub.get("subfolder") or "")
-    file = folder / CLASSES_FILE if Path(adapter).is_dir() else _of_the_hub(str(adapter), **hub)
-    if file is None or not file.is_file():
+    file = Path(adapter) / (hub.get("subfolder") or "") / CLASSES_FILE
+    if not Path(adapter).is_dir():
+        try:
+            file = Path(hf_hub_download(str(adapter), CLASSES_FILE, **hub))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+            return None  # whether there is such an adapter at all, PEFT says better
+    if not file.is_file():
         return None
     fields = read_json(file, MEND)
     names: list[str] = fields.listing("names", str)
     if not names or len(set(names)) < len(names):
         raise fields.wrong("names", "a list of different texts")
     return names
-
-
-def _of_the_hub(repository: str, **hub: Any) -> Path | None:
-    try:
-        return Path(hf_hub_download(repository, CLASSES_FILE, **hub))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
-        return None  # whether there is such an adapter at all, PEFT says better
 
 
 def name_classes_of_adapters() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -143,11 +144,14 @@ def export_lora(
         _write(folder / names[0], lora_config, first)
         for name, draw in zip(names[1:], draws, strict=True):
             _write(folder / name, lora_config, _drawn_tensors(adapter, form, draw) | others)
-        mean = _mean_or_none(adapter, form)
+        mean = None
+        with contextlib.suppress(ValueError):  # a law without one deterministic function
+            adapter.law.check_exportable()
+            mean = "mean"
         if mean is not None:
-            _write(folder / "mean", lora_config, mean | others)
+            _write(folder / mean, lora_config, _drawn_tensors(adapter, form, Mean()) | others)
         facts = {"seed": seed, "adapter": digest, **({"antithetic": True} if antithetic else {})}
-        write_draws_index(folder, names, None if mean is None else "mean", **facts)
+        write_draws_index(folder, names, mean, **facts)
 
     return _replace(Path(path), DRAWS_INDEX, first, num_samples + 1, write_draws)
 
@@ -197,14 +201,6 @@ def _drawn_tensors(adapter: _Adapter, form: CommonForm, draw: Draw) -> dict[str,
     for module, head in factors.heads.items():
         tensors |= {f"{_PREFIX}{module}.{name}": tensor[0] for name, tensor in head.items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _mean_or_none(adapter: _Adapter, form: CommonForm) -> dict[str, torch.Tensor] | None:
-    try:
-        adapter.law.check_exportable()
-    except ValueError:
-        return None
-    return _drawn_tensors(adapter, form, Mean())
 
 
 def _other_tensors(adapter: _Adapter) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -152,21 +153,14 @@ def check_fields(instance: Any, owner: type, source: str) -> None:
 
 def inside(folder: str | Path, name: str, source: str) -> Path:
     """The path of what an index names, which must lie in its own folder: no `..`, no link out of it."""
-    refused = ValueError(
-        f"{source} names {describe(name)}, which does not lie in its own folder {folder}. An index names what lies "
-        "beside it; restore it, or write the folder again."
-    )
-    if (
-        not isinstance(name, str)
-        or name in ("", ".", "..")
-        or "\0" in name
-        or "\\" in name
-        or Path(name).is_absolute()
-    ):
-        raise refused
-    top, place = Path(folder).resolve(), (Path(folder) / name).resolve()
+    plain = isinstance(name, str) and not {"\0", "\\"} & set(name) and not Path(name).is_absolute()
+    top = Path(folder).resolve()
+    place = (top / name).resolve() if plain else top
     if place == top or not place.is_relative_to(top):
-        raise refused
+        raise ValueError(
+            f"{source} names {describe(name)}, which does not lie in its own folder {folder}. An index names what "
+            "lies beside it; restore it, or write the folder again."
+        )
     return Path(folder) / name
 
 
@@ -196,13 +190,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond every float
-        return False
-
-
 def _within(value: float, above: float | None, least: float | None, most: float | None) -> bool:
     below = (above is not None and value <= above) or (least is not None and value < least)
     return not below and (most is None or value <= most)
@@ -224,7 +211,8 @@ def _is(value: Any, kind: Any) -> bool:
     if kind is Any:
         return True
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and _finite(value)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and abs(value) <= sys.float_info.max  # also of a whole number that no float reaches
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind)

@@ -96,8 +96,7 @@ def load_text_data(
     form = FileFormat(encoding, delimiter)
     splits = read_splits(source, subset, form)
     task, train, left_out = learn_rows(config, splits)
-    given, lacking = _given(splits, task, config)
-    train, calibration, test = _three(train, given, config)
+    train, calibration, test, lacking = _held_out(splits, train, task, config)
     other = None
     if outside is not None:
         other = load_outside_rows(task, outside, form, drop_missing).rows.remove_columns("label")
@@ -106,26 +105,25 @@ def load_text_data(
     return TextData(name, train, calibration, test, task.labels.names, other, left_out + lacking)
 
 
-def _given(splits: DatasetDict, task: Task, config: RunConfig) -> tuple[list[Dataset], int]:
-    """The labelled splits that the source brings beside `train`, those to test on last, and rows left out of them."""
-    found, left_out = [], 0
+def _held_out(
+    splits: DatasetDict, train: Dataset, task: Task, config: RunConfig
+) -> tuple[Dataset, Dataset, Dataset, int]:
+    """Train, calibration and test rows, and rows left out: labelled splits of the source, or cuts of `train`."""
+    given, left_out = [], 0
     for name in ("validation", "test"):
         if name in splits and not is_hidden(splits[name], config.label_column):
             rows, count = filled(splits[name], type(task), config, config.data, config.drop_missing)
-            found.append(task.canonical(rows, config.data, name))
+            given.append(task.canonical(rows, config.data, name))
             left_out += count
-    return found, left_out
-
-
-def _three(train: Dataset, given: list[Dataset], config: RunConfig) -> tuple[Dataset, Dataset, Dataset]:
-    """Train, calibration and test rows: what was given, and cuts of the training rows for what was not."""
-    test = given.pop() if given else None
-    if test is None:
-        train, test = cut_rows(train, config.test_fraction, config.seed)
-    calibration = given.pop() if given else None
-    if calibration is None:
-        train, calibration = cut_rows(train, config.calibration_fraction, config.seed)
-    return limited(train, config), calibration, test
+    found = []
+    for fraction in (config.test_fraction, config.calibration_fraction):
+        if given:
+            rows = given.pop()
+        else:
+            train, rows = cut_rows(train, fraction, config.seed)
+        found.append(rows)
+    test, calibration = found
+    return limited(train, config), calibration, test, left_out
 
 
 def with_embedded(source: Any, outside: Any, fractions: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:

@@ -114,9 +114,8 @@ def _make(config: RunConfig, outside: Any, about: dict[str, Any], folder: Path, 
             runs[name] = evaluate_run(place.path, outside=outside, seed=config.seed, progress=False)
         _copy(place.adapter(ADAPTER), folder / name.lower())
         stage = facts["stages"][ADAPTER]
-        mean = _numbers(runs[name], "mean")
         counted = {"trainable_parameters": stage["trainable_parameters"], "training_seconds": stage["seconds"]}
-        methods[name] = {**counted, **mean}
+        methods[name] = {**counted, **_numbers(runs[name], "mean")}
     with quiet(), own_random_state():
         export = _export(FinishedRun.load(folder / "runs" / "hyperlora"), folder / "hyperlora-as-lora")
         draws = {**_about_draws(runs["BayesianLoRA"]), **_spread(FinishedRun.load(folder / "runs" / "bayesianlora"))}
@@ -124,22 +123,29 @@ def _make(config: RunConfig, outside: Any, about: dict[str, Any], folder: Path, 
     lines.append(Line(f"{config.num_samples} draws of it", runs["BayesianLoRA"], "sample"))
     reliability_grid(lines).savefig(folder / "reliability.png", dpi=120)
     baseline = runs["LoRA"].content["baseline"]
-    report: dict[str, Any] = {
+    report = {
         "methods": methods,
         "export": export,
         "draws": draws,
         "data": about,
         "settings": asdict(config),
+        "rank": config.rank,
+        "environment": {"cores": os.cpu_count()} | facts["environment"],
+        "most_frequent_class": baseline,
     }
-    report |= {"rank": config.rank, "environment": {"cores": os.cpu_count()} | facts["environment"]}
-    write_json(folder / FINISHED, report | {"most_frequent_class": baseline})
+    write_json(folder / FINISHED, report)
     classes = f"{about['rows']['test']} test rows, {len(about['label_names'])} classes"
     title = f"{called(config.model)} on {about['name']}: {classes}"
     console.print(result_table(lines, title, baseline))
     for found in runs.values():
         if found.content["baseline"]["verdict"]:
             console.print(found.content["baseline"]["verdict"], markup=False, highlight=False)
-    console.print(_told(draws))
+    disagreement = ", ".join(f"{name} {value:.3f}" for name, value in draws["mutual_information"].items())
+    console.print(
+        f"{draws['num_samples']} draws cost {draws['num_forwards']:.1f} forwards a row. Mutual information, what they "
+        f"disagree on, nats: {disagreement}.\nMedian posterior standard deviation, the prior's being 1: "
+        f"{draws['median_sd']:.2f}, at the start {draws['initial_sd']:.2f}."
+    )
 
 
 def _numbers(evaluation: Evaluation, variant: str) -> dict[str, Any]:
@@ -166,15 +172,6 @@ def _spread(run: FinishedRun) -> dict[str, Any]:
     tuner: Any = run.model.base_model
     law = tuner.get_law(ADAPTER)
     return {"initial_sd": law.config.init_sd, "median_sd": float(law.core_sd().median())}
-
-
-def _told(draws: dict[str, Any]) -> str:
-    disagreement = ", ".join(f"{name} {value:.3f}" for name, value in draws["mutual_information"].items())
-    return (
-        f"{draws['num_samples']} draws cost {draws['num_forwards']:.1f} forwards a row. Mutual information, what they "
-        f"disagree on, nats: {disagreement}.\nMedian posterior standard deviation, the prior's being 1: "
-        f"{draws['median_sd']:.2f}, at the start {draws['initial_sd']:.2f}."
-    )
 
 
 @torch.inference_mode()

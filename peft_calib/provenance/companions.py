@@ -53,7 +53,8 @@ class _SaveWithFiles:
 
 def _files(model: nn.Module, adapter_name: str | None) -> dict[str, str]:
     """Texts by the name of their file, which the adapter's configuration writes whenever it is saved."""
-    config = model.peft_config[active_adapter(model, adapter_name)]  # says so where there is no adapter
+    name = active_adapter(model, adapter_name)  # says so where there is no adapter
+    config = model.peft_config[name]
     saver = config.__dict__.get("save_pretrained")
     if not isinstance(saver, _SaveWithFiles):
         saver = config.save_pretrained = _SaveWithFiles(config)  # on the instance: its fields and JSON do not see it

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from datasets import Dataset
 
 STREAMS = ("IterableDataset", "IterableColumn", "LazyFrame")
 
@@ -17,9 +19,13 @@ def as_rows(rows: Any) -> Any:
     if library == "pandas" and kind == "DataFrame":
         return _of_frame(rows)
     if library in ("polars", "pyarrow") and kind in ("DataFrame", "Table", "RecordBatch"):
-        return _of_arrow(rows.to_arrow() if library == "polars" else rows)
+        table = rows.to_arrow() if library == "polars" else rows
+        return Dataset(pa.Table.from_batches([table]) if isinstance(table, pa.RecordBatch) else table)
     is_series = bool(library) and (kind in ("Series", "Index", "ChunkedArray") or kind.endswith("Array"))
-    return _list_of(rows) if is_series else rows
+    if not is_series:
+        return rows
+    listed = next((name for name in ("to_pylist", "to_list", "tolist") if hasattr(rows, name)), None)
+    return list(rows) if listed is None else getattr(rows, listed)()
 
 
 def pick_rows(rows: Any, numbers: np.ndarray) -> Any:
@@ -64,16 +70,7 @@ def _origin(rows: Any) -> tuple[str, str]:
     return "", ""
 
 
-def _list_of(rows: Any) -> list:
-    for name in ("to_pylist", "to_list", "tolist"):
-        if hasattr(rows, name):
-            return getattr(rows, name)()
-    return list(rows)
-
-
 def _of_frame(frame: Any) -> Any:
-    from datasets import Dataset
-
     names = [str(name) for name in frame.columns]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -83,10 +80,3 @@ def _of_frame(frame: Any) -> Any:
         return Dataset.from_pandas(frame, preserve_index=False)
     except (TypeError, ValueError, NotImplementedError):  # pictures, arrays, values of several types in one column
         return frame.to_dict("records")
-
-
-def _of_arrow(table: Any) -> Any:
-    import pyarrow as pa
-    from datasets import Dataset
-
-    return Dataset(pa.Table.from_batches([table]) if isinstance(table, pa.RecordBatch) else table)
