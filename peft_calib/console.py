@@ -1,4 +1,4 @@
-"""What a run shows while it works: our own bars and lines, instead of the libraries'."""
+"""What a run shows while it works, instead of the libraries, and the random generators that it hands back."""
 
 from __future__ import annotations
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, PeftType
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -20,7 +23,6 @@ from .files import replace_folder
 from .identity import adapter_digest
 from .internals.torch import without_compiler
 from .json_files import read_json
-from .lora_form import CommonForm
 from .tuners.factors import Draw, Law, Mean, Points, Sample
 from .tuners.holder import FactorHolder
 from .tuners.layer import FactorLinear
@@ -56,6 +58,45 @@ class _Adapter:
             if isinstance(module, FactorLinear) and module.holder is self.holder
         }
         return [replace(slot, scaling=layers[slot.name].scaling[self.name]) for slot in self.law.slots]
+
+
+@dataclass(frozen=True)
+class _CommonForm:
+    """The rank and scale of a written LoRA, one for all modules.
+
+    Servers read `r` and `lora_alpha` of an adapter, some also `use_rslora`, few `rank_pattern` and `alpha_pattern`.
+    So the scale that most modules share becomes `lora_alpha / r`, what others have more or less of it goes into
+    their B, and smaller ranks are filled up with zeros.
+    """
+
+    r: int
+    lora_alpha: float
+
+    @classmethod
+    def of(cls, slots: Sequence[Slot], r: int, lora_alpha: float) -> _CommonForm:
+        """The form for some slots; another scale than the configuration's only if `lora_alpha` stays whole, else 1."""
+        rank = max(slot.r for slot in slots)
+        scale, _ = Counter(slot.scaling for slot in slots).most_common(1)[0]
+        if rank == r and scale == lora_alpha / r:
+            return cls(r, lora_alpha)
+        alpha = scale * rank
+        whole = alpha == math.floor(alpha) and 0 < alpha < 2**31 and alpha / rank == scale
+        return cls(rank, int(alpha) if whole else rank)
+
+    def factors(self, slot: Slot, A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Factors with `lora_alpha / r * B' A' = scaling * B A`: bit by bit, or B' rounded once in 32 bits or more."""
+        ratio = slot.scaling / (self.lora_alpha / self.r)
+        if ratio != 1:
+            exact = math.frexp(ratio)[0] == 0.5  # a power of two changes the exponent only
+            wide = B.dtype if exact or B.dtype.itemsize >= 4 else torch.float32
+            A, B = A.to(wide), B.to(wide) * ratio
+        if not bool(torch.isfinite(A).all() and torch.isfinite(B).all()):
+            raise ValueError(
+                f"The factors of {slot.name} hold NaN or infinity, so there is no LoRA to write. The adapter is "
+                "broken: train it again, with a smaller learning rate if it diverged."
+            )
+        pad = self.r - slot.r
+        return F.pad(A, (0, 0, 0, pad)), F.pad(B, (0, pad))
 
 
 def _find(model: nn.Module, adapter_name: str | None) -> _Adapter:
@@ -129,7 +170,7 @@ def export_lora(
         raise ValueError(f"seed must be an integer, got {seed!r}.")
     _check_draws(adapter.law, num_samples, t, antithetic)
     slots = adapter.slots
-    form = CommonForm.of(slots, config.r, config.lora_alpha)
+    form = _CommonForm.of(slots, config.r, config.lora_alpha)
     lora_config = _lora_config(config, slots, form)
     others = _other_tensors(adapter)
     if num_samples is None:
@@ -189,7 +230,7 @@ def _single_draw(adapter: _Adapter, t: float | None) -> Draw:
     return Points((t,))
 
 
-def _drawn_tensors(adapter: _Adapter, form: CommonForm, draw: Draw) -> dict[str, torch.Tensor]:
+def _drawn_tensors(adapter: _Adapter, form: _CommonForm, draw: Draw) -> dict[str, torch.Tensor]:
     law = adapter.law
     with torch.no_grad():
         factors = law(draw)
@@ -211,7 +252,7 @@ def _other_tensors(adapter: _Adapter) -> dict[str, torch.Tensor]:
     return {key: value.cpu().contiguous() for key, value in named.items() if marker not in key}
 
 
-def _lora_config(config: Any, slots: list[Slot], form: CommonForm) -> LoraConfig:
+def _lora_config(config: Any, slots: list[Slot], form: _CommonForm) -> LoraConfig:
     """A LoRA configuration that names every slot and holds no pattern."""
     return LoraConfig(
         r=form.r,

@@ -32,9 +32,14 @@ def export_run(
     if num_samples is not None and method in ("lora", "hyper-lora"):
         raise ValueError(f"a run of {method} is deterministic: it has no draws to export")
     if method == "lora":
-        return _copied([folder.adapter(ADAPTER)], Path(output_dir))
+        return _copied({".": folder.adapter(ADAPTER)}, Path(output_dir))
     if method == "ensemble":
-        return _members(folder, adapter_names(task.config), Path(output_dir), num_samples)
+        names = adapter_names(task.config)
+        count = len(names) if num_samples is None else num_samples
+        if not 1 <= count <= len(names):
+            raise ValueError(f"the ensemble has {len(names)} members, {count} were asked for")
+        members = {f"draw-{k}": folder.adapter(name) for k, name in enumerate(names[:count])}
+        return _copied(members, Path(output_dir))
     options: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
     if t is not None:
         options["t"] = t
@@ -43,27 +48,15 @@ def export_run(
         return export_lora(run.model, output_dir, adapter_name=ADAPTER, **options)
 
 
-def _members(folder: RunFolder, names: tuple[str, ...], out: Path, num_samples: int | None) -> Path:
-    """Members as draws, in the layout that `load_frozen` reads."""
-    count = len(names) if num_samples is None else num_samples
-    if not 1 <= count <= len(names):
-        raise ValueError(f"the ensemble has {len(names)} members, {count} were asked for")
-    return _copied([folder.adapter(name) for name in names[:count]], out, draws=True)
-
-
-def _copied(sources: list[Path], out: Path, draws: bool = False) -> Path:
-    """Copy adapters to a folder that appears whole or not at all."""
+def _copied(sources: dict[str, Path], out: Path) -> Path:
+    """Copy adapters, by their place in a folder that appears whole or not at all; several as `load_frozen` reads."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not empty; choose another folder")
 
     def write(folder: Path) -> None:
-        ours = shutil.ignore_patterns(STAGE)
-        if not draws:
-            shutil.copytree(sources[0], folder, ignore=ours, dirs_exist_ok=True)
-            return
-        names = [f"draw-{k}" for k in range(len(sources))]
-        for source, name in zip(sources, names, strict=True):
-            shutil.copytree(source, folder / name, ignore=ours)
-        write_draws_index(folder, names, None, seed=None)
+        for name, source in sources.items():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns(STAGE), dirs_exist_ok=True)
+        if "." not in sources:
+            write_draws_index(folder, list(sources), None, seed=None)
 
     return replace_folder(out, write)

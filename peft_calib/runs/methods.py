@@ -10,8 +10,7 @@ from peft import LoraConfig, PeftConfig
 
 from ..tuners import BayesianLoraConfig, CalibLoraConfig, CurveLoraConfig, EnsembleLoraConfig, HyperLoraConfig
 from .folder import RunFolder
-from .from_outside import named_class
-from .settings import RunConfig
+from .settings import RunConfig, named_class
 
 #: Heads that PEFT trains along and so must not adapt too, and what lies in them. Its own "all-linear" leaves them out
 #: for some tasks and not for others, and knows no head whose name only ends like these, as DistilBERT's.

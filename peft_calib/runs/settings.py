@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -141,6 +144,20 @@ def check_metrics(metrics: Sequence[str]) -> None:
     unknown = [name for name in metrics if name not in KEYS]
     if unknown or not metrics:
         raise ValueError(f"unknown metric(s) {', '.join(unknown) or '(none given)'}; a report has {', '.join(KEYS)}")
+
+
+def named_class(name: str, what: str, base: type) -> Any:
+    """The class that a setting names as `module:Class`, also from the folder its user is in."""
+    module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:  # as for a script, whose folder Python looks in by itself
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        raise ValueError(f"{what} is {name!r}, but {module} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"{what} is {name!r}, which names no subclass of {base.__module__}.{base.__name__}")
+    return found
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -82,15 +82,7 @@ def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
 FLOORS = {
     "ground": ("internals", "files", "json_files", "registry", "identity", "classes", "console"),
     "foundations": ("tuners", "calibration"),
-    "what lies on one of them": (
-        "lora_form",
-        "provenance",
-        "splits",
-        "draws_index",
-        "edits",
-        "items",
-        "prediction",
-    ),
+    "what lies on one of them": ("provenance", "splits", "draws_index", "edits", "items", "prediction"),
     "tools": ("export", "methods", "metrics", "trainer_callbacks"),
     "roads": ("runs", "demo", "cli"),
 }

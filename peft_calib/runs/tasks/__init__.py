@@ -1,6 +1,6 @@
 """The tasks of the command line."""
 
-from ..from_outside import named_class
+from ..settings import named_class
 from .base import Task
 from .choice import MultipleChoice
 from .language import CausalLanguageModelling
