@@ -12,12 +12,14 @@ What it does, in the order in which a careful user would:
 4. save the adapter, the same as a plain LoRA for inference servers, the temperature and the report.
 """
 
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from datasets import Dataset
 from peft import get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
+from typer import Option
 
 import peft_calib
 from peft_calib.calibration import TemperatureScaling, calibration_report
@@ -25,36 +27,23 @@ from peft_calib.demo import embedded_model, load_text_data
 from peft_calib.trainer_callbacks import CalibrationCallback
 
 
-def parse_arguments() -> Namespace:
-    """The command line: model, data and how long to train."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--model", help="Hub id or folder; default: the embedded all-MiniLM-L6-v2")
-    parser.add_argument(
-        "--data", default="documentation", help="file, folder, Hub id, or the embedded 'documentation'"
-    )
-    parser.add_argument("--text-column", nargs="+", default=["text"], help="one column, or two for pairs")
-    parser.add_argument("--label-column", default="label")
-    parser.add_argument("--output-dir", type=Path, default=Path("out"))
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--epochs", type=float, default=5)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--max-train-rows", type=int)
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
-
-
-def main() -> None:
+def main(
+    model: Annotated[str | None, Option(help="Hub id or folder; default: the embedded all-MiniLM-L6-v2.")] = None,
+    data: Annotated[str, Option(help="File, folder, Hub id, or the embedded 'documentation'.")] = "documentation",
+    text_column: Annotated[list[str], Option(help="One column; given twice for pairs.")] = ("text",),
+    label_column: str = "label",
+    output_dir: Path = Path("out"),
+    rank: int = 8,
+    epochs: float = 5,
+    learning_rate: float = 1e-3,
+    batch_size: int = 32,
+    max_train_rows: int | None = None,
+    seed: int = 0,
+) -> None:
     """Train, report the calibration on the test rows, and save the adapter both ways."""
-    args = parse_arguments()
-    data = load_text_data(
-        args.data,
-        text_column=args.text_column,
-        label_column=args.label_column,
-        max_train_rows=args.max_train_rows,
-        seed=args.seed,
-    )
-    name = args.model or embedded_model()
+    columns = {"text_column": text_column, "label_column": label_column}
+    splits = load_text_data(data, **columns, max_train_rows=max_train_rows, seed=seed)
+    name = model or embedded_model()
     tokenizer = AutoTokenizer.from_pretrained(name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -66,48 +55,46 @@ def main() -> None:
         )
 
     base = AutoModelForSequenceClassification.from_pretrained(
-        name, num_labels=len(data.label_names), ignore_mismatched_sizes=True
+        name, num_labels=len(splits.label_names), ignore_mismatched_sizes=True
     )
     base.config.pad_token_id = tokenizer.pad_token_id
-    base.config.id2label = dict(enumerate(data.label_names))
-    config = peft_calib.HyperLoraConfig(
-        task_type="SEQ_CLS", r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear"
-    )
-    model = peft_calib.prepare_for_trainer(get_peft_model(base, config))
-    model.print_trainable_parameters()
+    base.config.id2label = dict(enumerate(splits.label_names))
+    config = peft_calib.HyperLoraConfig(task_type="SEQ_CLS", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    adapted = peft_calib.prepare_for_trainer(get_peft_model(base, config))
+    adapted.print_trainable_parameters()
 
     trainer = Trainer(
-        model=model,
+        model=adapted,
         args=TrainingArguments(
-            output_dir=str(args.output_dir),
-            num_train_epochs=args.epochs,
-            learning_rate=args.learning_rate,
-            per_device_train_batch_size=args.batch_size,
-            per_device_eval_batch_size=2 * args.batch_size,
+            output_dir=str(output_dir),
+            num_train_epochs=epochs,
+            learning_rate=learning_rate,
+            per_device_train_batch_size=batch_size,
+            per_device_eval_batch_size=2 * batch_size,
             eval_strategy="epoch",
             save_strategy="no",
-            seed=args.seed,
+            seed=seed,
             report_to=[],
         ),
-        train_dataset=encode(data.train),
-        eval_dataset=encode(data.calibration),
+        train_dataset=encode(splits.train),
+        eval_dataset=encode(splits.calibration),
         processing_class=tokenizer,
         callbacks=[CalibrationCallback()],
     )
     trainer.train()
 
-    calibration = trainer.predict(encode(data.calibration))
-    test = trainer.predict(encode(data.test))
+    calibration = trainer.predict(encode(splits.calibration))
+    test = trainer.predict(encode(splits.test))
     scaling = TemperatureScaling().fit(calibration.predictions, calibration.label_ids)
     before = calibration_report(test.predictions, test.label_ids, input="logits")
     after = scaling.evaluate(test.predictions, test.label_ids)
     print(f"\nBefore temperature scaling\n\n{before}\n\nAfter, with T = {scaling.temperature:.2f}\n\n{after}")
 
-    model.save_pretrained(args.output_dir / "adapter")
-    peft_calib.export_lora(model, args.output_dir / "as-lora")
-    scaling.save(args.output_dir / "temperature.json")
-    (args.output_dir / "report.json").write_text(after.to_json())
+    adapted.save_pretrained(output_dir / "adapter")
+    peft_calib.export_lora(adapted, output_dir / "as-lora")
+    scaling.save(output_dir / "temperature.json")
+    (output_dir / "report.json").write_text(after.to_json())
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

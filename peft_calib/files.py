@@ -191,7 +191,9 @@ def _take(place: Path, folder: Path) -> int:
             elif not taken:
                 raise BlockingIOError(_in_use(folder, _holder(handle)))
             elif os.path.exists(place) and os.path.samestat(os.fstat(handle), os.stat(place)):
-                _sign(handle)
+                owner = {"pid": os.getpid(), "host": socket.gethostname(), "machine": _machine()}
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, json.dumps({**owner, "since": time.strftime("%F %T")}).encode(), 0)
                 return handle
         except BaseException:
             os.close(handle)
@@ -221,12 +223,6 @@ def _held_by_orphans(handle: int) -> bool:
             return False
         time.sleep(0.2)
     return True
-
-
-def _sign(handle: int) -> None:
-    owner = {"pid": os.getpid(), "host": socket.gethostname(), "machine": _machine(), "since": time.strftime("%F %T")}
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(owner).encode(), 0)
 
 
 def _holder(handle: int) -> dict[str, Any] | None:

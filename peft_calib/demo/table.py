@@ -27,10 +27,6 @@ class Line(NamedTuple):
     def found(self) -> dict[str, Any]:
         return self.evaluation.content["variants"][self.variant]
 
-    @property
-    def fit(self) -> dict[str, Any]:
-        return self.found["temperature_fit"]
-
 
 def result_table(lines: Sequence[Line], title: str | None, baseline: Mapping[str, Any]) -> Table:
     """Two lines each, before and after the temperature, and the most frequent class last."""
@@ -42,7 +38,7 @@ def result_table(lines: Sequence[Line], title: str | None, baseline: Mapping[str
     for heading in headings:
         table.add_column(heading, justify="right")
     for line in lines:
-        number = f"{line.found['temperature']:.2f}" if line.fit["applied"] else "none"
+        number = f"{line.found['temperature']:.2f}" if line.found["temperature_fit"]["applied"] else "none"
         for name, temperature, stage in ((line.name, "", BEFORE), ("+ temperature", number, AFTER)):
             table.add_row(name, temperature, *_cells(line.found[stage], line.found.get("outside", {}).get(stage)))
         table.add_section()
@@ -76,11 +72,10 @@ def _cells(report: Mapping[str, Any], outside: Mapping[str, float] | None) -> li
 
 
 def _caption(lines: Sequence[Line], has_outside: bool) -> str:
-    floor = lines[0].found[AFTER].get("noise_floor")
+    floor = lines[0].found[AFTER]["noise_floor"]["ece"]["mean"]
     told = ["95 %: interval of the ECE. T: temperature, fitted on the calibration rows."]
-    if floor:
-        told.append(f"A perfectly calibrated model would score about {floor['ece']['mean']:.3f} on as many rows.")
-    told += [f"{line.name}: {line.fit['reason']}" for line in lines]
+    told.append(f"A perfectly calibrated model would score about {floor:.3f} on as many rows.")
+    told += [f"{line.name}: {line.found['temperature_fit']['reason']}" for line in lines]
     if has_outside:
         told.append("OOD: mean confidence on texts of other origin; how well confidence tells them.")
     return "\n".join(told)

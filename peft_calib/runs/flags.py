@@ -38,10 +38,9 @@ def with_flags(annotations: Mapping[str, Any]) -> Callable[[Callable[..., None]]
 
 
 def resolve(config_file: Path | None, flags: dict[str, Any], tell: Callable[[str], None] | None = None) -> RunConfig:
-    """The configuration: a YAML file, overridden by flags; mappings are merged field by field.
+    """The configuration: a YAML file, overridden by flags, mappings field by field.
 
-    One file serves several methods: where a flag names another method, fields that only other methods have are left
-    out, and `tell` is called with a line about it.
+    One file serves several methods: `tell` gets a line for each field that is left out, as another method's.
     """
     values = {} if config_file is None else read_yaml(config_file)
     method = flags.get("method") or values.get("method") or "lora"

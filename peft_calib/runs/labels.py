@@ -37,11 +37,7 @@ class LabelMap:
         label_names: Sequence[str] | None = None,
         rows: Dataset | None = None,
     ) -> LabelMap:
-        """From the labels of the training rows; `source` and `rows` are for messages.
-
-        Names come from a `ClassLabel` column (`feature`) or `label_names`, and labels are these or their indices;
-        otherwise the different labels are the classes, in sorted order, numbers by their value.
-        """
+        """From training rows: names of a `ClassLabel` (`feature`) or `label_names`, or else the different labels."""
         names: tuple[str, ...] = ()
         index: dict[Any, int] = {}
         if label_names is not None:

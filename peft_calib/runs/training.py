@@ -39,12 +39,9 @@ PACKAGES = ("peft-calib", "torch", "transformers", "peft", "datasets", "numpy")
 def train_run(
     config: RunConfig, output_dir: str | Path, *, overwrite: bool = False, console: Console | None = None
 ) -> dict[str, Any]:
-    """Train a run, or continue one that was interrupted; all that can be wrong with the input is found first.
+    """Train a run, or continue one that was interrupted; every process of `accelerate launch` calls this.
 
-    The folder gets, in this order: `config.json`; a folder for each adapter; `temperature.json`; the adapter as a
-    plain LoRA in `lora`, where it is none already; and `run.json`. Every process of `accelerate launch` calls this,
-    the main one writes. `overwrite` replaces an earlier run once the new one is finished; the same command continues
-    that, too.
+    `overwrite` replaces an earlier run once the new one is finished; the same command continues that, too.
     """
     state = processes()
     console = console or Console(quiet=not state.is_main_process)
