@@ -1,4 +1,4 @@
-"""The best checkpoint by a proper score, among those that are not clearly less accurate."""
+"""The best checkpoint by a proper score, which can tell a good model from a useless one, where ECE cannot."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import SaveStrategy, SchedulerType
 
-from peft_calib.calibration.scores.table import BLIND_SCORES, PROPER_SCORES
+from peft_calib.calibration.scores.table import BLIND_SCORES, HIGHER_IS_BETTER, LOWER_IS_BETTER, PROPER_SCORES
 
 from .adapter_state import WEIGHTS, barrier, check_readable, restore_adapter, write_adapter
-from .choice import WHY_NOT, bare_name
 from .stream import NOT_FINITE
 
 PROPER = tuple(prefix + key for prefix in ("", "sample_") for key in PROPER_SCORES)
 FOLDER = "best-calibration"
-_NO_STRATEGY = "Set eval_strategy in TrainingArguments"
 
 Point = dict[str, float]
+WHY_NOT = (
+    "A calibration error alone cannot choose a model: one that ignores its input and predicts the share of each class "
+    "is perfectly calibrated. Use a proper score, 'nll' or 'brier'."
+)
 
 
 class BestCalibrationCallback(TrainerCallback, ExportableState):
@@ -82,8 +84,6 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
         self.points: list[Point] = []
         self._other_sets: set[str] = set()
 
-    # ----------------------------------------------------------------- state
-
     def state(self) -> dict[str, Any]:
         """Settings and evaluations so far, for the Trainer's checkpoints."""
         names = ("metric", "accuracy_tolerance", "patience", "restore", "prefix")
@@ -97,10 +97,7 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
         """The best evaluation so far: `step`, `value`, and `accuracy` with `accuracy_se`."""
         return choose(self.points, self.accuracy_tolerance)
 
-    # ----------------------------------------------------------------- events
-
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Start afresh, or with what the checkpoint knew."""
         if args.load_best_model_at_end and self.restore:
             raise ValueError(
                 "BestCalibrationCallback and load_best_model_at_end would both put a checkpoint back at the end. Set "
@@ -112,7 +109,7 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
         candidates = saved if isinstance(saved, list) else [saved]
         mine = next((each for each in candidates if each["args"] == self.state()["args"]), None)
         points = mine["attributes"]["points"] if mine is not None and state.global_step > 0 else []
-        self.points = [point for point in points if self._weights(args, point).is_file()]
+        self.points = [point for point in points if (self._folder(args, point) / WEIGHTS).is_file()]
         if len(self.points) < len(points) and choose(points, self.accuracy_tolerance) not in self.points:
             warnings.warn(
                 f"The adapter of the best evaluation so far is missing below {Path(args.output_dir) / FOLDER}; the "
@@ -135,7 +132,7 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
         self.points = [each for each in self.points if each["step"] != point["step"]]
         self.points = front([*self.points, point])
         if point in self.points:
-            write_adapter(kwargs["model"], self._weights(args, point).parent)
+            write_adapter(kwargs["model"], self._folder(args, point))
         if args.save_strategy == SaveStrategy.NO:
             self._tidy(args)
         best = self.best
@@ -150,12 +147,12 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
         self._tidy(args)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Put the best adapter back."""
         best = self.best
         if best is None:
             others = ", ".join(repr(name) for name in sorted(self._other_sets))
-            mend = f"Choose one of those it saw: prefix= one of {others}" if others else _NO_STRATEGY
-            which = f" of {self.prefix!r}" if others else ""
+            which, mend = "", "Set eval_strategy in TrainingArguments"
+            if others:
+                which, mend = f" of {self.prefix!r}", f"Choose one of those it saw: prefix= one of {others}"
             warnings.warn(
                 f"BestCalibrationCallback saw no evaluation{which}, so the last adapter stays. {mend}.",
                 UserWarning,
@@ -163,9 +160,7 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
             )
         elif self.restore and best["step"] != state.global_step:
             barrier()
-            restore_adapter(kwargs["model"], self._weights(args, best).parent)
-
-    # ----------------------------------------------------------------- helpers
+            restore_adapter(kwargs["model"], self._folder(args, best))
 
     def _point(self, step: int, metrics: Mapping[str, float], loader: Any) -> Point | None:
         sample, score = ("sample_", self.metric[7:]) if self.metric.startswith("sample_") else ("", self.metric)
@@ -195,13 +190,13 @@ class BestCalibrationCallback(TrainerCallback, ExportableState):
             se = math.sqrt(accuracy * (1 - accuracy) / rows)
         return {**point, "accuracy": float(accuracy), "accuracy_se": float(se)}
 
-    def _weights(self, args: TrainingArguments, point: Point) -> Path:
-        return Path(args.output_dir) / FOLDER / f"step-{int(point['step'])}" / WEIGHTS
+    def _folder(self, args: TrainingArguments, point: Point) -> Path:
+        return Path(args.output_dir) / FOLDER / f"step-{int(point['step'])}"
 
     def _tidy(self, args: TrainingArguments) -> None:
         """Delete adapters that cannot become the best any more."""
         if args.process_index == 0:
-            wanted = {self._weights(args, point).parent for point in self.points}
+            wanted = {self._folder(args, point) for point in self.points}
             for folder in (Path(args.output_dir) / FOLDER).glob("step-*"):
                 if folder not in wanted:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -226,10 +221,7 @@ def choose(points: Sequence[Point], accuracy_tolerance: float | None) -> Point |
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """The points that may be, or may become, the best: those no other beats in both value and accuracy.
-
-    As the highest accuracy rises, less accurate points drop out and a point that was second may be the best again.
-    """
+    """The points that may yet be the best, as the highest accuracy rises: no other beats them in both."""
     # loss and error, both to be small; of equal points the first one stays
     marks = [(point["value"], -point.get("accuracy", 0.0)) for point in points]
 
@@ -238,3 +230,26 @@ def front(points: Sequence[Point]) -> list[Point]:
         return any(marks[j] != marks[i] or j < i for j in as_good)
 
     return [point for i, point in enumerate(points) if not beaten(i)]
+
+
+def bare_name(metric: str) -> str:
+    """A metric's name without `eval_` and `sample_`."""
+    return metric.removeprefix("eval_").removeprefix("sample_")
+
+
+def check_metric_for_best_model(args: TrainingArguments) -> None:
+    """Refuse a Trainer that would take the worst checkpoint for its best, and warn of one that cannot tell."""
+    chooses = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
+    chooses |= args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
+    if args.metric_for_best_model is None or not chooses:
+        return
+    name = bare_name(args.metric_for_best_model)
+    for scores, better in ((LOWER_IS_BETTER, False), (HIGHER_IS_BETTER, True)):
+        if name in scores and args.greater_is_better is not better:
+            raise ValueError(
+                f"metric_for_best_model={args.metric_for_best_model!r} with greater_is_better="
+                f"{args.greater_is_better} would keep the worst checkpoint; the Trainer guesses True for names that "
+                f"do not end in 'loss'. Set greater_is_better={better} in TrainingArguments."
+            )
+    if name in BLIND_SCORES:
+        warnings.warn(f"metric_for_best_model={args.metric_for_best_model!r}: {WHY_NOT}", UserWarning, stacklevel=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from peft_calib.calibration.scores.table import HEADLINES, WATCHED, refuse_unkno
 from peft_calib.files import write_atomically
 from peft_calib.prediction.draws import check_num_samples
 
-from .choice import check_metric_for_best_model
+from .best import check_metric_for_best_model
 from .forwards import kept_logits, sampled_logits
 from .outputs import answers_before_labels, label_names_of, labels_among, last_positions, logits_among, without_labels
 from .preprocess import keep_for_calibration, labelled_rows, preprocess_logits_for_calibration
@@ -91,8 +91,7 @@ class CalibrationCallback(TrainerCallback):
         self._tally, self._missing = Tally(), set[str]()
         self._loader: weakref.ref | None = None
         self._start()
-        self._wired = False
-        self._unsaved = False
+        self._wired = self._unsaved = False
 
     def _start(self) -> None:
         """Forget the rows of the last evaluation."""
@@ -114,14 +113,9 @@ class CalibrationCallback(TrainerCallback):
         forward = self._watcher.latest
         if forward is None:
             return preprocess_logits_for_calibration(logits, labels, self.answer_token_ids)
-        logits = logits_among(logits, labels, forward.names)
-        return keep_for_calibration(
-            logits,
-            labels,
-            self.answer_token_ids,
-            shifted=answers_before_labels(self._watcher.model),
-            ends=None if labels is not None else self._ends(forward),
-        )
+        logits, shifted = logits_among(logits, labels, forward.names), answers_before_labels(self._watcher.model)
+        ends = None if labels is not None else self._ends(forward)
+        return keep_for_calibration(logits, labels, self.answer_token_ids, shifted=shifted, ends=ends)
 
     def compute_metrics(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """Scores of the gathered predictions; fits `batch_eval_metrics`, where batches come one at a time.
@@ -138,20 +132,24 @@ class CalibrationCallback(TrainerCallback):
             ValueError: For outputs or labels that cannot be told apart, and shapes that do not go together.
         """
         self._wired = True
+        whole = prediction.predictions, prediction.label_ids
+        # all rows, or batch by batch where the Trainer has not put them together
+        apart = all(isinstance(part, list) for part in whole) and len(whole[0]) == len(whole[1])
+        metrics: dict[str, float] = {}
         try:
-            return self._metrics_of(prediction, compute_result)
+            for outputs, columns in zip(*whole, strict=True) if apart else [whole]:
+                labels = labels_among(columns, self._label_names)
+                # several outputs, or logits that preprocess_logits_for_metrics has picked already
+                logits = logits_among(outputs, labels, self._output_names)
+                self._gathered.add(*labelled_rows(as_numpy(logits), as_numpy(labels), self.answer_token_ids))
+            if compute_result:
+                metrics = self._measure(self._gathered)
         except Exception:
             self._start()
             raise
-
-    def _metrics_of(self, prediction: EvalPrediction, compute_result: bool) -> dict[str, float]:
-        for outputs, columns in _batches(prediction.predictions, prediction.label_ids):
-            labels = labels_among(columns, self._label_names)
-            # several outputs, or logits that preprocess_logits_for_metrics has picked already
-            logits = logits_among(outputs, labels, self._output_names)
-            self._gathered.add(*labelled_rows(as_numpy(logits), as_numpy(labels), self.answer_token_ids))
         if not compute_result:
             return {}
+        self._start()
         if self.num_samples is not None and self._watcher.model is None:
             warnings.warn(
                 f"CalibrationCallback(num_samples={self.num_samples}) draws nothing: it is compute_metrics only. Give "
@@ -159,13 +157,7 @@ class CalibrationCallback(TrainerCallback):
                 UserWarning,
                 stacklevel=2,
             )
-        metrics = self._measure(self._gathered)
-        self._start()
-        if self._other_metrics is not None:
-            metrics |= self._other_metrics(prediction)
-        return metrics
-
-    # ----------------------------------------------------------------- events
+        return metrics | (self._other_metrics(prediction) if self._other_metrics is not None else {})
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Starts to watch the model; refuses to choose the best one by a score that cannot tell."""
@@ -189,57 +181,46 @@ class CalibrationCallback(TrainerCallback):
             return
         self._output_names = forward.names
         try:
-            labels = self._labels(forward)
+            labels = labels_of_step(forward.inputs, self._label_names)
             if labels is None:
                 self._tally.unlabelled += 1
                 return
-            inputs = without_labels(self._watcher.model, forward.inputs, self._label_names)
+            if labels.is_floating_point():
+                raise ValueError(
+                    "the labels are real numbers (a regression, or several labels a row), and calibration needs one "
+                    "class a row; take the callback out of callbacks=[...]"
+                )
+            model, answers = self._watcher.model, self.answer_token_ids
+            inputs = without_labels(model, forward.inputs, self._label_names)
             if self.num_samples is not None:
                 with self._watcher.paused():
-                    drawn = sampled_logits(
-                        self._watcher.model, inputs, labels, self.answer_token_ids, self.num_samples, self.seed
-                    )
+                    drawn = sampled_logits(model, inputs, labels, answers, self.num_samples, self.seed)
                 self._drawn.add(*self._rows(drawn, labels))
             if not self._wired:
                 self._seen.add(*self._rows(self._logits(forward, inputs, labels), labels))
         except ValueError as error:
             self._tally.skip(str(error))
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Adds the numbers to the logs of an evaluation, before later callbacks print them."""
-        prefix = metric_prefix(logs or {})
+        logs = kwargs.get("logs") or {}
+        prefix = metric_prefix(logs)
         if prefix is not None:
             added = self._finish(args, state, prefix, logs)
             if added:
                 self._log.add(args, state, logs, added)
 
-    def on_predict(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **kwargs: Any
-    ) -> None:
-        """Adds the numbers to the metrics of `Trainer.predict`."""
-        metrics.update(self._finish(args, state, metric_prefix(metrics) or "test_", metrics, may_lack_labels=True))
+    def on_predict(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        metrics = kwargs["metrics"]
+        metrics.update(self._finish(args, state, metric_prefix(metrics) or "test_", metrics, unlabelled=True))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Closes TensorBoard's file."""
         self._log.close()
-
-    # ----------------------------------------------------------------- rows
 
     def _watch(self, args: TrainingArguments, model: Any) -> None:
         self._watcher.attach(model)
         if model is not None:
             self._label_names = label_names_of(model, args.label_names)
-
-    def _labels(self, forward: Forward) -> Any:
-        labels = labels_of_step(forward.inputs, self._label_names)
-        if labels is not None and labels.is_floating_point():
-            raise ValueError(
-                "the labels are real numbers (a regression, or several labels a row), and calibration needs one class "
-                "a row; take the callback out of callbacks=[...]"
-            )
-        return labels
 
     def _rows(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[Any, Any]:
         """Labelled rows of a step, of all processes."""
@@ -262,28 +243,21 @@ class CalibrationCallback(TrainerCallback):
             return None
         return last_positions(self._watcher.model, forward.inputs, logits.shape[1]) if logits.dim() == 3 else None
 
-    # ----------------------------------------------------------------- numbers
-
     def _finish(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        prefix: str,
-        logs: dict[str, Any],
-        may_lack_labels: bool = False,
+        self, args: TrainingArguments, state: TrainerState, prefix: str, logs: dict[str, Any], unlabelled: bool = False
     ) -> dict[str, float]:
         added: dict[str, float] = {}
         if not self._unsaved and len(self._seen):
             metrics = self._measure(self._seen)
             added = {prefix + key: value for key, value in metrics.items() if prefix + key not in logs}
-        self._tell(prefix.rstrip("_"), may_lack_labels)
+        self._tell(prefix.rstrip("_"), unlabelled)
         self._start()
         if self._unsaved and args.process_index == 0:
             self._save(args, state, prefix.rstrip("_"))
         self._unsaved = False
         return added
 
-    def _tell(self, split: str, may_lack_labels: bool) -> None:
+    def _tell(self, split: str, unlabelled: bool) -> None:
         """Warn of what is missing from an evaluation that is over."""
         tally, measured = self._tally, self._unsaved
         if not measured and self._wired and not tally.skipped and tally.unlabelled < tally.steps:
@@ -294,7 +268,7 @@ class CalibrationCallback(TrainerCallback):
             )
         if not measured and tally.steps and not tally.skipped and not tally.unlabelled:
             tally.skip("every label is -100", tally.steps)
-        if tally.unlabelled and not may_lack_labels:
+        if tally.unlabelled and not unlabelled:
             tally.skip(f"the rows have no labels ({', '.join(self._label_names) or 'label_names is empty'})", 0)
             tally.skipped += tally.unlabelled
         problems = [tally.problem("draws" if measured and self._wired else "numbers"), *self._missing]
@@ -346,11 +320,3 @@ class CalibrationCallback(TrainerCallback):
                 figure = reliability_figure(report.bins, confidence_level=self.confidence_level or 0.95, title=title)
                 figure.savefig(folder / f"reliability_{name}_step_{state.global_step}.png", dpi=120)
                 self._log.add_figure(args, state, f"reliability/{name}", figure)
-
-
-def _batches(predictions: Any, labels: Any) -> Iterator[tuple[Any, Any]]:
-    """Predictions and labels of all rows, or batch by batch where the Trainer has not put them together."""
-    if isinstance(labels, list) and isinstance(predictions, list) and len(labels) == len(predictions):
-        yield from zip(predictions, labels, strict=True)
-    else:
-        yield predictions, labels

@@ -37,18 +37,12 @@ class CheckpointGuardCallback(TrainerCallback):
     """
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Seal the checkpoint that every process has just finished."""
         barrier()
         folder = checkpoint_folder(args, state)
         if args.should_save and folder.is_dir():
             seal_checkpoint(folder)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Refuse to go on from a damaged checkpoint.
-
-        Raises:
-            ValueError: If the checkpoint that training resumes from is incomplete.
-        """
         folder = checkpoint_folder(args, state)
         if state.global_step == 0 or not folder.is_dir():
             return
@@ -74,15 +68,12 @@ class ConsolidatedAdapterCallback(TrainerCallback):
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Refuse a model whose adapter cannot be gathered."""
         check_readable(kwargs["model"])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Add the adapter to the checkpoint; every process takes part."""
         write_adapter(kwargs["model"], checkpoint_folder(args, state) / "adapter")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Write the final adapter."""
         write_adapter(kwargs["model"], Path(args.output_dir) / "adapter")
 
 

@@ -26,10 +26,7 @@ def sampled_logits(
     num_samples: int,
     seed: int,
 ) -> torch.Tensor:
-    """Logarithm of the mean probabilities of K draws, float32: logits like those of one model.
-
-    One draw at a time, so that the memory is that of a forward. `inputs` are those of `without_labels`.
-    """
+    """Logarithm of the mean probabilities of K draws, float32; one draw at a time takes the memory of a forward."""
     total: torch.Tensor | float = 0.0
     with torch.no_grad():
         for k in range(num_samples):
@@ -61,8 +58,7 @@ def logits_of_rows(
     """Logits (N, C) and classes (N,) of all labelled rows, in order; of the mean adapter, or of K draws.
 
     For token classification (N, T, C) and (N, T), -100 where there is no label. Every process does all rows, so that
-    sharded models take part in step. The global random state stays as it is, which a data loader would not leave
-    alone.
+    sharded models take part in step. The global random state stays as it is, which a data loader would change.
     """
     device = next(model.parameters()).device
     rows, names = as_rows(rows), label_names_of(model, label_names)

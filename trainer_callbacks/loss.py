@@ -59,11 +59,7 @@ class RegularizedLossMixin:
 
 
 def refuse_comparing_trainers(args: TrainingArguments, model: torch.nn.Module) -> None:
-    """Refuse trainers whose loss is formed from several forwards, for adapters that draw anew in each.
-
-    DPO, GRPO and their kin compare log-probabilities of two forwards (chosen and rejected, new and old policy). With a
-    fresh draw in each, the ratio is noise of the draws, and no forward's loss has a place for the regulariser.
-    """
+    """Refuse trainers whose loss is formed from several forwards, for adapters that draw anew in each."""
     name = type(args).__name__
     if not type(args).__module__.startswith("trl.") or not name.startswith(COMPARES_FORWARDS):
         return

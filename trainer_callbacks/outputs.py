@@ -25,10 +25,7 @@ def label_names_of(model: Any, given: Sequence[str] | None = None) -> tuple[str,
 
 
 def labels_among(labels: Any, names: Sequence[str] = ()) -> Any:
-    """The column of classes among label columns, which the Trainer gives as a tuple where a model has several.
-
-    The only one, the one named `labels` or `label`, or the only one that holds classes; else it is refused.
-    """
+    """The column of classes among label columns: the only one, `labels` or `label`, or the only one with classes."""
     if not isinstance(labels, (tuple, list)):
         return labels
     known = dict(zip(names, labels, strict=True)) if len(names) == len(labels) else {}
@@ -88,10 +85,7 @@ def answers_before_labels(model: Any) -> bool:
 
 
 def last_positions(model: Any, inputs: Mapping[str, Any], length: int) -> torch.Tensor | None:
-    """Position of each row's last token among `length` logits; None where the inputs do not tell.
-
-    Virtual tokens come first, so rows end alike.
-    """
+    """Position of each row's last token among `length` logits; None where the inputs do not tell."""
     prefix = "decoder_" if _of_config(model, "is_encoder_decoder") else ""
     mask, ids = (inputs.get(f"{prefix}{name}") for name in ("attention_mask", "input_ids"))
     if isinstance(mask, torch.Tensor) and mask.dim() == 2:
@@ -110,10 +104,7 @@ def output_names(outputs: Any, model: Any) -> list[list[str]]:
 
 
 def without_labels(model: Any, inputs: Mapping[str, Any], label_names: Sequence[str] = ()) -> dict[str, Any]:
-    """The inputs of a forward for its logits alone.
-
-    An encoder-decoder that makes its decoder's inputs from the labels keeps them.
-    """
+    """The inputs of a forward for its logits alone; labels that an encoder-decoder feeds its decoder with stay."""
     kept = {name: value for name, value in inputs.items() if name not in (*FOR_THE_LOSS, *label_names)}
     decodes, labels = _of_config(model, "is_encoder_decoder"), inputs.get("labels")
     if decodes and isinstance(labels, torch.Tensor) and labels.dim() == 2 and "decoder_input_ids" not in kept:

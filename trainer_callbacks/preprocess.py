@@ -65,13 +65,11 @@ def keep_for_calibration(
 ) -> torch.Tensor:
     """`preprocess_logits_for_calibration` of logits that have been recognised.
 
-    `shifted` says whether position i of the logits answers for label i + 1, as in a causal language model; where it is
-    not known, an answer at the first position counts as that of an encoder-decoder. `ends` has the position of each
-    row's last token in the logits, for answers of rows without labels.
+    `shifted`: whether position i answers for label i + 1; unknown, an answer at the first position is a decoder's.
+    `ends`: where each row's last token stands in the logits, for answers of rows without labels.
     """
     if answer_token_ids is not None:
-        at = _last_positions(logits, ends) if labels is None else _answer_positions(logits, labels, shifted)
-        return _answer_logits(logits, at, answer_token_ids)
+        return _answer_logits(logits, labels, answer_token_ids, shifted, ends)
     if logits.dim() not in (2, 3) or logits.shape[-1] < 2:
         raise ValueError(
             f"Calibration needs logits of shape (B, C) or (B, T, C) with C >= 2, got {tuple(logits.shape)}."
@@ -95,10 +93,7 @@ def keep_for_calibration(
 def labelled_rows(
     logits: np.ndarray, labels: np.ndarray, answer_token_ids: Sequence[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, C) and classes (N,) of rows with a label, of what the Trainer gathered.
-
-    It has (B, C) or (B, L, C) of `preprocess_logits_for_calibration`, and labels (B,) or (B, T) with T at least L.
-    """
+    """Logits (N, C) and classes (N,) of the rows with a label, of (B, C) or (B, L, C) and labels (B,) or (B, T)."""
     if answer_token_ids is not None and labels.ndim == 2:
         labels = _answer_classes(labels, answer_token_ids)
     if logits.ndim == 2 and labels.shape == (len(logits), 1):
@@ -141,17 +136,24 @@ def _answer_positions(logits: torch.Tensor, labels: torch.Tensor, shifted: bool 
     return before.clamp(min=0)
 
 
-def _last_positions(logits: torch.Tensor, ends: torch.Tensor | None) -> torch.Tensor:
-    if ends is None or logits.dim() != 3:
+def _answer_logits(
+    logits: torch.Tensor,
+    labels: torch.Tensor | None,
+    answer_token_ids: Sequence[int],
+    shifted: bool | None,
+    ends: torch.Tensor | None,
+) -> torch.Tensor:
+    """`(B, C)` logits of the answers' tokens before each row's first label or, without labels, at its end."""
+    if labels is not None:
+        at = _answer_positions(logits, labels, shifted)
+    elif ends is not None and logits.dim() == 3:
+        at = ends
+    else:
         raise ValueError(
             "Without labels the place of an answer is the last token of its row, which is not known here. Give the "
             "Trainer preprocess_logits_for_metrics=callback.preprocess_logits_for_metrics of a CalibrationCallback in "
             "callbacks=[...], which sees the attention mask; or give the rows labels."
         )
-    return ends
-
-
-def _answer_logits(logits: torch.Tensor, at: torch.Tensor, answer_token_ids: Sequence[int]) -> torch.Tensor:
     if max(answer_token_ids) >= logits.shape[-1]:
         raise ValueError(
             f"answer_token_ids holds {max(answer_token_ids)}, but the vocabulary has {logits.shape[-1]} tokens."

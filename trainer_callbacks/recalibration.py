@@ -84,12 +84,7 @@ class RecalibrationCallback(TrainerCallback):
         self._rows = RowSet.of(calibration_dataset)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Refuse rows that are trained on too, and record both sets.
-
-        Raises:
-            ValueError: If the calibration split overlaps with the training rows, or has no labels.
-            TypeError: If draws are asked for, and the model has no adapter of this package to draw from.
-        """
+        """Refuse rows that are trained on too, have no labels, or cannot be drawn for; record both sets."""
         model = kwargs["model"]
         check_readable(model)
         detach_file(model, RECALIBRATION_FILE)  # of an earlier training
@@ -134,7 +129,12 @@ class RecalibrationCallback(TrainerCallback):
                 stacklevel=2,
             )
             return
-        self._report()
+        # what was decided about a temperature
+        fit = getattr(self.method, "fit_result", None)
+        if fit is not None and fit.applied and fit.at_bound is None:
+            logger.info(f"RecalibrationCallback: {fit.reason}")
+        elif fit is not None:
+            warnings.warn(f"RecalibrationCallback: {fit.reason}", UserWarning, stacklevel=2)
         weights = adapter_digest(model)
         how = {"how": "mean" if self.num_samples is None else "sample", "num_samples": self.num_samples}
         text = json.dumps({**self.method.state(), "adapter": weights, **how, "seed": self.seed}, indent=1) + "\n"
@@ -142,16 +142,6 @@ class RecalibrationCallback(TrainerCallback):
         folder = checkpoint_folder(args, state)
         if args.process_index == 0 and digest_of_folder(folder) == weights:
             write_atomically(folder / RECALIBRATION_FILE, text)
-
-    def _report(self) -> None:
-        """Say what was decided about a temperature: in a warning where it is left off, or ran into its bounds."""
-        fit = getattr(self.method, "fit_result", None)
-        if fit is None:
-            return
-        if not fit.applied or fit.at_bound is not None:
-            warnings.warn(f"RecalibrationCallback: {fit.reason}", UserWarning, stacklevel=3)
-        else:
-            logger.info(f"RecalibrationCallback: {fit.reason}")
 
     def _rows_and_collator(self, loader: Any) -> tuple[Any, Callable[[list], Mapping[str, Any]]]:
         collate = self.data_collator or getattr(loader, "collate_fn", None) or default_data_collator

@@ -18,10 +18,9 @@ WAY_OUT = (
 
 
 class LateLog:
-    """Adds to logs whose turn has come for later callbacks only.
+    """Adds to logs that the Trainer's loggers have seen already, as they come before a user's callbacks.
 
-    The Trainer's loggers see the logs before a user's callbacks do. Numbers added here reach the callbacks after us,
-    the Trainer's history and, if it is in `report_to`, TensorBoard through a writer of our own.
+    Numbers reach later callbacks, the Trainer's history and, if in `report_to`, TensorBoard by a writer of our own.
     """
 
     def __init__(self) -> None:

@@ -50,6 +50,5 @@ class RegularizerScheduleCallback(TrainerCallback):
         self.on_step_end(args, state, control, **kwargs)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Move the schedules on after each optimiser step."""
         for law in laws_of(kwargs["model"]):
             law.set_progress(state.global_step, state.max_steps, args.gradient_accumulation_steps)

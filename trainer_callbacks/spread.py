@@ -27,13 +27,11 @@ class PosteriorSpreadCallback(TrainerCallback):
         self._log = LateLog()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Add the numbers to the logs of a training step."""
         logs = kwargs.get("logs") or {}
         if "loss" in logs:
             self._log.add(args, state, logs, posterior_spread(kwargs["model"]))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Close TensorBoard's file."""
         self._log.close()
 
 

@@ -16,12 +16,7 @@ CHUNK = 8192
 
 
 class RowStream:
-    """Logits and labels of an evaluation, a batch at a time.
-
-    Args:
-        num_bins: Bins of every binned score.
-        max_rows: Rows up to which all are kept; of more, only the accumulator's state of a few kilobytes is.
-    """
+    """Logits and labels of an evaluation, a batch at a time: kept up to `max_rows`, and beyond summed up in bins."""
 
     def __init__(self, num_bins: int, max_rows: int = MAX_KEPT_ROWS) -> None:
         self.num_bins, self.max_rows = num_bins, max_rows
@@ -35,11 +30,7 @@ class RowStream:
         return self.num_not_finite + (self._num_kept if self._sums is None else self._sums.num_rows)
 
     def add(self, logits: np.ndarray, labels: np.ndarray) -> None:
-        """Adds `(N, C)` logits, where -inf masks a class, and `(N,)` labels.
-
-        Raises:
-            ValueError: For labels out of range.
-        """
+        """Adds `(N, C)` logits, where -inf masks a class, and `(N,)` labels."""
         finite = np.isfinite(logits.max(axis=1)) if len(logits) else np.zeros(0, bool)  # NaN is the maximum of its row
         if not finite.all():
             self.num_not_finite += int((~finite).sum())
@@ -58,11 +49,7 @@ class RowStream:
         self._kept = []
 
     def report(self, confidence_level: float | None) -> CalibrationReport:
-        """The scores; intervals and noise floor only if all rows are at hand.
-
-        Raises:
-            ValueError: If there was no row.
-        """
+        """The scores; intervals and noise floor only if all rows are at hand. ValueError if there was no row."""
         if self._sums is not None:
             return self._sums.compute()
         if not self._num_kept:

@@ -53,7 +53,6 @@ class TrunkCacheCallback(TrainerCallback):
         self.reason: str | None = "the training has not begun"
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Compute the states, or say why not."""
         root = shared_root(kwargs["model"])
         self.reason = None
         try:
@@ -75,7 +74,6 @@ class TrunkCacheCallback(TrainerCallback):
             logger.info("The states below the first trained layer are not kept: %s.", error)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Give the memory back."""
         CACHES.pop(shared_root(kwargs["model"]), None)
         if self.folder is not None:
             (self.folder / "trunk-states.bin").unlink(missing_ok=True)

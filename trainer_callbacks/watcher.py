@@ -95,11 +95,7 @@ class UnknownLabels(ValueError):
 
 
 def labels_of_step(inputs: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The classes of the batch that is being evaluated, on this process; None if it has none.
-
-    They are among the forward's inputs where the model forms the loss. A `compute_loss` of the user's own, a
-    `compute_loss_func` and the label smoother take them out before the forward.
-    """
+    """The classes of the batch that is evaluated on this process: of its forward, else of the loop; None without."""
     for batch in (inputs, _batch_of_loop()):
         found = [batch[name] for name in names if batch.get(name) is not None]
         if found:
@@ -140,10 +136,7 @@ def _with_labels_of_step(trainer: Trainer, batch: Mapping[str, Any], labels: Any
 
 
 def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """The rows of this step on all processes, without those that pad the last batch, as the Trainer gathers them.
-
-    The second dimension may differ in length between processes if it is a position.
-    """
+    """The rows of this step on all processes, as the Trainer gathers them: without those that pad the last batch."""
     if PartialState().num_processes == 1:
         return tensor
     rows = gather(pad_across_processes(tensor.contiguous(), dim=1, pad_index=-100) if tensor.dim() > 1 else tensor)

@@ -41,11 +41,7 @@ def log_probabilities(probabilities: Array) -> Array:
 
 
 def unwrapped(answer: Any) -> Any:
-    """The predictions in a model's answer: its `logits` by name, or the first array of rows in a tuple; else itself.
-
-    Tuples such as `(loss, logits, hidden)` and `(logits, hidden)` are what `return_dict=False` and `Trainer.predict`
-    give.
-    """
+    """The predictions in a model's answer: its `logits` by name, the first array of rows in a tuple, or itself."""
     if isinstance(answer, Mapping):
         if "logits" not in answer:
             raise ValueError(
@@ -59,10 +55,9 @@ def unwrapped(answer: Any) -> Any:
         return named
     if isinstance(answer, tuple):
         # A tuple may also be rows. Rows have one axis; the loss, which may come first, has none.
-        arrays = [part for part in answer if isinstance(part, (np.ndarray, torch.Tensor)) and part.ndim >= 2]
-        others = [part for part in answer if not isinstance(part, (np.ndarray, torch.Tensor)) or part.ndim == 1]
-        if arrays and not any(isinstance(part, (np.ndarray, torch.Tensor)) for part in others):
-            return arrays[0]
+        arrays = [part for part in answer if isinstance(part, (np.ndarray, torch.Tensor))]
+        if not any(part.ndim == 1 for part in arrays):
+            return next((part for part in arrays if part.ndim >= 2), answer)
     return answer
 
 
@@ -75,15 +70,14 @@ def without_masks(logits: np.ndarray) -> np.ndarray:
 
 
 def refuse_class_ids(values: np.ndarray, name: str = "predictions") -> None:
-    """Refuses predictions that are class ids or class names where probabilities are needed, before any cast.
+    """Refuses class ids or class names where probabilities are needed, before any cast.
 
-    `np.argmax(logits, axis=-1)` and the pipelines' top labels end up here. As numbers, the 0s and 1s of two classes
-    would pass for probabilities of class 1, and the calibration error would be the error rate.
+    The 0s and 1s of two classes would pass for probabilities of class 1, and the error rate for the calibration error.
     """
     is_text = values.dtype.kind in "US" or (values.dtype == object and any(isinstance(v, str) for v in values.flat))
     is_whole = values.dtype.kind in "iu" and values.size > 0
     one_axis = values.ndim <= 1 or values.shape[-1] == 1
-    one_hot = not one_axis and is_whole and _is_one_hot(values)
+    one_hot = not one_axis and is_whole and values.min() >= 0 and (values.sum(axis=-1) == 1).all()
     if not (is_text or (is_whole and (one_axis or one_hot))):
         return
     what = "class names or text" if is_text else ("one-hot class ids" if one_hot else "class ids")
@@ -95,7 +89,3 @@ def refuse_class_ids(values: np.ndarray, name: str = "predictions") -> None:
         "(N, C) array of floating point numbers; a pipeline gives all of them with top_k=None. Probabilities that "
         "happen to be certain are floats, 0.0 and 1.0."
     )
-
-
-def _is_one_hot(values: np.ndarray) -> bool:
-    return bool(values.min() >= 0 and values.max() <= 1 and (values.sum(axis=-1) == 1).all())

@@ -33,11 +33,6 @@ class BinStatistics:
         return BinStatistics(self.counts[index], self.confidence_sums[index], self.outcome_sums[index])
 
     @property
-    def total(self) -> float:
-        """Rows over all bins of one group."""
-        return float(self.counts.sum(axis=-1).max())
-
-    @property
     def weights(self) -> np.ndarray:
         """`(..., B)` share of the rows in each bin; zeros for a group without rows."""
         total = self.counts.sum(axis=-1, keepdims=True)
@@ -90,8 +85,7 @@ def uniform_edges(num_bins: int) -> np.ndarray:
 def uniform_index(values: np.ndarray, num_bins: int) -> np.ndarray:
     """Index of the `(lo, hi]` bin of each value in [0, 1], the first bin closed at zero.
 
-    `ceil(v * B) - 1` is only a first guess: 0.8 * 15 is not 12 in floating point. It is compared with the edges
-    themselves, so the answer is that of a binary search, in a fifth of the time.
+    `ceil(v * B) - 1` is only a guess (0.8 * 15 is not 12), held against the edges: a fifth of a binary search's time.
     """
     edges = uniform_edges(num_bins)
     index = np.ceil(values * num_bins).astype(np.int64)
@@ -151,11 +145,10 @@ FINEST = np.float32(2.0**-30)
 
 
 def cells_of(values: np.ndarray, fineness: int) -> np.ndarray:
-    """The uint16 cell of each value in [0, 1], of cells that narrow towards both ends, where models keep theirs.
+    """The uint16 cell of each value in [0, 1]: the leading bits of its distance from the nearer end.
 
-    Each octave of the distance from the nearer end has `2 ** fineness` cells (`fineness` is at most 9), so that the
-    leading bits of that distance are the cell's number. A greater value is never in an earlier cell; what counts as
-    tied is in one.
+    So each octave of that distance has `2 ** fineness` (at most 2 ** 9) cells, and they narrow towards the ends, where
+    models keep theirs. A greater value is never in an earlier cell; what counts as tied is in one.
     """
     cells = np.empty(len(values), np.uint16)
     first, last = np.array(FINEST).view(np.int32) >> 23 - fineness, num_cells(fineness) - 1
@@ -194,8 +187,7 @@ def ascending(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
 def group_by_value(values: np.ndarray, outcomes: np.ndarray) -> Groups:
     """Groups rows by distinct value in [0, 1], in ascending order.
 
-    The outcome rides in the lowest bit of the value's mantissa, so that one plain sort (no argsort, no gather) orders
-    both. Values that differ in that bit only, by one part in 10^16, count as tied.
+    The outcome rides in the lowest bit of the mantissa, so one plain sort orders both; values equal but for it tie.
     """
     keys = tie_key(values).view(np.int64)
     keys |= outcomes.astype(np.int64)
@@ -211,10 +203,7 @@ def group_by_value(values: np.ndarray, outcomes: np.ndarray) -> Groups:
 
 
 def equal_mass_bins(groups: Groups, num_bins: int) -> BinStatistics:
-    """Cuts groups, or the cells of a histogram, in ascending order into bins of exactly equal (float64) mass.
-
-    The cumulative sums are interpolated at `b N / num_bins`, which spreads a group over its bins in proportion.
-    """
+    """Cuts ascending groups into bins of exactly equal mass; interpolated sums spread a group over its bins."""
     rows, values, outcomes = groups.up_to
     if rows[-1] == 0.0:
         return _zeros((num_bins,))
@@ -239,6 +228,12 @@ def top_label(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             np.maximum(best, columns[k], out=best)
         confidence[start : start + CHUNK] = best
     return confidence, predicted
+
+
+def top_outcomes(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`(N,)` confidence of each row, and whether its predicted class is the label."""
+    confidence, predicted = top_label(probabilities)
+    return confidence, predicted == labels
 
 
 def _divide(numerator: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -31,12 +31,7 @@ class Rows(NamedTuple):
 def as_rows(
     predictions: Any, labels: Any, *, input: str = "probabilities", mask: Any = None, ignore_index: int | None = -100
 ) -> Rows:
-    """Checks predictions and labels, as `calibration_report` takes them, and returns them as flat float64 rows.
-
-    Predictions are `(N, C)`, `(N,)` for the probability (or logit) of class 1, or `(..., C)` with labels `(...)` as in
-    token classification: lists, numpy, torch (any device, half precision included), or a model's whole answer. `input`
-    is checked, never guessed. With `ignore_index=None` every row is kept, and then checked.
-    """
+    """Checks what `calibration_report` takes, and returns it as flat float64 rows; `input` is never guessed."""
     taken = _take(predictions, labels, input, mask, ignore_index)
     if input == "logits":
         probabilities = softmax(_checked_logits(taken.values, taken.binary, may_mask=False))
@@ -58,19 +53,16 @@ class LogitRows(NamedTuple):
 def as_logit_rows(
     answer: Any, labels: Any, *, input: str = "logits", mask: Any = None, ignore_index: int | None = -100
 ) -> LogitRows:
-    """Checks a model's answer and its labels as `as_rows` does, and returns flat float64 logits; -inf masks a class.
-
-    Of probabilities the logarithm is taken by `log_probabilities`.
-    """
+    """Checks a model's answer and labels as `as_rows` does; flat float64 logits, in which -inf masks a class."""
     taken = _take(answer, labels, input, mask, ignore_index)
     logits = _logits_of(taken.values, taken.binary, input, taken.resolution)
     _check_label_range(taken.labels, logits.shape[1])
-    return LogitRows(logits, taken.labels, taken.places // taken.row_length)
+    return LogitRows(logits, taken.labels, taken.sequences)
 
 
 def as_logits(answer: Any, *, input: str = "logits") -> np.ndarray:
     """Checks a model's answer without labels; its `(..., C)` logits in float64, `(N, 2)` for the logit of class 1."""
-    _check_kind(input)
+    check_kind(input)
     answer = unwrapped(answer)
     given = as_numpy(answer, "logits")
     refuse_class_ids(given, "logits")
@@ -91,6 +83,14 @@ def _logits_of(values: np.ndarray, binary: bool, input: str, resolution: float) 
     return log_probabilities(_checked_probabilities(values, binary, SUM_TOLERANCE + resolution))
 
 
+class NoRowsError(ValueError):
+    """No row is left; `num_classes` is what its shape says, 0 where that says nothing."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__("There is no row to measure: the input has no row, or every row is masked or ignored.")
+        self.num_classes = num_classes
+
+
 class _Taken(NamedTuple):
     """Rows that are paired with labels, of the right type, and not yet known to be probabilities or logits."""
 
@@ -99,31 +99,34 @@ class _Taken(NamedTuple):
     binary: bool
     dtype: np.dtype
     resolution: float
-    places: np.ndarray
-    row_length: int
+    sequences: np.ndarray
 
 
 def _take(predictions: Any, labels: Any, input: str, mask: Any, ignore_index: int | None) -> _Taken:
-    _check_kind(input)
+    check_kind(input)
     predictions = unwrapped(predictions)
     given = as_numpy(predictions)
     refuse_class_ids(given)
     values, resolution = as_float64(given, predictions)
-    target = _as_labels(labels)
-    row_length = max(1, int(np.prod(target.shape[1:])))
-    shape = target.shape
-    values, target, binary = _flatten(values, target)
+    target = as_numpy(labels, "labels")
+    if target.size and target.dtype.kind not in "iub":
+        raise TypeError(
+            f"labels must be integer class ids, got dtype {target.dtype}; cast them, or take argmax of one-hot."
+        )
+    shape, row_length = target.shape, max(1, int(np.prod(target.shape[1:])))
+    values, target, binary = _flatten(values, target.astype(np.int64, copy=False))
     keep = _kept(target, mask, shape, ignore_index)
-    places = np.arange(len(target)) if keep is None else np.flatnonzero(keep)
+    sequences = np.arange(len(target)) // row_length
     if keep is not None:
-        values, target = values[keep], target[keep]
+        values, target, sequences = values[keep], target[keep], sequences[keep]
     if len(target) == 0:
-        raise ValueError("There is no row to measure: the input has no row, or every row is masked or ignored.")
+        raise NoRowsError(0 if binary else values.shape[1])
     dtype = given.dtype if given.dtype.kind == "f" else np.dtype(np.float64)
-    return _Taken(values, target, binary, dtype, resolution, places, row_length)
+    return _Taken(values, target, binary, dtype, resolution, sequences)
 
 
-def _check_kind(input: str) -> None:
+def check_kind(input: str) -> None:
+    """Raises ValueError for what is neither probabilities nor logits."""
     if input not in INPUT_KINDS:
         raise ValueError(f"`input` must be one of {INPUT_KINDS}, got {input!r}.")
 
@@ -183,27 +186,21 @@ def as_float64(array: np.ndarray, given: Any, name: str = "predictions") -> tupl
     return array.astype(np.float64, copy=False), resolution
 
 
-def _as_labels(labels: Any) -> np.ndarray:
-    array = as_numpy(labels, "labels")
-    if array.size and array.dtype.kind not in "iub":
-        raise TypeError(
-            f"labels must be integer class ids, got dtype {array.dtype}; cast them, or take argmax of one-hot."
-        )
-    return array.astype(np.int64, copy=False)
-
-
 def _flatten(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
     if values.ndim == 0:
         raise ValueError("predictions must be an array of rows, got a single number.")
-    if values.ndim == 1 and labels.ndim == 1:
-        _check_same_length(len(values), len(labels))
-        return values, labels, True
-    if values.ndim != labels.ndim + 1 or (values.ndim > 2 and values.shape[:-1] != labels.shape):
+    binary = values.ndim == 1 and labels.ndim == 1
+    if not binary and (values.ndim != labels.ndim + 1 or (values.ndim > 2 and values.shape[:-1] != labels.shape)):
         raise ValueError(
             f"predictions of shape {values.shape} do not go with labels of shape {labels.shape}: expected (N, C) with "
             "(N,), (N,) with (N,) for binary, or (..., C) with (...)."
         )
-    _check_same_length(values.shape[0], labels.shape[0])
+    if len(values) != len(labels):
+        raise ValueError(
+            f"predictions have {len(values)} rows but there are {len(labels)} labels; they must be paired one to one."
+        )
+    if binary:
+        return values, labels, True
     if values.shape[-1] < 2 and values.size:
         raise ValueError(
             f"predictions have {values.shape[-1]} column(s); give at least two classes, or a 1-D array for the "
@@ -212,16 +209,9 @@ def _flatten(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
     return values.reshape(-1, values.shape[-1]), labels.reshape(-1), False
 
 
-def _check_same_length(rows: int, labels: int) -> None:
-    if rows != labels:
-        raise ValueError(
-            f"predictions have {rows} rows but there are {labels} labels; they must be paired one to one."
-        )
-
-
 def _kept(labels: np.ndarray, mask: Any, shape: tuple[int, ...], ignore_index: int | None) -> np.ndarray | None:
     keep = None
-    if ignore_index is not None and len(labels) and bool((labels == ignore_index).any()):
+    if ignore_index is not None and (labels == ignore_index).any():
         keep = labels != ignore_index
     if mask is not None:
         array = as_numpy(mask, "mask")

@@ -9,11 +9,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from peft_calib.calibration.scores.selective import (
     accuracy_at_coverage,
     aurc,
-    correct_flagged_at,
+    correct_flagged_at_95,
     coverage_at_risk,
     error_aupr,
     error_auroc,
-    errors_accepted_at,
+    errors_accepted_at_95,
     prediction_rejection_ratio,
     rank,
     ranking_scores,
@@ -114,9 +114,9 @@ def test_both_readings_of_the_false_positive_rate():
     ranking = rank(u, e)
     # 95 of 100 correct rows lie at or below their 95th smallest score; so do this many errors.
     threshold = np.sort(u[e == 0])[94]
-    assert errors_accepted_at(ranking) == pytest.approx((u[e == 1] <= threshold).mean())
+    assert errors_accepted_at_95(ranking) == pytest.approx((u[e == 1] <= threshold).mean())
     threshold = np.sort(u[e == 1])[::-1][18]
-    assert correct_flagged_at(ranking) == pytest.approx((u[e == 0] >= threshold).mean())
+    assert correct_flagged_at_95(ranking) == pytest.approx((u[e == 0] >= threshold).mean())
 
 
 def test_probabilities_rank_by_their_maximum():

@@ -57,7 +57,7 @@ def test_sums_of_many_chunks(classes, dtype):
     _assert_equal(_added(p, y, 15), _plain(p, y, 15), squares=1e-8 if dtype == np.float32 else 1e-12)
 
 
-@pytest.mark.parametrize("num_bins", [*range(1, 41), 97, 98, 100, 196, 1000, 1 << 14, 3_000_000])
+@pytest.mark.parametrize("num_bins", [*range(1, 41), 97, 98, 100, 196, 1000, 10_000])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_values_on_edges_and_next_to_them(num_bins, dtype):
     edges = uniform_edges(num_bins)[-1 - min(num_bins, 400) :].astype(dtype)

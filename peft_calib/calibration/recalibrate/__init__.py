@@ -22,17 +22,10 @@ __all__ = [
     "load_state",
 ]
 
-_METHODS = (
-    BetaCalibration,
-    HistogramCalibration,
-    IsotonicCalibration,
-    MatrixScaling,
-    TemperatureScaling,
-    VectorScaling,
-)
+_ONE_VERSUS_REST = BetaCalibration, HistogramCalibration, IsotonicCalibration
+_METHODS = {m.__name__: m for m in (*_ONE_VERSUS_REST, MatrixScaling, TemperatureScaling, VectorScaling)}
 
 
 def load_state(fields: Fields) -> Recalibrator:
     """The fitted method that a file holds, whichever it is."""
-    methods = {method.__name__: method for method in _METHODS}
-    return methods[fields.text("method", among=list(methods))].from_state(fields)
+    return _METHODS[fields.text("method", among=list(_METHODS))].from_state(fields)

@@ -126,23 +126,21 @@ class Recalibrator(ABC):
         Raises:
             ValueError: If more than 5 % of the rows were fitted on: such a report would flatter.
         """
-        self._check_fitted()
+        fitted_on = self._check_fitted()
         rows = as_logit_rows(logits, labels, input=input, mask=mask, ignore_index=ignore_index)
         self._check_num_classes(rows.logits.shape[1])
-        assert self.fitted_on is not None
-        overlap = self.fitted_on.overlap(row_hashes(rows.logits, rows.labels))
+        overlap = fitted_on.overlap(row_hashes(rows.logits, rows.labels))
         if overlap > MAX_OVERLAP:
             raise ValueError(
-                f"{overlap:.0%} of these rows are among the {self.fitted_on.num_rows} that {type(self).__name__} was "
-                f"fitted on (split {self.fitted_on.digest[:12]}). Recalibration must be reported on rows it has not "
+                f"{overlap:.0%} of these rows are among the {fitted_on.num_rows} that {type(self).__name__} was "
+                f"fitted on (split {fitted_on.digest[:12]}). Recalibration must be reported on rows it has not "
                 "seen: hold out a calibration split of the training data to fit on."
             )
         return calibration_report(self._probabilities(rows.logits), rows.labels, **options)
 
     def state(self) -> dict[str, Any]:
         """The fitted method as JSON-ready values."""
-        self._check_fitted()
-        assert self.fitted_on is not None
+        fitted_on = self._check_fitted()
         values = {name: getattr(self, name) for name in self.parameter_names}
         plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
         return {
@@ -150,7 +148,7 @@ class Recalibrator(ABC):
             "format_version": FORMAT_VERSION,
             "num_classes": self.num_classes,
             "parameters": plain,
-            "fitted_on": self.fitted_on.to_dict(),
+            "fitted_on": fitted_on.to_dict(),
         }
 
     def save(self, path: str | Path) -> None:
@@ -234,11 +232,12 @@ class Recalibrator(ABC):
         probabilities = np.where(masked, 0.0, self._transform(without_masks(logits)))
         return probabilities / probabilities.sum(axis=1, keepdims=True)
 
-    def _check_fitted(self) -> None:
+    def _check_fitted(self) -> SplitFingerprint:
         if self.fitted_on is None:
             raise ValueError(
                 f"This {type(self).__name__} is not fitted yet; call fit(logits, labels) on a calibration split."
             )
+        return self.fitted_on
 
 
 class LogitScaling(Recalibrator):

@@ -168,10 +168,7 @@ class BetaCalibration(OneVersusRest):
 
 
 def logistic_regression(features: np.ndarray, outcomes: np.ndarray, ridge: float = 1e-6) -> np.ndarray:
-    """`(D + 1,)` coefficients, the intercept last, by Newton steps within a region of trust, in float64.
-
-    The tiny quadratic penalty a row bounds the answer on separable data.
-    """
+    """`(D + 1,)` coefficients, the intercept last; the tiny penalty bounds the answer on separable data."""
     x = np.concatenate([features, np.ones((len(features), 1))], axis=1)
     y = outcomes.astype(np.float64)
 

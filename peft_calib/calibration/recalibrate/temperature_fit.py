@@ -6,13 +6,14 @@ variable, with derivative `mean(E_b[z] - z_y)` and curvature `mean(Var_b[z])`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
+from ...json_files import check_fields
 from ..answers import without_masks
 from ..inputs import LogitRows
 
@@ -65,17 +66,11 @@ class TemperatureFit:
         Raises:
             ValueError: If a field is missing, of a wrong type or out of range, or the fit is another temperature's.
         """
-        kinds = {"fitted": float, "low": float, "high": float, "num_rows": int, "applied": bool, "reason": str}
-        if not isinstance(state, dict) or set(state) != {*kinds, "at_bound"}:
-            raise ValueError(
-                f"The fit of a saved temperature must hold {sorted([*kinds, 'at_bound'])}, got {state!r}."
-            )
-        for name, kind in kinds.items():
-            if type(state[name]) is not kind and not (kind is float and type(state[name]) is int):
-                raise ValueError(
-                    f"`fit.{name}` of a saved temperature must be of type {kind.__name__}, got {state[name]!r}."
-                )
+        names = sorted(field.name for field in fields(cls))
+        if not isinstance(state, dict) or sorted(state) != names:
+            raise ValueError(f"The fit of a saved temperature must hold {names}, got {state!r}.")
         fit = cls(**state)
+        check_fields(fit, cls, "The fit of a saved temperature")
         if (
             fit.at_bound not in (None, "low", "high")
             or not BOUNDS[0] <= fit.low <= fit.fitted * (1 + 1e-9)

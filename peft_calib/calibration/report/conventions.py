@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..bins import BinStatistics, accumulate, top_label
+from ..bins import BinStatistics, accumulate, top_outcomes
 from ..inputs import Rows
 from ..scores.binned import calibration_error
 from ..scores.table import TACE_THRESHOLD
@@ -34,8 +34,7 @@ def _torchmetrics(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefi
         values, outcomes = rows.probabilities[:, 1], rows.labels == 1
         dtype = torch.float64 if rows.dtype == np.float64 else torch.float32
     else:
-        values, predicted = top_label(rows.probabilities)
-        outcomes, dtype = predicted == rows.labels, torch.float32
+        dtype, (values, outcomes) = torch.float32, top_outcomes(rows.probabilities, rows.labels)
     # torch.linspace counts down from the far end in its upper half: numpy's differs from it by one ulp.
     edges = torch.linspace(0, 1, num_bins + 1, dtype=dtype).numpy()
     values = values.astype(edges.dtype)
@@ -69,11 +68,9 @@ def _sklearn(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefined:
 
 def _nixon(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefined:
     """Nixon et al. (2019), their released code: ACE and TACE class by class, edges at data values, `[lo, hi)`."""
-    confidence, predicted = top_label(rows.probabilities)
+    confidence, correct = top_outcomes(rows.probabilities, rows.labels)
     edges = np.linspace(0.0, 1.0, num_bins + 1)[1:]
-    top = accumulate(
-        np.searchsorted(edges, confidence, side="right"), confidence, predicted == rows.labels, num_bins + 1
-    )
+    top = accumulate(np.searchsorted(edges, confidence, side="right"), confidence, correct, num_bins + 1)
     static, adaptive, thresholded = [], [], []
     for k in range(rows.num_classes):
         values, outcomes = rows.probabilities[:, k], rows.labels == k
@@ -93,17 +90,12 @@ def _nixon(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefined:
 
 
 def _hypelora(rows: Rows, num_bins: int, scores: dict[str, float]) -> Redefined:
-    """HypeLoRA's evaluation: equal-count chunks of `floor(N / B)` rows, the last taking the rest.
-
-    TACE pools what is at or above the threshold. Their TACE compared probabilities with other rows' labels; this is
-    the aligned one.
-    """
-    confidence, predicted = top_label(rows.probabilities)
+    """HypeLoRA: chunks of `floor(N / B)` rows, the last taking the rest; its pooled TACE with rows' own labels."""
     outcomes = (np.arange(rows.num_classes) == rows.labels[:, None]).reshape(-1)
     pooled = rows.probabilities.reshape(-1)
     keep = pooled >= TACE_THRESHOLD
     return {
-        "ace": _chunked_error(confidence, predicted == rows.labels, num_bins),
+        "ace": _chunked_error(*top_outcomes(rows.probabilities, rows.labels), num_bins),
         "tace": _chunked_error(pooled[keep], outcomes[keep], num_bins),
     }
 
@@ -130,8 +122,7 @@ def _three_norms(bins: BinStatistics) -> Redefined:
 def _positive_class_or_top(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     if rows.num_classes == 2:
         return rows.probabilities[:, 1], rows.labels == 1
-    confidence, predicted = top_label(rows.probabilities)
-    return confidence, predicted == rows.labels
+    return top_outcomes(rows.probabilities, rows.labels)
 
 
 def _value_edged_error(values: np.ndarray, outcomes: np.ndarray, num_bins: int, threshold: float) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..bins import BinStatistics, classwise_uniform_bins, group_by_value, top_label, uniform_bins, uniform_edges
+from ..bins import BinStatistics, classwise_uniform_bins, group_by_value, top_outcomes, uniform_bins, uniform_edges
 from ..inputs import Rows, as_rows, check_confidence_level, check_num_bins
 from ..resampling.bands import consistency_band, wilson_interval
 from ..scores.binned import calibration_error
@@ -42,10 +42,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def as_written(text: Any) -> str:
-    """Text for matplotlib, which reads what stands between two dollar signs as mathematics unless they are escaped.
-
-    A legend also leaves out names that begin with `_`, hence the blank before those.
-    """
+    """Text as it is: matplotlib reads `$...$` as mathematics, and legends leave out names that begin with `_`."""
     escaped = str(text).replace("$", r"\$")
     return " " + escaped if escaped.startswith("_") else escaped
 
@@ -92,8 +89,7 @@ def reliability_diagram(
 
 def top_bins(rows: Rows, num_bins: int) -> BinStatistics:
     """Equal-width bins of top-label confidence against correctness."""
-    confidence, predicted = top_label(rows.probabilities)
-    return uniform_bins(confidence, predicted == rows.labels, num_bins)
+    return uniform_bins(*top_outcomes(rows.probabilities, rows.labels), num_bins)
 
 
 def reliability_figure(bins: BinStatistics, *, confidence_level: float = 0.95, title: str | None = None) -> Figure:
@@ -118,23 +114,21 @@ def draw_reliability(axes: Axes, bins: BinStatistics, confidence_level: float, f
     centre, filled = left + 0.5 * width, bins.counts > 0
     frequency, confidence = bins.outcome, bins.confidence
     low, high = consistency_band(confidence, bins.counts, confidence_level)
-    axes.bar(left[filled], frequency[filled], width, align="edge", color=SKY, edgecolor=BLUE, lw=0.8, label="accuracy")
-    gap = {"height": (confidence - frequency)[filled], "bottom": frequency[filled], "width": width, "align": "edge"}
-    axes.bar(left[filled], fill=False, hatch="////", edgecolor=VERMILLION, lw=1.0, label="gap to confidence", **gap)
-    band = {"height": (high - low)[filled], "bottom": low[filled], "width": width, "align": "edge"}
-    axes.bar(left[filled], color="white", alpha=0.55, lw=0, **band)
-    label = f"calibrated model, {confidence_level:.0%}"
-    axes.bar(left[filled], fill=False, edgecolor=BLACK, ls=":", lw=1.1, label=label, **band)
+
+    def bars(start: np.ndarray, end: np.ndarray, **style: Any) -> None:
+        axes.bar(left[filled], (end - start)[filled], width, start[filled], align="edge", **style)
+
+    bars(np.zeros(len(left)), frequency, color=SKY, edgecolor=BLUE, lw=0.8, label="accuracy")
+    bars(frequency, confidence, fill=False, hatch="////", edgecolor=VERMILLION, lw=1.0, label="gap to confidence")
+    bars(low, high, color="white", alpha=0.55, lw=0)
+    bars(low, high, fill=False, edgecolor=BLACK, ls=":", lw=1.1, label=f"calibrated model, {confidence_level:.0%}")
     ends = wilson_interval(bins.outcome_sums, bins.counts, confidence_level)
     error = np.abs(np.stack(ends) - frequency)[:, filled]
     axes.errorbar(centre[filled], frequency[filled], error, fmt="o", color=BLACK, ms=3.5, lw=1.4, capsize=2.5)
     axes.plot([0, 1], [0, 1], "--", color=BLACK, lw=1.2)
-    ece, total = calibration_error(bins), bins.total
-    axes.text(
-        0.97, 0.04, f"ECE {ece:.3f}\nn = {int(total):,}", transform=axes.transAxes, ha="right", va="bottom",
-        fontsize=fontsize,
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2},
-    )  # fmt: skip
+    text = f"ECE {calibration_error(bins):.3f}\nn = {int(bins.counts.sum()):,}"
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2}
+    axes.text(0.97, 0.04, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=fontsize, bbox=box)
     axes.set(xlim=(0, 1), ylim=(0, 1))
 
 
@@ -213,8 +207,7 @@ def risk_coverage_diagram(
     highest = 0.0
     for i, (name, (probabilities, labels)) in enumerate(pairs.items()):
         rows = as_rows(probabilities, labels, input=input)
-        confidence, predicted = top_label(rows.probabilities)
-        ranking = rank_by_confidence(group_by_value(confidence, predicted == rows.labels))
+        ranking = rank_by_confidence(group_by_value(*top_outcomes(rows.probabilities, rows.labels)))
         coverage, risk = risk_coverage_curve(ranking)
         style = LINE_STYLES[i % len(LINE_STYLES)]
         label = f"{as_written(name)}: AURC {aurc(ranking):.3f}"
@@ -233,8 +226,7 @@ def confidence_histogram(
 ) -> Figure:
     """Confidence of correct and of wrong rows, side by side: how well they are told apart."""
     rows = as_rows(probabilities, labels, input=input)
-    confidence, predicted = top_label(rows.probabilities)
-    correct = predicted == rows.labels
+    confidence, correct = top_outcomes(rows.probabilities, rows.labels)
     figure = new_figure(5.0, 3.6)
     axes = figure.subplots()
     edges = uniform_edges(check_num_bins(num_bins))

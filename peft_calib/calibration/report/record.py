@@ -40,9 +40,7 @@ class ReportRecord(Mapping[str, float]):
         `intervals[key]` is `[low, high]`; `noise_floor[key]` has `mean`, `low` and `high`. Both are None if the report
         was made with `confidence_level=None`.
         """
-        floor = None
-        if self.floor is not None:
-            floor = {key: dict(zip(("mean", "low", "high"), band, strict=True)) for key, band in self.floor.items()}
+        floor = None if self.floor is None else {key: band._asdict() for key, band in self.floor.items()}
         return {
             **self.scores,
             "settings": dict(self.settings),

@@ -37,18 +37,14 @@ def verdict(report: ReportRecord) -> str:
         f"a perfectly calibrated model with these confidences would score {band.mean:.4f} "
         f"[{band.low:.4f}, {band.high:.4f}]"
     )
+    over, under = report.scores["overconfidence"], report.scores["underconfidence"]
     if ece <= band.high:
         judgement = "this many rows cannot tell the two apart"
+    elif max(over, under) < 0.75 * (over + under):
+        judgement = "the model is miscalibrated, over-confident in places and under-confident in others"
     else:
-        judgement = f"the model is miscalibrated, {_direction(report)}"
+        judgement = f"the model is miscalibrated, mostly {'over' if over > under else 'under'}-confident"
     return f"ECE {ece:.4f} {size}; {floor} ({level:.0%} band): {judgement}."
-
-
-def _direction(report: ReportRecord) -> str:
-    over, under = report.scores["overconfidence"], report.scores["underconfidence"]
-    if max(over, under) < 0.75 * (over + under):
-        return "over-confident in places and under-confident in others"
-    return "mostly over-confident" if over > under else "mostly under-confident"
 
 
 def report_markdown(report: ReportRecord) -> str:
@@ -84,13 +80,6 @@ def _notes(report: ReportRecord) -> list[str]:
     if report.intervals is None or report.settings["num_classes"] <= MOST_RESAMPLED_CLASSES:
         return []
     return [f"Scores over class columns have no interval above {MOST_RESAMPLED_CLASSES} classes.", ""]
-
-
-def figure_png(figure: Figure, dpi: int = 110) -> bytes:
-    """A figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
 
 
 def _header(report: ReportRecord) -> list[str]:
@@ -137,8 +126,8 @@ def _pictures(report: ReportRecord) -> str:
 
 
 def _picture(name: str, figure: Figure) -> str:
-    data = base64.b64encode(figure_png(figure)).decode("ascii")
-    text = html.escape(name)
-    width = int(110 * figure.get_figwidth() * 0.8)
+    buffer, text = io.BytesIO(), html.escape(name)
+    figure.savefig(buffer, format="png", dpi=110)
+    data, width = base64.b64encode(buffer.getvalue()).decode("ascii"), int(110 * figure.get_figwidth() * 0.8)
     image = f'<img alt="{text}" width="{width}" src="data:image/png;base64,{data}">'
     return f"<figure>{image}<figcaption>{text}</figcaption></figure>"

@@ -97,17 +97,14 @@ def calibration_report(
     }
     intervals = floor = None
     if confidence_level is not None:
-        options: dict[str, Any] = {"confidence_level": check_confidence_level(confidence_level), "seed": seed}
+        check_confidence_level(confidence_level)
         resamples = num_resamples_for(len(rows.labels), rows.num_classes) if num_resamples is None else num_resamples
-        options |= {
-            "num_bins": num_bins,
-            "num_resamples": resamples,
-            "scores": [k for k in resampled_keys(rows.num_classes) if k not in redefined],
-        }
-        floor = noise_floor(rows, **options)
-        intervals = down_to_zero(bootstrap_intervals(rows, method=interval_method, **options), values, floor)
-        settings |= {"confidence_level": confidence_level, "interval_method": interval_method}
-        settings |= {"num_resamples": resamples, "seed": seed}
+        scores = [key for key in resampled_keys(rows.num_classes) if key not in redefined]
+        asked: dict[str, Any] = {"confidence_level": confidence_level, "num_resamples": resamples, "seed": seed}
+        floor = noise_floor(rows, num_bins=num_bins, scores=scores, **asked)
+        found = bootstrap_intervals(rows, num_bins=num_bins, scores=scores, method=interval_method, **asked)
+        intervals = down_to_zero(found, values, floor)
+        settings |= {"confidence_level": confidence_level, "interval_method": interval_method, **asked}
     return CalibrationReport(
         values | redefined, settings, tables.sums.bins, tables.columns.uniform, intervals, floor, rows
     )

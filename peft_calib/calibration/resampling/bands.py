@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
@@ -9,9 +11,8 @@ from scipy.special import ndtri, stdtrit
 def skewed_mean_interval(values: np.ndarray, tail: float) -> tuple[float, float]:
     """Interval of a mean by Student's quantile and Hall's (1992) transform, which takes the skewness off.
 
-    A few rows of a heavy-tailed loss seldom hold its largest values: the mean then lies low and seems sure, and
-    Student's interval ends below the truth too often (100 rows of skewness 5: 9 % instead of 2.5 %). The mean itself
-    where values do not differ or are fewer than three; `tail` is the probability outside on each side.
+    A few rows of a heavy-tailed loss seldom hold its largest values, so the mean lies low and seems sure. The mean
+    itself where values do not differ or are fewer than three; `tail` lies outside on each side.
     """
     size, mean = len(values), float(values.mean())
     centred = values - mean
@@ -34,22 +35,23 @@ def wilson_interval(hits: np.ndarray, counts: np.ndarray, confidence_level: floa
     """Wilson's (1927) interval of the frequency of `(B,)` hits among `(B,)` trials, NaN where there was no trial."""
     z = ndtri(0.5 + 0.5 * confidence_level)
     counts = np.where(counts > 0, counts, np.nan).astype(np.float64)
-    frequency = hits / counts
-    centre = (frequency + 0.5 * z**2 / counts) / (1.0 + z**2 / counts)
-    half = z / (1.0 + z**2 / counts) * np.sqrt(frequency * (1.0 - frequency) / counts + 0.25 * z**2 / counts**2)
+    low, high = wilson_ends(hits / counts, counts, z)
     # At 0 and 1 the ends are exact; rounding would leave them an ulp inside.
-    low = np.where(hits <= 0, np.where(counts > 0, 0.0, np.nan), np.maximum(centre - half, 0.0))
-    high = np.where(hits >= counts, 1.0, np.minimum(centre + half, 1.0))
-    return low, high
+    low = np.where(hits <= 0, np.where(counts > 0, 0.0, np.nan), np.maximum(low, 0.0))
+    return low, np.where(hits >= counts, 1.0, np.minimum(high, 1.0))
+
+
+def wilson_ends(frequency: Any, trials: Any, z: float) -> tuple[Any, Any]:
+    """Where a frequency lies `z` standard errors from its truth, by that truth's own error; numbers or arrays."""
+    centre = (frequency + 0.5 * z**2 / trials) / (1.0 + z**2 / trials)
+    half = z / (1.0 + z**2 / trials) * np.sqrt(frequency * (1.0 - frequency) / trials + 0.25 * z**2 / trials**2)
+    return centre - half, centre + half
 
 
 def consistency_band(
     confidence: np.ndarray, counts: np.ndarray, confidence_level: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the frequency of a bin would fall if its mean confidence were its true probability; NaN for an empty bin.
-
-    Quantiles of `Binomial(n, confidence) / n` (Broecker & Smith, 2007).
-    """
+    """Where frequencies fall if predictions are right: quantiles of `Binomial(n, p) / n` (Broecker & Smith, 2007)."""
     # Half a second to import, for pictures alone.
     from scipy.stats import binom
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -54,10 +55,7 @@ class Comparison:
     settings: dict[str, Any]
 
     def __getitem__(self, score: str) -> Difference:
-        for difference in self.differences:
-            if difference.score == score:
-                return difference
-        raise KeyError(score)
+        return {difference.score: difference for difference in self.differences}[score]
 
     @property
     def verdict(self) -> str:
@@ -102,21 +100,7 @@ class Comparison:
         return self.to_markdown()
 
 
-def compare(
-    a: Any,
-    b: Any,
-    labels: Any,
-    *,
-    names: tuple[str, str] = ("a", "b"),
-    scores: Sequence[str] = COMPARED,
-    num_bins: int = 15,
-    confidence_level: float = 0.95,
-    num_resamples: int | None = None,
-    input: str = "probabilities",
-    mask: Any = None,
-    ignore_index: int | None = -100,
-    seed: int = 0,
-) -> Comparison:
+def compare(a: Any, b: Any, labels: Any, *, names: tuple[str, str] = ("a", "b"), **options: Any) -> Comparison:
     """Compares two models on the same rows by a paired bootstrap and a test of swaps.
 
     Both models are scored on the same resampled rows, so what the rows have in common cancels. A bootstrap of a few
@@ -129,14 +113,8 @@ def compare(
         b: Predictions of the second.
         labels: Integer class ids, in the same order for both.
         names: What to call the models.
-        scores: Keys of a report.
-        num_bins: Bins of every binned score.
-        confidence_level: Of the intervals of the differences.
-        num_resamples: Bootstrap resamples; by default 1,000, fewer for very many rows.
-        input: `"probabilities"` or `"logits"`, for both.
-        mask: Rows to keep.
-        ignore_index: Label of rows to drop.
-        seed: Of the private generator.
+        options: Of `compare_many`: `scores`, `num_bins`, `confidence_level`, `num_resamples`, `input`, `mask`,
+            `ignore_index`, `seed`.
 
     Returns:
         The comparison; print it, or read `.verdict`.
@@ -151,12 +129,7 @@ def compare(
         >>> compare(sure, np.full((500, 2), 0.5), labels, num_resamples=100)["nll"].better
         'a'
     """
-    pairs = compare_many(
-        {names[0]: a, names[1]: b}, labels, baseline=names[1], scores=scores, num_bins=num_bins, input=input,
-        mask=mask, confidence_level=confidence_level, num_resamples=num_resamples, ignore_index=ignore_index,
-        seed=seed,
-    )  # fmt: skip
-    return pairs[0]
+    return compare_many({names[0]: a, names[1]: b}, labels, baseline=names[1], **options)[0]
 
 
 def compare_many(
@@ -185,8 +158,8 @@ def compare_many(
         scores: Keys of a report.
         num_bins: Bins of every binned score.
         confidence_level: Of the intervals.
-        num_resamples: Bootstrap resamples.
-        input: `"probabilities"` or `"logits"`.
+        num_resamples: Bootstrap resamples; by default 1,000, fewer for very many rows.
+        input: `"probabilities"` or `"logits"`, for all.
         mask: Rows to keep.
         ignore_index: Label of rows to drop.
         seed: Of the private generator.
@@ -211,17 +184,15 @@ def compare_many(
     # Equal seeds resample the same rows for every model: that is the pairing.
     options: dict[str, Any] = {"num_bins": num_bins, "num_resamples": resamples, "seed": seed, "scores": tuple(scores)}
     draws = {name: bootstrap_draws(r, **options) for name, r in rows.items()}
-    pairs = _pairs(list(rows), baseline)
+    pairs = [*combinations(rows, 2)] if baseline is None else [(name, baseline) for name in rows if name != baseline]
     swaps = {pair: swapped_draws(rows[pair[0]], rows[pair[1]], **options) for pair in pairs}
-    table = {
-        key: [
-            _swapped(_difference(key, points[a][key], points[b][key], draws[a][key], draws[b][key], level),
-                     swaps[a, b][key], 1.0 - level)
-            for a, b in pairs
-        ]
-        for key in scores
-    }  # fmt: skip
-    corrected = {key: _holm(column, 1.0 - level) for key, column in table.items()}
+    corrected = {}
+    for key in scores:
+        column = []
+        for a, b in pairs:
+            found = _difference(key, points[a][key], points[b][key], draws[a][key] - draws[b][key], level)
+            column.append(_swapped(found, swaps[a, b][key], 1.0 - level))
+        corrected[key] = _holm(column, 1.0 - level)
     settings = {
         "num_rows": len(first.labels), "num_bins": num_bins, "confidence_level": level, "num_resamples": resamples,
         "seed": seed, "num_pairs": len(pairs),
@@ -229,19 +200,11 @@ def compare_many(
     return [Comparison(pair, tuple(corrected[key][i] for key in scores), settings) for i, pair in enumerate(pairs)]
 
 
-def _pairs(names: list[str], baseline: str | None) -> list[tuple[str, str]]:
-    """Every other model with the baseline, or every pair once."""
-    if baseline is not None:
-        return [(name, baseline) for name in names if name != baseline]
-    return [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-
-
-def _difference(score: str, a: float, b: float, draws_a: np.ndarray, draws_b: np.ndarray, level: float) -> Difference:
-    drawn = draws_a - draws_b
+def _difference(score: str, a: float, b: float, drawn: np.ndarray, level: float) -> Difference:
+    """The difference by the `(R,)` resampled ones."""
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) == 0:
-        nan = float("nan")
-        return Difference(score, a, b, a - b, nan, nan, 1.0, 1.0, None)
+        return Difference(score, a, b, a - b, np.nan, np.nan, 1.0, 1.0, None)
     low, high = np.quantile(drawn, (0.5 - 0.5 * level, 0.5 + 0.5 * level))
     # Ties count on both sides, and one is added: a bootstrap of R resamples cannot show p below 2 / (R + 1).
     below, above = (drawn <= 0.0).sum() + 1, (drawn >= 0.0).sum() + 1
@@ -252,29 +215,25 @@ def _difference(score: str, a: float, b: float, draws_a: np.ndarray, draws_b: np
 def _swapped(found: Difference, swapped: np.ndarray, alpha: float) -> Difference:
     """The difference with the larger of its p-value and that of the swaps; its interval holds 0 unless both are small.
 
-    The models' own sides are one of the swaps: the share of those that differ as much is `(1 + hits) / (1 + R)` where
-    they are drawn, and exact where all are taken.
+    The models' own sides are one of the swaps, so the share of those that differ as much is exact where all are taken.
     """
     observed, others = swapped[0], swapped[np.isfinite(swapped)]
     if not np.isfinite(observed) or len(others) < 2:
-        return Difference(**{**vars(found), "p_value": 1.0, "adjusted_p_value": 1.0})
+        return replace(found, p_value=1.0, adjusted_p_value=1.0)
     slack = 1e-6 * (abs(observed) + 1e-6)  # sums are float32
     p = max(found.p_value, float((np.abs(others) >= abs(observed) - slack).mean()))
-    ends = (found.low, found.high) if p < alpha else (min(found.low, 0.0), max(found.high, 0.0))
-    return Difference(**{**vars(found), "low": ends[0], "high": ends[1], "p_value": p, "adjusted_p_value": p})
+    low, high = (found.low, found.high) if p < alpha else (min(found.low, 0.0), max(found.high, 0.0))
+    return replace(found, low=low, high=high, p_value=p, adjusted_p_value=p)
 
 
 def _holm(column: list[Difference], alpha: float) -> list[Difference]:
     """Holm's step-down adjustment over the pairs of one score, and who is better at that level."""
-    order = np.argsort([d.p_value for d in column], kind="stable")
-    adjusted, running = [0.0] * len(column), 0.0
-    for place, i in enumerate(order):
-        running = max(running, min(1.0, column[i].p_value * (len(column) - place)))
-        adjusted[i] = running
+    p_values = np.array([d.p_value for d in column])
+    order, adjusted = np.argsort(p_values, kind="stable"), np.empty(len(column))
+    steps = np.minimum(p_values[order] * np.arange(len(column), 0, -1), 1.0)
+    adjusted[order] = np.maximum.accumulate(steps)
     result = []
-    for d, p in zip(column, adjusted, strict=True):
-        better = None
-        if p < alpha:
-            better = "a" if (d.difference > 0) == (d.score in HIGHER_IS_BETTER) else "b"
-        result.append(Difference(**{**vars(d), "adjusted_p_value": p, "better": better}))
+    for d, p in zip(column, adjusted.tolist(), strict=True):
+        side = "a" if (d.difference > 0) == (d.score in HIGHER_IS_BETTER) else "b"
+        result.append(replace(d, adjusted_p_value=p, better=side if p < alpha else None))
     return result

@@ -1,22 +1,19 @@
 r"""Intervals of scores that fold at zero: sums of absolute gaps, their squares and maxima.
 
-Such a score is biased upwards by noise, and more so in a resample; near zero it is the absolute value of something
-that changes its sign. Quantiles of resampled scores then miss: they keep away from a true 0, and a bias correction
-takes the bias off twice and ends below the truth (100 rows in one bin: [0, .0057] where .10 is possible).
+Such a score is biased upwards by noise, more so in a resample: quantiles of resampled scores keep away from a true 0,
+and a bias correction takes the bias off twice (100 rows in one bin: [0, .0057] where .10 is possible).
 
 So a test is inverted. A truth is supposed in which every gap `g_b` of the rows at hand is moved towards or away from
 zero by `k` of its standard errors, `g_b(k) = sign(g_b) max(|g_b| + k s_b, 0)`: from perfect calibration (`k = -inf`)
 over the gaps as they are (`k = 0`) to larger ones. Samples from that truth deviate from it as resamples do from the
-rows at hand, so their scores are `T(g(k) + d_r)` with the deviations `d_r` of the bootstrap, and no further pass over
-the rows is needed. The interval holds the truths under which the observed score is not among the smallest or largest:
+rows at hand, so their scores are `T(g(k) + d_r)` with the deviations `d_r` of the bootstrap. The interval holds the
+truths under which the observed score is not among the smallest or largest:
 
 .. math:: \{T(g(k)): P(T(g(k) + d) \ge T(g)) > tail, P(T(g(k) + d) \le T(g)) > tail\}.
 
-Where all gaps are clear that is the interval of their sum; where they are not it takes the bias off as far as the
-rows show it. Two refinements of the upper end: a score below the lower quartile of what a perfect model gets is luck,
-and is taken for that quartile; and the end lies half-way to the quantile of the resampled scores, or on it where that
-is lower or the interval does not reach zero. That quantile has the bias twice, which is little where the gaps are
-clear; the inverted end is a little short, as the gaps it starts from have noise.
+Two refinements of the upper end: a score below the lower quartile of what a perfect model gets is luck, and is taken
+for that quartile; and the end, a little short, as the gaps it starts from have noise, lies half-way to the quantile of
+the resampled scores, or on it where that is lower or the interval does not reach zero.
 """
 
 from __future__ import annotations
@@ -102,12 +99,7 @@ def _crossing(holds: Callable[[float], bool], *, rising: bool) -> float:
 def widened(
     deviations: np.ndarray, least: np.ndarray, normals: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Deviations with no standard error below `least`, that of labels drawn from the predictions; and their errors.
-
-    A bin of one row, or of rows that are all right, hardly varies in resamples, though its labels might have been
-    others. Noise makes up for what is missing; `normals` is that of bins that do not vary at all, independent by
-    default.
-    """
+    """Deviations with no standard error below `least`, by `missing_noise`, and their standard errors."""
     return deviations + missing_noise(deviations, least, normals), np.maximum(deviations.std(axis=1), least)
 
 
@@ -136,6 +128,34 @@ def missing_noise(deviations: np.ndarray, least: np.ndarray, normals: np.ndarray
         noise[still] = normals[still]
     noise[short] *= missing[short, None]
     return noise
+
+
+def over_cells(
+    gaps: np.ndarray,
+    bins: np.ndarray,
+    mass: np.ndarray,
+    errors: tuple[np.ndarray, float],
+    score: Score,
+    truth: Score,
+    smooth: Score = lambda values: values,
+) -> Folded:
+    """A score over `(N, R + 1)` gaps of fine cells, the last of the rows at hand; its truths have one gap a bin.
+
+    Cells lie in `bins` and hold `mass` rows, by which a bin's gap is spread; `errors` are the variances of their sums
+    and the number of all rows. Samples are compared by `score` of what the linear `smooth` makes of cells.
+    """
+    variance, total = errors
+    filled = np.unique(bins[mass > 0])
+    member = (bins == filled[:, None]).astype(np.float64)
+    pattern = (member * mass / (member @ mass)[:, None]).T  # `(N, M)` share of its bin's rows in each cell
+    deviations = gaps[:, :-1] - gaps[:, -1:]
+    # those of a bin together are no smaller than its standard errors
+    moved = deviations + pattern @ missing_noise(member @ deviations, np.sqrt(member @ variance) / total)
+    spread, observed = smooth(pattern), float(score(smooth(gaps[:, -1:]))[0])
+    return Folded(
+        member @ gaps[:, -1], (member @ moved).std(axis=1), smooth(moved), score, observed,
+        lambda gaps: truth(pattern @ gaps), lambda gaps: spread @ gaps,
+    )  # fmt: skip
 
 
 def absolute(weights: np.ndarray | None = None) -> Score:

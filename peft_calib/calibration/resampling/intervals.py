@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
@@ -14,7 +14,7 @@ from ..scores.binned import loss_of_label, row_brier
 from ..scores.table import CALIBRATION_ERRORS, CLASSWISE_KEYS, KEYS, MOST_RESAMPLED_CLASSES, RANKED
 from .bands import skewed_mean_interval, wilson_interval
 from .folded import folded_interval
-from .ranked import auroc_interval, one_more
+from .ranked import Interval, held_by_few
 from .replicate_bins import ClassSums, RowSums, SmoothSums, TopSums
 from .replicate_ranking import AreaSums, DriftSums, PrecisionSums
 from .replicates import BLOCK, Batch, Design
@@ -40,7 +40,6 @@ MOST_ROWS_IN_FULL = 10
 # What is left inside bins lives by bins of few rows, where it shrinks with every row that a resample has twice: its
 # quantiles held the truth in 88 of 100 data sets of 100 rows, and no correction tried did better everywhere.
 WITHOUT_INTERVAL = frozenset({"brier_within_bin"})
-WITH_ONE_MORE = RANKED - {"error_auroc", "error_aupr"}
 
 
 class Band(NamedTuple):
@@ -73,25 +72,17 @@ def bootstrap_intervals(
     seed: int = 0,
     method: str = "bca",
     scores: Sequence[str] = KEYS,
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, Interval]:
     """Interval of every score, all from the same resampled rows; NaN where a score is defined in no resample.
 
-    Scores that fold at zero, calibration errors above all, get theirs by inverting a test (see `folded`), and
-    accuracy, a share, gets Wilson's, which does not end where nothing was seen to go wrong. For the others
-    `"percentile"` takes quantiles of the resampled scores. `"bca"` (Efron, 1987) shifts the quantiles for bias and
-    skewness, with the acceleration from a jackknife that leaves out one of 100 random groups of rows at a time. Both
-    widen the tails as Student's quantile is wider than the normal one; with `"bca"` the interval of `nll` and `brier`,
-    whose rows have heavy tails, also holds that of a mean with its skewness taken off. Rankings of errors live by the
-    rarer of right and wrong rows: there Student's quantile is that of so many rows, the shifted quantiles never
-    shorten the interval, it reaches to where one row more of that kind would take the score, and `error_auroc` has
-    Wilson's form (see `ranked`). `brier_within_bin` has none.
+    Scores that fold at zero invert a test (see `folded`), accuracy has Wilson's, and `brier_within_bin` none; the
+    others have quantiles of resampled scores, shifted for bias and skewness with `"bca"` (Efron, 1987).
     """
     if method not in METHODS:
         raise ValueError(f"`interval_method` must be one of {METHODS}, got {method!r}.")
-    check_num_resamples(num_resamples)
     tail = 0.5 * (1.0 - confidence_level)
     sums, draws = _resampled(rows, num_bins, num_resamples, seed, scores)
-    intervals: dict[str, tuple[float, float]] = {}
+    intervals: dict[str, Interval] = {}
     for family in sums:
         if hasattr(family, "folded"):
             found = {key: item for key, item in family.folded().items() if key in draws}
@@ -112,8 +103,12 @@ def bootstrap_intervals(
 
 def _unfolded(
     rows: Rows, num_bins: int, drawn: dict[str, np.ndarray], tail: float, seed: int, method: str
-) -> dict[str, tuple[float, float]]:
-    """Quantiles of the resampled scores; a last column has those of the rows at hand."""
+) -> dict[str, Interval]:
+    """Quantiles of the resampled scores; a last column has those of the rows at hand.
+
+    Tails are Student's, of all rows or, for rankings, of the rarer of right and wrong ones; `"bca"` never shortens
+    those of rankings, and for `nll` and `brier` also holds the interval of a mean with its skewness taken off.
+    """
     wrong = int((top_label(rows.probabilities)[1] != rows.labels).sum())
     size = len(rows.labels)
     rarer = min(wrong, size - wrong)
@@ -125,45 +120,15 @@ def _unfolded(
             low, high = _quantiles(draws[key], levels)
             plain = intervals[key] if key in RANKED else (low, high)
             intervals[key] = min(plain[0], low), max(plain[1], high)
-        intervals |= _of_means(rows, intervals, tail)
-    for key in sorted(WITH_ONE_MORE & set(draws)):
-        if np.isfinite(drawn[key][-1]):
-            intervals[key] = _with_one_more(intervals[key], draws[key], key, wrong, size, tail, seed)
-    if "error_auroc" in draws and rarer:
-        variance = float(np.nanvar(draws["error_auroc"]))
-        intervals["error_auroc"] = auroc_interval(float(drawn["error_auroc"][-1]), variance, rarer, size, tail)
-    return intervals
-
-
-def _with_one_more(
-    interval: tuple[float, float], draws: np.ndarray, key: str, wrong: int, num_rows: int, tail: float, seed: int
-) -> tuple[float, float]:
-    """Takes an interval to where one row more of the rarer kind would: a wrong one upwards, a right one downwards."""
-    falls = key == "success_aupr"
-    low, high = (1.0 - interval[1], 1.0 - interval[0]) if falls else interval
-    errors = 1.0 - draws[np.isfinite(draws)] if falls else draws
-    if 2 * wrong <= num_rows:
-        high = max(high, min(float(np.quantile(one_more(errors, key, num_rows, seed), 1.0 - tail)), 1.0))
-    else:
-        low = min(low, max(1.0 - float(np.quantile(one_more(1.0 - errors, key, num_rows, seed), 1.0 - tail)), 0.0))
-    return (1.0 - high, 1.0 - low) if falls else (low, high)
-
-
-def _of_means(rows: Rows, intervals: dict[str, tuple[float, float]], tail: float) -> dict[str, tuple[float, float]]:
-    """Those of `nll` and `brier`, which also hold the interval of a mean with its skewness taken off."""
-    found = {}
-    if "nll" in intervals:
-        of_label = rows.probabilities[np.arange(len(rows.labels)), rows.labels]
-        found["nll"] = _both(intervals["nll"], skewed_mean_interval(loss_of_label(of_label), tail), np.inf)
-    if "brier" in intervals:
-        of_rows = row_brier(rows.probabilities, rows.labels)
-        found["brier"] = _both(intervals["brier"], skewed_mean_interval(of_rows, tail), 2.0)
-    return found
-
-
-def _both(one: tuple[float, float], other: tuple[float, float], most: float) -> tuple[float, float]:
-    """The hull of two intervals of a score in `[0, most]`."""
-    return max(min(one[0], other[0]), 0.0), min(max(one[1], other[1]), most)
+        of_label = rows.probabilities[np.arange(size), rows.labels]
+        for key, losses, most in (
+            ("nll", loss_of_label(of_label), np.inf),
+            ("brier", row_brier(rows.probabilities, rows.labels), 2.0),
+        ):
+            if key in intervals:
+                low, high = skewed_mean_interval(losses, tail)
+                intervals[key] = max(min(intervals[key][0], low), 0.0), min(max(intervals[key][1], high), most)
+    return intervals | held_by_few(intervals, drawn, wrong, size, tail, seed)
 
 
 def _student_tail(tail: float, num_rows: int) -> float:
@@ -175,13 +140,9 @@ def _student_tail(tail: float, num_rows: int) -> float:
 
 
 def down_to_zero(
-    intervals: Mapping[str, tuple[float, float]], scores: Mapping[str, float], floor: NoiseFloor
-) -> dict[str, tuple[float, float]]:
-    """Holds the intervals of calibration errors against the noise floor of the same level.
-
-    They begin at 0 where the score lies inside the noise band, as the data then cannot tell the error from none; and
-    they reach at least to the mean of that band, because an error of its size cannot be told from none either.
-    """
+    intervals: Mapping[str, Interval], scores: Mapping[str, float], floor: NoiseFloor
+) -> dict[str, Interval]:
+    """Begins calibration errors' intervals at 0 where the noise band holds the score; they reach to its mean."""
     held = dict(intervals)
     for key in CALIBRATION_ERRORS & set(intervals):
         low, high = intervals[key]
@@ -193,7 +154,6 @@ def bootstrap_draws(
     rows: Rows, *, num_bins: int = 15, num_resamples: int = 1000, seed: int = 0, scores: Sequence[str] = KEYS
 ) -> dict[str, np.ndarray]:
     """The `(R,)` resampled scores, of the same rows for every model with as many and the same seed: a pairing."""
-    check_num_resamples(num_resamples)
     return {key: values[:-1] for key, values in _resampled(rows, num_bins, num_resamples, seed, scores)[1].items()}
 
 
@@ -201,12 +161,11 @@ def _resampled(
     rows: Rows, num_bins: int, num_resamples: int, seed: int, scores: Sequence[str]
 ) -> tuple[list[Family], dict[str, np.ndarray]]:
     """Sums and scores of the resamples and, in a last column, of the rows at hand, by the same arithmetic."""
+    check_num_resamples(num_resamples)
     families, design = _families(rows, num_bins, scores)
     counts = bootstrap_counts(np.random.default_rng([seed, 0]), design.num_rows, num_resamples)
     counts = np.concatenate([counts, np.ones((design.num_rows, 1), counts.dtype)], axis=1)
-    total = np.full(num_resamples + 1, design.num_rows)
-    weights = (counts[design.order[block]] for block in design.blocks())
-    sums = _weighted_sums(design, total, weights, families)
+    sums = _weighted_sums(design, np.full(num_resamples + 1, design.num_rows), counts, families)
     return sums, _collected(sums, scores)
 
 
@@ -215,8 +174,7 @@ def swapped_draws(
 ) -> dict[str, np.ndarray]:
     """Differences of two models' scores when rows change sides at random: key to `(1 + R,)`, the models' own first.
 
-    If it makes no difference which of the two a row's prediction comes from, all of them are equally likely, however
-    few rows there are. Up to ten rows every way of swapping is taken, once each.
+    Without a difference all are equally likely, however few rows. Up to ten rows every way of swapping is taken once.
     """
     both = Rows(np.concatenate([a.probabilities, b.probabilities]), np.concatenate([a.labels, b.labels]))
     families, design = _families(both, num_bins, scores)
@@ -229,30 +187,20 @@ def swapped_draws(
     swapped = swapped.astype(np.uint8)
     # One side in the first half of the columns, what is left for the other in the second.
     weights = np.concatenate([np.concatenate([1 - swapped, swapped]), np.concatenate([swapped, 1 - swapped])], axis=1)
-    total = np.full(weights.shape[1], size)
-    sums = _weighted_sums(design, total, (weights[design.order[i]] for i in design.blocks()), families)
+    sums = _weighted_sums(design, np.full(weights.shape[1], size), weights, families)
     values = _collected(sums, scores)
     half = swapped.shape[1]
     return {key: value[:half] - value[half:] for key, value in values.items()}
 
 
-def noise_floor(
-    rows: Rows,
-    *,
-    num_bins: int = 15,
-    confidence_level: float = 0.95,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    scores: Sequence[str] = KEYS,
-) -> dict[str, Band]:
-    """What each score would be if the model were perfectly calibrated with just these predictions: its mean and band.
-
-    Labels are redrawn from the predicted distributions, `y_i ~ p_i`, and the scores taken again. A calibration error
-    inside the band cannot be told from zero on this many rows.
-    """
-    draws = perfect_draws(rows, num_bins=num_bins, num_resamples=num_resamples, seed=seed, scores=scores)
-    tail = 0.5 * (1.0 - confidence_level)
-    return {key: Band(_mean(values), *_quantiles(values, (tail, 1.0 - tail))) for key, values in draws.items()}
+def noise_floor(rows: Rows, *, confidence_level: float = 0.95, **options: Any) -> dict[str, Band]:
+    """Mean and band of each score of a perfectly calibrated model: labels redrawn from the predictions."""
+    tail, floor = 0.5 * (1.0 - confidence_level), {}
+    for key, values in perfect_draws(rows, **options).items():
+        finite = values[np.isfinite(values)]
+        mean = float(finite.mean()) if len(finite) else float("nan")
+        floor[key] = Band(mean, *_quantiles(finite, (tail, 1.0 - tail)))
+    return floor
 
 
 def perfect_draws(
@@ -299,12 +247,13 @@ def _families(rows: Rows, num_bins: int, scores: Sequence[str]) -> tuple[list[ty
 
 
 def _weighted_sums(
-    design: Design, total: np.ndarray, weights: Iterable[np.ndarray], families: list[type[Family]]
+    design: Design, total: np.ndarray, counts: np.ndarray, families: list[type[Family]]
 ) -> list[Family]:
+    """Sums of replicates in which the rows, in the order they were given, count `(N, R)` times."""
     sums = [family(design, total) for family in families]
     right = (design.predicted == design.labels).astype(np.float32)[:, None]
-    for block, counts in zip(design.blocks(), weights, strict=True):
-        weight = counts.astype(np.float32)
+    for block in design.blocks():
+        weight = counts[design.order[block]].astype(np.float32)
         batch = Batch(block, weight, weight * right[block], None)
         for family in sums:
             family.add(batch)
@@ -318,23 +267,20 @@ def _collected(sums: Sequence[Family], scores: Sequence[str]) -> dict[str, np.nd
 
 def _bca_levels(
     rows: Rows, num_bins: int, draws: dict[str, np.ndarray], tails: dict[str, float], seed: int
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, Interval]:
     """BCa levels of each score, the acceleration from leaving out one of 100 random groups of rows at a time."""
     families, design = _families(rows, num_bins, tuple(draws))
     groups = min(JACKKNIFE_GROUPS, design.num_rows)
     member = np.random.default_rng([seed, 2]).permutation(design.num_rows) % groups
     # A last column leaves nothing out: the score itself, by the same arithmetic.
     total = design.num_rows - np.append(np.bincount(member, minlength=groups), 0)
-    weights = (member[design.order[block], None] != np.arange(groups + 1) for block in design.blocks())
-    scores = _collected(_weighted_sums(design, total, weights, families), tuple(draws))
+    kept = member[:, None] != np.arange(groups + 1)
+    scores = _collected(_weighted_sums(design, total, kept, families), tuple(draws))
     return {key: bca_level(draws[key], float(scores[key][-1]), scores[key][:-1], tails[key]) for key in draws}
 
 
-def bca_level(draws: np.ndarray, point: float, left_out: np.ndarray, tail: float) -> tuple[float, float]:
-    """The two quantile levels of a BCa interval (Efron, 1987), by `(G,)` scores with one group of rows left out.
-
-    They are `(tail, 1 - tail)` when there is neither bias nor skewness.
-    """
+def bca_level(draws: np.ndarray, point: float, left_out: np.ndarray, tail: float) -> Interval:
+    """Quantile levels of a BCa interval (Efron, 1987), by `(G,)` scores with one group of rows left out."""
     draws, left_out = draws[np.isfinite(draws)], left_out[np.isfinite(left_out)]
     if len(draws) == 0 or len(left_out) < 2:
         return tail, 1.0 - tail
@@ -367,14 +313,7 @@ def _drawn_labels(generator: np.random.Generator, probabilities: np.ndarray, num
     return labels
 
 
-def _quantiles(values: np.ndarray, levels: tuple[float, float]) -> tuple[float, float]:
+def _quantiles(values: np.ndarray, levels: Interval) -> Interval:
     values = values[np.isfinite(values)]
-    if len(values) == 0:
-        return float("nan"), float("nan")
-    low, high = np.quantile(values, levels)
+    low, high = np.quantile(values, levels) if len(values) else (np.nan, np.nan)
     return float(low), float(high)
-
-
-def _mean(values: np.ndarray) -> float:
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else float("nan")

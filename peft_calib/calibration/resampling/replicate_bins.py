@@ -1,12 +1,11 @@
 """Row-wise and binned scores of many replicates; every sum over rows is one matrix product.
 
-Counts are exact in float32, and what a block adds is summed up in float64. Other sums are good to 1e-6, far below the
-Monte-Carlo error they are used for.
+Blocks' counts are exact in float32, added up in float64; other sums are good to 1e-6, far below Monte-Carlo error.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from ..scores.columns import ColumnBins
 from ..scores.panel import row_entropy
 from ..scores.smooth import SMALLEST_BANDWIDTH, cosine_series, smooth_error_of_grid, smoothed
 from ..scores.table import keys_from
-from .folded import Folded, Score, absolute, missing_noise, squares, widened
+from .folded import Folded, Score, absolute, over_cells, squares, widened
 from .replicates import Batch, Design
 
 GRID = 512
@@ -151,47 +150,17 @@ class SmoothSums:
         """
         grid = self.grid / self.total
         observed = float(smooth_error_of_grid(grid[:, -1:].T, iterations=14)[0])
-        centres = (np.arange(GRID) + 0.5) / GRID
-        cells = coarse_cells(uniform_index(centres, self.design.num_bins), self.mass)
-        gaps = cells.sum_up(grid[:, -1])
-        moved = cells.widened(grid[:, :-1] - grid[:, -1:], np.sqrt(cells.sum_up(self.variance)) / self.total[-1])
+        bins = uniform_index((np.arange(GRID) + 0.5) / GRID, self.design.num_bins)
         bandwidth = max(observed, SMALLEST_BANDWIDTH)
 
         def smooth(values: np.ndarray) -> np.ndarray:
             return smoothed(cosine_series(values.T), np.full(values.shape[1], bandwidth)).T
 
-        pattern = smooth(cells.pattern)
-        score = absolute()
-        at_hand = float(score(smooth(grid[:, -1:]))[0])
-        return {
-            "smooth_ece": Folded(
-                gaps, cells.sum_up(moved).std(axis=1), smooth(moved), score, at_hand,
-                lambda gaps: smooth_error_of_grid((cells.pattern @ gaps).T, iterations=14),
-                lambda gaps: pattern @ gaps,
-            )
-        }  # fmt: skip
+        def truth(gaps: np.ndarray) -> np.ndarray:
+            return smooth_error_of_grid(gaps.T, iterations=14)
 
-
-class Cells(NamedTuple):
-    """Cells of the confidence axis, each in one of some coarser bins."""
-
-    member: np.ndarray  # `(M, N)` which bin a cell lies in
-    pattern: np.ndarray  # `(N, M)` share of its bin's rows in each cell
-
-    def sum_up(self, values: np.ndarray) -> np.ndarray:
-        """Sums over the cells of each bin."""
-        return self.member @ values
-
-    def widened(self, deviations: np.ndarray, least: np.ndarray) -> np.ndarray:
-        """`(N, R)` deviations of cells, those of a bin together no smaller than `(M,)` standard errors."""
-        return deviations + self.pattern @ missing_noise(self.sum_up(deviations), least)
-
-
-def coarse_cells(bins: np.ndarray, mass: np.ndarray) -> Cells:
-    """Cells by the bin of each and the rows in each; bins without rows are left out."""
-    kept = np.unique(bins[mass > 0])
-    member = (bins == kept[:, None]).astype(np.float64)
-    return Cells(member, (member * mass / (member @ mass)[:, None]).T)
+        errors = self.variance, self.total[-1]
+        return {"smooth_ece": over_cells(grid, bins, self.mass, errors, absolute(), truth, smooth)}
 
 
 class ClassSums:

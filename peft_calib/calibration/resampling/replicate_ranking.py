@@ -10,8 +10,7 @@ from scipy.special import digamma
 from ..bins import uniform_index
 from ..scores.selective import augrc, auroc_of_pairs, oracle_aurc
 from ..scores.table import keys_from
-from .folded import Folded
-from .replicate_bins import coarse_cells
+from .folded import Folded, over_cells
 from .replicates import Batch, Design
 
 # Runs of rows that the drift of replicates is kept at.
@@ -62,11 +61,7 @@ class RankedSums:
 
 
 class AreaSums(RankedSums):
-    """AUROC of errors, AURC and AUGRC.
-
-    With `m_g` the number of surer rows plus half the group, the ordered pairs of an error and a surer correct row
-    number `sum_g e_g m_g - E^2 / 2`, ties half: no running count of errors is needed.
-    """
+    """AUROC of errors, AURC and AUGRC; `auroc_of_pairs` needs no running count of errors."""
 
     keys: ClassVar[tuple[str, ...]] = keys_from("areas")
 
@@ -81,10 +76,8 @@ class AreaSums(RankedSums):
     def _add(self, counts: np.ndarray, errors: np.ndarray, ends: np.ndarray) -> None:
         self.wrong += errors.sum(axis=0)
         self.weighted += np.einsum("gr,gr->r", *np.broadcast_arrays(errors, ends - 0.5 * counts), dtype=np.float64)
-        self._add_area(ends, errors / np.maximum(counts, 1.0))
-
-    def _add_area(self, ends: np.ndarray, share: np.ndarray) -> None:
-        """Adds `share (A(end) - A(start))`, by parts: only ends where the share changes are looked up."""
+        # `share (A(end) - A(start))`, by parts: only ends where the share changes are looked up
+        share = errors / np.maximum(counts, 1.0)
         change = share.copy()
         change[:-1] -= share[1:]
         rows = np.flatnonzero(change.any(axis=1))
@@ -180,19 +173,12 @@ class DriftSums:
         mass = np.bincount(index)
         middle = np.bincount(index, weights=confidence) / mass
         variance = np.bincount(index, weights=confidence * (1.0 - confidence))
-        cells = coarse_cells(uniform_index(np.minimum(middle, 1.0), self.design.num_bins), mass)
-        moved = cells.widened(gap[:, :-1] - gap[:, -1:], np.sqrt(cells.sum_up(variance)) / self.total[-1])
+        bins = uniform_index(np.minimum(middle, 1.0), self.design.num_bins)
 
         def furthest(gaps: np.ndarray) -> np.ndarray:
             return np.abs(gaps.cumsum(axis=0)).max(axis=0)
 
-        return {
-            "ks_error": Folded(
-                cells.sum_up(gap[:, -1]), cells.sum_up(moved).std(axis=1), moved, furthest,
-                float(furthest(gap[:, -1:])[0]), lambda gaps: furthest(cells.pattern @ gaps),
-                lambda gaps: cells.pattern @ gaps,
-            )
-        }  # fmt: skip
+        return {"ks_error": over_cells(gap, bins, mass, (variance, self.total[-1]), furthest, furthest)}
 
 
 def running(values: np.ndarray, start: np.ndarray) -> np.ndarray:

@@ -76,10 +76,8 @@ class Design:
         keys = tie_key(self.confidence)
         self.last_of_group = np.append(keys[1:] != keys[:-1], True)
         self.top_mass = mass_of(self.confidence)
-        if classwise:
-            self._add_class_masses()
-
-    def _add_class_masses(self) -> None:
+        if not classwise:
+            return
         columns = self.probabilities.T
         self.class_mass = [mass_of(column) for column in columns]
         self.kept_mass = [mass_of(column, column > TACE_THRESHOLD) for column in columns]

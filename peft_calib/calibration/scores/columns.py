@@ -1,8 +1,7 @@
 """Bins of every class column, equal-width and equal-mass, without putting all rows in order.
 
-A sort of every column is what a whole report would cost most. But a score over bins needs to know the order of rows
-only where a bin ends. So each column is distributed over fine cells of [0, 1] in one pass, and only the rows of cells
-in which some bin ends are sorted; the rest of a cell's rows enter together. The numbers are those of a full sort.
+A score over bins needs the order of rows only where a bin ends. So each column is distributed over fine cells of
+[0, 1] in one pass, and only the rows of cells in which some bin ends are sorted. The numbers are those of a full sort.
 """
 
 from __future__ import annotations
@@ -118,7 +117,10 @@ def column_bins(rows: Rows, num_bins: int) -> ColumnBins:
         for k in present.tolist()
     ]
     if len(present) < p.shape[1]:
-        columns.append(_Column(_entries_of_others(p, present), None, order[:0], fineness))
+        # of classes that no row has, all that is above the threshold, as one column
+        others = p > TACE_THRESHOLD
+        others[:, present] = False
+        columns.append(_Column(p[others], None, order[:0], fineness))
     border = cells_of(np.append(uniform_edges(num_bins), TACE_THRESHOLD), fineness)
     always = np.zeros(num_cells(fineness), bool)
     always[border] = True
@@ -130,7 +132,10 @@ def column_bins(rows: Rows, num_bins: int) -> ColumnBins:
     uniform, mass, kept = (stacked(bins) for bins in zip(*parts, strict=True))
     if len(present) < p.shape[1]:
         uniform = classwise_uniform_bins(p, labels, num_bins)
-        mass, kept = _with_others(mass, kept, p, present)
+        high = p > TACE_THRESHOLD
+        mass = _with_others(mass, np.full(p.shape[1], float(len(p))), p.sum(axis=0), present)
+        sums = np.add.reduce(p, axis=0, where=high)
+        kept = _with_others(kept, high.sum(axis=0).astype(np.float64), sums, present)
     chosen = [part.where(cut[part.cells] & (part.values > TACE_THRESHOLD)) for part in rows_of]
     together = _Part(*(np.concatenate(part) for part in zip(*chosen, strict=True)))
     pooled = every.around(group_by_value(together.values, together.outcomes), np.sort(together.cells, kind="stable"))
@@ -159,10 +164,7 @@ def _bins_of(
 
 
 def _pooled_cells(columns: Sequence[_Column], above: np.ndarray, num_bins: int) -> tuple[_Sums, np.ndarray]:
-    """Of everything above the threshold, of all columns: sums, and the cells in which equal-mass bins end.
-
-    Those cells have no sums; nor has the threshold's, of which a part is kept.
-    """
+    """Sums above the threshold of all columns, without cells in which that or an equal-mass bin ends; and those."""
     sums = _Sums(*(np.sum(parts, axis=0) for parts in zip(*(column.sums for column in columns), strict=True)))
     kept = sum(len(column.values) - column.num_low for column in columns)
     border = np.flatnonzero(~above)[-1]
@@ -180,32 +182,15 @@ def _holding(counts: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     return cut
 
 
-def _entries_of_others(p: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """All probabilities above the threshold of classes that no row has."""
-    high = p > TACE_THRESHOLD
-    high[:, present] = False
-    return p[high]
-
-
-def _with_others(
-    mass: BinStatistics, kept: BinStatistics, p: np.ndarray, present: np.ndarray
-) -> tuple[BinStatistics, BinStatistics]:
+def _with_others(known: BinStatistics, counts: np.ndarray, sums: np.ndarray, present: np.ndarray) -> BinStatistics:
     """Bins of all classes, those that no row has included, whose sums are spread over their bins."""
-    high = p > TACE_THRESHOLD
-    every = []
-    for bins, counts, sums in (
-        (mass, np.full(p.shape[1], float(len(p))), p.sum(axis=0)),
-        (kept, high.sum(axis=0).astype(np.float64), np.add.reduce(p, axis=0, where=high)),
-    ):
-        size = bins.counts.shape[1]
-        share = [np.repeat(part[:, None] / size, size, axis=1) for part in (counts, sums, np.zeros(len(sums)))]
-        for part, known in zip(share, (bins.counts, bins.confidence_sums, bins.outcome_sums), strict=True):
-            part[present] = known
-        every.append(BinStatistics(*share))
-    return every[0], every[1]
+    size = known.counts.shape[1]
+    every = [np.repeat(part[:, None] / size, size, axis=1) for part in (counts, sums, np.zeros(len(sums)))]
+    for part, of_present in zip(every, vars(known).values(), strict=True):
+        part[present] = of_present
+    return BinStatistics(*every)
 
 
 def stacked(parts: Sequence[BinStatistics]) -> BinStatistics:
     """Statistics of several columns along a new first axis."""
-    names = ("counts", "confidence_sums", "outcome_sums")
-    return BinStatistics(*(np.stack([getattr(part, name) for part in parts]) for name in names))
+    return BinStatistics(*map(np.stack, zip(*(vars(part).values() for part in parts), strict=True)))

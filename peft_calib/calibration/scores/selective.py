@@ -1,7 +1,6 @@
 """Selective prediction and error detection: does the uncertainty know where the errors are?
 
-Every function takes `Ranking`, rows grouped by distinct uncertainty, so tied scores are handled exactly (as the
-expectation over random tie-breaking) and the order of the rows cannot matter.
+Every function takes `Ranking`, rows grouped by distinct uncertainty: ties count in expectation, in any order of rows.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import digamma
 
-from ..bins import Groups, top_label
+from ..bins import Groups, top_outcomes
 from ..inputs import as_numpy, as_rows
 
 
@@ -71,21 +70,20 @@ def selective_scores(
 ) -> dict[str, float]:
     """Every selective-prediction score; NaN where it needs an error (or a correct row) and there is none.
 
-    Probabilities or logits are ranked by `1 - max p`, with labels as references; `(N,)` uncertainties
-    (`input="uncertainty"`) come with errors, zeros and ones.
+    `(N,)` uncertainties (`input="uncertainty"`) come with errors, zeros and ones; else rows are ranked by `1 - max p`.
     """
     if input == "uncertainty":
         ranking = rank(predictions, references)
     else:
         rows = as_rows(predictions, references, input=input)
-        confidence, predicted = top_label(rows.probabilities)
-        ranking = rank(1.0 - confidence, predicted != rows.labels)
+        confidence, correct = top_outcomes(rows.probabilities, rows.labels)
+        ranking = rank(1.0 - confidence, ~correct)
     return {
         "error_rate": ranking.error_rate,
         **ranking_scores(ranking),
         "prediction_rejection_ratio": prediction_rejection_ratio(ranking),
-        "errors_accepted_at_95": errors_accepted_at(ranking),
-        "correct_flagged_at_95": correct_flagged_at(ranking),
+        "errors_accepted_at_95": errors_accepted_at_95(ranking),
+        "correct_flagged_at_95": correct_flagged_at_95(ranking),
         **{f"accuracy_at_coverage_{c:g}": accuracy_at_coverage(ranking, c) for c in coverages},
         **{f"coverage_at_risk_{r:g}": coverage_at_risk(ranking, r) for r in risks},
         "num_distinct_scores": len(ranking.counts),
@@ -114,10 +112,10 @@ def error_auroc(ranking: Ranking) -> float:
 def auroc_of_pairs(
     surer: np.ndarray | float, num_rows: np.ndarray | int, num_errors: np.ndarray | float
 ) -> np.ndarray:
-    """The AUROC of errors by counting pairs; NaN where there is no error, or nothing else.
+    """The AUROC of errors; NaN where there is no error, or nothing else.
 
-    The pairs of an error and a surer correct row number `sum_g e_g m_g - E^2 / 2`, ties half, with `m_g` the number of
-    surer rows plus half the group: no running count of correct rows is needed. `surer` is the sum.
+    Pairs of an error and a surer correct row number `surer - E^2 / 2`, ties half, with `surer` the sum over groups of
+    errors times the number of surer rows plus half the group.
     """
     pairs = np.asarray(num_errors * (num_rows - num_errors), dtype=np.float64)
     return np.divide(surer - 0.5 * num_errors**2, pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0)
@@ -137,11 +135,10 @@ def success_aupr(ranking: Ranking) -> float:
 
 
 def aurc(ranking: Ranking) -> float:
-    """Area under the risk-coverage curve, `(1/N) sum_k r_k` with `r_k` the error rate of the k surest rows.
+    """Area under the risk-coverage curve, the mean error rate of the k surest rows (Geifman & El-Yaniv, 2017).
 
-    Over a group of ties, in expectation, errors come evenly: with `w` errors before its first row and `e` a row in it,
-    `sum_k (w + e (k - a)) / k` over its rows `k = a + 1 .. b` is `e (b - a) + (w - e a) (H_b - H_a)`.
-    A random ranking scores the error rate (Geifman & El-Yaniv, 2017).
+    With `w` errors before a group of ties and `e` a row in it, its rows `k = a + 1 .. b` add, in expectation,
+    `sum_k (w + e (k - a)) / k = e (b - a) + (w - e a) (H_b - H_a)`.
     """
     counts, errors, ends, wrong = ranking
     before, share, harmonic = ends - counts, errors / counts, 1.0 / ends
@@ -151,11 +148,11 @@ def aurc(ranking: Ranking) -> float:
 
 
 def oracle_aurc(num_rows: np.ndarray | int, num_errors: np.ndarray | float) -> np.ndarray:
-    """AURC, by the same finite-sample rule, of the order that puts every error last; `(...)` as its arguments.
-
-    Subtracted from `aurc` it leaves the excess `e_aurc`, 0 for a perfect ranking (Geifman et al., 2019).
-    """
-    return 1.0 - harmonic_area(np.rint(num_rows - num_errors), num_rows) / num_rows
+    """AURC of the order that puts every error last; `e_aurc` is what is above it (Geifman et al., 2019)."""
+    right = np.rint(num_rows - num_errors)
+    # `sum_{i <= c} (H_N - H_{i-1}) = c (1 + H_N - H_c)`, with `H_n = digamma(n + 1) + 0.577...`
+    area = right * (1.0 + digamma(np.add(num_rows, 1.0)) - digamma(np.add(right, 1.0)))
+    return 1.0 - area / num_rows
 
 
 def augrc(auroc: np.ndarray | float, num_rows: np.ndarray | int, num_errors: np.ndarray | float) -> np.ndarray:
@@ -194,29 +191,22 @@ def coverage_at_risk(ranking: Ranking, risk: float) -> float:
     return float(admissible[-1]) if len(admissible) else 0.0
 
 
-def errors_accepted_at(ranking: Ranking, correct_accepted: float = 0.95) -> float:
+def errors_accepted_at_95(ranking: Ranking) -> float:
     """FPR@95, success positive: least share of errors accepted where at least 95 % of the correct rows are."""
-    correct = ranking.counts - ranking.errors
-    return _rate_at(correct, ranking.errors, correct_accepted)
+    return _rate_at_95(ranking.counts - ranking.errors, ranking.errors)
 
 
-def correct_flagged_at(ranking: Ranking, errors_flagged: float = 0.95) -> float:
+def correct_flagged_at_95(ranking: Ranking) -> float:
     """FPR@95, error positive: least share of correct rows flagged where at least 95 % of the errors are."""
-    correct = ranking.counts - ranking.errors
-    return _rate_at(ranking.errors[::-1], correct[::-1], errors_flagged)
+    return _rate_at_95(ranking.errors[::-1], (ranking.counts - ranking.errors)[::-1])
 
 
-def _rate_at(positives: np.ndarray, negatives: np.ndarray, recall: float) -> float:
+def _rate_at_95(positives: np.ndarray, negatives: np.ndarray) -> float:
     if positives.sum() == 0 or negatives.sum() == 0:
         return float("nan")
-    reached = np.cumsum(positives) >= recall * positives.sum() - 1e-9
+    reached = np.cumsum(positives) >= 0.95 * positives.sum() - 1e-9
     return float(np.cumsum(negatives)[np.argmax(reached)] / negatives.sum())
 
 
 def _average_precision(positives: np.ndarray, found: np.ndarray, looked_at: np.ndarray, total: float) -> float:
     return float((found / looked_at) @ positives / total) if total else float("nan")
-
-
-def harmonic_area(ends: np.ndarray, total: np.ndarray | int) -> np.ndarray:
-    """`sum_{i <= c} (H_N - H_{i-1}) = c (1 + H_N - H_c)` at each `c`; `H_n = digamma(n + 1) + 0.577...`."""
-    return ends * (1.0 + digamma(np.add(total, 1.0)) - digamma(np.add(ends, 1.0)))

@@ -25,17 +25,8 @@ def cosine_series(residuals: np.ndarray) -> np.ndarray:
     return dct(residuals, axis=-1) / residuals.shape[-1]
 
 
-def smoothed_error(series: np.ndarray, bandwidth: np.ndarray) -> np.ndarray:
-    """`smECE_s = integral |sum_i (y_i - f_i) K_s(t, f_i) / N| dt` with the Gaussian kernel reflected at 0 and 1.
-
-    Reflection is an even extension, so smoothing multiplies cosine coefficient j by `exp(-(pi j s)^2 / 2)`; those that
-    vanish at the smallest bandwidth present are left out, and the rest is one matrix product.
-    """
-    return np.abs(smoothed(series, bandwidth)).sum(axis=-1)
-
-
 def smoothed(series: np.ndarray, bandwidth: np.ndarray) -> np.ndarray:
-    """`(R, G)` residuals of each row of `(R, G)` cosine coefficients, smoothed with its bandwidth."""
+    """`(R, G)` residuals of cosine coefficients, each row with its bandwidth; those that vanish are left out."""
     size = series.shape[-1]
     kept = min(size, int(6.2 / (np.pi * bandwidth.min())) + 2)
     frequency = np.arange(kept)
@@ -47,14 +38,18 @@ def smoothed(series: np.ndarray, bandwidth: np.ndarray) -> np.ndarray:
 
 
 def smooth_error_of_grid(residuals: np.ndarray, iterations: int = 12) -> np.ndarray:
-    """Solves `smECE_s = s` for each row of `(R, G)` residuals by bisection; the left side falls with `s`."""
+    """Solves `smECE_s = s` for each row of `(R, G)` residuals by bisection; the left side falls with `s`.
+
+    `smECE_s = integral |sum_i (y_i - f_i) K_s(t, f_i) / N| dt` with the Gaussian kernel reflected at 0 and 1: an even
+    extension, so smoothing multiplies cosine coefficient j by `exp(-(pi j s)^2 / 2)`.
+    """
     series = cosine_series(residuals)
     low, high = np.full(len(residuals), SMALLEST_BANDWIDTH), np.ones(len(residuals))
     for _ in range(iterations):
         middle = np.sqrt(low * high)
-        above = smoothed_error(series, middle) > middle
+        above = np.abs(smoothed(series, middle)).sum(axis=-1) > middle
         low, high = np.where(above, middle, low), np.where(above, high, middle)
-    return smoothed_error(series, high)
+    return np.abs(smoothed(series, high)).sum(axis=-1)
 
 
 def smooth_calibration_error(groups: Groups) -> np.ndarray:

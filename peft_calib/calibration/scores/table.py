@@ -92,9 +92,7 @@ SCORES: tuple[Score, ...] = (
         "average_gap", "as ece, every bin that is not empty weighing the same (netcal's ACE)", "top", unordered=True
     ),
     Score("mean_confidence", "mean top-label probability", "rows", None, unordered=True, watched=True),
-    _error(
-        "confidence_gap", "mean top-label probability minus accuracy", "top", folded=False, unordered=True
-    ),
+    _error("confidence_gap", "mean top-label probability minus accuracy", "top", folded=False, unordered=True),
     Score("mean_entropy", "mean entropy of the predicted distribution, nats", "rows", None),
     Score(
         "error_auroc", "probability that an error is less confident than a correct row, ties half", "areas", "high",
@@ -102,9 +100,7 @@ SCORES: tuple[Score, ...] = (
     ),
     Score("error_aupr", "average precision, errors positive", "precisions", "high"),
     Score("success_aupr", "average precision, correct rows positive", "precisions", "high"),
-    Score(
-        "aurc", "mean error rate of the k surest rows over k = 1..N, ties in expectation", "areas", **_EVERYWHERE
-    ),
+    Score("aurc", "mean error rate of the k surest rows over k = 1..N, ties in expectation", "areas", **_EVERYWHERE),
     Score("e_aurc", "aurc above the oracle order's", "areas"),
     Score("augrc", "area under generalised risk and coverage (Traub et al., 2024)", "areas"),
 )  # fmt: skip

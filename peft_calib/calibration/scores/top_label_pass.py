@@ -1,10 +1,11 @@
 """Everything about the top label in one fused pass: checks, losses and uniform bins, without a copy of the data.
 
-Rows are taken in chunks that stay in a core's own cache, and each number is computed by as few vectorised calls as it
-needs: their count, and the memory they touch, is what the pass costs.
+Chunks of rows stay in a core's own cache; the number of vectorised calls and the memory they touch are what it costs.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ CHUNK, CHUNK_ENTRIES = 12_288, 49_152
 FOLD = 1 << 25
 # What a row adds to a packed count: `ROW` for itself, 1 more if it is right.
 ROW = float(1 << 26)
-MOST_BINS_BY_PRODUCT = 1 << 14
 # Squares of float32 numbers summed in float32 before float64 takes over.
 SEGMENT = 128
 
@@ -42,13 +42,8 @@ class TopLabelSums:
 
     def means(self) -> dict[str, float]:
         """The scores that are means over rows."""
-        bins = self.bins
-        sums = {
-            "accuracy": bins.outcome_sums.sum(),
-            "nll": self.nll,
-            "brier": self.brier,
-            "mean_confidence": bins.confidence_sums.sum(),
-        }
+        right, confidence = self.bins.outcome_sums.sum(), self.confidence.sum()
+        sums = {"accuracy": right, "nll": self.nll, "brier": self.brier, "mean_confidence": confidence}
         return {key: float(value / self.num_rows) for key, value in sums.items()}
 
     def __iadd__(self, other: TopLabelSums) -> TopLabelSums:
@@ -57,17 +52,11 @@ class TopLabelSums:
         return self
 
     def add(
-        self,
-        probabilities: np.ndarray,
-        labels: np.ndarray,
-        *,
-        checked: bool,
-        into: tuple[np.ndarray, np.ndarray] | None = None,
+        self, probabilities: np.ndarray, labels: np.ndarray, *, checked: bool, into: Sequence[np.ndarray] = ()
     ) -> bool:
         """Adds rows, checked on the way unless they are; `into` takes confidences and whether they are right.
 
-        False if a row is not a distribution within the usual tolerance, holds a number above 1, or has a label outside
-        `[0, C)`. Then only part of the rows has been added, and the object is of no further use.
+        False if a row is no distribution or a label no class: the object, which has part of them, is of no more use.
         """
         size = max(LOG_GROUP, min(CHUNK, CHUNK_ENTRIES // probabilities.shape[1]))
         for first in range(0, len(labels), FOLD):
@@ -81,9 +70,8 @@ class TopLabelSums:
                     buffers = _Buffers(part.shape[1], len(part), part.dtype, self.num_bins)
                 if not self._add_chunk(buffers, part, labels[start : start + len(part)], packed, checked):
                     return False
-                if into is not None:
-                    for place, found in zip(into, (buffers.wide_best, buffers.correct), strict=True):
-                        place[start : start + len(part)] = found
+                for place, found in zip(into, (buffers.wide_best, buffers.correct), strict=False):
+                    place[start : start + len(part)] = found
             if not self._unpack(packed.numpy()) and not checked:
                 return False
         self.num_rows += len(labels)
@@ -126,17 +114,14 @@ class TopLabelSums:
         np.copyto(code, buffers.correct)
         np.add(code, ROW, out=code)
         torch.complex(buffers.best_tensor, buffers.code_tensor, out=buffers.pairs)
-        if self.num_bins > MOST_BINS_BY_PRODUCT:
-            np.copyto(index, uniform_index(best, self.num_bins))
-        else:
-            np.multiply(best, self.num_bins - SHRINK, out=product)
-            np.copyto(index, product, casting="unsafe")
-            if buffers.edges_need_a_look:
-                np.ceil(product, out=code)
-                np.subtract(code, product, out=product)
-                if product.min() < NEAR:
-                    near = np.flatnonzero(product < NEAR)
-                    index[near] = uniform_index(best[near], self.num_bins)
+        np.multiply(best, self.num_bins - SHRINK, out=product)
+        np.copyto(index, product, casting="unsafe")
+        if buffers.edges_need_a_look:
+            np.ceil(product, out=code)
+            np.subtract(code, product, out=product)
+            if product.min() < NEAR:
+                near = np.flatnonzero(product < NEAR)
+                index[near] = uniform_index(best[near], self.num_bins)
         packed.scatter_add_(0, buffers.index_tensor, buffers.pairs)
 
     def _unpack(self, packed: np.ndarray) -> bool:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..bins import top_label
-from ..inputs import INPUT_KINDS, SUM_TOLERANCE, as_float64, as_numpy, as_rows, softmax
+from ..bins import top_outcomes
+from ..inputs import SUM_TOLERANCE, as_float64, as_numpy, as_rows, check_kind, softmax
 from .binned import row_brier, row_nll
 from .panel import row_entropy
 from .selective import error_auroc, rank
@@ -59,8 +59,7 @@ def draw_uncertainty(sample_probabilities: Any, *, input: str = "probabilities")
 
 def check_draws(sample_probabilities: Any, *, input: str = "probabilities") -> np.ndarray:
     """Checks `(K, N, C)` draws and returns their probabilities in float64."""
-    if input not in INPUT_KINDS:
-        raise ValueError(f"`input` must be one of {INPUT_KINDS}, got {input!r}.")
+    check_kind(input)
     if isinstance(sample_probabilities, (list, tuple)):
         shapes = [np.shape(as_numpy(draw, "draws")) for draw in sample_probabilities]
         if len(set(shapes)) > 1:
@@ -81,10 +80,7 @@ def check_draws(sample_probabilities: Any, *, input: str = "probabilities") -> n
 
 
 def uncertainty_scores(predictions: Any, labels: Any, *, input: str = "probabilities") -> dict[str, float]:
-    """Mean uncertainties of `(N, K, C)` draws, rows first, scores of their mean, and how well each finds the errors.
-
-    AUROCs are NaN when there is no error, or nothing else.
-    """
+    """Means over `(N, K, C)` draws, rows first, scores of their mean, and how well each part finds the errors."""
     if isinstance(predictions, (list, tuple)):
         shapes = sorted({np.shape(as_numpy(row, "draws")) for row in predictions})
         if len(shapes) > 1:
@@ -94,8 +90,8 @@ def uncertainty_scores(predictions: Any, labels: Any, *, input: str = "probabili
         raise ValueError(f"predictions must have shape (N, K, C), rows first, got {array.shape}.")
     parts = draw_uncertainty(array.swapaxes(0, 1), input=input)
     rows = as_rows(parts.probabilities, labels, ignore_index=None)
-    confidence, predicted = top_label(parts.probabilities)
-    wrong = predicted != rows.labels
+    confidence, correct = top_outcomes(parts.probabilities, rows.labels)
+    wrong = ~correct
     ranked = {
         "entropy": parts.entropy,
         "expected_entropy": parts.expected_entropy,

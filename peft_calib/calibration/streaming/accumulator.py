@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..answers import unwrapped
-from ..bins import CHUNK, FEWEST_ROWS, equal_mass_bins, top_label
-from ..inputs import Rows, as_numpy, as_rows, check_num_bins
+from ..bins import CHUNK, FEWEST_ROWS, BinStatistics, equal_mass_bins, top_outcomes
+from ..inputs import NoRowsError, Rows, as_numpy, as_rows, check_num_bins
 from ..report.report import CalibrationReport
 from ..scores import binned
 from ..scores.binned import warn_impossible
@@ -80,7 +81,7 @@ class CalibrationAccumulator:
         self._entropy = 0.0
         self._top = self._classes = None
         self._exact_rows = EXACT_BYTES // (8 * (num_classes + 1))
-        self._kept: list[Rows] | None = None
+        self._kept: list[tuple[np.ndarray, np.ndarray]] | None = None
         if self.ordered:
             self._top = Sketch(Grid(TOP_CELLS, self.num_bins, TACE_THRESHOLD))
             # Of many classes only the uniform bins are kept: each in one cell, the threshold's in two.
@@ -106,14 +107,15 @@ class CalibrationAccumulator:
             ValueError: For bad input, or another number of classes than before; the state is left as it was.
             TypeError: For input of a wrong type.
         """
-        if _nothing_left(labels, mask, self.ignore_index):
-            _check_nothing(predictions, labels, self.num_classes)
-            return
         plain = self._plain(predictions, labels, mask)
         batch = TopLabelSums(self.num_bins)
         if plain is None or not batch.add(*plain, checked=False):
             # Rows to drop, half precision, logits: prepared and checked again; bad input gets its message here.
-            rows = as_rows(predictions, labels, input=self.input, mask=mask, ignore_index=self.ignore_index)
+            try:
+                rows = as_rows(predictions, labels, input=self.input, mask=mask, ignore_index=self.ignore_index)
+            except NoRowsError as nothing:  # normal in an evaluation
+                self._check_classes(nothing.num_classes or self.num_classes)
+                return
             plain = rows.probabilities, rows.labels
             batch = TopLabelSums(self.num_bins)
             batch.add(*plain, checked=True)
@@ -121,7 +123,8 @@ class CalibrationAccumulator:
 
     def _plain(self, predictions: Any, labels: Any, mask: Any) -> tuple[np.ndarray, np.ndarray] | None:
         """Arrays that need no preparation, their values unchecked; None for all others."""
-        if self.input != "probabilities" or mask is not None or self._drops_a_class:
+        drops_a_class = self.ignore_index is not None and self.ignore_index >= 0
+        if self.input != "probabilities" or mask is not None or drops_a_class:
             return None
         p, y = as_numpy(unwrapped(predictions)), as_numpy(labels, "labels")
         simple = (
@@ -129,17 +132,14 @@ class CalibrationAccumulator:
         )
         return (p, y.astype(np.int64, copy=False)) if simple and p.shape[1] > 1 and len(y) else None
 
-    @property
-    def _drops_a_class(self) -> bool:
-        return self.ignore_index is not None and self.ignore_index >= 0
+    def _check_classes(self, num_classes: int | None) -> None:
+        if self.num_classes is not None and num_classes != self.num_classes:
+            raise ValueError(f"This accumulator has seen {self.num_classes} classes; the batch has {num_classes}.")
 
     def _take(self, probabilities: np.ndarray, labels: np.ndarray, batch: TopLabelSums) -> None:
+        self._check_classes(probabilities.shape[1])
         if self.num_classes is None:
             self._start(probabilities.shape[1])
-        if probabilities.shape[1] != self.num_classes:
-            raise ValueError(
-                f"This accumulator has seen {self.num_classes} classes; the batch has {probabilities.shape[1]}."
-            )
         if batch.num_impossible:
             warn_impossible(batch.num_impossible, len(labels))
         self._sums += batch
@@ -151,8 +151,8 @@ class CalibrationAccumulator:
 
     def _add_ordered(self, probabilities: np.ndarray, labels: np.ndarray) -> None:
         assert self._top is not None and self._classes is not None
-        confidence, predicted = top_label(probabilities)
-        self._top.add(confidence[None], (predicted == labels)[None])
+        confidence, correct = top_outcomes(probabilities, labels)
+        self._top.add(confidence[None], correct[None])
         columns = np.ascontiguousarray(probabilities.T, dtype=np.float64)
         self._classes.add(columns, labels == np.arange(len(columns))[:, None])
         self._entropy += float(row_entropy(columns.T).sum())
@@ -160,7 +160,7 @@ class CalibrationAccumulator:
     def _keep(self, probabilities: np.ndarray, labels: np.ndarray) -> None:
         if self._kept is not None and self.num_rows <= self._exact_rows:
             # Copies: the caller may reuse the batch's memory.
-            self._kept.append(Rows(probabilities.astype(np.float64), labels.copy()))
+            self._kept.append((probabilities.astype(np.float64), labels.copy()))
         else:
             self._kept = None
 
@@ -193,13 +193,9 @@ class CalibrationAccumulator:
     def state(self) -> dict[str, torch.Tensor]:
         """The additive state: `counts` int64 and `sums` float64. Adding two states merges two streams."""
         counts, sums = self._arrays()
-        whole = np.concatenate(
-            [[self._sums.num_rows, self._sums.num_impossible], *(array.reshape(-1) for array in counts)]
-        )
-        real = np.concatenate(
-            [[self._sums.nll, self._sums.brier, self._entropy], *(array.reshape(-1) for array in sums)]
-        )
-        return {"counts": torch.from_numpy(whole), "sums": torch.from_numpy(real)}
+        whole: list[Any] = [[self._sums.num_rows, self._sums.num_impossible], *map(np.ravel, counts)]
+        real: list[Any] = [[self._sums.nll, self._sums.brier, self._entropy], *map(np.ravel, sums)]
+        return {"counts": torch.from_numpy(np.concatenate(whole)), "sums": torch.from_numpy(np.concatenate(real))}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Takes over an additive state; kept rows are not part of it, so scores in order come from the histogram.
@@ -216,10 +212,9 @@ class CalibrationAccumulator:
         self._sums.num_rows, self._sums.num_impossible = int(counts[0]), int(counts[1])
         self._sums.nll, self._sums.brier, self._entropy = (float(value) for value in sums[:3])
         for arrays, values in zip(self._arrays(), (counts[2:], sums[3:]), strict=True):
-            start = 0
-            for array in arrays:
-                array[...] = values[start : start + array.size].reshape(array.shape)
-                start += array.size
+            ends = np.cumsum([array.size for array in arrays])
+            for array, part in zip(arrays, np.split(values, ends[:-1]), strict=True):
+                array[...] = part.reshape(array.shape)
         self._kept = None
 
     def _arrays(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -248,13 +243,8 @@ class CalibrationAccumulator:
         self._check_started()
         if accelerator.num_processes == 1:
             return self
-        total = CalibrationAccumulator(
-            self.num_bins,
-            num_classes=self.num_classes,
-            input=self.input,
-            ignore_index=self.ignore_index,
-            ordered=self.ordered,
-        )
+        names = ("num_bins", "num_classes", "input", "ignore_index", "ordered")
+        total = CalibrationAccumulator(**{name: getattr(self, name) for name in names})
         state = {key: value.to(accelerator.device) for key, value in self.state().items()}
         total.load_state({key: accelerator.reduce(value, reduction="sum") for key, value in state.items()})
         return total
@@ -269,7 +259,8 @@ class CalibrationAccumulator:
         if self.num_rows == 0:
             raise ValueError("There is no row to measure: no batch was added, or every row was masked.")
         if self._kept is not None:
-            values = compute_panel(_concatenated(self._kept), self.num_bins)
+            probabilities, labels = map(np.concatenate, zip(*self._kept, strict=True))
+            values = compute_panel(Rows(probabilities, labels), self.num_bins)
         else:
             values = panel_of(*self._parts())
         settings = {
@@ -295,8 +286,8 @@ class CalibrationAccumulator:
         """Size of the state, kept rows included."""
         if self.num_classes is None:
             return 0
-        kept = [array for rows in self._kept or [] for array in (rows.probabilities, rows.labels)]
-        return sum(tensor.nbytes for tensor in self.state().values()) + sum(array.nbytes for array in kept)
+        arrays: Iterable[Any] = chain(self.state().values(), *(self._kept or []))
+        return sum(array.nbytes for array in arrays)
 
     def _parts(self) -> Iterator[Mapping[str, np.ndarray | float]]:
         """The scores of sums, of bins, and of cells in order."""
@@ -313,14 +304,13 @@ class CalibrationAccumulator:
 
     def _columns(self, sketch: Sketch) -> ColumnBins:
         """Bins of the class columns, cells standing for their rows where an equal-mass bin ends."""
-        kept = [sketch.groups(k, above_threshold=True) for k in range(len(sketch.counts))]
-        pooled = sketch.groups(None, above_threshold=True)
-        return ColumnBins(
-            sketch.bins(),
-            stacked([equal_mass_bins(sketch.groups(k), self.num_bins) for k in range(len(kept))]),
-            stacked([equal_mass_bins(groups, self.num_bins) for groups in kept]),
-            equal_mass_bins(pooled, self.num_bins),
-        )
+
+        def mass(column: int | None, above_threshold: bool) -> BinStatistics:
+            return equal_mass_bins(sketch.groups(column, above_threshold), self.num_bins)
+
+        columns = range(len(sketch.counts))
+        every, kept = (stacked([mass(k, above) for k in columns]) for above in (False, True))
+        return ColumnBins(sketch.bins(), every, kept, mass(None, True))
 
     def _check_started(self) -> None:
         if self.num_classes is None:
@@ -328,36 +318,3 @@ class CalibrationAccumulator:
                 "No batch was added yet, so the number of classes is unknown; add one, or give num_classes to the "
                 "constructor."
             )
-
-
-def _concatenated(kept: list[Rows]) -> Rows:
-    return Rows(np.concatenate([rows.probabilities for rows in kept]), np.concatenate([rows.labels for rows in kept]))
-
-
-def _nothing_left(labels: Any, mask: Any, ignore_index: int | None) -> bool:
-    """Whether a batch has no row, or none once masked: normal in an evaluation, not an error."""
-    target = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
-    if target.size == 0:
-        return True
-    if mask is None and (ignore_index is None or target.reshape(-1)[0] != ignore_index):
-        return False
-    keep = np.ones(target.shape, bool) if ignore_index is None else target != ignore_index
-    if mask is not None:
-        chosen = np.asarray(mask.cpu() if isinstance(mask, torch.Tensor) else mask)
-        if chosen.shape != target.shape:
-            return False
-        keep &= chosen.astype(bool)
-    return not keep.any()
-
-
-def _check_nothing(predictions: Any, labels: Any, num_classes: int | None) -> None:
-    """Raises ValueError for a batch without rows whose shape belongs to another stream."""
-    shape = np.shape(as_numpy(unwrapped(predictions)))
-    rows = np.shape(as_numpy(labels, "labels"))
-    if 0 not in rows:
-        return  # rows that are all masked; what they predict was never looked at
-    if 0 not in shape[:1] and 0 not in shape:
-        raise ValueError(f"predictions have {shape[0]} rows but there are 0 labels; they must be paired one to one.")
-    known = num_classes is not None and len(shape) == len(rows) + 1 and shape[-1] > 0
-    if known and shape[-1] != num_classes:
-        raise ValueError(f"This accumulator has seen {num_classes} classes; the batch has {shape[-1]}.")

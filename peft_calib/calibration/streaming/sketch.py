@@ -1,8 +1,7 @@
-"""A mergeable histogram fine enough to stand in for sorted rows.
+"""A mergeable histogram fine enough to stand in for sorted rows: two merge by adding, over batches and over ranks.
 
-Cells are fixed beforehand, so two sketches merge by adding, over batches and over ranks. They are equal steps of
-`u(v) = v + ln((v + d) / (1 - v + d)) / 20`: about 0.003 wide in the middle, and narrowing with `v` and `1 - v` towards
-the ends, where saturated models keep their rows. Every cell lies within one uniform bin and on one side of the TACE
+Cells are equal steps of `u(v) = v + ln((v + d) / (1 - v + d)) / 20`: about 0.003 wide in the middle, and narrowing
+towards both ends, where saturated models keep their rows. Each lies within one uniform bin and on one side of the TACE
 threshold, so scores over those are exact; only where rows are put in order does a cell stand for its rows.
 """
 
@@ -34,10 +33,7 @@ class Grid:
         self.above_threshold = int(self.index(np.array([np.nextafter(threshold, 1.0)]))[0])
 
     def index(self, values: np.ndarray) -> np.ndarray:
-        """`(N,)` int64 cell of each value in [0, 1].
-
-        The sum of three non-decreasing step functions is a fourth, whose steps are all of theirs.
-        """
+        """`(N,)` int64 cell of each value in [0, 1]: three non-decreasing step functions, whose sum is a fourth."""
         step = _warp(values)
         step -= self._low
         step *= self._scale
@@ -80,9 +76,8 @@ class Sketch:
 
     def groups(self, column: int | None = 0, above_threshold: bool = False) -> Groups:
         """One column (or, with None, all of them pooled) as rows in ascending order, one group a cell."""
-        counts, sums = (
-            (self.counts.sum(0), self.sums.sum(0)) if column is None else (self.counts[column], self.sums[column])
-        )
+        chosen = slice(None) if column is None else slice(column, column + 1)
+        counts, sums = self.counts[chosen].sum(axis=0), self.sums[chosen].sum(axis=0)
         start = self.grid.above_threshold if above_threshold else 0
         total = counts[start:].sum(axis=-1)
         filled = total > 0
