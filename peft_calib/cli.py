@@ -132,7 +132,7 @@ def evaluate(run: RunDir, outside: Outside = None, seed: Seed = 0, **how: Any) -
 
     console = _main_console()
     found = evaluate_run(run, seed=seed, progress=console.is_terminal, outside=outside, **how)
-    console.print(evaluation_table(found.content, how["metrics"] or found.metrics))
+    console.print(evaluation_table(found.content, how["metrics"] or found.content["metrics"]))
     told = verdict_of_baseline(found.content)
     if told is not None:
         console.print(told, markup=False, highlight=False)

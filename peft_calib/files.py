@@ -127,7 +127,10 @@ def _written_aside(path: Path, write: Callable[[Path], None]) -> Iterator[Path]:
         partial.mkdir()
         try:
             write(partial)
-            _sync_files(partial)
+            for file in partial.rglob("*"):
+                if file.is_file() and not file.is_symlink():
+                    with open(file, "rb") as handle:
+                        os.fsync(handle.fileno())
             yield partial
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -309,13 +312,6 @@ def _stem(path: Path) -> str:
 
 def _real(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
-
-
-def _sync_files(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file() and not file.is_symlink():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

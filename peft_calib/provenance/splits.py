@@ -85,17 +85,13 @@ class RowSet:
         return {"kind": self.kind, "num_rows": len(self), "digest": self.digest, "hashes": packed}
 
     @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> RowSet:
+    def from_dict(cls, state: Mapping[str, Any] | Fields) -> RowSet:
         """The inverse of `to_dict`.
 
         Raises:
             ValueError: If the hashes do not have the recorded digest.
         """
-        return cls.from_fields(Fields(state, SPLIT_FILE))
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> RowSet:
-        """The same for the fields of a file."""
+        fields = state if isinstance(state, Fields) else Fields(state, SPLIT_FILE)
         try:
             hashes = np.frombuffer(base64.b64decode(fields.text("hashes"), validate=True), "<u8").astype(np.uint64)
         except ValueError:
@@ -139,7 +135,7 @@ class SplitRecord:
         parts = {}
         for name in ("trained_on", "calibrated_on"):
             sets = state.mapping(name)
-            parts[name] = {kind: RowSet.from_fields(sets.mapping(kind)) for kind in sets}
+            parts[name] = {kind: RowSet.from_dict(sets.mapping(kind)) for kind in sets}
         return cls(**parts)
 
 

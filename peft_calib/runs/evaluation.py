@@ -48,10 +48,6 @@ class Evaluation:
     content: dict[str, Any]
 
     @property
-    def metrics(self) -> list[str]:
-        return self.content["metrics"]
-
-    @property
     def main_variant(self) -> str:
         """The way of predicting that the method is made for: draws where it has them."""
         return "sample" if "sample" in self.content["variants"] else "mean"

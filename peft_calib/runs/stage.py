@@ -57,10 +57,6 @@ class Material:
     calibration: Dataset
     record: SplitRecord
 
-    @property
-    def config(self) -> RunConfig:
-        return self.task.config
-
 
 def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, able to pad."""
@@ -171,7 +167,7 @@ def _trainer(
     progress: Progress,
     kept: TrunkCacheCallback,
 ) -> Trainer:
-    config, task = material.config, material.task
+    config, task = material.task.config, material.task
     callbacks: list[TrainerCallback] = [
         RegularizerScheduleCallback(),
         StepProgress(progress, stage.name, config.metrics),

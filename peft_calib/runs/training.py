@@ -123,7 +123,7 @@ def material_of(task: Task, rows: RunRows) -> Material:
 
 def _plan(material: Material, folder: RunFolder) -> list[Stage]:
     """The stages, with every configuration built and so checked."""
-    task, config = material.task, material.config
+    task, config = material.task, material.task.config
     answers = task.answer_tokens(material.tokenizer)
     items = count_items(material.train) or len(material.train)
     best_callbacks(config)
