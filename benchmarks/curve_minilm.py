@@ -25,9 +25,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import datasets
@@ -128,18 +126,11 @@ class Study:
         return get_peft_model(self.base(), self.anchored(folders, num_handles=0, **fields)).eval()
 
     def result(
-        self, name: str, build: Callable[[], PeftModel], num_samples: int | None = None, barrier: bool = False
+        self, model: PeftModel, num_samples: int | None = None, barrier: bool = False
     ) -> tuple[Prediction, float]:
-        """Probabilities of a curve's points on the test rows, and its barrier; kept in the folder."""
-        path = self.folder.path / f"{name}-predicted"
-        if not (path / "barrier.json").exists():
-            model = build()
-            count = num_samples or model.base_model.get_law().default_num_samples
-            drawn = self.predict(model, self.test, num_samples=count)
-            height = self.barrier(model) if barrier else float("nan")
-            drawn.save(path)
-            write(path / "barrier.json", {"barrier": height})
-        return Prediction.load(path), kept(path / "barrier.json")["barrier"]
+        """Probabilities of a curve's points on the test rows, and its barrier."""
+        drawn = self.predict(model, self.test, num_samples=num_samples)
+        return drawn, self.barrier(model) if barrier else float("nan")
 
     def barrier(self, model: PeftModel) -> float:
         rows = self.task.encode_prediction(self.rows.train, self.tokenizer)
@@ -157,16 +148,16 @@ def run(study: Study, anchor_epochs: float, curve_epochs: float) -> dict:
         FULL: study.anchored(folders, jsd_weight=1.0),
     }
     found = {
-        DE: study.result(DE, partial(study.line, folders), 3),
-        LIN: study.result(LIN, partial(study.line, folders), barrier=True),
-        ALIGNED: study.result(ALIGNED, partial(study.line, folders, gauge_align="procrustes"), barrier=True),
+        DE: study.result(study.line(folders), 3),
+        LIN: study.result(study.line(folders), barrier=True),
+        ALIGNED: study.result(study.line(folders, gauge_align="procrustes"), barrier=True),
     }
     for name, config in configs.items():
         # a pair is two evaluations a step: as many in all
         epochs = curve_epochs / 2 if name in (ZERO, FULL) else curve_epochs
-        found[name] = study.result(name, partial(study.trained, name, config, epochs), barrier=name in (ALC, FLC))
+        found[name] = study.result(study.trained(name, config, epochs), barrier=name in (ALC, FLC))
     long = study.anchors("long", anchor_epochs + curve_epochs / 3)
-    found[LONG] = study.result(LONG, partial(study.line, long), 3)
+    found[LONG] = study.result(study.line(long), 3)
     predictions = {name: prediction for name, (prediction, _) in found.items()}
     first = predictions[DE].sample_probabilities[:1]
     predictions[MAP] = Prediction(sample_probabilities=first, num_forwards=1)

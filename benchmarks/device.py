@@ -91,8 +91,3 @@ class _Follow(TorchDispatchMode):
                 if isinstance(result, torch.Tensor):
                     self.there[result.untyped_storage()._cdata] = result.untyped_storage()
         return out
-
-
-def find_device() -> Cuda | StandIn:
-    """The accelerator of this machine, or its stand-in."""
-    return Cuda() if torch.cuda.is_available() else StandIn()

@@ -32,7 +32,7 @@ from pathlib import Path
 import predict
 import torch
 import train_step
-from device import find_device
+from device import Cuda, StandIn
 from harness import describe_machine
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, logging
 
@@ -50,7 +50,7 @@ SMALL_BASES: dict[str, tuple[str | Callable, int, int]] = {
     "encoder": (lambda: BertForSequenceClassification(BertConfig(**SMALL)), 2, 8),
     "llama": (lambda: LlamaForCausalLM(LlamaConfig(**SMALL)), 2, 8),
 }
-DEVICE = find_device()
+DEVICE = Cuda() if torch.cuda.is_available() else StandIn()
 ROOT = Path(__file__).parents[1]
 
 

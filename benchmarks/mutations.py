@@ -35,7 +35,7 @@ def of_method(method: str, count: int, edits: int, seed: int) -> dict:
         good = Path(scratch) / "good"
         save_adapter(method, good)
         counts, bad = study(good, Path(scratch), mutations(good, count, seed))
-        result = {"mutations": count, "outcomes": _by_outcome(counts), "by_kind": _by_kind(counts), "bad": bad[:40]}
+        result = {"mutations": count, "outcomes": _by_outcome(counts), "bad": bad[:40]}
         if method != "lora":
             wanted = [m for m in mutations(good, 4 * edits, seed + 1) if m.kind in ("config", "tensor")][:edits]
             accepted, _ = study(good, Path(scratch), wanted, then=accept_edits)
@@ -46,11 +46,6 @@ def of_method(method: str, count: int, edits: int, seed: int) -> dict:
 
 def _by_outcome(counts: Counter) -> dict[str, int]:
     return {outcome: sum(n for (_, found), n in counts.items() if found == outcome) for outcome in OUTCOMES}
-
-
-def _by_kind(counts: Counter) -> dict[str, dict[str, int]]:
-    kinds = sorted({kind for kind, _ in counts})
-    return {kind: {outcome: counts[kind, outcome] for outcome in OUTCOMES} for kind in kinds}
 
 
 def to_markdown(methods: dict) -> str:

@@ -7,26 +7,23 @@ over the whole vocabulary, of which the answer tokens of the last position are t
 All arms of a shape run in turn in one process; the medians of their ratios to the deterministic forward of the same
 turn are the result. On a CPU the time is that of the processor, so that other programs of the machine do not count;
 use one thread there. Flipout (Wen et al. 2018, arXiv 1803.04386; here as in BLoB) draws a sign for each row, token and
-feature of every adapted layer, so it needs a forward of the whole model a sample. "mean-export" is the exported mean
-in stock PEFT against a LoRA of the same rank made by stock PEFT.
+feature of every adapted layer, so it needs a forward of the whole model a sample.
 
     python benchmarks/predict.py --output benchmarks/results/predict.json
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import torch
 from harness import DEVICE, describe_machine, parser, seconds, take_turns, write
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from peft_calib import BayesianLoraConfig, draws, export_lora, predict
+from peft_calib import BayesianLoraConfig, draws, predict
 from peft_calib.tuners.layer import FactorLinear
 
 SHAPES = {"short prompt": (1, 8), "decode": (1, 1), "prompts": (4, 64)}
@@ -135,23 +132,6 @@ def _last(size: str, count: int) -> list[int]:
     return list(range(depth - count, depth))
 
 
-def exported_mean(size: str, turns: int) -> dict:
-    """Forward of the exported mean against one of a stock LoRA of the same rank."""
-    with tempfile.TemporaryDirectory() as folder:
-        exported = PeftModel.from_pretrained(build(size), export_lora(bayesian(size), Path(folder) / "mean")).eval()
-    stock = get_peft_model(build(size), LoraConfig(r=8, target_modules=TARGETS)).eval()
-    ids = torch.randint(5, 8000, (4, 64), device=DEVICE)
-
-    def forward(model: PeftModel):
-        def run():
-            with torch.no_grad():
-                model(input_ids=ids, logits_to_keep=1)
-
-        return run
-
-    return interleaved({"lora": forward(stock), "exported mean": forward(exported)}, "lora", turns)
-
-
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--turns", type=int, default=15)
@@ -164,8 +144,6 @@ def main() -> None:
         results[f"{name}, B={rows}, T={tokens}"] = entry
         figures = {arm: v["ratio"] if isinstance(v, dict) else v for arm, v in entry.items()}
         print(name, figures, flush=True)
-    results["exported mean"] = exported_mean(args.size, 3 * args.turns)
-    print("exported mean", results["exported mean"]["exported mean"]["ratio"])
     write(args.output, results)
 
 

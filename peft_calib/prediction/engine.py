@@ -222,7 +222,7 @@ class Predictor:
         labels = None if items.labels is None else items.labels.cpu()
         if self.head.regression:
             return RegressionPrediction(sample_values=values, labels=labels, **common)
-        positions = items.places.cpu() if isinstance(self.head, TokenHead) else None
+        positions = items.positions.cpu() if isinstance(self.head, TokenHead) else None
         return Prediction(sample_probabilities=values, labels=labels, positions=positions, **common)
 
     def _answers(self, items: Items) -> tuple[torch.Tensor, float]:

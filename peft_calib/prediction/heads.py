@@ -29,12 +29,6 @@ class Items:
     media_tokens: tuple[int, ...] = ()
 
     @property
-    def places(self) -> torch.Tensor:
-        """The positions, where the head has set them."""
-        assert self.positions is not None
-        return self.positions
-
-    @property
     def one_a_row(self) -> bool:
         """Whether every row is one item."""
         return self.positions is None or torch.equal(self.positions[:, 0].cpu(), torch.arange(self.rows))
@@ -120,7 +114,7 @@ class TokenHead(Head):
         """(count * B, T, C) to (count, N, C)."""
         if logits.dim() != 3:
             raise ValueError(f"Token classification needs logits (rows, tokens, classes), got {tuple(logits.shape)}.")
-        row, position = items.places.unbind(1)
+        row, position = items.positions.unbind(1)
         return logits.unflatten(0, (count, -1))[:, row, position]
 
 
@@ -151,7 +145,7 @@ class NextTokenHead(Head):
     @contextmanager
     def reading(self, root: nn.Module, items: Items) -> Iterator[None]:
         """Hand the output layer the last position of each row only."""
-        last = items.places[:, 1]
+        last = items.positions[:, 1]
 
         def keep_last(_: nn.Module, args: tuple) -> tuple:
             hidden = args[0]

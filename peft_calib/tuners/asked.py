@@ -127,18 +127,25 @@ _SHIMS = threading.RLock()
 
 
 @contextmanager
+def _chained() -> Iterator[object]:
+    """A token that this call chain carries inside; generators may leave in any order."""
+    token = object()
+    _CHAIN.set((*_CHAIN.get(), token))
+    try:
+        yield token
+    finally:
+        _CHAIN.set(tuple(other for other in _CHAIN.get() if other is not token))
+
+
+@contextmanager
 def only_here() -> Iterator[Callable[[Callable], Callable]]:
     """Make hooks act in this call chain only, although all threads call the modules they hang on.
 
     Yields what turns a forward hook or forward pre-hook (without keyword arguments: such a hook may lose them while
     another thread removes it) into one that does nothing elsewhere.
     """
-    token = object()
-    _CHAIN.set((*_CHAIN.get(), token))
-    try:
+    with _chained() as token:
         yield lambda hook: partial(_if_in_chain, token, hook)
-    finally:
-        _CHAIN.set(tuple(other for other in _CHAIN.get() if other is not token))
 
 
 def _if_in_chain(token: object, hook: Callable, *args: Any) -> Any:
@@ -148,23 +155,21 @@ def _if_in_chain(token: object, hook: Callable, *args: Any) -> Any:
 @contextmanager
 def forward_replaced(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Replace the forward of modules in this call chain only, by functions of it and its arguments."""
-    token = object()
-    _CHAIN.set((*_CHAIN.get(), token))
     shims: list[_Shim] = []
-    with _SHIMS:
-        for module, replacement in replacements.items():
-            shim = module.__dict__.get("forward")
-            if not isinstance(shim, _Shim):
-                shim = module.__dict__["forward"] = _Shim(module, shim)
-            shim.by_chain[token] = replacement
-            shims.append(shim)
-    try:
-        yield
-    finally:
-        _CHAIN.set(tuple(other for other in _CHAIN.get() if other is not token))
+    with _chained() as token:
         with _SHIMS:
-            for shim in shims:
-                shim.leave(token)
+            for module, replacement in replacements.items():
+                shim = module.__dict__.get("forward")
+                if not isinstance(shim, _Shim):
+                    shim = module.__dict__["forward"] = _Shim(module, shim)
+                shim.by_chain[token] = replacement
+                shims.append(shim)
+        try:
+            yield
+        finally:
+            with _SHIMS:
+                for shim in shims:
+                    shim.leave(token)
 
 
 class _Shim:

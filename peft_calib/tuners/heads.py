@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -61,23 +62,19 @@ class StackedModule(MovesAlong):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Apply the module with the tensors of the current draws; the rows of K draws come draw-major."""
-        if torch.compiler.is_compiling():
-            return self._call(self._template[0], args, kwargs)
-        with _TEMPLATES:  # a functional call puts its tensors into the one template for its duration
-            return self._call(self._template[0], args, kwargs)
-
-    def _call(self, template: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
-        tensors = self._tensors()
-        template.train(self.training)
-        count = len(next(iter(tensors.values())))
-        if count == 1:
-            return functional_call(template, {name: tensor[0] for name, tensor in tensors.items()}, args, kwargs)
-        x, *rest = args
-        outputs = [
-            functional_call(template, {name: tensor[k] for name, tensor in tensors.items()}, (part, *rest), kwargs)
-            for k, part in enumerate(x.chunk(count))
-        ]
-        return torch.cat(outputs)
+        # a functional call puts its tensors into the one template for its duration
+        with nullcontext() if torch.compiler.is_compiling() else _TEMPLATES:
+            tensors, (template,) = self._tensors(), self._template
+            template.train(self.training)
+            count = len(next(iter(tensors.values())))
+            if count == 1:
+                return functional_call(template, {name: tensor[0] for name, tensor in tensors.items()}, args, kwargs)
+            x, *rest = args
+            outputs = [
+                functional_call(template, {name: tensor[k] for name, tensor in tensors.items()}, (part, *rest), kwargs)
+                for k, part in enumerate(x.chunk(count))
+            ]
+            return torch.cat(outputs)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         heads = self._holder[0].heads(self.adapter)[self.name]

@@ -87,7 +87,7 @@ class FactorHolder(nn.Module):
                 law = self.laws[adapter]
                 part.factors[adapter] = trace(law, draw or own_draw(law, law.training, part))
             elif adapter in self.laws and adapter not in self.merged:
-                part.factors[adapter] = self._refresh(adapter, part)
+                part.factors[adapter] = self.generation(adapter, part)
         return part
 
     def end_forward(self, part: Part, model: nn.Module, outputs: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
@@ -147,7 +147,7 @@ class FactorHolder(nn.Module):
         position = self.now.here.position
         same_call = index is not None and index > position.get(adapter, -1)
         position[adapter] = position.get(adapter, -1) if index is None else index
-        return self._refresh(adapter, trusted=same_call)
+        return self.generation(adapter, trusted=same_call)
 
     def check_exportable(self, adapter: str) -> None:
         """Raise `ValueError` if the adapter has no single pair of factors now."""
@@ -159,10 +159,7 @@ class FactorHolder(nn.Module):
             )
         self.laws[adapter].check_exportable(draw)
 
-    def generation(self, adapter: str) -> Generation:
-        return self._refresh(adapter)
-
-    def _refresh(self, adapter: str, part: Part | None = None, trusted: bool = False) -> Generation:
+    def generation(self, adapter: str, part: Part | None = None, trusted: bool = False) -> Generation:
         """The factors for a forward, or (no `part`) for a direct call of a part of the model, made anew where needed.
 
         `trusted` says that the cache was found good within the same call.
