@@ -8,13 +8,12 @@ evaluation took.
 
 from __future__ import annotations
 
-import resource
 import tempfile
 import time
 
 import numpy as np
 import torch
-from harness import alone, describe_machine, parser, write
+from harness import alone, describe_machine, parser, resident_bytes, write
 from transformers import BertConfig, BertForSequenceClassification, EvalPrediction, Trainer, TrainingArguments
 
 from peft_calib.trainer_callbacks import CalibrationCallback, preprocess_logits_for_calibration
@@ -92,13 +91,13 @@ def measure(way: str, count: int) -> dict[str, float]:
         )
         data = Rows(count)
         trainer.evaluate(Rows(64))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = resident_bytes("VmHWM")
         start = time.perf_counter()
         found = trainer.evaluate(data)
         seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = resident_bytes("VmHWM")
     numbers = {key: found[f"eval_{key}"] for key in ("accuracy", "nll", "ece") if f"eval_{key}" in found}
-    return {"peak_above_model_mb": round((peak - before) / 1024, 1), "seconds": round(seconds, 1), **numbers}
+    return {"peak_above_model_mb": round((peak - before) / 2**20, 1), "seconds": round(seconds, 1), **numbers}
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ netcal`.
 """
 
 import importlib
-import resource
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import describe_machine, drawn_labels, parser, seconds, take_turns, write
+from harness import describe_machine, drawn_labels, parser, resident_bytes, seconds, take_turns, write
 from threadpoolctl import threadpool_limits
 
 from peft_calib.calibration import CalibrationAccumulator, TemperatureScaling, calibration_report
@@ -155,10 +154,10 @@ def memory(num_rows: int) -> dict[str, Any]:
         peaks, sizes = [], []
         for _ in range(num_rows // len(y)):
             accumulator.update(p, y)
-            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+            peaks.append(resident_bytes("VmHWM"))
             sizes.append(accumulator.num_bytes)
         assert accumulator.num_rows == num_rows
-        growth = (peaks[-1] - peaks[0]) / 1024
+        growth = (peaks[-1] - peaks[0]) / 2**20
         result[name] = {"state, bytes": sizes[-1], "largest state, bytes": max(sizes), "peak memory grew, MiB": growth}
     return result
 

@@ -87,33 +87,17 @@ class TrunkCache:
             total += len(row)
         if not total:
             raise CannotCacheError("there are no rows")
-        self._fill(root, different, total, dtype, max_bytes, folder)
-
-    def _fill(
-        self,
-        root: nn.Module,
-        rows: dict[bytes, Row],
-        total: int,
-        dtype: torch.dtype | None,
-        max_bytes: int,
-        folder: Path | None,
-    ) -> None:
-        store: torch.Tensor | None = None
         by_length: dict[int, list[bytes]] = {}
-        for key, row in rows.items():
+        for key, row in different.items():
             by_length.setdefault(len(row), []).append(key)
-        for same in by_length.values():
-            for start in range(0, len(same), _ROWS):
-                part = same[start : start + _ROWS]
-                states = self._states(root, [rows[key] for key in part])
-                if store is None:
-                    self.dtype = states.dtype
-                    dtype = states.dtype if dtype is None else dtype
-                    store = _store((total, states.shape[-1]), dtype, max_bytes, folder)
-                for key, state in zip(part, states, strict=True):
-                    store[self.places[key]] = state.to("cpu", dtype)
-        assert store is not None
-        self.states = store
+        parts = [same[i : i + _ROWS] for same in by_length.values() for i in range(0, len(same), _ROWS)]
+        for part in parts:
+            states = self._states(root, [different[key] for key in part])
+            if part is parts[0]:
+                self.dtype = states.dtype
+                self.states = _store((total, states.shape[-1]), dtype or states.dtype, max_bytes, folder)
+            for key, state in zip(part, states, strict=True):
+                self.states[self.places[key]] = state.to("cpu", self.states.dtype)
 
     def _states(self, root: nn.Module, rows: list[Row]) -> torch.Tensor:
         """States (B, T, D) of rows of one length, as the trunk gives them."""

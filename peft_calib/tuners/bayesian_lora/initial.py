@@ -109,9 +109,8 @@ def _prior_std(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sigma of A and B: 0.25 |A| / sqrt(R C) for both (a LoRA's B starts at 0), or what the configuration says."""
     if config.prior_std == "auto":
-        expected = torch.full(
-            (count,), math.sqrt(group.r / 3)
-        )  # norm of LoRA's initial A, entries of variance 1/(3 d)
+        # norm of LoRA's initial A, entries of variance 1/(3 d)
+        expected = torch.full((count,), math.sqrt(group.r / 3))
         norm = expected if A is None else A.norm(dim=(-2, -1))
         sigma = AUTO_PRIOR_STD * torch.where(norm > 0, norm, expected) / math.sqrt(R * C)
         return sigma, sigma

@@ -15,10 +15,7 @@ import torch
 
 @dataclass(frozen=True)
 class CurveShape:
-    """How many control points a curve has and what they are for.
-
-    N anchors, at least 1, where one makes the curve a point; M handles of each segment, where none makes it straight.
-    """
+    """N anchors, where one makes the curve a point, and M handles of each segment, where none makes it straight."""
 
     num_anchors: int
     num_handles: int

@@ -82,10 +82,7 @@ def _row_squares(layer: FactorLinear) -> torch.Tensor:
 # not frozen: torch 2.11 cannot trace the making of a frozen dataclass, and compiled steps make one each forward
 @dataclass
 class WeightNoise:
-    """The perturbation of one training forward: what the layers add to their outputs.
-
-    `rho` is a scalar tensor, `key` seed and number of the forward, int64 (2,), `kind` `"dense"` or `"local"`.
-    """
+    """What layers add to their outputs in one training forward; `key` is the seed and its number, int64 (2,)."""
 
     rho: torch.Tensor
     key: torch.Tensor
