@@ -23,6 +23,7 @@ from .report.plots import (
 )
 from .report.report import CalibrationReport, calibration_report
 from .resampling.comparison import Comparison, compare, compare_many
+from .resampling.groups import compare_groups, pool_comparisons
 from .scores.uncertainty import DrawUncertainty, draw_uncertainty
 from .streaming.accumulator import CalibrationAccumulator
 
@@ -43,10 +44,12 @@ __all__ = [
     "calibration_report",
     "classwise_diagram",
     "compare",
+    "compare_groups",
     "compare_many",
     "confidence_histogram",
     "draw_uncertainty",
     "log_probabilities",
+    "pool_comparisons",
     "reliability_diagram",
     "risk_coverage_diagram",
 ]

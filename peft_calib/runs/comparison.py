@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from ..calibration import Comparison, compare_many
 from ..calibration.scores.table import COMPARED
+from .aligned import Aligned
 from .baseline import CALLED, MostFrequent
 from .comparison_table import comparison_table
 from .evaluation import AFTER, BEFORE, Evaluation, evaluate_run
@@ -19,7 +19,8 @@ from .folder import RunFolder, write_json
 from .loading import load_task
 from .methods import prediction_variants
 from .processes import processes
-from .settings import check_metrics
+from .replicates import compare_replicates, replicates_among
+from .settings import RunConfig, check_metrics
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class RunComparison:
 
     rows: int
     items: int
-    comparisons: list[Comparison]
+    comparisons: Sequence[Comparison]
     baseline: dict[str, float] = field(default_factory=dict)
     verdicts: list[str] = field(default_factory=list)
 
@@ -68,6 +69,10 @@ def compare_runs(
     Each run predicts in the way its method is made for: with draws where it has them. What is not evaluated on these
     rows yet is evaluated first. P-values carry Holm's correction for the number of pairs.
 
+    Runs whose settings differ in the seed alone are replicates of one method. Where there are several methods with
+    several runs each, the methods are compared, with intervals over rows and runs (`compare_groups`): identical
+    trainings lie .01 to .07 nats apart, so that one run of each says little of the methods.
+
     Args:
         run_dirs: Folders of runs; the first is the baseline.
         num_samples: Draws of the stochastic runs.
@@ -90,32 +95,36 @@ def compare_runs(
     scores = list(metrics or COMPARED)
     check_metrics(scores)
     options = {"seed": seed, "progress": progress, **where}
-    evaluations = {name: _evaluated(path, num_samples, options) for name, path in zip(names, run_dirs, strict=True)}
-    order = _common_order(evaluations)
+    folders = dict(zip(names, (RunFolder(Path(path).absolute()) for path in run_dirs), strict=True))
+    configs = {name: load_task(folder).config for name, folder in folders.items()}
+    evaluations = {name: _evaluated(folders[name].path, configs[name], num_samples, options) for name in names}
     stage = AFTER if after_temperature else BEFORE
-    predictions = {
-        name: found.probabilities(found.main_variant, stage)[order[name]] for name, found in evaluations.items()
-    }
-    first = evaluations[names[0]].items
-    labels = first["labels"][order[names[0]]]
-    known = _most_frequent(evaluations[names[0]], labels, next(iter(predictions.values())).shape[1])
-    baseline = None if every_pair else names[0]
-    pairs = compare_many(predictions, labels, baseline=baseline, scores=scores, seed=seed)
-    verdicts = [known.verdict_of(name, probabilities, labels) for name, probabilities in predictions.items()]
+    groups = replicates_among(configs)
+    aligned = Aligned.of(evaluations, stage)
+    known = _most_frequent(evaluations[names[0]], aligned)
+    how: dict[str, Any] = {"scores": scores, "seed": seed}
+    pairs: Sequence[Comparison]
+    if groups is None:
+        pairs = compare_many(aligned.predictions, aligned.labels, baseline=None if every_pair else names[0], **how)
+    else:
+        first = None if every_pair else next(iter(groups))
+        pairs = compare_replicates(aligned, groups, configs, baseline=first, **how)
+    verdicts = [known.verdict_of(name, p, aligned.labels) for name, p in aligned.predictions.items()]
     return RunComparison(
-        len(np.unique(first["keys"][order[names[0]]])),
-        len(labels),
+        aligned.rows,
+        len(aligned.labels),
         pairs,
-        known.scores(labels, scores),
+        known.scores(aligned.labels, scores),
         [verdict for verdict in verdicts if verdict is not None],
     )
 
 
-def _most_frequent(evaluation: Evaluation, labels: np.ndarray, num_classes: int) -> MostFrequent:
+def _most_frequent(evaluation: Evaluation, aligned: Aligned) -> MostFrequent:
     """The class that was most frequent in training; in these rows, for a run that has not counted."""
     said = evaluation.content.get("baseline")
     if said is None:
-        return MostFrequent.of([str(index) for index in range(num_classes)], labels)
+        num_classes = next(iter(aligned.predictions.values())).shape[1]
+        return MostFrequent.of([str(index) for index in range(num_classes)], aligned.labels)
     return MostFrequent(tuple(said["classes"]), tuple(said["counts"]))
 
 
@@ -125,9 +134,9 @@ def write_comparison(comparison: RunComparison, path: str | Path) -> None:
         write_json(Path(path), comparison.to_dict())
 
 
-def _evaluated(path: str | Path, count: int | None, options: dict[str, Any]) -> Evaluation:
+def _evaluated(path: Path, config: RunConfig, count: int | None, options: dict[str, Any]) -> Evaluation:
     """One run's evaluation; deterministic runs take no number of draws."""
-    if count is not None and "sample" in prediction_variants(load_task(RunFolder(Path(path).absolute())).config):
+    if count is not None and "sample" in prediction_variants(config):
         options = {**options, "num_samples": count}
     found = evaluate_run(path, **options)
     if "keys" not in found.arrays:
@@ -144,29 +153,3 @@ def _names(run_dirs: Sequence[str | Path]) -> list[str]:
         raise ValueError("the same run is named twice")
     short = [path.name for path in paths]
     return short if len(set(short)) == len(short) else [str(path) for path in paths]
-
-
-def _common_order(evaluations: dict[str, Evaluation]) -> dict[str, np.ndarray]:
-    """For each run the items of the rows that all runs have, in one order."""
-    items = {name: found.items for name, found in evaluations.items()}
-    common = set.intersection(*({*found["keys"].tolist()} for found in items.values()))
-    if not common:
-        raise ValueError("the runs have no test row in common; name rows that none of them has seen, with --data")
-    wanted = np.array(sorted(common), np.int64)
-    order: dict[str, np.ndarray] = {}
-    for name, found in items.items():
-        kept = np.flatnonzero(np.isin(found["keys"], wanted))
-        sequence = np.lexsort((found["positions"][kept], found["labels"][kept], found["keys"][kept]))
-        order[name] = kept[sequence]
-    first, *others = items
-    for name in others:
-        same = all(
-            np.array_equal(items[first][part][order[first]], items[name][part][order[name]])
-            for part in ("keys", "labels", "positions")
-        )
-        if not same:
-            raise ValueError(
-                f"{first} and {name} do not ask about the same items: their classes, their labels or the tokens of "
-                "their words differ, so they cannot be paired"
-            )
-    return order

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -40,6 +40,9 @@ class Difference:
     better: str | None
 
 
+D = TypeVar("D", bound=Difference)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Two models, score by score.
@@ -58,6 +61,11 @@ class Comparison:
         return {difference.score: difference for difference in self.differences}[score]
 
     @property
+    def basis(self) -> str:
+        """What the comparison rests on, in words."""
+        return f"{self.settings['num_rows']:,} rows"
+
+    @property
     def verdict(self) -> str:
         """In words: which scores tell the models apart, and which do not."""
         a, b = self.names
@@ -69,7 +77,7 @@ class Comparison:
                 parts.append(f"{name} is better than {other} in {listed}")
         open_ = [d.score for d in self.differences if d.better is None]
         if open_:
-            parts.append(f"{self.settings['num_rows']:,} rows cannot tell them apart in {', '.join(open_)}")
+            parts.append(f"{self.basis} cannot tell them apart in {', '.join(open_)}")
         return "; ".join(parts) + "."
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,7 +192,7 @@ def compare_many(
     # Equal seeds resample the same rows for every model: that is the pairing.
     options: dict[str, Any] = {"num_bins": num_bins, "num_resamples": resamples, "seed": seed, "scores": tuple(scores)}
     draws = {name: bootstrap_draws(r, **options) for name, r in rows.items()}
-    pairs = [*combinations(rows, 2)] if baseline is None else [(name, baseline) for name in rows if name != baseline]
+    pairs = pairs_of(rows, baseline)
     swaps = {pair: swapped_draws(rows[pair[0]], rows[pair[1]], **options) for pair in pairs}
     corrected = {}
     for key in scores:
@@ -192,12 +200,17 @@ def compare_many(
         for a, b in pairs:
             found = _difference(key, points[a][key], points[b][key], draws[a][key] - draws[b][key], level)
             column.append(_swapped(found, swaps[a, b][key], 1.0 - level))
-        corrected[key] = _holm(column, 1.0 - level)
+        corrected[key] = corrected_for_pairs(column, 1.0 - level)
     settings = {
         "num_rows": len(first.labels), "num_bins": num_bins, "confidence_level": level, "num_resamples": resamples,
         "seed": seed, "num_pairs": len(pairs),
     }  # fmt: skip
     return [Comparison(pair, tuple(corrected[key][i] for key in scores), settings) for i, pair in enumerate(pairs)]
+
+
+def pairs_of(names: Iterable[str], baseline: str | None) -> list[tuple[str, str]]:
+    """Every other model with the baseline, or every pair once."""
+    return [*combinations(names, 2)] if baseline is None else [(name, baseline) for name in names if name != baseline]
 
 
 def _difference(score: str, a: float, b: float, drawn: np.ndarray, level: float) -> Difference:
@@ -226,7 +239,7 @@ def _swapped(found: Difference, swapped: np.ndarray, alpha: float) -> Difference
     return replace(found, low=low, high=high, p_value=p, adjusted_p_value=p)
 
 
-def _holm(column: list[Difference], alpha: float) -> list[Difference]:
+def corrected_for_pairs(column: Sequence[D], alpha: float) -> list[D]:
     """Holm's step-down adjustment over the pairs of one score, and who is better at that level."""
     p_values = np.array([d.p_value for d in column])
     order, adjusted = np.argsort(p_values, kind="stable"), np.empty(len(column))

@@ -1,0 +1,150 @@
+"""Several runs a method: intervals over rows and runs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from peft_calib.calibration import compare_groups, pool_comparisons
+from peft_calib.calibration.resampling.groups import GroupComparison
+
+SCORES = ("nll", "brier", "accuracy")
+
+
+def method(seed: int, labels: np.ndarray, runs: int = 4, gain: float = 1.0, run_sd: float = 0.3) -> list[np.ndarray]:
+    """Runs of a method on rows that are equally hard for all: each has a luck of its own and noise on every row."""
+    rows = np.random.default_rng([seed, 0])
+    hardness = np.random.default_rng([len(labels), int(labels.sum())]).normal(size=len(labels))
+    found = []
+    for _ in range(runs):
+        margin = gain + hardness + run_sd * rows.normal() + 0.3 * rows.normal(size=len(labels))
+        of_label = special.expit(2 * margin)
+        found.append(np.where(labels[:, None] == [0, 1], of_label[:, None], 1 - of_label[:, None]))
+    return found
+
+
+def labels_of(seed: int, count: int = 120) -> np.ndarray:
+    return np.random.default_rng([seed, 1]).integers(0, 2, count)
+
+
+def test_the_error_is_that_of_the_closed_form_for_a_mean():
+    labels = labels_of(0)
+    a, b = method(1, labels), method(2, labels, runs=3)
+    (found,) = compare_groups({"a": a, "b": b}, labels, baseline="b", scores=["nll"], num_resamples=4000)
+    d = found["nll"]
+    nll = {name: np.array([-np.log(p[np.arange(len(labels)), labels]) for p in runs]) for name, runs in
+           (("a", a), ("b", b))}  # fmt: skip
+    by_row = nll["a"].mean(0) - nll["b"].mean(0)
+    means = {name: table.mean(1) for name, table in nll.items()}
+    parts = [by_row.var(ddof=1) / len(labels), *(m.var(ddof=1) / len(m) for m in means.values())]
+    assert d.difference == pytest.approx(by_row.mean(), rel=1e-9)
+    assert d.run_sd_a == pytest.approx(means["a"].std(ddof=1), rel=1e-9)
+    assert d.standard_error == pytest.approx(np.sqrt(sum(parts)), rel=0.03)  # 4,000 resamples
+    freedom = sum(parts) ** 2 / sum(p**2 / f for p, f in zip(parts, (119, 3, 2), strict=True))
+    assert d.degrees_of_freedom == pytest.approx(freedom, rel=0.05)
+    half = d.standard_error * stats.t.ppf(0.975, d.degrees_of_freedom)
+    assert (d.low, d.high) == pytest.approx((d.difference - half, d.difference + half), rel=1e-9)
+
+
+def test_pairs_take_off_what_a_training_has_in_common():
+    labels = labels_of(3)
+    a = method(4, labels, runs=5, run_sd=1.0)
+    b = [np.clip(p * 0.97 + 0.015, 0, 1) for p in a]
+    alone = compare_groups({"a": a, "b": b}, labels, baseline="a", scores=["nll"], num_resamples=200)[0]["nll"]
+    paired = compare_groups({"a": a, "b": b}, labels, baseline="a", scores=["nll"], num_resamples=200, paired=True)
+    assert paired[0]["nll"].standard_error < 0.6 * alone.standard_error
+    assert paired[0]["nll"].difference == alone.difference
+
+
+@pytest.mark.slow
+def test_intervals_cover_and_equal_methods_have_no_winner():
+    """Two equal methods, runs apart by more than rows: 95 % intervals hold zero as often as they say, within 3 sd."""
+    sets, held = 120, dict.fromkeys(SCORES, 0)
+    for s in range(sets):
+        labels = labels_of(1000 + s, 150)
+        groups = {"a": method(5000 + s, labels), "b": method(9000 + s, labels)}
+        (found,) = compare_groups(groups, labels, baseline="b", scores=SCORES, num_resamples=60, seed=s)
+        for key in SCORES:
+            held[key] += found[key].low <= 0 <= found[key].high
+    least = sets * 0.95 - 3 * np.sqrt(sets * 0.95 * 0.05)
+    assert min(held.values()) >= least, held
+
+
+def test_a_method_that_is_better_is_found_and_rows_alone_would_have_lied():
+    labels = labels_of(7, 400)
+    groups = {"good": method(8, labels, gain=2.0), "bad": method(9, labels, gain=0.5)}
+    (found,) = compare_groups(groups, labels, baseline="bad", num_resamples=200)
+    assert {found[key].better for key in SCORES} == {"a"}
+    assert "good is better than bad in" in found.verdict
+    (level,) = compare_groups(
+        {"one": method(10, labels, run_sd=1.0), "two": method(11, labels, run_sd=1.0)},
+        labels, baseline="two", num_resamples=200,
+    )  # fmt: skip
+    assert level["nll"].better is None
+    assert "400 rows and 4 + 4 runs cannot tell them apart in" in level.verdict
+
+
+def test_cells_are_averaged_and_their_errors_add_up():
+    cells = []
+    for seed in (20, 30):
+        labels = labels_of(seed)
+        groups = {"a": method(seed + 1, labels, gain=1.4), "b": method(seed + 2, labels)}
+        cells.append(compare_groups(groups, labels, baseline="b", scores=SCORES, num_resamples=200))
+    (pooled,) = pool_comparisons(cells)
+    for key in SCORES:
+        one, two = (cell[key] for (cell,) in cells)
+        assert pooled[key].difference == pytest.approx((one.difference + two.difference) / 2, rel=1e-9)
+        both = np.hypot(one.standard_error, two.standard_error) / 2
+        assert pooled[key].standard_error == pytest.approx(both, rel=1e-9)
+    assert isinstance(pooled, GroupComparison)
+    assert pooled.settings["num_runs"] == {"a": 8, "b": 8}
+    assert "240 rows and 8 + 8 runs" in pooled.basis
+    text = pooled.to_markdown()
+    assert "standard deviation between runs" in text
+    json.dumps(pooled.to_dict(), allow_nan=False)
+
+
+def test_three_methods_are_corrected_for_their_pairs():
+    labels = labels_of(40)
+    groups = {name: method(41 + i, labels, gain=1.0 + 0.2 * i) for i, name in enumerate("abc")}
+    found = compare_groups(groups, labels, num_resamples=200)
+    assert [pair.names for pair in found] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert all(d.adjusted_p_value >= d.p_value for pair in found for d in pair.differences)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": {"a": 1}}, "at least two methods"),
+        ({"baseline": "c"}, "the baseline 'c' among them"),
+        ({"groups": {"a": 1, "b": 2}}, "at least two runs of every method.*'a': 1"),
+        ({"groups": {"a": 2, "b": 3}, "paired": True}, "Paired runs are as many"),
+        ({"rows": 9}, "9 rows are too few"),
+        ({"scores": ["nil"]}, "Unknown scores"),
+        ({"groups": {"a": 2, "b": 2}, "other": True}, "same rows and classes"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(change: dict, message: str):
+    labels = labels_of(50, change.get("rows", 40))
+    counts = change.get("groups", {"a": 2, "b": 2})
+    groups = {name: method(i, labels, runs=count) for i, (name, count) in enumerate(counts.items())}
+    if "other" in change:
+        groups["b"] = [np.full((len(labels), 3), 1 / 3)] * 2
+    options = {key: change[key] for key in ("baseline", "paired", "scores") if key in change}
+    with pytest.raises(ValueError, match=message):
+        compare_groups(groups, labels, **options)
+
+
+def test_runs_that_are_one_and_the_same_have_no_winner():
+    labels = np.tile([0, 1], 10)
+    same = [np.where(labels[:, None] == [0, 1], 0.9, 0.1)] * 3
+    (found,) = compare_groups({"a": same, "b": same}, labels, baseline="b", num_resamples=50)
+    assert all(d.better is None and d.adjusted_p_value == 1.0 for d in found.differences)
+
+
+def test_cells_of_other_methods_are_refused():
+    with pytest.raises(ValueError, match="same methods"):
+        pool_comparisons([])
