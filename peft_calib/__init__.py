@@ -24,6 +24,7 @@ from .methods.curve import (  # noqa: E402
     lipschitz_bound,
     loss_profile,
 )
+from .methods.posterior_calibration import calibrate_posterior  # noqa: E402
 from .prediction import (  # noqa: E402
     Prediction,
     RegressionPrediction,
@@ -89,6 +90,7 @@ __all__ = [
     "RegressionPrediction",
     "arc_length",
     "bayesianize",
+    "calibrate_posterior",
     "control_polygon_length",
     "curve_at",
     "curve_weights",

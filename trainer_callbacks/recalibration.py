@@ -19,7 +19,7 @@ from peft_calib.files import write_atomically
 from peft_calib.identity import adapter_digest
 from peft_calib.json_files import read_json
 from peft_calib.prediction.draws import check_num_samples
-from peft_calib.provenance.companions import attach_file, detach_file
+from peft_calib.provenance.companions import RECALIBRATION_FILE, attach_file, detach_file
 from peft_calib.provenance.row_tables import as_rows
 from peft_calib.provenance.splits import RowSet, record_split
 from peft_calib.tuners.laws import laws_of
@@ -30,9 +30,6 @@ from .forwards import labels_of_batch, logits_of_rows
 from .outputs import label_names_of
 
 logger = logging.get_logger(__name__)
-
-#: Name of the file beside an adapter.
-RECALIBRATION_FILE = "recalibration.json"
 
 
 class RecalibrationCallback(TrainerCallback):

@@ -12,6 +12,9 @@ from torch import nn
 from ..files import write_atomically
 from ..identity import active_adapter
 
+#: The recalibration that goes with an adapter.
+RECALIBRATION_FILE = "recalibration.json"
+
 
 def attach_file(model: nn.Module, name: str, text: str, adapter_name: str | None = None) -> None:
     """Have a text file written beside an adapter of any PEFT method every time the adapter is saved.

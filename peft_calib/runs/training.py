@@ -17,8 +17,8 @@ from ..export import export_lora
 from ..files import move_into_place
 from ..identity import folder_digest
 from ..items import count_items
+from ..provenance.companions import RECALIBRATION_FILE
 from ..provenance.splits import RowSet, SplitRecord
-from ..trainer_callbacks.recalibration import RECALIBRATION_FILE
 from .baseline import CALLED, MostFrequent
 from .folder import RunFolder, write_json
 from .limits import settled

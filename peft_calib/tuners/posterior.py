@@ -36,12 +36,15 @@ class PosteriorConfig(CalibLoraConfig):
             target tokens for language modelling. Set by the callback where it is `None`.
         sample_seed: Key of the initial values and of the draws made in training. `None` takes PyTorch's seed
             (`set_seed`) and the adapter's name.
+        posterior_scale: What the normals of a prediction's draws are multiplied by: 1 for the posterior as it was
+            trained, 0 for its mean. Chosen by `calibrate_posterior`; training always uses 1.
     """
 
     kl_weight: float = field(default=1.0, metadata={"help": "Weight of KL / N in the training loss."})
     kl_warmup: float = field(default=1 / 3, metadata={"help": "Part of the training with a rising weight."})
     num_train_examples: int | None = field(default=None, metadata={"help": "Number N of training items."})
     sample_seed: int | None = field(default=None, metadata={"help": "Key of all that is random; None: PyTorch's."})
+    posterior_scale: float = field(default=1.0, metadata={"help": "Scale of the draws of a prediction."})
 
     training_fields: ClassVar[frozenset[str]] = CalibLoraConfig.training_fields | frozenset(
         "kl_weight kl_warmup num_train_examples sample_seed".split()
@@ -49,7 +52,7 @@ class PosteriorConfig(CalibLoraConfig):
     draws_differ: ClassVar[bool] = True
 
     def check_values(self) -> None:
-        self.check_ranges({"kl_weight": (0, None)})
+        self.check_ranges({"kl_weight": (0, None), "posterior_scale": (0, None)})
         self.check_sizes({"num_train_examples": None})
         if not 0 <= self.kl_warmup <= 1:
             raise ValueError(f"kl_warmup is a part of the training in [0, 1], got {self.kl_warmup!r}.")
@@ -88,7 +91,8 @@ class Posterior(CountingLaw):
             draw: What `forward` was asked for.
         """
         if isinstance(draw, Sample):
-            return Normals(sources_of_draws(draw, SAMPLE))
+            scale = self.config.posterior_scale
+            return Normals(sources_of_draws(draw, SAMPLE), scale) if scale > 0 else None
         if not isinstance(draw, Train):
             return None
         self.count_generation()
@@ -103,6 +107,11 @@ class Posterior(CountingLaw):
     def evidence_weight(self) -> torch.Tensor:
         """What a divergence is multiplied by beside a mean loss: the schedule's factor over N."""
         return self.kl_factor / self.num_items()
+
+    @property
+    def default_num_samples(self) -> int:
+        """One where all draws are the mean."""
+        return super().default_num_samples if self.config.posterior_scale > 0 else 1
 
     def num_items(self) -> int:
         """N, the items the loss averages over in one epoch; a guess, with a warning, where nobody has told."""

@@ -102,9 +102,13 @@ def sources_of_draws(draw: Sample, purpose: int) -> list[NormalSource]:
 
 @dataclass
 class Normals:
-    """Standard normals of K draws, tensor after tensor: the same whatever K is, on whatever device they are used."""
+    """Standard normals of K draws, tensor after tensor: the same whatever K is, on whatever device they are used.
+
+    With a `scale` other than 1 they are multiplied by it.
+    """
 
     sources: Sequence[NormalSource | TracedSource]
+    scale: float = 1.0
 
     def __call__(self, like: torch.Tensor) -> torch.Tensor:
         """The next ones, (K, *like.shape), with dtype and device of `like`."""
@@ -112,7 +116,8 @@ class Normals:
 
     def of(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """The next ones, (K, *shape)."""
-        return to_device(torch.stack([source.normal(shape, dtype) for source in self.sources]), device)
+        drawn = torch.stack([source.normal(shape, dtype) for source in self.sources])
+        return to_device(drawn if self.scale == 1.0 else drawn * self.scale, device)
 
 
 def seed_of_adapter(adapter_name: str) -> int:
