@@ -1,0 +1,170 @@
+"""Is a method better than a LoRA with a temperature? Real data, several runs a method, intervals over rows and runs.
+
+A cell is a data set with so many training rows, drawn by a seed of its own; a run is `peft-calib train` on it with
+another seed (calibration rows, fresh head, adapter, order of the rows). All methods of a cell see the same rows with
+the same seeds. Every run is measured after its temperature on the cell's test rows, and on rows of other origin where
+the data have some. Cells, methods, settings and the decision rule are in `benchmarks/evidence/protocol.json`, written
+before the runs; what is not finished goes on where it stood.
+
+    python benchmarks/evidence.py run --data DIR --runs DIR
+    python benchmarks/evidence.py table --runs DIR --output benchmarks/results/evidence.json
+
+DIR holds a folder for each data set with `train.jsonl.gz` and the files that the protocol names, with columns `text`
+and `label`. `--model` takes any encoder of the Hub in the place of the embedded MiniLM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import describe_machine, parser, write
+from rich.console import Console
+
+from peft_calib.calibration import compare_groups, pool_comparisons
+from peft_calib.calibration.resampling.groups import GroupComparison
+from peft_calib.files import write_atomically
+from peft_calib.runs.embedded import embedded_model
+from peft_calib.runs.evaluation import AFTER, evaluate_run
+from peft_calib.runs.settings import RunConfig
+from peft_calib.runs.training import train_run
+
+PROTOCOL = Path(__file__).parent / "evidence" / "protocol.json"
+
+
+def read_rows(folder: Path, name: str, least_words: int = 0) -> list[dict[str, Any]]:
+    """Text and label of the rows of one file, those with fewer words left out."""
+    with gzip.open(folder / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        rows = [{"text": row["text"], "label": str(row["label"])} for row in map(json.loads, lines)]
+    return [row for row in rows if len(row["text"].split()) >= least_words]
+
+
+def prepare(cell: str, protocol: dict[str, Any], data: Path, place: Path) -> None:
+    """The cell's own files: training rows with their calibration share, test rows, and those of other origin."""
+    about = protocol["cells"][cell]
+    source = protocol["data"][about["data"]]
+    draw = random.Random(about["draw"])
+    tests = {
+        "test": [row for name in source["test"] for row in read_rows(data / about["data"], name)],
+        **{name: read_rows(data / folder, name) for name, folder in source.get("shifted", {}).items()},
+    }
+    known = {row["text"] for rows in tests.values() for row in rows}
+    train = read_rows(data / about["data"], "train", source.get("least_words", 0))
+    train = [row for row in train if row["text"] not in known]
+    share = protocol["settings"]["calibration_fraction"]
+    count = round(about["rows"] / (1 - share))
+    sizes = {"train": count, **dict.fromkeys(tests, protocol["test_rows"])}
+    place.mkdir(parents=True, exist_ok=True)
+    for name, rows in {"train": train, **tests}.items():
+        draw.shuffle(rows)
+        text = "".join(json.dumps(row) + "\n" for row in rows[: sizes[name]])
+        write_atomically(place / f"{name}.jsonl", text)
+
+
+def one_run(cell: str, method: str, seed: int, protocol: dict[str, Any], runs: Path, model: str) -> dict[str, Any]:
+    """Probabilities after the temperature of one run on every set of rows of its cell."""
+    place = runs / "cells" / cell
+    settings = {**protocol["settings"], **protocol["methods"][method], "seed": seed, "model": model}
+    config = RunConfig.from_mapping({**settings, "data": str(place / "train.jsonl")})
+    folder = runs / "runs" / f"{cell}-{method}-{seed}"
+    if not (folder / "run.json").is_file():
+        train_run(config, folder, console=Console(quiet=True))
+    stages = json.loads((folder / "run.json").read_text())["stages"]
+    found: dict[str, Any] = {"seconds": sum(stage["seconds"] for stage in stages.values())}
+    for path in sorted(place.glob("*.jsonl")):
+        if path.stem != "train":
+            evaluation = evaluate_run(folder, data=str(path), progress=False)
+            about = evaluation.content["variants"][evaluation.main_variant]
+            order = np.argsort(evaluation.items["keys"])
+            p = evaluation.probabilities(evaluation.main_variant, AFTER)[order]
+            found["temperature"] = about["temperature"]
+            found[path.stem] = {"p": np.round(p, 6).tolist(), "labels": evaluation.items["labels"][order].tolist()}
+    return found
+
+
+def run(args: argparse.Namespace, protocol: dict[str, Any]) -> None:
+    for seed in range(protocol["seeds"]):
+        for cell in args.cells or protocol["cells"]:
+            if not (args.runs / "cells" / cell / "train.jsonl").is_file():
+                prepare(cell, protocol, args.data, args.runs / "cells" / cell)
+            for method in args.methods or protocol["methods"]:
+                file = args.runs / "probabilities" / cell / f"{method}-{seed}.json"
+                if not file.is_file():
+                    found = one_run(cell, method, seed, protocol, args.runs, args.model)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    write_atomically(file, json.dumps(found) + "\n")
+                    print(f"{cell} {method} {seed}: {found['seconds']:.0f} s", flush=True)
+
+
+def compared(cell: Path, part: str, protocol: dict[str, Any]) -> list[GroupComparison] | None:
+    """All methods with the baseline on one set of rows of a cell; None where there are none, or no finished runs."""
+    groups: dict[str, list[np.ndarray]] = {}
+    for method in protocol["methods"]:
+        files = [cell / f"{method}-{seed}.json" for seed in range(protocol["seeds"])]
+        if not all(file.is_file() for file in files):
+            continue
+        found = [json.loads(file.read_text()) for file in files]
+        if part not in found[0]:
+            return None
+        labels = np.array(found[0][part]["labels"])
+        groups[method] = [np.array(of[part]["p"]) for of in found]
+    if len(groups) < 2 or protocol["baseline"] not in groups:
+        return None
+    groups = {name: [p / p.sum(1, keepdims=True) for p in runs] for name, runs in groups.items()}
+    return compare_groups(groups, labels, baseline=protocol["baseline"], paired=True, scores=protocol["scores"])
+
+
+def told(pair: GroupComparison) -> dict[str, Any]:
+    """Differences with their intervals, and how far the runs lie apart."""
+    keys = ("difference", "low", "high", "a", "b", "run_sd_a", "run_sd_b")
+    return {d.score: {key: round(getattr(d, key), 5) for key in keys} for d in pair.differences}
+
+
+def table(args: argparse.Namespace, protocol: dict[str, Any]) -> dict[str, Any]:
+    """Every finished cell by itself, and the mean over cells of what is in distribution and of what is not."""
+    shifted = sorted({name for source in protocol["data"].values() for name in source.get("shifted", {})})
+    results: dict[str, Any] = {"protocol": protocol, "machine": describe_machine()}
+    for title, parts in (("in distribution", ["test"]), ("shifted", shifted)):
+        cells: dict[str, list[GroupComparison]] = {}
+        for name in args.cells or protocol["cells"]:
+            for part in parts:
+                found = compared(args.runs / "probabilities" / name, part, protocol)
+                if found is not None:
+                    cells[f"{name} {part}"] = found
+        if not cells:
+            continue
+        pooled = pool_comparisons(list(cells.values()))
+        results[title] = {
+            "mean over cells": {pair.names[0]: told(pair) for pair in pooled},
+            "cells": {name: {pair.names[0]: told(pair) for pair in found} for name, found in cells.items()},
+        }
+        print(f"## {title}: {len(cells)} cells\n")
+        for pair in pooled:
+            print(pair.to_markdown())
+    return results
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("what", choices=("run", "table"))
+    options.add_argument("--protocol", type=Path, default=PROTOCOL)
+    options.add_argument("--data", type=Path)
+    options.add_argument("--runs", type=Path, required=True)
+    options.add_argument("--model", default=embedded_model())
+    options.add_argument("--methods", nargs="+", help="of the protocol; all if not given")
+    options.add_argument("--cells", nargs="+", help="of the protocol; all if not given")
+    args = options.parse_args()
+    protocol = json.loads(args.protocol.read_text(encoding="utf-8"))
+    if args.what == "run":
+        run(args, protocol)
+    else:
+        write(args.output, table(args, protocol))
+
+
+if __name__ == "__main__":
+    main()
