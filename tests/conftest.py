@@ -11,6 +11,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import socket
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,22 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--law", metavar="MODULE:CONFIG", help="run the contract suite for a law given from outside")
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """How much of the contract each law holds, and what does not apply to it."""
+    laws: dict[str, Counter[str]] = {}
+    for outcome in ("passed", "skipped", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            law = dict(getattr(report, "user_properties", [])).get("law")
+            if law is not None and report.when == "call":
+                laws.setdefault(law, Counter())[outcome] += 1
+    if laws:
+        terminalreporter.section("contract of each law")
+    for law, counts in sorted(laws.items()):
+        passed, skipped, failed = (counts[outcome] for outcome in ("passed", "skipped", "failed"))
+        held = f"{passed} of {passed + failed} held"
+        terminalreporter.write_line(f"{law:16} {held}" + (f", {skipped} do not apply" if skipped else ""))
 
 
 @pytest.fixture(autouse=True)

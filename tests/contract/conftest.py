@@ -12,6 +12,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("method", methods.values(), ids=list(methods))
 
 
+@pytest.fixture(autouse=True)
+def _told_in_the_summary(request, record_property):
+    """Which law a test holds: `tests/conftest.py` prints how much of the contract each does."""
+    method = getattr(getattr(request.node, "callspec", None), "params", {}).get("method")
+    if method is not None:
+        known = [name for name, of in METHODS.items() if of is method]
+        record_property("law", known[0] if known else request.config.getoption("--law"))
+
+
 @pytest.fixture(params=list(FAMILIES))
 def family(request) -> Family:
     return FAMILIES[request.param]
