@@ -133,7 +133,7 @@ def compare_groups(
     resamples = num_resamples or num_resamples_for(len(first.labels), first.num_classes)
     options: dict[str, Any] = {"num_bins": num_bins, "num_resamples": resamples, "seed": seed, "scores": tuple(scores)}
     measured = {name: [_Run.of(run, options) for run in runs] for name, runs in rows.items()}
-    pairs = pairs_of(list(groups), baseline)
+    pairs = pairs_of(groups, baseline)
     table = {
         key: [_difference(key, measured[a], measured[b], len(first.labels), paired, level) for a, b in pairs]
         for key in scores
