@@ -80,7 +80,7 @@ def one_run(cell: str, method: str, seed: int, protocol: dict[str, Any], runs: P
         if path.stem != "train":
             evaluation = evaluate_run(folder, data=str(path), progress=False)
             about = evaluation.content["variants"][evaluation.main_variant]
-            order = np.argsort(evaluation.items["keys"])
+            order = np.argsort(evaluation.items["keys"], kind="stable")
             p = evaluation.probabilities(evaluation.main_variant, AFTER)[order]
             found["temperature"] = about["temperature"]
             found[path.stem] = {"p": np.round(p, 6).tolist(), "labels": evaluation.items["labels"][order].tolist()}
