@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from importlib import import_module
 from typing import Any
 
 from peft import LoraConfig, PeftConfig
 
-from ..tuners import BayesianLoraConfig, CalibLoraConfig, CurveLoraConfig, EnsembleLoraConfig, HyperLoraConfig
+from ..tuners import CalibLoraConfig, CurveLoraConfig
 from .folder import RunFolder
-from .settings import RunConfig, named_class
+from .settings import METHODS, RunConfig, named_class
 
 #: Heads that PEFT trains along and so must not adapt too, and what lies in them. Its own "all-linear" leaves them out
 #: for some tasks and not for others, and knows no head whose name only ends like these, as DistilBERT's.
 HEADS = r"(.*\.)?\w*(classifier|score)(\..*)?"
-#: Configuration of each method.
-CONFIGS: dict[str, type] = {
-    "lora": LoraConfig,
-    "hyper-lora": HyperLoraConfig,
-    "bayesian-lora": BayesianLoraConfig,
-    "curve-lora": CurveLoraConfig,
-    "ensemble-lora": EnsembleLoraConfig,
-    "ensemble": LoraConfig,
-}
 #: Name of the stage whose adapter is the run's.
 ADAPTER = "adapter"
 #: What the settings of a run decide in a PEFT configuration.
@@ -32,7 +24,10 @@ COMMON = {"r": "rank", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout
 
 def config_class(method: str) -> type:
     """The configuration class of a method; importing one from outside (`module:Class`) registers it with PEFT."""
-    return CONFIGS[method] if method in CONFIGS else named_class(method, "method", CalibLoraConfig)
+    if method not in METHODS:
+        return named_class(method, "method", CalibLoraConfig)
+    module, _, name = METHODS[method].partition(":")
+    return getattr(import_module(module), name)
 
 
 @dataclass(frozen=True)
@@ -118,7 +113,7 @@ def prediction_variants(config: RunConfig) -> dict[str, int]:
 def without_foreign_fields(method: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """Leave out fields that only other methods than the one asked for have; they come with those methods."""
     own = _fields_of(config_class(method))
-    homes = {name: [other for other, kind in CONFIGS.items() if name in _fields_of(kind)] for name in values}
+    homes = {name: [other for other in METHODS if name in _fields_of(config_class(other))] for name in values}
     left_out = {name: methods for name, methods in homes.items() if name not in own and methods}
     return {name: value for name, value in values.items() if name not in left_out}, left_out
 

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -17,7 +17,15 @@ import yaml
 from ..calibration.scores.table import KEYS, TABLED
 
 TASKS = ("seq-cls", "multiple-choice", "token-cls", "causal-lm")
-METHODS = ("lora", "hyper-lora", "bayesian-lora", "curve-lora", "ensemble-lora", "ensemble")
+#: Each method's configuration, named as methods from outside are.
+METHODS = {
+    "lora": "peft:LoraConfig",
+    "hyper-lora": "peft_calib.tuners:HyperLoraConfig",
+    "bayesian-lora": "peft_calib.tuners:BayesianLoraConfig",
+    "curve-lora": "peft_calib.tuners:CurveLoraConfig",
+    "ensemble-lora": "peft_calib.tuners:EnsembleLoraConfig",
+    "ensemble": "peft:LoraConfig",
+}
 MODES = ("anchored", "free")
 #: A method from outside: its configuration's module and class.
 _FROM_OUTSIDE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -137,6 +145,10 @@ class RunConfig:
         if unknown:
             raise ValueError(f"unknown setting(s) {', '.join(map(str, unknown))}; known are {', '.join(known)}")
         return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the inverse of `from_mapping`."""
+        return asdict(self)
 
 
 def check_metrics(metrics: Sequence[str]) -> None:

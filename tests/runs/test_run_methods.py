@@ -14,10 +14,10 @@ from peft_calib.prediction import load_frozen, predict_dataset
 from peft_calib.runs.evaluation import evaluate_run
 from peft_calib.runs.loading import FinishedRun, mixes_adapters
 from peft_calib.runs.rows import load_run_rows
+from peft_calib.runs.settings import METHODS
 from peft_calib.splits import RowSet, read_split
 from peft_calib.trainer_callbacks import load_recalibration
 
-METHODS = ["lora", "hyper-lora", "bayesian-lora", "curve-lora", "ensemble-lora", "ensemble"]
 PEFT_TYPES = {
     "lora": "LORA",
     "hyper-lora": "HYPERLORA",
