@@ -43,10 +43,10 @@ class RowStream:
             return
         if self._sums is None:
             self._sums = CalibrationAccumulator(self.num_bins, input="logits")
-        for rows, classes in (*self._kept, (logits, labels)):
+        kept, self._kept = self._kept, []  # before any of them is refused: none is counted twice
+        for rows, classes in (*kept, (logits, labels)):
             for start in range(0, len(classes), CHUNK):
                 self._sums.update(rows[start : start + CHUNK], classes[start : start + CHUNK])
-        self._kept = []
 
     def report(self, confidence_level: float | None) -> CalibrationReport:
         """The scores; intervals and noise floor only if all rows are at hand. ValueError if there was no row."""
