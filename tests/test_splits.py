@@ -246,6 +246,17 @@ def test_models_with_a_record_can_be_copied_and_pickled(tmp_path):
         assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 7
 
 
+def test_looking_for_a_record_leaves_the_configuration_alone(tmp_path):
+    import copy
+
+    model = adapted()
+    assert read_split(model) == SplitRecord()
+    other = copy.copy(model.peft_config["default"])
+    other.r = 7  # a copy that shares what hangs on the configuration saves its own values
+    other.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 7
+
+
 def test_overlap_is_refused():
     model = adapted()
     with pytest.raises(ValueError, match="trained on"):

@@ -33,7 +33,8 @@ def attach_file(model: nn.Module, name: str, text: str, adapter_name: str | None
 
 def attached_file(model: nn.Module, name: str, adapter_name: str | None = None) -> str | None:
     """The text attached to an adapter under a name, or `None`."""
-    return _files(model, adapter_name).get(name)
+    saver = model.peft_config[active_adapter(model, adapter_name)].__dict__.get("save_pretrained")
+    return saver.files.get(name) if isinstance(saver, _SaveWithFiles) else None  # looking changes no configuration
 
 
 def detach_file(model: nn.Module, name: str, adapter_name: str | None = None) -> None:

@@ -91,6 +91,6 @@ def _help(item: Any, default: Any) -> str:
         return f"{text} As name=value; may be repeated."
     if isinstance(default, list):
         return f"{text} May be repeated. Default: {', '.join(default)}."
-    if default in (None, "", False):
+    if default is None or default is False or default == "":  # a 0 is told
         return f"{text} Default: {item.metadata['unset']}." if item.metadata["unset"] else text
     return f"{text} Default: {default!r}."

@@ -67,6 +67,16 @@ def test_every_setting_has_a_flag_with_help():
         assert item.metadata["help"].rstrip(".") in options[flag].help
 
 
+@pytest.mark.parametrize(("command", "flag", "default"), [("demo", "--seed", "0"), ("train", "--weight-decay", "0.0")])
+def test_a_default_of_zero_is_told(command, flag, default):
+    from typer.main import get_command
+
+    from peft_calib.cli import app
+
+    options = {name: option for option in get_command(app).commands[command].params for name in option.opts}
+    assert options[flag].help.endswith(f"Default: {default}.")
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
