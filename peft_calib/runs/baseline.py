@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..calibration import calibration_report
+from ..calibration.resampling.bands import wilson_interval
 
 #: How tables call it.
 CALLED = "most frequent class"
@@ -43,11 +44,8 @@ class MostFrequent:
     def verdict_of(self, name: str, probabilities: np.ndarray, labels: np.ndarray) -> str | None:
         """As `verdict`, from a model's probabilities (N, C)."""
         right = probabilities.argmax(1) == labels
-        # Wilson's interval: it holds near 0 and 1 too, and for few rows
-        count, share, z = len(right), float(right.mean()), 1.96
-        centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-        half = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
-        return self.verdict(name, share, (max(centre - half, 0.0), min(centre + half, 1.0)), labels)
+        low, high = wilson_interval(right.sum(keepdims=True), np.array([len(right)]), 0.95)
+        return self.verdict(name, float(right.mean()), (float(low[0]), float(high[0])), labels)
 
     def verdict(self, name: str, accuracy: float, interval: Sequence[float] | None, labels: Any) -> str | None:
         """In plain words, that a model is no better than this; `None` where it is better."""

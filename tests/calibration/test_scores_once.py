@@ -30,6 +30,11 @@ def _listed(node: ast.AST) -> list[str]:
     return [word for word in words if word in KEYS]
 
 
+def test_wilsons_formula_stands_once():
+    found = [path.name for path in (ROOT / "peft_calib").rglob("*.py") if "z**2" in path.read_text(encoding="utf-8")]
+    assert found == ["bands.py"]
+
+
 def test_no_list_of_scores_is_typed_twice():
     for package in PACKAGES:
         for file in (ROOT / package).rglob("*.py"):
