@@ -108,7 +108,21 @@ class Comparison:
         return self.to_markdown()
 
 
-def compare(a: Any, b: Any, labels: Any, *, names: tuple[str, str] = ("a", "b"), **options: Any) -> Comparison:
+def compare(
+    a: Any,
+    b: Any,
+    labels: Any,
+    *,
+    names: tuple[str, str] = ("a", "b"),
+    scores: Sequence[str] = COMPARED,
+    num_bins: int = 15,
+    confidence_level: float = 0.95,
+    num_resamples: int | None = None,
+    input: str = "probabilities",
+    mask: Any = None,
+    ignore_index: int | None = -100,
+    seed: int = 0,
+) -> Comparison:
     """Compares two models on the same rows by a paired bootstrap and a test of swaps.
 
     Both models are scored on the same resampled rows, so what the rows have in common cancels. A bootstrap of a few
@@ -121,8 +135,14 @@ def compare(a: Any, b: Any, labels: Any, *, names: tuple[str, str] = ("a", "b"),
         b: Predictions of the second.
         labels: Integer class ids, in the same order for both.
         names: What to call the models.
-        options: Of `compare_many`: `scores`, `num_bins`, `confidence_level`, `num_resamples`, `input`, `mask`,
-            `ignore_index`, `seed`.
+        scores: Keys of a report.
+        num_bins: Bins of every binned score.
+        confidence_level: Of the intervals of the differences.
+        num_resamples: Bootstrap resamples; by default 1,000, fewer for very many rows.
+        input: `"probabilities"` or `"logits"`, for both.
+        mask: Rows to keep.
+        ignore_index: Label of rows to drop.
+        seed: Of the private generator.
 
     Returns:
         The comparison; print it, or read `.verdict`.
@@ -137,7 +157,11 @@ def compare(a: Any, b: Any, labels: Any, *, names: tuple[str, str] = ("a", "b"),
         >>> compare(sure, np.full((500, 2), 0.5), labels, num_resamples=100)["nll"].better
         'a'
     """
-    return compare_many({names[0]: a, names[1]: b}, labels, baseline=names[1], **options)[0]
+    return compare_many(
+        {names[0]: a, names[1]: b}, labels, baseline=names[1], scores=scores, num_bins=num_bins, input=input,
+        mask=mask, confidence_level=confidence_level, num_resamples=num_resamples, ignore_index=ignore_index,
+        seed=seed,
+    )[0]  # fmt: skip
 
 
 def compare_many(

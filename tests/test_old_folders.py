@@ -1,0 +1,59 @@
+"""Folders that earlier versions wrote are read as they were: adapters and runs of each method, kept as they were then.
+
+What they answered is kept beside them in `expected.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from peft_calib import predict
+from peft_calib.runs.evaluation import evaluate_run
+from peft_calib.runs.exporting import export_run
+
+BEFORE = Path(__file__).parent / "data" / "before"
+RUNS = ("lora", "hyper-lora", "bayesian-lora", "curve-lora", "ensemble")
+
+
+@pytest.mark.parametrize("method", ["hyper", "bayesian", "curve"])
+def test_an_adapter_gives_the_answers_it_gave(method, tiny_classifier):
+    folder = BEFORE / "adapters" / method
+    expected = json.loads((folder / "expected.json").read_text())
+    model = PeftModel.from_pretrained(tiny_classifier(), folder).eval()
+    batch = {"input_ids": torch.arange(3, 27).view(4, 6)}
+    with torch.no_grad():
+        logits = model(**batch).logits.double()
+    torch.testing.assert_close(logits, torch.tensor(expected["logits"]).double(), rtol=1e-4, atol=1e-5)
+    if "draws" in expected:
+        said = predict(model, batch, num_samples=3, seed=5).probabilities.double()
+        torch.testing.assert_close(said, torch.tensor(expected["draws"]).double(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", RUNS)
+def test_a_run_has_the_scores_it_had(method, tmp_path, monkeypatch):
+    shutil.copytree(BEFORE / "runs", tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)  # its settings name data and model by relative paths
+    expected = json.loads((tmp_path / method / "expected.json").read_text())
+    found = evaluate_run(method, progress=False).content
+    assert found["rows"] == expected["rows"]
+    assert list(found["variants"]) == list(expected["variants"])
+    for variant, then in expected["variants"].items():
+        now = found["variants"][variant]
+        assert (now["temperature"], now["num_samples"]) == (then["temperature"], then["num_samples"])
+        for stage in ("before", "after"):
+            assert {key: now[stage][key] for key in then[stage]} == pytest.approx(then[stage], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", RUNS)
+def test_a_run_is_exported(method, tmp_path, monkeypatch):
+    shutil.copytree(BEFORE / "runs", tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    several = {"num_samples": 2} if method == "ensemble" else {}
+    export_run(method, tmp_path / "out", **several)
+    assert list((tmp_path / "out").rglob("adapter_model.safetensors"))
