@@ -33,7 +33,8 @@ def attach_file(model: nn.Module, name: str, text: str, adapter_name: str | None
 
 def attached_file(model: nn.Module, name: str, adapter_name: str | None = None) -> str | None:
     """The text attached to an adapter under a name, or `None`."""
-    saver = model.peft_config[active_adapter(model, adapter_name)].__dict__.get("save_pretrained")
+    adapter = active_adapter(model, adapter_name)  # says so where there is no adapter
+    saver = model.peft_config[adapter].__dict__.get("save_pretrained")
     return saver.files.get(name) if isinstance(saver, _SaveWithFiles) else None  # looking changes no configuration
 
 
