@@ -92,7 +92,7 @@ gpu:
 
 # What a CUDA image (Python 3.12, torch, transformers, accelerate, pandas, pyarrow, pytest) lacks: 3 MB. The image's own
 # packages are not touched.
-GPU_WHEELS = $(foreach name,peft datasets evaluate dill multiprocess xxhash,$(shell grep -m1 '^$(name)==' constraints.txt))
+GPU_WHEELS = $(foreach name,peft datasets evaluate dill multiprocess xxhash lazy-loader,$(shell grep -m1 '^$(name)==' constraints.txt))
 
 gpu-wheels:
 	rm -rf .gpu-wheels

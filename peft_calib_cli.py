@@ -1,8 +1,8 @@
 """What the script `peft-calib` starts with: its help, and what is wrong with a command, are told without torch.
 
-Importing `peft_calib` registers the methods with PEFT, and so loads PEFT, transformers and torch, seconds of work.
-Here the packages that do so stand in `sys.modules` with their folders and without their content, so that the command
-line below them can be imported; a command that is about to run has them filled (`load` of `peft_calib.cli`).
+Measuring needs torch and scipy, seconds of work. Here the packages that load them stand in `sys.modules` with their
+folders and without their content, so that the command line below them can be imported; a command that is about to run
+has them filled (`load` of `peft_calib.cli`).
 """
 
 import importlib
@@ -10,7 +10,7 @@ import sys
 from importlib.util import find_spec, module_from_spec
 
 #: From the outermost on; the modules of the command line import no other package with a content.
-PACKAGES = ("peft_calib", "peft_calib.calibration", "peft_calib.calibration.scores")
+PACKAGES = ("peft_calib.calibration", "peft_calib.calibration.scores")
 
 
 def main() -> None:

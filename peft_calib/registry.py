@@ -9,29 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
-from packaging.version import Version
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
 
 from .internals.peft import extend_peft_types, wrap_method_reading
-
-#: The PEFT releases whose (internal) state-dict hooks the tuners are written and tested against.
-MINIMUM_PEFT, BELOW_PEFT = Version("0.21.2"), Version("0.22")
-
-
-def check_peft_version(installed: str | None = None) -> None:
-    """Refuse a PEFT release on which the tuners could save or load wrongly."""
-    found = Version(installed or version("peft"))
-    if not MINIMUM_PEFT <= found < BELOW_PEFT:
-        raise ImportError(
-            f"peft_calib is tested with peft >= {MINIMUM_PEFT} and < {BELOW_PEFT}, but peft {found} is installed. Its "
-            f'adapters could be saved or loaded wrongly there: pip install "peft>={MINIMUM_PEFT},<{BELOW_PEFT}".'
-        )
+from .versions import check_peft_version
 
 
 def ensure_peft_type(name: str) -> PeftType:

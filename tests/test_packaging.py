@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import peft_calib
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
     "peft_calib": "peft_calib",
@@ -21,7 +23,7 @@ FOLDERS = {
 SCRIPT = "peft_calib_cli.py"
 TOOLS = {"ruff", "mypy", "build"}
 OUTSIDE_THE_SUITE = {"setuptools", "gradio"}
-SHIPPED = {".py", ".md", ".txt", ".html", ".json", ".typed"}
+SHIPPED = {".py", ".md", ".txt", ".html", ".json", ".typed", ".pyi"}
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +190,7 @@ def test_every_imported_package_is_declared(project):
     """What the package imports is a dependency, or sits in an extra and is imported only when it is there."""
     requirements = set(_requirements(project)) | {"peft-calib"}
     distributions = {"sklearn": "scikit-learn", "peft_calib": "peft-calib", "huggingface_hub": "huggingface-hub"}
-    distributions["yaml"] = "pyyaml"
+    distributions |= {"yaml": "pyyaml", "lazy_loader": "lazy-loader"}
     core = set(_requirements({"dependencies": project["dependencies"], "optional-dependencies": {}})) | {"peft-calib"}
     for folder in FOLDERS:
         for file in (ROOT / folder).rglob("*.py"):
@@ -213,6 +215,40 @@ def test_importing_the_package_is_silent_and_needs_no_extra():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def in_a_fresh_interpreter(script: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+REGISTERED = """
+import sys
+print(*sorted({"peft", "peft_calib.tuners", "transformers"} & set(sys.modules)))
+from peft import AutoPeftModelForSequenceClassification, PeftType
+print("HYPERLORA" in PeftType.__members__, AutoPeftModelForSequenceClassification.from_pretrained.names_classes)
+"""
+
+
+def test_measuring_calibration_loads_no_peft_and_the_methods_are_registered_once_it_is_loaded():
+    script = "import peft_calib, peft_calib.calibration as c; c.calibration_report, dir(peft_calib)"
+    assert in_a_fresh_interpreter(script + REGISTERED) == ["True", "True"]
+
+
+@pytest.mark.parametrize("first", ["identity", "tuners.hyper_lora"])
+def test_the_methods_are_registered_when_a_module_that_they_need_brings_peft(first):
+    found = in_a_fresh_interpreter(f"import peft_calib.{first}" + REGISTERED)
+    assert found == ["peft", "peft_calib.tuners", "transformers", "True", "True"]
+
+
+def test_the_methods_are_registered_at_once_where_peft_is_loaded():
+    found = in_a_fresh_interpreter("import peft, peft_calib" + REGISTERED)
+    assert found == ["peft", "peft_calib.tuners", "transformers", "True", "True"]
+
+
+def test_all_that_the_package_lists_is_there():
+    assert {name for name in peft_calib.__all__ if not hasattr(peft_calib, name)} == set()
+    assert set(peft_calib.__all__) <= set(dir(peft_calib))
 
 
 def test_no_file_names_a_machine_or_a_registry():

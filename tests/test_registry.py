@@ -14,7 +14,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 
 import peft_calib
 from peft_calib import HyperLoraConfig, HyperLoraModel
-from peft_calib.registry import check_peft_version, ensure_peft_type, register_tuner
+from peft_calib.registry import ensure_peft_type, register_tuner
+from peft_calib.versions import check_peft_version
 
 NAME = "HYPERLORA"
 

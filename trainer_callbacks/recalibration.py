@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from peft_calib.files import write_atomically
 from peft_calib.identity import adapter_digest
 from peft_calib.json_files import read_json
 from peft_calib.prediction.draws import check_num_samples
-from peft_calib.provenance.companions import RECALIBRATION_FILE, attach_file, detach_file
+from peft_calib.provenance.companions import RECALIBRATION_FILE, attach_file, detach_file, recalibration_text
 from peft_calib.provenance.row_tables import as_rows
 from peft_calib.provenance.splits import RowSet, record_split
 from peft_calib.tuners.laws import laws_of
@@ -133,8 +132,7 @@ class RecalibrationCallback(TrainerCallback):
         elif fit is not None:
             warnings.warn(f"RecalibrationCallback: {fit.reason}", UserWarning, stacklevel=2)
         weights = adapter_digest(model)
-        how = {"how": "mean" if self.num_samples is None else "sample", "num_samples": self.num_samples}
-        text = json.dumps({**self.method.state(), "adapter": weights, **how, "seed": self.seed}, indent=1) + "\n"
+        text = recalibration_text(self.method.state(), weights, self.num_samples, self.seed)
         attach_file(model, RECALIBRATION_FILE, text)
         folder = checkpoint_folder(args, state)
         if args.process_index == 0 and digest_of_folder(folder) == weights:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def _make(config: RunConfig, outside: Any, about: dict[str, Any], folder: Path, 
         "export": export,
         "draws": draws,
         "data": about,
-        "settings": asdict(config),
+        "settings": config.to_dict(),
         "rank": config.rank,
         "environment": {"cores": os.cpu_count()} | facts["environment"],
         "most_frequent_class": baseline,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from scipy import stats
 from ..calibration import TemperatureScaling, log_probabilities
 from ..identity import active_adapter, adapter_digest
 from ..prediction import Prediction, predict_dataset
-from ..provenance.companions import RECALIBRATION_FILE, attach_file
+from ..provenance.companions import RECALIBRATION_FILE, attach_file, recalibration_text
 from ..provenance.splits import RowSet, check_unseen, record_split
 from ..tuners.model import FactorModel
 from ..tuners.posterior import Posterior
@@ -129,9 +128,9 @@ def calibrate_posterior(
     found = _chosen(measured)
     _set_scale(model, name, found.scale)
     record_split(model, calibrated_on=calibrated_on)
-    how = {"how": "sample", "num_samples": num_samples, "seed": seed}
-    state = {**found.scaling.state(), "adapter": adapter_digest(model), **how, "posterior_scale": found.scale}
-    attach_file(model, RECALIBRATION_FILE, json.dumps(state, indent=1) + "\n")
+    about = (adapter_digest(model), num_samples, seed)
+    text = recalibration_text(found.scaling.state(), *about, posterior_scale=found.scale)
+    attach_file(model, RECALIBRATION_FILE, text)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,20 @@ from ..identity import active_adapter
 
 #: The recalibration that goes with an adapter.
 RECALIBRATION_FILE = "recalibration.json"
+
+
+def recalibration_text(state: dict[str, Any], digest: str, num_samples: int | None, seed: int, **more: Any) -> str:
+    """What `recalibration.json` says: a fitted method, the adapter it was fitted for, and how that predicted.
+
+    Args:
+        state: Of the fitted method.
+        digest: Of the adapter.
+        num_samples: Draws whose averaged probabilities it was fitted to; None for the mean.
+        seed: Of the draws.
+        more: What else was chosen with it.
+    """
+    how = {"how": "mean" if num_samples is None else "sample", "num_samples": num_samples, "seed": seed}
+    return json.dumps({**state, "adapter": digest, **how, **more}, indent=1) + "\n"
 
 
 def attach_file(model: nn.Module, name: str, text: str, adapter_name: str | None = None) -> None:

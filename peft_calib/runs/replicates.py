@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from ..calibration import compare_groups
@@ -49,7 +48,7 @@ def compare_replicates(
 
 
 def _without_seed(config: RunConfig) -> dict[str, Any]:
-    return {name: value for name, value in asdict(config).items() if name not in ("seed", "metrics")}
+    return {name: value for name, value in config.to_dict().items() if name not in ("seed", "metrics")}
 
 
 def _called(configs: Sequence[RunConfig]) -> list[str]:
@@ -57,7 +56,7 @@ def _called(configs: Sequence[RunConfig]) -> list[str]:
     times = Counter(config.method for config in configs)
     names = []
     for config in configs:
-        alike = [asdict(other) for other in configs if other is not config and other.method == config.method]
+        alike = [other.to_dict() for other in configs if other is not config and other.method == config.method]
         differing = {k: v for k, v in _without_seed(config).items() if any(other[k] != v for other in alike)}
         told = ", ".join(f"{name}={value}" for name, value in differing.items())
         names.append(config.method if times[config.method] == 1 else f"{config.method} ({told})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from rich.console import Console
 from ..classes import write_class_names
 from ..console import progress_bars, quiet
 from ..export import export_lora
-from ..files import move_into_place
+from ..files import move_into_place, write_atomically
 from ..identity import folder_digest
 from ..items import count_items
-from ..provenance.companions import RECALIBRATION_FILE
+from ..provenance.companions import RECALIBRATION_FILE, recalibration_text
 from ..provenance.splits import RowSet, SplitRecord
 from .baseline import CALLED, MostFrequent
 from .folder import RunFolder, write_json
@@ -135,7 +135,7 @@ def _resolved(task: Task, rows: RunRows) -> dict[str, Any]:
     """What makes two runs the same."""
     return {
         "format_version": FORMAT_VERSION,
-        "settings": asdict(task.config),
+        "settings": task.config.to_dict(),
         "labels": None if task.labels is None else task.labels.to_dict(),
         "rows": rows.to_dict(),
     }
@@ -205,7 +205,7 @@ def _beside_the_adapter(run: FinishedRun, folder: RunFolder, temperatures: dict[
     if run.task.labels is None or list(run.adapter_names) != [ADAPTER] or "mean" not in temperatures:
         return
     state = {name: value for name, value in temperatures["mean"].items() if name != "num_samples"}
-    how = {"how": "mean", "num_samples": None, "seed": run.task.config.seed}
     for place in (folder.adapter(ADAPTER), folder.plain_lora):
         if place.is_dir():
-            write_json(place / RECALIBRATION_FILE, {**state, "adapter": folder_digest(place), **how})
+            text = recalibration_text(state, folder_digest(place), None, run.task.config.seed)
+            write_atomically(place / RECALIBRATION_FILE, text)

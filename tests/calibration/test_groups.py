@@ -118,7 +118,7 @@ def test_three_methods_are_corrected_for_their_pairs():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"groups": {"a": 1}}, "at least two methods"),
+        ({"groups": {"a": 2}}, "at least two to compare"),
         ({"baseline": "c"}, "the baseline 'c' among them"),
         ({"groups": {"a": 1, "b": 2}}, "at least two runs of every method.*'a': 1"),
         ({"groups": {"a": 2, "b": 3}, "paired": True}, "Paired runs are as many"),

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..inputs import as_rows, check_confidence_level, check_num_bins
+from ..inputs import Rows, as_rows, check_confidence_level, check_num_bins
 from ..scores.panel import compute_panel
 from ..scores.table import COMPARED, HIGHER_IS_BETTER, refuse_unknown
 from .intervals import bootstrap_draws, num_resamples_for, swapped_draws
@@ -202,34 +202,82 @@ def compare_many(
     Raises:
         ValueError: For fewer than two models, an unknown baseline or score, or bad input.
     """
-    refuse_unknown(scores)
-    if len(models) < 2 or (baseline is not None and baseline not in models):
-        raise ValueError(f"Give at least two models, the baseline {baseline!r} among them; got {list(models)}.")
-    num_bins, level = check_num_bins(num_bins), check_confidence_level(confidence_level)
-    rows = {name: as_rows(p, labels, input=input, mask=mask, ignore_index=ignore_index) for name, p in models.items()}
-    shapes = {name: r.probabilities.shape for name, r in rows.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"All models must predict the same rows and classes, got {shapes}.")
-    first = next(iter(rows.values()))
-    resamples = num_resamples or num_resamples_for(len(first.labels), first.num_classes)
-    points = {name: compute_panel(r, num_bins) for name, r in rows.items()}
+    asked = Asked.of(
+        {name: [p] for name, p in models.items()}, labels, baseline=baseline, scores=scores, num_bins=num_bins,
+        confidence_level=confidence_level, num_resamples=num_resamples, input=input, mask=mask,
+        ignore_index=ignore_index, seed=seed,
+    )  # fmt: skip
+    rows = {name: runs[0] for name, runs in asked.rows.items()}
+    points = {name: compute_panel(r, asked.resampling["num_bins"]) for name, r in rows.items()}
     # Equal seeds resample the same rows for every model: that is the pairing.
-    options: dict[str, Any] = {"num_bins": num_bins, "num_resamples": resamples, "seed": seed, "scores": tuple(scores)}
-    draws = {name: bootstrap_draws(r, **options) for name, r in rows.items()}
-    pairs = pairs_of(rows, baseline)
-    swaps = {pair: swapped_draws(rows[pair[0]], rows[pair[1]], **options) for pair in pairs}
+    draws = {name: bootstrap_draws(r, **asked.resampling) for name, r in rows.items()}
+    swaps = {(a, b): swapped_draws(rows[a], rows[b], **asked.resampling) for a, b in asked.pairs}
     corrected = {}
     for key in scores:
         column = []
-        for a, b in pairs:
-            found = _difference(key, points[a][key], points[b][key], draws[a][key] - draws[b][key], level)
-            column.append(_swapped(found, swaps[a, b][key], 1.0 - level))
-        corrected[key] = corrected_for_pairs(column, 1.0 - level)
-    settings = {
-        "num_rows": len(first.labels), "num_bins": num_bins, "confidence_level": level, "num_resamples": resamples,
-        "seed": seed, "num_pairs": len(pairs),
-    }  # fmt: skip
-    return [Comparison(pair, tuple(corrected[key][i] for key in scores), settings) for i, pair in enumerate(pairs)]
+        for a, b in asked.pairs:
+            found = _difference(key, points[a][key], points[b][key], draws[a][key] - draws[b][key], asked.level)
+            column.append(_swapped(found, swaps[a, b][key], 1.0 - asked.level))
+        corrected[key] = corrected_for_pairs(column, 1.0 - asked.level)
+    settings = asked.settings()
+    return [
+        Comparison(pair, tuple(corrected[key][i] for key in scores), settings) for i, pair in enumerate(asked.pairs)
+    ]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A comparison that can be made: what was given has been checked, what was left open is chosen.
+
+    Attributes:
+        rows: Name to the rows of its runs, all of the same shape.
+        pairs: Names to compare.
+        resampling: Options of `bootstrap_draws` and `swapped_draws`.
+        level: Of the intervals.
+    """
+
+    rows: dict[str, list[Rows]]
+    pairs: list[tuple[str, str]]
+    resampling: dict[str, Any]
+    level: float
+
+    @classmethod
+    def of(
+        cls,
+        models: Mapping[str, Sequence[Any]],
+        labels: Any,
+        *,
+        baseline: str | None,
+        scores: Sequence[str],
+        num_bins: int,
+        confidence_level: float,
+        num_resamples: int | None,
+        seed: int,
+        **rows_as: Any,
+    ) -> Asked:
+        """Check names, scores and predictions; `rows_as` are options of `as_rows`."""
+        refuse_unknown(scores)
+        if len(models) < 2 or (baseline is not None and baseline not in models):
+            raise ValueError(f"Give at least two to compare, the baseline {baseline!r} among them; got {list(models)}.")
+        num_bins, level = check_num_bins(num_bins), check_confidence_level(confidence_level)
+        rows = {name: [as_rows(run, labels, **rows_as) for run in runs] for name, runs in models.items()}
+        shapes = {name: sorted({run.probabilities.shape for run in runs}) for name, runs in rows.items()}
+        if len({shape for found in shapes.values() for shape in found}) > 1:
+            raise ValueError(f"All must predict the same rows and classes, got {shapes}.")
+        first = next(iter(rows.values()))[0]
+        resamples = num_resamples or num_resamples_for(len(first.labels), first.num_classes)
+        resampling = {"num_bins": num_bins, "num_resamples": resamples, "seed": seed, "scores": tuple(scores)}
+        return cls(rows, pairs_of(rows, baseline), resampling, level)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are compared."""
+        return len(next(iter(self.rows.values()))[0].labels)
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """What the comparison rests on, for its record."""
+        how = {name: self.resampling[name] for name in ("num_bins", "num_resamples", "seed")}
+        return {"num_rows": self.num_rows, "confidence_level": self.level, **how, "num_pairs": len(self.pairs), **more}
 
 
 def pairs_of(names: Iterable[str], baseline: str | None) -> list[tuple[str, str]]:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ..inputs import Rows, as_rows, check_confidence_level, check_num_bins
+from ..inputs import Rows
 from ..scores.panel import compute_panel
-from ..scores.table import COMPARED, refuse_unknown
-from .comparison import Comparison, Difference, corrected_for_pairs, pairs_of
-from .intervals import bootstrap_draws, num_resamples_for
+from ..scores.table import COMPARED
+from .comparison import Asked, Comparison, Difference, corrected_for_pairs
+from .intervals import bootstrap_draws
 
 #: Below this many rows the spread over rows is no basis for a t interval.
 FEWEST_ROWS = 10
@@ -120,30 +120,20 @@ def compare_groups(
         >>> found["nll"].better
         'a'
     """
-    refuse_unknown(scores)
-    if len(groups) < 2 or (baseline is not None and baseline not in groups):
-        raise ValueError(f"Give at least two methods, the baseline {baseline!r} among them; got {list(groups)}.")
     _check_runs(groups, paired)
-    num_bins, level = check_num_bins(num_bins), check_confidence_level(confidence_level)
-    rows = {
-        name: [as_rows(run, labels, input=input, mask=mask, ignore_index=ignore_index) for run in runs]
-        for name, runs in groups.items()
-    }
-    first = _check_rows(rows)
-    resamples = num_resamples or num_resamples_for(len(first.labels), first.num_classes)
-    options: dict[str, Any] = {"num_bins": num_bins, "num_resamples": resamples, "seed": seed, "scores": tuple(scores)}
-    measured = {name: [_Run.of(run, options) for run in runs] for name, runs in rows.items()}
-    pairs = pairs_of(groups, baseline)
+    asked = Asked.of(
+        groups, labels, baseline=baseline, scores=scores, num_bins=num_bins, confidence_level=confidence_level,
+        num_resamples=num_resamples, input=input, mask=mask, ignore_index=ignore_index, seed=seed,
+    )  # fmt: skip
+    if asked.num_rows < FEWEST_ROWS:
+        raise ValueError(f"{asked.num_rows} rows are too few to compare methods by; give at least {FEWEST_ROWS}.")
+    measured = {name: [_Run.of(run, asked.resampling) for run in runs] for name, runs in asked.rows.items()}
     table = {
-        key: [_difference(key, measured[a], measured[b], len(first.labels), paired, level) for a, b in pairs]
+        key: [_difference(key, measured[a], measured[b], asked.num_rows, paired, asked.level) for a, b in asked.pairs]
         for key in scores
     }
-    settings = {
-        "num_rows": len(first.labels), "num_runs": {name: len(runs) for name, runs in groups.items()},
-        "paired": paired, "num_bins": num_bins, "confidence_level": level, "num_resamples": resamples, "seed": seed,
-        "num_pairs": len(pairs),
-    }  # fmt: skip
-    return _comparisons(pairs, table, settings, level)
+    num_runs = {name: len(runs) for name, runs in groups.items()}
+    return _comparisons(asked.pairs, table, asked.settings(num_runs=num_runs, paired=paired), asked.level)
 
 
 def pool_comparisons(cells: Sequence[Sequence[GroupComparison]]) -> list[GroupComparison]:
@@ -245,20 +235,9 @@ def _comparisons(
 
 def _check_runs(groups: Mapping[str, Sequence[Any]], paired: bool) -> None:
     counts = {name: len(runs) for name, runs in groups.items()}
-    if min(counts.values()) < 2:
+    if min(counts.values(), default=2) < 2:
         raise ValueError(
             f"Give at least two runs of every method, since one says nothing of the spread between runs; got {counts}."
         )
     if paired and len(set(counts.values())) > 1:
         raise ValueError(f"Paired runs are as many in every method, got {counts}.")
-
-
-def _check_rows(rows: Mapping[str, list[Rows]]) -> Rows:
-    """The rows of the first run, if all runs have as many and of as many classes."""
-    shapes = {name: sorted({run.probabilities.shape for run in runs}) for name, runs in rows.items()}
-    if len({shape for found in shapes.values() for shape in found}) > 1:
-        raise ValueError(f"All runs must predict the same rows and classes, got {shapes}.")
-    first = next(iter(rows.values()))[0]
-    if len(first.labels) < FEWEST_ROWS:
-        raise ValueError(f"{len(first.labels)} rows are too few to compare methods by; give at least {FEWEST_ROWS}.")
-    return first

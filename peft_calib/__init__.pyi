@@ -1,0 +1,43 @@
+"""What `peft_calib` holds, for type checkers and for its lazy loader, which reads it here."""
+
+from . import calibration, edits, identity, methods, prediction, provenance, registry, splits, tuners
+from .export import export_lora
+from .methods.bayesian import bayesianize
+from .methods.curve import (
+    LossProfile,
+    arc_length,
+    control_polygon_length,
+    curve_weights,
+    lipschitz_bound,
+    loss_profile,
+)
+from .methods.posterior_calibration import calibrate_posterior
+from .metrics import metric_path
+from .prediction import (
+    Prediction,
+    RegressionPrediction,
+    curve_at,
+    draws,
+    load_frozen,
+    predict,
+    predict_dataset,
+    predict_frozen,
+    predict_served,
+    sample_generate,
+    score_texts,
+)
+from .provenance.splits import calibration_split
+from .tuners import (
+    BayesianLoraConfig,
+    BayesianLoraModel,
+    CurveLoraConfig,
+    CurveLoraModel,
+    EnsembleLoraConfig,
+    EnsembleLoraModel,
+    HyperLoraConfig,
+    HyperLoraModel,
+)
+from .tuners.laws import param_groups, regularization_loss
+from .tuners.objective import prepare_for_trainer
+
+__version__: str
