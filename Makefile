@@ -10,7 +10,7 @@ THREADS = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 OFFLINE = HF_HUB_OFFLINE=1 HF_EVALUATE_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 BIN = $(VENV)/bin
 
-.PHONY: help install demo test test-oldest test-wheel quality style bench conformance gpu gpu-wheels clean
+.PHONY: help install demo test test-oldest test-wheel quality style bench evidence conformance gpu gpu-wheels clean
 
 help:
 	@echo "make demo         fine-tune MiniLM with three methods on real text and print how calibrated each is"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-oldest  run the suite against the oldest supported transformers, huggingface-hub and peft"
 	@echo "make test-wheel   build the wheel, install it into an empty environment and use it from there"
 	@echo "make quality      check style and types; make style mends what can be mended"
+	@echo "make evidence     compare methods with a LoRA and its temperature as benchmarks/evidence/protocol.json says"
 	@echo "make conformance  run PEFT's own test suites on our methods"
 	@echo "make gpu-wheels   fetch what a CUDA image with torch, transformers, accelerate and pytest lacks for make gpu"
 	@echo "make gpu          run all that needs an accelerator, in at most six minutes: tests, steps, traffic, draws"
@@ -72,6 +73,17 @@ style: $(VENV)/.installed-dev
 bench: install
 	$(THREADS) $(OFFLINE) $(BIN)/python benchmarks/train_step.py --output benchmarks/results/train_step.json
 	$(THREADS) $(OFFLINE) $(BIN)/python benchmarks/metrics.py --output benchmarks/results/metrics.json
+
+# Goes on where it stood. EVIDENCE_DATA holds a folder for each data set of the protocol, EVIDENCE_RUNS what is finished.
+EVIDENCE_RUNS ?= evidence-runs
+EVIDENCE = $(THREADS) $(OFFLINE) $(BIN)/python benchmarks/evidence.py
+EVIDENCE_RESULTS = --output benchmarks/results/evidence.json
+
+evidence: install
+	test -d "$(EVIDENCE_DATA)" || { echo "make evidence EVIDENCE_DATA=DIR; see the head of benchmarks/evidence.py"; exit 2; }
+	$(EVIDENCE) run --data $(EVIDENCE_DATA) --runs $(EVIDENCE_RUNS)
+	$(EVIDENCE) table --runs $(EVIDENCE_RUNS) $(EVIDENCE_RESULTS)
+	$(EVIDENCE) page $(EVIDENCE_RESULTS)
 
 # PEFT's own suites on our methods; fetches PEFT's source distribution once.
 conformance: install

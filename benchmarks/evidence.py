@@ -8,9 +8,11 @@ before the runs; what is not finished goes on where it stood.
 
     python benchmarks/evidence.py run --data DIR --runs DIR
     python benchmarks/evidence.py table --runs DIR --output benchmarks/results/evidence.json
+    python benchmarks/evidence.py page --output benchmarks/results/evidence.json    # docs/evidence.md
 
 DIR holds a folder for each data set with `train.jsonl.gz` and the files that the protocol names, with columns `text`
-and `label`. `--model` takes any encoder of the Hub in the place of the embedded MiniLM.
+and `label`; without `--data` there is only `documentation`, the embedded sentences. `--model` takes any encoder of the
+Hub in the place of the embedded MiniLM.
 """
 
 from __future__ import annotations
@@ -23,18 +25,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from evidence_page import page
 from harness import describe_machine, parser, write
 from rich.console import Console
 
 from peft_calib.calibration import compare_groups, pool_comparisons
 from peft_calib.calibration.resampling.groups import GroupComparison
 from peft_calib.files import write_atomically
-from peft_calib.runs.embedded import embedded_model
+from peft_calib.runs.embedded import DOCUMENTATION, embedded_model, embedded_rows
 from peft_calib.runs.evaluation import AFTER, evaluate_run
 from peft_calib.runs.settings import RunConfig
 from peft_calib.runs.training import train_run
 
 PROTOCOL = Path(__file__).parent / "evidence" / "protocol.json"
+PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
+#: Of a table of results.
+PARTS = ("in distribution", "shifted")
 
 
 def read_rows(folder: Path, name: str, least_words: int = 0) -> list[dict[str, Any]]:
@@ -42,6 +48,19 @@ def read_rows(folder: Path, name: str, least_words: int = 0) -> list[dict[str, A
     with gzip.open(folder / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
         rows = [{"text": row["text"], "label": str(row["label"])} for row in map(json.loads, lines)]
     return [row for row in rows if len(row["text"].split()) >= least_words]
+
+
+def embedded_data(place: Path) -> Path:
+    """A folder as `--data` takes one, with the embedded sentences: half of them to train on, half to test."""
+    rows = embedded_rows(DOCUMENTATION)
+    names = rows.features["label"].names
+    order = random.Random(0).sample(range(len(rows)), len(rows))
+    (place / "documentation").mkdir(parents=True, exist_ok=True)
+    for name, part in (("train", order[::2]), ("test", order[1::2])):
+        lines = (json.dumps({"text": row["text"], "label": names[row["label"]]}) for row in rows.select(part))
+        content = gzip.compress("\n".join(lines).encode(), mtime=0)
+        (place / "documentation" / f"{name}.jsonl.gz").write_bytes(content)
+    return place
 
 
 def prepare(cell: str, protocol: dict[str, Any], data: Path, place: Path) -> None:
@@ -88,10 +107,11 @@ def one_run(cell: str, method: str, seed: int, protocol: dict[str, Any], runs: P
 
 
 def run(args: argparse.Namespace, protocol: dict[str, Any]) -> None:
+    data = args.data or embedded_data(args.runs / "data")
     for seed in range(protocol["seeds"]):
         for cell in args.cells or protocol["cells"]:
             if not (args.runs / "cells" / cell / "train.jsonl").is_file():
-                prepare(cell, protocol, args.data, args.runs / "cells" / cell)
+                prepare(cell, protocol, data, args.runs / "cells" / cell)
             for method in args.methods or protocol["methods"]:
                 file = args.runs / "probabilities" / cell / f"{method}-{seed}.json"
                 if not file.is_file():
@@ -129,7 +149,7 @@ def table(args: argparse.Namespace, protocol: dict[str, Any]) -> dict[str, Any]:
     """Every finished cell by itself, and the mean over cells of what is in distribution and of what is not."""
     shifted = sorted({name for source in protocol["data"].values() for name in source.get("shifted", {})})
     results: dict[str, Any] = {"protocol": protocol, "machine": describe_machine()}
-    for title, parts in (("in distribution", ["test"]), ("shifted", shifted)):
+    for title, parts in zip(PARTS, (["test"], shifted), strict=True):
         cells: dict[str, list[GroupComparison]] = {}
         for name in args.cells or protocol["cells"]:
             for part in parts:
@@ -146,15 +166,29 @@ def table(args: argparse.Namespace, protocol: dict[str, Any]) -> dict[str, Any]:
         print(f"## {title}: {len(cells)} cells\n")
         for pair in pooled:
             print(pair.to_markdown())
-    return results
+    return results | {"decision": decided(results)}
+
+
+def decided(results: dict[str, Any]) -> dict[str, dict[str, bool]]:
+    """The decision of the protocol, clause by clause, for every method; shifted rows where the cells have some."""
+    here, there = (results.get(title, {}).get("mean over cells", {}) for title in PARTS)
+    answers = {}
+    for method, scores in here.items():
+        clauses = {f"{score} lower": scores[score]["high"] < 0 for score in ("nll", "brier")}
+        clauses["accuracy at most .005 lower"] = scores["accuracy"]["difference"] >= -0.005
+        clauses["ece not higher"] = scores["ece"]["low"] <= 0
+        if method in there:
+            clauses["shifted nll not higher"] = there[method]["nll"]["low"] <= 0
+        answers[method] = clauses
+    return answers
 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("what", choices=("run", "table"))
+    options.add_argument("what", choices=("run", "table", "page"))
     options.add_argument("--protocol", type=Path, default=PROTOCOL)
     options.add_argument("--data", type=Path)
-    options.add_argument("--runs", type=Path, required=True)
+    options.add_argument("--runs", type=Path, default=Path("evidence-runs"))
     options.add_argument("--model", default=embedded_model())
     options.add_argument("--methods", nargs="+", help="of the protocol; all if not given")
     options.add_argument("--cells", nargs="+", help="of the protocol; all if not given")
@@ -162,8 +196,10 @@ def main() -> None:
     protocol = json.loads(args.protocol.read_text(encoding="utf-8"))
     if args.what == "run":
         run(args, protocol)
-    else:
+    elif args.what == "table":
         write(args.output, table(args, protocol))
+    else:
+        write_atomically(PAGE, page(json.loads(args.output.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

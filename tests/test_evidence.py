@@ -1,0 +1,77 @@
+"""The comparison with a LoRA and its temperature: runs, table, decision and page, on an effect whose sign is known."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "benchmarks" / "evidence.py"
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        import evidence as found
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
+    return found
+
+
+def of(**differences: tuple[float, float, float]) -> dict:
+    return {
+        score: {"difference": d, "low": low, "high": high, "a": 0.5 + d, "b": 0.5, "run_sd_a": 0.01, "run_sd_b": 0.02}
+        for score, (d, low, high) in differences.items()
+    }
+
+
+BETTER = of(
+    accuracy=(0.0, -0.01, 0.01), nll=(-0.03, -0.05, -0.01), brier=(-0.01, -0.02, -0.001), ece=(0.0, -0.01, 0.01)
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "missed"),
+    [
+        ({}, []),
+        (of(nll=(-0.03, -0.07, 0.01)), ["nll lower"]),
+        (of(brier=(0.01, 0.001, 0.02)), ["brier lower"]),
+        (of(accuracy=(-0.006, -0.01, 0.01)), ["accuracy at most .005 lower"]),
+        (of(ece=(0.02, 0.01, 0.03)), ["ece not higher"]),
+    ],
+)
+def test_every_clause_of_the_rule_can_fail(evidence, change, missed):
+    results = {"in distribution": {"mean over cells": {"members": BETTER | change}}}
+    found = evidence.decided(results)["members"]
+    assert [clause for clause, holds in found.items() if not holds] == missed
+
+
+def test_shifted_rows_are_a_clause_where_there_are_some(evidence):
+    worse = {"members": BETTER | of(nll=(0.03, 0.01, 0.05))}
+    results = {"in distribution": {"mean over cells": {"members": BETTER}}, "shifted": {"mean over cells": worse}}
+    assert evidence.decided(results)["members"]["shifted nll not higher"] is False
+
+
+def test_the_page_is_what_the_results_say(evidence):
+    results = ROOT / "benchmarks" / "results" / "evidence.json"
+    assert evidence.PAGE.read_text(encoding="utf-8") == evidence.page(json.loads(results.read_text(encoding="utf-8")))
+
+
+@pytest.mark.slow
+def test_the_road_from_runs_to_a_page_finds_a_known_effect_and_goes_on_where_it_stood(evidence, tmp_path):
+    smoke = ["--protocol", str(SCRIPT.parent / "evidence" / "smoke.json"), "--runs", str(tmp_path / "runs")]
+    command = [sys.executable, str(SCRIPT)]
+    first = subprocess.run([*command, "run", *smoke], capture_output=True, text=True, check=True)
+    assert first.stdout.count(" s\n") == 6
+    again = subprocess.run([*command, "run", *smoke], capture_output=True, text=True, check=True)
+    assert again.stdout == ""
+    output = tmp_path / "results.json"
+    subprocess.run([*command, "table", *smoke, "--output", str(output)], capture_output=True, check=True)
+    results = json.loads(output.read_text())
+    short = results["in distribution"]["mean over cells"]["short"]
+    assert short["nll"]["low"] > 0, short  # an epoch of four steps has hardly begun
+    assert results["decision"]["short"]["nll lower"] is False
+    assert "`short`: not shown to be better" in evidence.page(results)
