@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.fft import dct
+from scipy.fft import dct, idct
 
 from ..bins import Groups
 
@@ -29,12 +29,8 @@ def smoothed(series: np.ndarray, bandwidth: np.ndarray) -> np.ndarray:
     """`(R, G)` residuals of cosine coefficients, each row with its bandwidth; those that vanish are left out."""
     size = series.shape[-1]
     kept = min(size, int(6.2 / (np.pi * bandwidth.min())) + 2)
-    frequency = np.arange(kept)
-    damped = series[:, :kept] * np.exp(-0.5 * (np.pi * frequency * bandwidth[:, None]) ** 2)
-    damped[:, 0] *= 0.5
-    centres = (np.arange(size) + 0.5) / size
-    basis = np.cos(np.pi * frequency[:, None] * centres)
-    return damped @ basis
+    damped = series[:, :kept] * np.exp(-0.5 * (np.pi * np.arange(kept) * bandwidth[:, None]) ** 2)
+    return idct(damped, n=size, axis=-1) * size
 
 
 def smooth_error_of_grid(residuals: np.ndarray, iterations: int = 12) -> np.ndarray:

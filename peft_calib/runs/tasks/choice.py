@@ -18,7 +18,7 @@ from ..columns import check_column, texts_of
 from ..labels import LabelMap
 from ..origins import at, with_column
 from ..settings import RunConfig
-from .base import Task, load_model_config
+from .base import Task, encoded, load_model_config
 
 
 class MultipleChoice(Task):
@@ -90,7 +90,7 @@ class MultipleChoice(Task):
             prompts = [self.prompt(*row) for row in zip(batch["question"], batch["choices"], strict=True)]
             return {"input_ids": _tokenized(prompts, tokenizer, self.config.max_length), "labels": batch["label"]}
 
-        return rows.map(encode, batched=True, remove_columns=rows.column_names).map(_all_seen)
+        return encoded(rows, encode).map(_all_seen)
 
     def encode_training(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         """Prompt and answer token; `labels` are -100 but for the answer."""
@@ -100,8 +100,8 @@ class MultipleChoice(Task):
             ids, answer = row["input_ids"], answers[row["labels"]]
             return {"input_ids": [*ids, answer], "labels": [-100] * len(ids) + [answer]}
 
-        encoded = self.encode_prediction(rows, tokenizer)
-        return Dataset.from_list([append(row) for row in encoded]).map(_all_seen)
+        prompts = self.encode_prediction(rows, tokenizer)
+        return Dataset.from_list([append(row) for row in prompts]).map(_all_seen)
 
     def prompt(self, question: str, choices: Sequence[str]) -> str:
         """The text a model is asked to continue with a letter."""

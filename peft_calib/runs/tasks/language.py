@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..columns import texts_of
 from ..settings import RunConfig
-from .base import Task
+from .base import Task, encoded
 from .choice import check_decoder
 
 
@@ -38,12 +38,11 @@ class CausalLanguageModelling(Task):
         """Tokens; `labels` are the tokens but for the first, which nothing predicts."""
 
         def encode(batch: dict[str, list]) -> dict[str, list]:
-            encoded = tokenizer(batch["text"], truncation=True, max_length=self.config.max_length)
-            kept = {name: encoded[name] for name in ("input_ids", "attention_mask")}
-            return kept | {"labels": [[-100, *row[1:]] for row in encoded["input_ids"]]}
+            tokens = tokenizer(batch["text"], truncation=True, max_length=self.config.max_length)
+            kept = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+            return kept | {"labels": [[-100, *row[1:]] for row in tokens["input_ids"]]}
 
-        encoded = rows.map(encode, batched=True, remove_columns=rows.column_names)
-        kept = encoded.filter(lambda row: len(row["input_ids"]) > 1)
+        kept = encoded(rows, encode).filter(lambda row: len(row["input_ids"]) > 1)
         if not len(kept):
             raise ValueError(f"{self.config.data}: no text has two tokens, so there is nothing to predict")
         return kept

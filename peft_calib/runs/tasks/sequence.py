@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 from ..columns import check_column, texts_of
 from ..labels import LabelMap
 from ..settings import RunConfig
-from .base import Task
+from .base import Task, encoded
 
 TEXTS = ("text", "text_pair")
 
@@ -50,10 +50,10 @@ class SequenceClassification(Task):
 
         def encode(batch: dict[str, list]) -> dict[str, list]:
             texts = [batch[name] for name in TEXTS if name in batch]
-            encoded = dict(tokenizer(*texts, truncation=True, max_length=self.config.max_length))
-            return encoded | {"labels": batch["label"]}
+            tokens = dict(tokenizer(*texts, truncation=True, max_length=self.config.max_length))
+            return tokens | {"labels": batch["label"]}
 
-        return rows.map(encode, batched=True, remove_columns=rows.column_names)
+        return encoded(rows, encode)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list], Any]:
         return DataCollatorWithPadding(tokenizer)

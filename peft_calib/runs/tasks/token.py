@@ -11,7 +11,7 @@ from ..columns import check_column
 from ..labels import LabelMap
 from ..origins import at, is_missing, with_column
 from ..settings import RunConfig
-from .base import Task
+from .base import Task, encoded
 
 
 class TokenClassification(Task):
@@ -67,11 +67,11 @@ class TokenClassification(Task):
 
         def encode(batch: dict[str, list]) -> dict[str, list]:
             options = {"is_split_into_words": True, "truncation": True, "max_length": self.config.max_length}
-            encoded = tokenizer(batch["tokens"], **options)
-            labels = [_first_tokens(encoded.word_ids(row), tags) for row, tags in enumerate(batch["labels"])]
-            return dict(encoded) | {"labels": labels}
+            tokens = tokenizer(batch["tokens"], **options)
+            labels = [_first_tokens(tokens.word_ids(row), tags) for row, tags in enumerate(batch["labels"])]
+            return dict(tokens) | {"labels": labels}
 
-        return rows.map(encode, batched=True, remove_columns=rows.column_names)
+        return encoded(rows, encode)
 
 
 def _first_tokens(word_ids: list[int | None], tags: list[int]) -> list[int]:
