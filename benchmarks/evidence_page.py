@@ -8,9 +8,11 @@ HEAD = """# Is it better than a LoRA with a temperature?
 
 <!-- written by benchmarks/evidence.py page; change that, or the results -->
 
-{question} The runs, the settings and the rule below were written down before any run was made
-(`benchmarks/evidence/protocol.json`); the figures are in `benchmarks/results/evidence.json`, and `make evidence
-EVIDENCE_DATA=DIR` makes them again.
+**Question.** {question}
+
+The runs, the settings and the rule below were written down before any run was made
+(`benchmarks/evidence/protocol.json`); the figures are in `benchmarks/results/evidence.json`, and
+`make evidence EVIDENCE_DATA=DIR` makes them again.
 
 **Rule.** {decision}
 
