@@ -49,9 +49,8 @@ def row_nll(run: FinishedRun, path: Path, tried: Candidate) -> np.ndarray:
     """Negative log-likelihood of every row, with the scale and temperature of a candidate."""
     run.model.peft_config[ADAPTER].posterior_scale = tried.scale
     run.model.base_model.invalidate_factors()
-    rows = load_dataset("json", data_files=str(path), split="train")
-    assert run.task.labels is not None
-    labels = np.array([run.task.labels.names.index(label) for label in rows["label"]])
+    rows = run.task.canonical(load_dataset("json", data_files=str(path), split="train"), str(path), "train")
+    labels = np.array(rows["label"])
     how = "sample" if tried.scale else "mean"
     prediction = run.predict(rows, how, DRAWS, seed=SEED, progress=False)
     logits = np.asarray(log_probabilities(prediction.probabilities), np.float64) / tried.temperature
