@@ -4,6 +4,14 @@ Nothing here knows about adapters.
 """
 
 from .answers import log_probabilities
+from .decide import (
+    ConformalSets,
+    NoGuaranteeError,
+    SelectiveThreshold,
+    load_decision,
+    set_size_diagram,
+    threshold_diagram,
+)
 from .recalibrate import (
     BetaCalibration,
     HistogramCalibration,
@@ -33,10 +41,13 @@ __all__ = [
     "CalibrationAccumulator",
     "CalibrationReport",
     "Comparison",
+    "ConformalSets",
     "DrawUncertainty",
     "HistogramCalibration",
     "IsotonicCalibration",
     "MatrixScaling",
+    "NoGuaranteeError",
+    "SelectiveThreshold",
     "TemperatureFit",
     "TemperatureScaling",
     "VectorScaling",
@@ -48,8 +59,11 @@ __all__ = [
     "compare_many",
     "confidence_histogram",
     "draw_uncertainty",
+    "load_decision",
     "log_probabilities",
     "pool_comparisons",
     "reliability_diagram",
     "risk_coverage_diagram",
+    "set_size_diagram",
+    "threshold_diagram",
 ]

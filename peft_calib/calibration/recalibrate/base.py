@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-import torch
 
 from ...files import write_atomically
 from ...json_files import Fields, describe, read_json
-from ..answers import unwrapped, without_masks
+from ..answers import as_given, without_masks
 from ..fingerprint import SplitFingerprint, row_hashes
 from ..inputs import LogitRows, as_logit_rows, as_logits, softmax
 from ..report.report import CalibrationReport, calibration_report
@@ -98,7 +97,7 @@ class Recalibrator(ABC):
             ValueError: If the method is not fitted, or was fitted for another number of classes.
         """
         values, shape = self._checked_logits(logits, input)
-        return _as_given(self._probabilities(values).reshape(shape), logits)
+        return as_given(self._probabilities(values).reshape(shape), logits)
 
     def evaluate(
         self,
@@ -254,10 +253,4 @@ class LogitScaling(Recalibrator):
         values, shape = self._checked_logits(logits, input)
         masked = np.isneginf(values)
         scaled = self._transform_logits(without_masks(values))
-        return _as_given(np.where(masked, -np.inf, scaled).reshape(shape), logits)
-
-
-def _as_given(values: np.ndarray, answer: Any) -> Any:
-    """A torch tensor where the logits came in one, on its device."""
-    given = unwrapped(answer)
-    return torch.as_tensor(values, device=given.device) if isinstance(given, torch.Tensor) else values
+        return as_given(np.where(masked, -np.inf, scaled).reshape(shape), logits)
