@@ -104,7 +104,5 @@ def check_seed(seed: Any) -> int:
 
 
 def percent(share: float) -> str:
-    """A share in per cent, as briefly as it can be told: 5 %, 2.5 %, 0.12 %."""
-    value = 100.0 * share
-    digits = 3 if value < 1.0 or value > 99.0 else (4 if value >= 10.0 else 3)
-    return f"{float(f'{value:.{digits}g}'):g} %"
+    """A share in per cent, to three digits: 5 %, 2.5 %, 0.12 %."""
+    return f"{100.0 * share:.3g} %"

@@ -284,7 +284,7 @@ class ConformalSets(DecisionRule):
         """The promise, how far it goes, and what is not promised."""
         self._check_fitted()
         chance = ", randomized" if self.randomized else ""
-        lines = [f"{self.promise()} ({self.score.upper()}{chance}, fitted on {self.num_rows} rows)"]
+        lines = [f"{self.promise()} {self.score.upper()}{chance}, fitted on {self.num_rows} rows."]
         if self.grouping is None:
             low, high = self.parts[0].law.interval(0.95)
             lines += ["", f"A single split of that size covers {percent(low)} to {percent(high)} (95 % of splits)."]
