@@ -1,0 +1,7 @@
+"""One artefact, one loader: an adapter that answers texts with calibrated probabilities, wherever it is asked."""
+
+from .answer import CalibratedPrediction
+from .loading import load
+from .predictor import Predictor
+
+__all__ = ["CalibratedPrediction", "Predictor", "load"]
