@@ -33,7 +33,7 @@ for name in sys.argv[1:]:
 @pytest.fixture(scope="module")
 def evaluated(trained, test_file) -> dict[str, Evaluation]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "num_resamples_for", lambda *_: 10)  # nobody reads the intervals
+        patch.setattr(report, "num_resamples_for", lambda *_: 20)  # nobody reads the intervals
         return {method: evaluate_run(trained[method], data=test_file, progress=False) for method in METHODS}
 
 
