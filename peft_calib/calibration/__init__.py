@@ -21,7 +21,10 @@ from .recalibrate import (
     TemperatureScaling,
     VectorScaling,
 )
+from .report.classes import ClassRow
 from .report.conventions import CONVENTIONS
+from .report.forest import group_diagram
+from .report.groups import GroupPanel, GroupsRecord
 from .report.plots import (
     before_after_diagram,
     classwise_diagram,
@@ -40,9 +43,12 @@ __all__ = [
     "CONVENTIONS",
     "CalibrationAccumulator",
     "CalibrationReport",
+    "ClassRow",
     "Comparison",
     "ConformalSets",
     "DrawUncertainty",
+    "GroupPanel",
+    "GroupsRecord",
     "HistogramCalibration",
     "IsotonicCalibration",
     "MatrixScaling",
@@ -59,6 +65,7 @@ __all__ = [
     "compare_many",
     "confidence_histogram",
     "draw_uncertainty",
+    "group_diagram",
     "load_decision",
     "log_probabilities",
     "pool_comparisons",
