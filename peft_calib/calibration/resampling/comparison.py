@@ -258,7 +258,9 @@ class Asked:
         """Check names, scores and predictions; `rows_as` are options of `as_rows`."""
         refuse_unknown(scores)
         if len(models) < 2 or (baseline is not None and baseline not in models):
-            raise ValueError(f"Give at least two to compare, the baseline {baseline!r} among them; got {list(models)}.")
+            raise ValueError(
+                f"Give at least two to compare, the baseline {baseline!r} among them; got {list(models)}."
+            )
         num_bins, level = check_num_bins(num_bins), check_confidence_level(confidence_level)
         rows = {name: [as_rows(run, labels, **rows_as) for run in runs] for name, runs in models.items()}
         shapes = {name: sorted({run.probabilities.shape for run in runs}) for name, runs in rows.items()}
