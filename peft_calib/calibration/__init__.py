@@ -17,9 +17,12 @@ from .recalibrate import (
     HistogramCalibration,
     IsotonicCalibration,
     MatrixScaling,
+    PriorCorrection,
+    PriorEstimate,
     TemperatureFit,
     TemperatureScaling,
     VectorScaling,
+    estimate_prior,
 )
 from .report.classes import ClassRow
 from .report.conventions import CONVENTIONS
@@ -53,6 +56,8 @@ __all__ = [
     "IsotonicCalibration",
     "MatrixScaling",
     "NoGuaranteeError",
+    "PriorCorrection",
+    "PriorEstimate",
     "SelectiveThreshold",
     "TemperatureFit",
     "TemperatureScaling",
@@ -65,6 +70,7 @@ __all__ = [
     "compare_many",
     "confidence_histogram",
     "draw_uncertainty",
+    "estimate_prior",
     "group_diagram",
     "load_decision",
     "log_probabilities",
