@@ -209,6 +209,35 @@ def _set_line(
     return line | ({"inside the 95 % band": float(np.mean(inside))} if inside else {})
 
 
+def markdown(results: dict[str, Any]) -> tuple[str, str]:
+    """The tables of docs/decide.md: broken promises of thresholds, and coverage of sets."""
+
+    def share(value: float | None) -> str:
+        return "–" if value is None else f"{100.0 * value:.1f} %"
+
+    lines = {(line["case"], line["kind"]): line for line in results["thresholds"]}
+    kinds = ["risk", "risk per class", "coverage", "costs", "risk, textbook"]
+    rows = [[*(f"{kind} (refused)" if kind.startswith("risk") and "," not in kind else kind for kind in kinds)]]
+    for case in CASES:
+        cells = []
+        for kind in kinds:
+            line = lines[case, kind]
+            refused = f" ({100.0 * line['refused']:.0f} %)" if kind in ("risk", "risk per class") else ""
+            cells.append(share(line["violations"]) + refused)
+        rows.append(cells)
+    first = table(["", *CASES], rows, len(kinds))
+    kept_by = {(line["case"], line["kind"]): line for line in results["sets"]}
+    cells = [[share(kept_by[case, kind].get("mean coverage")) for case in CASES] for kind in SETS]
+    second = table(["", *SETS], [list(CASES), *cells], len(CASES))
+    return first, second
+
+
+def table(names: list[str], rows: list[list[str]], width: int) -> str:
+    """A table in Markdown whose lines begin with names."""
+    lines = ["| " + " | ".join([name, *cells]) + " |" for name, cells in zip(names, rows, strict=True)]
+    return "\n".join([lines[0], "|---" + "|---:" * width + "|", *lines[1:]])
+
+
 def main() -> None:
     """Run the study of the cases asked for and write it beside what stands there."""
     flags = parser(__doc__)

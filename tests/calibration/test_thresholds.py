@@ -414,3 +414,22 @@ def test_picture_and_words(tmp_path):
     assert str(rule).startswith("Of what is answered at most 15 % is wrong, with 95 % confidence.")
     assert "not after a shift" in str(rule)
     assert [percent(v) for v in (0.05, 0.125, 0.9987, 1.0, 0.0012)] == ["5 %", "12.5 %", "99.9 %", "100 %", "0.12 %"]
+
+
+def test_the_benchmark_has_been_run_to_the_end_and_the_page_shows_it(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import decisions
+    import decisions_text
+
+    page = (BENCHMARKS.parent / "docs" / "decide.md").read_text()
+    results = json.loads((BENCHMARKS / "results" / "decisions.json").read_text())
+    assert all(table in page for table in decisions.markdown(results))
+    texts = json.loads((BENCHMARKS / "results" / "decisions_text.json").read_text())
+    assert decisions_text.markdown(texts) in page
+    assert results["repeats"] == 2000
+    for line in results["thresholds"]:
+        if line["kind"] != "risk, textbook":
+            assert line["violations"] <= line["most"], line
+        else:  # of tied rows few thresholds are near the target
+            assert line["violations"] > (0.1 if line["case"] == "tied" else 0.4), line
+    assert all(line["keeps it"] for line in results["sets"] if line["refused"] < 1.0)
