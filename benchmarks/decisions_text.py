@@ -123,6 +123,19 @@ def study(task: Task) -> list[dict[str, Any]]:
     return lines
 
 
+def example(task: Task) -> dict[str, str]:
+    """What both rules say of the first cut, as docs/decide.md shows it."""
+    model = make_pipeline(TfidfVectorizer(sublinear_tf=True, min_df=2), LogisticRegression(C=10.0, max_iter=200))
+    p, y = model.fit(task.train.texts, task.train.labels).predict_proba(task.held_out.texts), task.held_out.labels
+    fit, new = np.array_split(np.random.default_rng(1).permutation(len(y)), 2)
+    rule = SelectiveThreshold(risk=RISKS[0]).fit(p[fit], y[fit])
+    sets = ConformalSets(ALPHA).fit(p[fit], y[fit])
+    told = {"rule": rule, "rule reached": rule.evaluate(p[new], y[new])}
+    return {
+        name: str(one) for name, one in {**told, "sets": sets, "sets reached": sets.evaluate(p[new], y[new])}.items()
+    }
+
+
 def reached(rule: SelectiveThreshold, p: np.ndarray, y: np.ndarray, num_classes: int) -> dict[str, Any]:
     """Risk and coverage; an answer to a row of no known class is wrong."""
     right = np.where(y < num_classes, p.argmax(axis=1) == y, False)
@@ -178,11 +191,12 @@ def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--data", type=Path, required=True)
     arguments = flags.parse_args()
-    found = {}
-    for name, task in tasks(arguments.data).items():
+    found, all_tasks = {}, tasks(arguments.data)
+    for name, task in all_tasks.items():
         found[name] = study(task)
         print(name, *found[name], sep="\n", flush=True)
-    write(arguments.output, {"machine": describe_machine(), "repeats": REPEATS, "tasks": found})
+    write(arguments.output, {"machine": describe_machine(), "repeats": REPEATS, "tasks": found,
+                             "example": example(all_tasks["trec"])})  # fmt: skip
 
 
 if __name__ == "__main__":

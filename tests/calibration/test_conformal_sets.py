@@ -298,6 +298,15 @@ def test_a_damaged_file_is_refused_by_name(tmp_path):
             load_decision(path)
 
 
+def test_a_file_with_a_class_twice_is_refused(tmp_path):
+    for groups in ("label", "predicted"):
+        state = ConformalSets(0.1, groups=groups).fit(*_rows(0, 600)).state()
+        state["fitted"]["parts"][1]["group"] = 0
+        (tmp_path / "sets.json").write_text(json.dumps(state))
+        with pytest.raises(ValueError, match="parts"):
+            load_decision(tmp_path / "sets.json")
+
+
 def test_draws_and_a_temperature():
     """Averaged probabilities of draws are rows like any other, and a temperature is that of recalibrated rows."""
     generator = np.random.default_rng(26)
@@ -369,3 +378,13 @@ def test_bad_rows():
     with pytest.raises(ValueError, match="fitted for 4 classes, got 3"):
         sets.predict(np.full((2, 3), 1 / 3))
     assert Cut(0.5).chance(np.array([0.4, 0.5, 0.6])).tolist() == [1, 1, 0]
+
+
+def test_a_fit_that_fails_leaves_the_sets_as_they_were():
+    p, y = _rows(0, 300)
+    sets = ConformalSets(0.1).fit(p, y)
+    before = sets.state()
+    for rows, labels, groups in ((p[:5], y[:5], None), (p[:5], y[:5], ["a"] * 5), (p, y + 9, None)):
+        with pytest.raises(ValueError):
+            sets.fit(rows, labels, groups=groups)
+        assert sets.state() == before

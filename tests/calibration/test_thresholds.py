@@ -426,6 +426,9 @@ def test_the_benchmark_has_been_run_to_the_end_and_the_page_shows_it(monkeypatch
     assert all(table in page for table in decisions.markdown(results))
     texts = json.loads((BENCHMARKS / "results" / "decisions_text.json").read_text())
     assert decisions_text.markdown(texts) in page
+    quoted = page.replace("> ", "")
+    told = (line for name in ("rule", "rule reached", "sets reached") for line in texts["example"][name].split("\n"))
+    assert all(line in quoted for line in told)
     assert results["repeats"] == 2000
     for line in results["thresholds"]:
         if line["kind"] != "risk, textbook":
@@ -433,3 +436,13 @@ def test_the_benchmark_has_been_run_to_the_end_and_the_page_shows_it(monkeypatch
         else:  # of tied rows few thresholds are near the target
             assert line["violations"] > (0.1 if line["case"] == "tied" else 0.4), line
     assert all(line["keeps it"] for line in results["sets"] if line["refused"] < 1.0)
+
+
+def test_the_first_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = ("probabilities", "labels"), ("test_probabilities", "test_labels"), ("new_probabilities", "_")
+    given = dict(pair for k, both in enumerate(names) for pair in zip(both, _rows(k, 600, spread=12.0), strict=True))
+    code = (BENCHMARKS.parent / "docs" / "decide.md").read_text().partition("```python\n")[2].partition("```")[0]
+    exec(code, given)
+    assert given["answer"].shape == (600,) and given["candidates"].shape == (600, 3)
+    assert "at most 5 % is wrong" in capsys.readouterr().out

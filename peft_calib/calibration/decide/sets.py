@@ -116,21 +116,21 @@ class ConformalSets(DecisionRule):
                 that says which, and how many it takes.
             ValueError: For bad input, or a temperature that was fitted on these rows.
         """
-        if groups is not None:
-            if self.grouping in (BY_LABEL, BY_PREDICTION):
-                raise ValueError(f"These sets have groups={self.grouping!r}; leave `groups` out of fit.")
-            self.grouping, self._given_groups = BY_NAME, groups
+        if groups is not None and self.grouping in (BY_LABEL, BY_PREDICTION):
+            raise ValueError(f"These sets have groups={self.grouping!r}; leave `groups` out of fit.")
+        grouping = self.grouping if groups is None else BY_NAME
         options = {"input": input, "mask": mask, "ignore_index": ignore_index}
         taken = self._take(probabilities, labels, **options)
         scores = self._scores(taken.values)[np.arange(len(taken.labels)), taken.labels]
-        names = self._groups_of(taken, self._given_groups, labels, mask, ignore_index)
+        given = self._given_groups if groups is None else groups
+        names = _groups_of(grouping, taken, given, labels, mask, ignore_index)
         wanted: dict[str, Any] = {"alpha": self.alpha, "confidence": self.confidence, "smoothed": self._smoothed}
-        self.parts = tuple(
-            fit_part(scores if names is None else scores[names == name], name, self.grouping, **wanted)
-            for name in self._known(names, taken.values.shape[1])
+        parts = tuple(
+            fit_part(scores if names is None else scores[names == name], name, grouping, **wanted)
+            for name in _known(grouping, names, taken.values.shape[1])
         )
         self._remember(taken, probabilities, labels, options)
-        self._given_groups = None
+        self.grouping, self.parts = grouping, parts
         return self
 
     @property
@@ -141,27 +141,6 @@ class ConformalSets(DecisionRule):
     def _scores(self, values: np.ndarray) -> np.ndarray:
         u = uniforms(values, self.seed) if self.randomized and not self._smoothed else None
         return class_scores(values, self.score, u, self.penalty, self.free_ranks)
-
-    def _known(self, names: np.ndarray | None, num_classes: int) -> list[Any]:
-        """Groups that need a cut; every class has to have one where the coverage is that of classes."""
-        if names is None:
-            return [None]
-        return list(range(num_classes)) if self.grouping == BY_LABEL else np.unique(names).tolist()
-
-    def _groups_of(
-        self, taken: Taken, given: Any, labels: Any, mask: Any, ignore_index: int | None
-    ) -> np.ndarray | None:
-        """`(N,)` group of each row that is left, or None."""
-        if self.grouping is None:
-            return None
-        if self.grouping == BY_LABEL:
-            return taken.labels
-        if self.grouping == BY_PREDICTION:
-            return top_label(taken.values)[1]
-        target = as_numpy(labels, "labels")
-        names = as_names(given, len(target))
-        keep = np.ones(len(target), bool) if mask is None else as_numpy(mask, "mask").astype(bool)
-        return names[keep if ignore_index is None else keep & (target != ignore_index)]
 
     def predict(self, probabilities: Any, *, groups: Any = None, input: str = "probabilities") -> Any:
         """The set of each row.
@@ -245,7 +224,7 @@ class ConformalSets(DecisionRule):
         level = check_share(confidence_level, "confidence_level", 0.95)
         taken = self._unseen(probabilities, labels, input, mask, ignore_index)
         self._check_groups(groups)
-        names = self._groups_of(taken, groups, labels, mask, ignore_index)
+        names = _groups_of(self.grouping, taken, groups, labels, mask, ignore_index)
         sets = self._sets(taken.values, names if self.grouping == BY_NAME else None)
         if names is None:
             return report_on(sets, taken.labels, self.alpha, level, self.parts[0].law, [])
@@ -328,4 +307,30 @@ class ConformalSets(DecisionRule):
             read_part(Fields(part, fitted.source, fitted.mend, f"{fitted.prefix}parts[{k}]."), sets.grouping)
             for k, part in enumerate(parts)
         )
+        groups = [part.group for part in sets.parts]
+        if groups != (list(range(num_classes)) if sets.grouping == BY_LABEL else list(dict.fromkeys(groups))):
+            raise fitted.wrong("parts", "the cuts of different groups; of classes all of them, in order")
         return sets
+
+
+def _known(grouping: str | None, names: np.ndarray | None, num_classes: int) -> list[Any]:
+    """Groups that need a cut; every class has to have one where the coverage is that of classes."""
+    if names is None:
+        return [None]
+    return list(range(num_classes)) if grouping == BY_LABEL else np.unique(names).tolist()
+
+
+def _groups_of(
+    grouping: str | None, taken: Taken, given: Any, labels: Any, mask: Any, ignore_index: int | None
+) -> np.ndarray | None:
+    """`(N,)` group of each row that is left, or None."""
+    if grouping is None:
+        return None
+    if grouping == BY_LABEL:
+        return taken.labels
+    if grouping == BY_PREDICTION:
+        return top_label(taken.values)[1]
+    target = as_numpy(labels, "labels")
+    names = as_names(given, len(target))
+    keep = np.ones(len(target), bool) if mask is None else as_numpy(mask, "mask").astype(bool)
+    return names[keep if ignore_index is None else keep & (target != ignore_index)]
