@@ -3,5 +3,6 @@
 from .answer import CalibratedPrediction
 from .loading import load
 from .predictor import Predictor
+from .shards import predict_to
 
-__all__ = ["CalibratedPrediction", "Predictor", "load"]
+__all__ = ["CalibratedPrediction", "Predictor", "load", "predict_to"]

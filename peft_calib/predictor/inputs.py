@@ -54,7 +54,7 @@ def encode(
         TypeError: If it is none of these, or a text is no text.
         ValueError: If there is no row, a row lacks a text, or the rows are pairs and should be texts, or the reverse.
     """
-    table = _as_table(rows)
+    table = as_table(rows)
     if table is None:
         columns = _listed(rows, inputs)
         labels = None
@@ -121,7 +121,7 @@ def choices_of(rows: Dataset, columns: Sequence[str], source: str) -> list[list[
     return found
 
 
-def _as_table(rows: Any) -> Dataset | None:
+def as_table(rows: Any) -> Dataset | None:
     """The rows as a data set; None for what is to be read as a list of texts."""
     if isinstance(rows, (str, bytes)):
         raise TypeError(f"A list of texts is expected, got one text: {rows[:60]!r}. Write predict([text]).")

@@ -124,12 +124,13 @@ class Predictor:
         *,
         batch_size: int | None = None,
         progress: bool = False,
+        accelerator: Any = None,
     ) -> CalibratedPrediction:
-        """The same for rows that are inputs already."""
+        """The same for rows that are inputs already; `accelerator` as for `predict_dataset`."""
         how = self.main_way if how is None else how
         check_how(how)
         method, told = self.recalibration(how)
-        fitted = self._fitted_with(how)
+        fitted = self.num_samples_for(how)
         count = fitted if num_samples is None else num_samples
         if method is not None and how != "mean" and count != fitted:
             told = f"{told}, fitted with {fitted} draws"
@@ -141,6 +142,7 @@ class Predictor:
             "task": "classification" if self.artefact.label_tokens is None else "next_token",
             "label_tokens": self.artefact.label_tokens,
             "progress": progress,
+            "accelerator": accelerator,
         }
         made = self._made(rows.as_dataset(order.tolist()), how, count, seed, options)
         said = {"label_names": self.label_names, "recalibration": told, "num_cut": rows.num_cut}
@@ -158,7 +160,8 @@ class Predictor:
             return method, "T left off" if off else f"T = {method.temperature:.4g}"
         return method, type(method).__name__
 
-    def _fitted_with(self, how: str) -> int | None:
+    def num_samples_for(self, how: str) -> int | None:
+        """Draws that a way of predicting was calibrated with; None where it was not: as many as the law has."""
         state: Mapping[str, Fields] = self.artefact.ways
         way = state.get("sample" if how in ("late", "linear") else how)
         if way is None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
@@ -22,15 +21,13 @@ from ..json_files import without_nan
 from ..predictor import CalibratedPrediction, Predictor, load
 from ..predictor.inputs import encode
 from ..predictor.loading import assemble
+from ..predictor.table import added_columns, added_names, arrow_table, refuse_clash
 from ..provenance.columns import without_missing
 from .folder import RunFolder
 from .loading import load_task, run_artefact
 from .processes import processes
 from .sources import READERS, FileFormat, read_splits, source_name
 from .stage import load_tokenizer
-
-#: What is added to the columns of a table; `--prefix` stands before each.
-LABEL, PROBABILITY, ENTROPY, INFORMATION = "predicted_label", "probability", "entropy", "mutual_information"
 
 
 @dataclass(frozen=True)
@@ -114,8 +111,8 @@ def predict_table(
         inputs = predictor.artefact.inputs
         if text_column:
             inputs = replace(inputs, text_columns=tuple(text_column))
-        added = _names(prefix, predictor.label_names if all_probabilities else ())
-        _refuse_clash(rows, added, name)
+        added = added_names(prefix, predictor.label_names if all_probabilities else ())
+        refuse_clash(rows.column_names, added, name, "--prefix, such as --prefix model_")
         dropped = 0
         if drop_missing:
             rows, dropped = without_missing(rows, [*(inputs.text_columns or ("text",)), *inputs.choices_columns])
@@ -123,7 +120,7 @@ def predict_table(
         found = predictor.predict_encoded(encoded, num_samples, how, seed, batch_size=batch_size, progress=progress)
     if processes().is_main_process:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_table(out, rows, dict(zip(added, _columns(found, all_probabilities), strict=True)), form.delimiter)
+        write_table(out, rows, added_columns(found, added), form.delimiter)
     processes().wait_for_everyone()
     return Predicted(out, found, dropped)
 
@@ -132,11 +129,8 @@ def write_table(path: Path, rows: Dataset, added: dict[str, list], delimiter: st
     """Write a table with further columns behind its own, in the format that the name of the file says."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        table: pa.Table = rows.with_format("arrow")[:]
-        for name, values in added.items():
-            table = table.append_column(name, pa.array(values))
         with replacing(path) as partial:
-            pq.write_table(table, partial)
+            pq.write_table(arrow_table(rows, added), partial)
         return
     columns = {**{name: rows[name][:] for name in rows.column_names}, **added}
     lines = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
@@ -188,23 +182,3 @@ def _loaded(adapter: str | Path, loading: dict[str, Any]) -> Predictor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that there is no temperature stands in the result's line
         return load(adapter, **{**loading, "label_tokens": label_tokens})
-
-
-def _names(prefix: str, classes: Sequence[str]) -> list[str]:
-    each = [f"{PROBABILITY}_{name}" for name in classes]
-    return [f"{prefix}{name}" for name in (LABEL, PROBABILITY, ENTROPY, INFORMATION, *each)]
-
-
-def _refuse_clash(rows: Dataset, added: Sequence[str], source: str) -> None:
-    twice = [name for name in added if name in rows.column_names]
-    if twice:
-        raise ValueError(
-            f"{source} has columns named {', '.join(twice)}, as what is added would be; put something before the "
-            "added names with --prefix, such as --prefix model_"
-        )
-
-
-def _columns(found: CalibratedPrediction, all_probabilities: bool) -> list[list]:
-    columns = [found.labels_predicted, found.probabilities.amax(-1).tolist()]
-    columns += [found.entropy.tolist(), found.mutual_information.tolist()]
-    return columns + (found.probabilities.T.tolist() if all_probabilities else [])
