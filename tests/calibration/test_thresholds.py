@@ -247,6 +247,19 @@ def test_rows_needed_where_errors_are_too_many():
             SelectiveThreshold(risk=0.05).fit(*_two_classes(np.linspace(1, 0.5, rows), ~wrong))
 
 
+def test_rows_needed_where_the_surest_are_right_but_too_few():
+    """100 flawless rows of 500 cannot show 1 %, but those of some 1,500 can."""
+    for size in (500, 4000):
+        wrong = (np.arange(size) >= size // 5) & (np.arange(size) % 4 == 0)
+        rows = _two_classes(np.linspace(1, 0.5, size), ~wrong)
+        if size == 500:
+            with pytest.raises(NoGuaranteeError, match="surest 100 of 500 rows 0 are wrong") as refusal:
+                SelectiveThreshold(risk=0.01).fit(*rows)
+            assert 1500 < refusal.value.rows_needed <= 4000
+        else:
+            assert SelectiveThreshold(risk=0.01).fit(*rows).accept(rows[0]).sum() > 790
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -110,11 +110,7 @@ def for_risk(prefixes: Prefixes, risk: float, tail: float, seed: int = 0) -> Fou
             num_rows, needed,
         )  # fmt: skip
     each = tail / len(starts)
-    passed = chance_of_so_few(prefixes.errors, prefixes.accepted, risk) <= each
-    generator = np.random.default_rng(seed)
-    parts = [errors_at(prefixes, start, generator) for start in starts]
-    begins = chance_of_so_few(parts, starts, risk) <= each
-    best = max(_end_of_chain(prefixes, passed, start) if ok else -1 for start, ok in zip(starts, begins, strict=True))
+    best = _deepest(prefixes, starts, risk, each, seed)
     if best < 0:
         raise _too_many_errors(prefixes, risk, tail)
     bound = risk
@@ -123,12 +119,21 @@ def for_risk(prefixes: Prefixes, risk: float, tail: float, seed: int = 0) -> Fou
     return _found(prefixes, best, bound, each)
 
 
+def _deepest(prefixes: Prefixes, starts: list[int], risk: float, each: float, seed: int) -> int:
+    """Index of the largest set that a chain reaches, each of its tests at an error probability; -1 if none."""
+    passed = chance_of_so_few(prefixes.errors, prefixes.accepted, risk) <= each
+    generator = np.random.default_rng(seed)
+    parts = [errors_at(prefixes, start, generator) for start in starts]
+    begins = chance_of_so_few(parts, starts, risk) <= each
+    return max(_end_of_chain(prefixes, passed, start) if ok else -1 for start, ok in zip(starts, begins, strict=True))
+
+
 def errors_at(prefixes: Prefixes, start: int, generator: np.random.Generator) -> int:
     """Errors among the `start` surest rows; which of the tied rows at its end belong to them is drawn."""
     k = int(np.searchsorted(prefixes.accepted, start))
     rows, errors = (int(part[k - 1]) if k else 0 for part in (prefixes.accepted, prefixes.errors))
     wrong = int(prefixes.errors[k]) - errors
-    right = int(prefixes.accepted[k]) - rows - wrong
+    right = max(0, int(prefixes.accepted[k]) - rows - wrong)
     return errors + int(generator.hypergeometric(wrong, right, start - rows))
 
 
@@ -148,27 +153,35 @@ def _found(prefixes: Prefixes, index: int, bound: float, tail: float) -> Found:
 def _too_many_errors(prefixes: Prefixes, risk: float, tail: float) -> NoGuaranteeError:
     """Says how the surest rows did, and how many rows with the same shares of errors would do."""
     num_rows = prefixes.num_rows
-    enough = prefixes.accepted >= min(fewest_rows(risk, tail), num_rows)
+    # of fewer rows the share of errors says little about more rows of their kind
+    enough = prefixes.accepted >= min(max(20, num_rows // 10), num_rows)
     shares = np.where(enough, prefixes.errors / prefixes.accepted, np.inf)
-    best = int(shares.argmin())
+    best = int(np.flatnonzero(shares == shares.min())[-1])
     told = (
         f"No threshold answers with at most {percent(risk)} wrong at {percent(1.0 - tail)} confidence: of the surest "
         f"{prefixes.accepted[best]} of {num_rows} rows {prefixes.errors[best]} are wrong. "
     )
-    needed = None
-    for step in range(1, 81):
-        factor = 2.0 ** (step / 4)
-        rows = math.ceil(num_rows * factor)
-        each = tail / len(starts_of(rows, risk, tail))
-        accepted, errors = np.floor(prefixes.accepted * factor), np.ceil(prefixes.errors * factor)
-        if (chance_of_so_few(errors, accepted, risk)[enough] <= each).any():
-            needed = rows
-            break
+    needed = _rows_of_this_kind(prefixes, risk, tail) if shares[best] < risk else None
     if needed is None:
         mend = "No number of such rows would do: ask for a higher risk, or for a model that is wrong less often."
     else:
         mend = f"With the same shares of errors it takes some {needed} rows: label more, or ask for a higher risk."
     return NoGuaranteeError(told + mend, num_rows, needed)
+
+
+def _rows_of_this_kind(prefixes: Prefixes, risk: float, tail: float) -> int | None:
+    """How many rows with the same shares of errors have a threshold; None if a hundred million have none."""
+    size = len(prefixes.accepted)
+    few = np.unique(np.linspace(0, size - 1, min(size, 400)).round().astype(np.int64))
+    lowest, *counts = (part[few] for part in prefixes)
+    factor = 2.0**0.25
+    while (rows := round(prefixes.num_rows * factor)) <= 10**8:
+        more = Prefixes(lowest, *(np.rint(part * factor).astype(np.int64) for part in counts))
+        starts = starts_of(rows, risk, tail)
+        if starts and _deepest(more, starts, risk, tail / len(starts), 0) >= 0:
+            return rows
+        factor *= 2.0**0.25
+    return None
 
 
 def for_coverage(prefixes: Prefixes, coverage: float, tail: float) -> Found:
