@@ -53,9 +53,12 @@ def study(index: int, shares: list[float], size: int, distance: float, factor: f
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--repeats", type=int, default=1000)
+    arguments.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), metavar="CASE")
     asked = arguments.parse_args()
     results = kept(asked.output) | {"machine": describe_machine(), "resamples": 400}
     for index, (name, case) in enumerate(CASES.items()):
+        if name not in asked.only:
+            continue
         results[name] = study(index, *case, repeats=asked.repeats)
         print(name, results[name]["coverage"], results[name]["mean_error"], flush=True)
         write(asked.output, results)

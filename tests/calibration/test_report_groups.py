@@ -234,6 +234,16 @@ def test_the_interval_of_a_gap_between_means_is_that_of_the_closed_form():
     assert z < reach < norm.ppf(1.0 - 0.05 / 6)
 
 
+def test_no_arm_is_shorter_than_the_gap_itself_scatters():
+    """Two halves of a skewed score: the gap is as likely above as below, whatever the arms of the scores are."""
+    draws = np.random.default_rng(7).exponential(size=(2, 20_000))
+    whole = draws.mean(axis=0)
+    found = simultaneous_gaps([(1.0, (0.9, 3.5))] * 2, (1.0, (0.9, 2.8)), [500, 500], Draws(draws, whole), 0.95, 0.95)
+    least = largest_deviation(Draws(draws, whole), 0.95) * (draws[0] - whole).std()
+    for gap in found:
+        assert gap.low <= -0.98 * least and gap.high >= 0.98 * least
+
+
 def test_independent_gaps_reach_as_far_as_sidak_says():
     draws = Draws(np.random.default_rng(6).normal(size=(10, 200_000)), np.zeros(200_000))
     assert largest_deviation(draws, 0.95) == pytest.approx(norm.ppf(0.5 + 0.5 * 0.95 ** (1 / 10)), rel=0.01)

@@ -303,8 +303,12 @@ def _resampled(ratio: np.ndarray, best: np.ndarray, num_resamples: int, seed: in
 
 def _interval(best: np.ndarray, draws: np.ndarray, num_rows: int, tail: float) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's form with as many trials as the resampled variance is worth, and the resamples' quantiles if wider."""
-    variance = draws.var(axis=0)
-    trials = np.divide(best * (1.0 - best), variance, out=np.full(len(best), float(num_rows)), where=variance > 1e-15)
+    variance, mean = draws.var(axis=0), draws.mean(axis=0)
+    # by the resamples' mean: a share that is 0 by chance varies, and 0 would be worth no trial
+    trials = np.divide(mean * (1.0 - mean), variance, out=np.full(len(best), float(num_rows)), where=variance > 1e-15)
     low, high = wilson_ends(best, np.clip(trials, 1.0, num_rows), float(ndtri(1.0 - tail)))
     quantiles = np.quantile(draws, [tail, 1.0 - tail], axis=0)
-    return np.clip(np.minimum(low, quantiles[0]), 0.0, best), np.clip(np.maximum(high, quantiles[1]), best, 1.0)
+    low, high = np.minimum(low, quantiles[0]), np.maximum(high, quantiles[1])
+    # steps towards a share of 0 become ever shorter: less than a hundredth of a row is none
+    low = np.where(low < 0.01 / num_rows, 0.0, low)
+    return np.clip(low, 0.0, best), np.clip(high, best, 1.0)

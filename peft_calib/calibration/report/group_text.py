@@ -17,7 +17,8 @@ def group_verdict(groups: GroupsRecord) -> list[str]:
     untold = f" {_counted(small)} of fewer than {FEWEST_ROWS} rows cannot be judged." if small else ""
     if groups.worse is None:
         name, gap = groups.worst("ece") or (next(iter(groups)), None)
-        text = f", on {groups[name].num_rows:,} rows; no interval was asked for, so groups are not judged."
+        of = f" of those with at least {FEWEST_ROWS} rows" if small and name not in groups.too_small else ""
+        text = f"{of}, on {groups[name].num_rows:,} rows; no interval was asked for, so groups are not judged."
         return ["Group ", Name(name), f" has the largest ECE, {number(groups[name]['ece'])}{text}"] if gap else []
     found = {name: keys for name, keys in groups.worse.items() if keys}
     if not found:

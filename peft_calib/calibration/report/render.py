@@ -155,6 +155,8 @@ def _group_picture(report: ReportRecord) -> str:
     assert report.groups is not None
     drawn, all_groups = len(forest.drawn_names(report.groups, "accuracy")), len(report.groups)
     what = "Every group less all rows" if drawn == all_groups else f"{drawn} of {all_groups:,} groups less all rows"
+    if report.intervals is not None:
+        what += "; bars hold for all groups at once, squares lie on the worse side, open circles have too few rows"
     return _picture(what, forest.group_diagram(report)) + "\n"
 
 

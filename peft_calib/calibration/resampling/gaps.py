@@ -6,7 +6,8 @@ scores' own, which know about floors, ceilings and noise that only adds (Zou & D
 group's and `b` of the whole's interval towards and away from the gap, :math:`\sqrt{a^2 - 2 r a b + b^2}`.
 
 Each arm is then stretched from one interval's quantile to that of the largest of all groups' standardised gaps in the
-resamples, never beyond which one of them lies with probability `1 - level`; in few rows' Student distribution.
+resamples, in few rows' Student distribution. No arm is shorter than that many standard errors of the gap itself in the
+resamples: a skewed score's short arm is right for the score, and too short for the difference of two such.
 """
 
 from __future__ import annotations
@@ -101,8 +102,9 @@ def simultaneous_gaps(
             continue
         shared = correlation(draws.groups[index], draws.whole)
         wider = stretch(reach, level, sizes[index])
-        down = wider * _together(score - group_low, high - value, shared)
-        up = wider * _together(group_high - score, value - low, shared)
+        least = quantile_of(reach, sizes[index]) * standard_error(draws.groups[index] - draws.whole)
+        down = max(wider * _together(score - group_low, high - value, shared), least)
+        up = max(wider * _together(group_high - score, value - low, shared), least)
         gaps.append(Gap(score - value, score - value - down, score - value + up))
     return gaps
 
@@ -133,8 +135,18 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 def stretch(reach: float, level: float, size: int) -> float:
     """By how much the arms of one interval at `level` grow to lie `reach` normal deviates away, for `size` rows."""
-    freedom = max(size - 1, 1)
-    return float(stdtrit(freedom, ndtr(reach)) / stdtrit(freedom, 0.5 + 0.5 * level))
+    return quantile_of(reach, size) / float(stdtrit(max(size - 1, 1), 0.5 + 0.5 * level))
+
+
+def quantile_of(reach: float, size: int) -> float:
+    """Student's quantile for `size` rows, as improbable as `reach` normal deviates."""
+    return float(stdtrit(max(size - 1, 1), ndtr(reach)))
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Of a score over resamples; 0 where it is not defined."""
+    values = values[np.isfinite(values)]
+    return float(values.std()) if len(values) else 0.0
 
 
 def _together(a: float, b: float, shared: float) -> float:
