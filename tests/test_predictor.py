@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from transformers import (
 import peft_calib
 from peft_calib import BayesianLoraConfig, CalibratedPrediction, Prediction, predict_dataset
 from peft_calib.artefact import ARTEFACT_FILE, Artefact, Inputs, read_artefact
+from peft_calib.base_models import seeded_base
 from peft_calib.calibration import TemperatureScaling, log_probabilities
 from peft_calib.calibration.recalibrate import VectorScaling
 from peft_calib.identity import folder_digest
@@ -392,12 +394,14 @@ def test_what_is_fresh_in_the_base_model_follows_the_seed(tiny_model_folder, tmp
     tensors = {name: value for name, value in body.state_dict().items() if "pooler" not in name}
     base = shutil.copytree(tiny_model_folder, tmp_path / "base")
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    torch.manual_seed(11)
-    model = get_peft_model(
-        AutoModelForSequenceClassification.from_pretrained(base),
-        LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]),
-    )
-    attach_recalibration(model, temperature(2.0), num_samples=None, seed=0)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    fresh = seeded_base(lambda: AutoModelForSequenceClassification.from_pretrained(base), tokenizer, 11)
+    model = get_peft_model(fresh, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    artefact = attach_recalibration(model, temperature(2.0), num_samples=None, seed=0)
     model.save_pretrained(tmp_path / "adapter")
     with pytest.raises(ValueError, match="made fresh at loading"):
         peft_calib.load(tmp_path / "adapter")
+    replace(artefact, seed=11).write(tmp_path / "adapter")  # as a run does
+    found = peft_calib.load(tmp_path / "adapter", device="cpu").model
+    pooler = "bert.pooler.dense.weight"
+    assert torch.equal(found.get_base_model().get_parameter(pooler), model.get_base_model().get_parameter(pooler))
