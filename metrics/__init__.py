@@ -9,7 +9,7 @@ def metric_path(name: str = "calibration") -> str:
     """Absolute path of a bundled `evaluate` module.
 
     Args:
-        name: `"calibration"`, `"selective_prediction"` or `"uncertainty"`.
+        name: `"calibration"`, `"decision"`, `"selective_prediction"` or `"uncertainty"`.
 
     Returns:
         The folder, for `evaluate.load`.

@@ -1,6 +1,6 @@
 """What `peft_calib` holds, for type checkers and for its lazy loader, which reads it here."""
 
-from . import calibration, edits, identity, methods, prediction, provenance, registry, splits, tuners
+from . import calibration, edits, identity, methods, prediction, predictor, provenance, registry, splits, tuners
 from .export import export_lora
 from .methods.bayesian import bayesianize
 from .methods.curve import (
@@ -26,6 +26,7 @@ from .prediction import (
     sample_generate,
     score_texts,
 )
+from .predictor import CalibratedPrediction, Predictor, load, predict_to
 from .provenance.splits import calibration_split
 from .tuners import (
     BayesianLoraConfig,

@@ -1,4 +1,4 @@
-"""The names of an adapter's classes: a file beside it, and PEFT's auto classes asked to read it.
+"""The names of an adapter's classes: PEFT's auto classes asked to read them beside it.
 
 An adapter's own files do not say how many classes its head has, so PEFT builds a base model of two and cannot load a
 head of five. A `config.json` would say it, but transformers takes a folder that holds one for a whole model, and no
@@ -7,7 +7,6 @@ longer finds the base model from it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -17,33 +16,30 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import AutoPeftModelForSequenceClassification, AutoPeftModelForTokenClassification
 
-from .files import write_atomically
+from .artefact import ARTEFACT_FILE, CLASSES_FILE, MEND, Artefact, read_old_names
 from .json_files import read_json
-
-CLASSES_FILE = "classes.json"
-MEND = "Restore it, or pass id2label"
-
-
-def write_class_names(folder: str | Path, names: Sequence[str]) -> None:
-    """Write the names of the classes, in order, beside an adapter."""
-    write_atomically(Path(folder) / CLASSES_FILE, json.dumps({"names": list(names)}, indent=2) + "\n")
 
 
 def read_class_names(adapter: str | Path, **hub: Any) -> list[str] | None:
-    """The names of an adapter's classes, None where there is no such file; `hub` says where on the Hub it lies."""
-    file = Path(adapter) / (hub.get("subfolder") or "") / CLASSES_FILE
-    if not Path(adapter).is_dir():
-        try:
-            file = Path(hf_hub_download(str(adapter), CLASSES_FILE, **hub))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
-            return None  # whether there is such an adapter at all, PEFT says better
-    if not file.is_file():
-        return None
-    fields = read_json(file, MEND)
-    names: list[str] = fields.listing("names", str)
-    if not names or len(set(names)) < len(names):
-        raise fields.wrong("names", "a list of different texts")
-    return names
+    """The names of an adapter's classes, None where nothing names them; `hub` says where on the Hub it lies."""
+    file = _file_beside(adapter, ARTEFACT_FILE, hub)
+    if file is not None:
+        names = Artefact.from_fields(read_json(file, MEND)).classes
+    else:
+        file = _file_beside(adapter, CLASSES_FILE, hub)  # of earlier versions
+        names = None if file is None else read_old_names(file)
+    return None if names is None else list(names)
+
+
+def _file_beside(adapter: str | Path, name: str, hub: dict[str, Any]) -> Path | None:
+    """A file of an adapter, here or of the Hub; None where there is none."""
+    if Path(adapter).is_dir():
+        file = Path(adapter) / (hub.get("subfolder") or "") / name
+        return file if file.is_file() else None
+    try:
+        return Path(hf_hub_download(str(adapter), name, **hub))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+        return None  # whether there is such an adapter at all, PEFT says better
 
 
 def name_classes_of_adapters() -> None:

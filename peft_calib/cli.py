@@ -63,6 +63,23 @@ MEASURING = {
         list[str] | None, typer.Option("--metric", "--metrics", help="A score to show. May be repeated.")
     ],
 }
+#: What rows are predicted, and how.
+PREDICTING = {
+    **setting_flags(("subset", "encoding", "delimiter", "drop_missing")),
+    "text_column": Annotated[
+        list[str] | None, typer.Option(help="Column of the text; two for pairs. Default: as in training.")
+    ],
+    "split": Annotated[str | None, typer.Option(help="Split of the data. Default: test, or the only one.")],
+    "how": Annotated[str | None, typer.Option(help="mean, sample, late or linear. Default: draws where there are.")],
+    "num_samples": Annotated[int | None, typer.Option(min=1, help="Draws. Default: as the temperature was fitted.")],
+    "batch_size": Annotated[int | None, typer.Option(min=1, help="Rows of a forward. Default: as in training.")],
+    "max_length": Annotated[int | None, typer.Option(min=1, help="Tokens a row is cut to. Default: as in training.")],
+    "base_model": Annotated[str | None, typer.Option(help="Where the base model lies now, if it has moved.")],
+    "label_tokens": Annotated[
+        list[str] | None,
+        typer.Option("--label-token", help="A token that stands for a class, of a language model. May be repeated."),
+    ],
+}
 
 
 @app.command(cls=Command)
@@ -162,6 +179,39 @@ def compare(
         console.print(line, markup=False, highlight=False)
     if output is not None:
         write_comparison(found, output)
+
+
+@app.command(cls=Command)
+@with_flags(PREDICTING)
+def predict(
+    adapter: Annotated[str, typer.Argument(help="A finished run, the folder of an adapter, or a Hub id.")],
+    data: Annotated[str, typer.Option(help="The rows: a file, a folder or a Hub id. Labels are not needed.")],
+    output: Annotated[Path, typer.Option(help="A .csv, .tsv, .json, .jsonl or .parquet file to write.")],
+    seed: Annotated[int, typer.Option(help="Key of the draws.")] = 0,
+    prefix: Annotated[str, typer.Option(help="What to put before the names of the added columns.")] = "",
+    all_probabilities: Annotated[
+        bool, typer.Option("--all-probabilities", help="Add the probability of every class.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it is there.")] = False,
+    **how: Any,
+) -> None:
+    """Predict the rows of a table: label, calibrated probability, entropy and mutual information for each.
+
+    All columns are kept, in their order, and what was predicted stands behind them. The temperature that was stored
+    with the adapter is applied.
+    """
+    from .runs.predicting import predict_table
+
+    console = _main_console()
+    options: dict[str, Any] = {
+        "seed": seed,
+        "prefix": prefix,
+        "all_probabilities": all_probabilities,
+        "overwrite": overwrite,
+    }
+    found = predict_table(adapter, data, output, progress=console.is_terminal, **options, **given(how))
+    for line in found.lines():
+        console.print(line, markup=False, highlight=False)
 
 
 @app.command(cls=Command)

@@ -23,6 +23,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -117,6 +118,31 @@ def folder_digest(folder: str | Path) -> str:
         ValueError: If one of them is damaged; the message names it.
     """
     return Identity.of_folder(folder, read_config(folder)).digest
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hex SHA-256 of named tensors: what earlier versions knew an adapter by."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def digest_of_folder(folder: str | Path) -> str | None:
+    """The digest of a saved adapter, tensors and configuration; None where there is no adapter file."""
+    return folder_digest(folder) if (Path(folder) / SAFETENSORS_WEIGHTS_NAME).is_file() else None
+
+
+def belongs_to_folder(digest: str | None, folder: str | Path) -> bool:
+    """Whether a stored digest is that of a folder's adapter; earlier versions stored that of the tensors alone."""
+    if digest is None or digest.startswith("sha256:"):
+        return digest == folder_digest(folder)
+    tensors, config = load_file(Path(folder) / SAFETENSORS_WEIGHTS_NAME), read_config(folder)
+    # embeddings that PEFT wrote along were in neither
+    own = {name: tensor for name, tensor in tensors.items() if is_own(name, config)}
+    return digest in (digest_of(tensors), digest_of(own))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

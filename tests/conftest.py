@@ -124,3 +124,13 @@ def tiny_model_folder(tmp_path_factory, minilm, tiny_classifier) -> Path:
     tokenizer.save_pretrained(folder)
     tiny_classifier(vocab_size=len(tokenizer), max_position_embeddings=128).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder_folder(tmp_path_factory, minilm, tiny_decoder) -> Path:
+    """A saved tiny decoder with a real word-piece tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-decoder"
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    tokenizer.save_pretrained(folder)
+    tiny_decoder(vocab_size=len(tokenizer), max_position_embeddings=128).save_pretrained(folder)
+    return folder

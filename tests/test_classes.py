@@ -1,5 +1,7 @@
 """The number and names of an adapter's classes come from the folder beside it, for adapters of every method."""
 
+import json
+
 import pytest
 from peft import (
     AutoPeftModelForSequenceClassification,
@@ -11,7 +13,8 @@ from peft import (
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from peft_calib import BayesianLoraConfig, HyperLoraConfig
-from peft_calib.classes import name_classes_of_adapters, read_class_names, write_class_names
+from peft_calib.artefact import Artefact
+from peft_calib.classes import name_classes_of_adapters, read_class_names
 
 NAMES = ["low", "fair", "good", "high", "007"]
 KINDS = {
@@ -29,7 +32,7 @@ def adapter(tiny_model_folder, tmp_path):
         config = config_class(r=2, target_modules=["query", "value"], task_type=task)
         get_peft_model(base, config).save_pretrained(tmp_path)
         if names is not None:
-            write_class_names(tmp_path, names)
+            Artefact(classes=tuple(names)).write(tmp_path)
         return tmp_path
 
     return save
@@ -73,11 +76,30 @@ def test_calling_it_again_changes_nothing():
     assert AutoPeftModelForSequenceClassification.from_pretrained.__func__ is before
 
 
+def test_the_file_of_earlier_versions_is_read(adapter):
+    folder = adapter(names=None)
+    (folder / "classes.json").write_text(json.dumps({"names": NAMES}))
+    assert read_class_names(folder) == NAMES
+    assert AutoPeftModelForSequenceClassification.from_pretrained(folder).config.id2label == dict(enumerate(NAMES))
+
+
 @pytest.mark.parametrize("content", ["{}", '{"names": []}', '{"names": ["a", "a"]}', '{"names": [1]}', "["])
-def test_a_damaged_file_is_named(adapter, content):
-    folder = adapter()
+def test_a_damaged_file_of_earlier_versions_is_named(adapter, content):
+    folder = adapter(names=None)
     (folder / "classes.json").write_text(content)
     with pytest.raises(ValueError, match=r"classes\.json"):
+        AutoPeftModelForSequenceClassification.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("classes", []), ("classes", ["a", "a"]), ("classes", [1, 2]), ("format_version", 2), ("format_version", True)],
+)
+def test_a_damaged_file_is_named(adapter, field, value):
+    folder = adapter()
+    file = folder / "predictor.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(ValueError, match=rf"predictor\.json: {field} is "):
         read_class_names(folder)
-    with pytest.raises(ValueError, match=r"classes\.json"):
+    with pytest.raises(ValueError, match=r"predictor\.json"):
         AutoPeftModelForSequenceClassification.from_pretrained(folder)

@@ -63,11 +63,11 @@ def test_the_script_has_the_methods_registered_when_a_command_runs(tmp_path, row
 
 def test_no_command_shows_the_help():
     printed = CliRunner().invoke(app, []).output
-    for command in ("demo", "train", "evaluate", "compare", "export"):
+    for command in ("demo", "train", "evaluate", "compare", "predict", "export"):
         assert f" {command} " in printed
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "compare", "export"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "compare", "predict", "export"])
 def test_what_a_command_needs(command):
     assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
     assert CliRunner().invoke(app, [command]).exit_code == 2  # a usage error: the folder is missing
@@ -133,7 +133,7 @@ def test_wrong_options_are_refused():
     assert result.exit_code == 2
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "compare", "export"])
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "compare", "predict", "export"])
 def test_help_shows_every_word(command, monkeypatch):
     """What stands in brackets is markup to rich: it vanishes, or shows its escape, as the version of typer wills."""
     from typer.main import get_command

@@ -101,8 +101,8 @@ def test_the_scale_that_made_the_labels_is_found(tiny_classifier, tmp_path):
 
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["posterior_scale"] == found.scale
-    stored = json.loads((tmp_path / "recalibration.json").read_text())
-    assert (stored["how"], stored["num_samples"]) == ("sample", 8)
+    stored = json.loads((tmp_path / "predictor.json").read_text())["ways"]["sample"]
+    assert (stored["num_samples"], stored["posterior_scale"]) == (8, found.scale)
     assert load_recalibration(tmp_path).temperature == found.temperature
     again = PeftModel.from_pretrained(tiny_classifier(), tmp_path).eval()
     batch = {"input_ids": torch.arange(3, 15).view(2, 6)}

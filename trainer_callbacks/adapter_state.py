@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from peft_calib.files import replace_folder
-from peft_calib.identity import Identity, active_adapter, folder_digest, is_own, read_config
+from peft_calib.identity import Identity, active_adapter
 from peft_calib.tuners.config import CalibLoraConfig
 from peft_calib.tuners.sealing import record_of
 
@@ -60,31 +58,6 @@ def restore_adapter(model: PeftModel, folder: Path) -> None:
             if isinstance(tensor, DTensor):
                 value = distribute_tensor(value, tensor.device_mesh, tensor.placements)
             tensor.copy_(value)
-
-
-def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hex SHA-256 of named tensors: what earlier versions knew an adapter by. See `peft_calib.identity`."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def digest_of_folder(folder: str | Path) -> str | None:
-    """The digest of a saved adapter, tensors and configuration; None where there is no adapter file."""
-    return folder_digest(folder) if (Path(folder) / WEIGHTS).is_file() else None
-
-
-def belongs_to_folder(digest: str | None, folder: str | Path) -> bool:
-    """Whether a stored digest is that of a folder's adapter; earlier versions stored that of the tensors alone."""
-    if digest is None or digest.startswith("sha256:"):
-        return digest == folder_digest(folder)
-    tensors, config = load_file(Path(folder) / WEIGHTS), read_config(folder)
-    # embeddings that PEFT wrote along were in neither
-    own = {name: tensor for name, tensor in tensors.items() if is_own(name, config)}
-    return digest in (digest_of(tensors), digest_of(own))
 
 
 def barrier() -> None:

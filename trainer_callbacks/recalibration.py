@@ -11,19 +11,18 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, default_data_collator
 from transformers.utils import logging
 
+from peft_calib.artefact import ARTEFACT_FILE, WAYS, read_artefact
 from peft_calib.calibration.recalibrate import Recalibrator, TemperatureScaling, load_state
 from peft_calib.calibration.recalibrate.temperature import check_enough_rows
 from peft_calib.console import own_random_state
-from peft_calib.files import write_atomically
-from peft_calib.identity import adapter_digest
-from peft_calib.json_files import read_json
+from peft_calib.identity import digest_of_folder
 from peft_calib.prediction.draws import check_num_samples
-from peft_calib.provenance.companions import RECALIBRATION_FILE, attach_file, detach_file, recalibration_text
+from peft_calib.provenance.companions import attach_recalibration, detach_file
 from peft_calib.provenance.row_tables import as_rows
 from peft_calib.provenance.splits import RowSet, record_split
 from peft_calib.tuners.laws import laws_of
 
-from .adapter_state import belongs_to_folder, check_readable, digest_of_folder
+from .adapter_state import check_readable
 from .checkpoints import checkpoint_folder
 from .forwards import labels_of_batch, logits_of_rows
 from .outputs import label_names_of
@@ -36,7 +35,7 @@ class RecalibrationCallback(TrainerCallback):
 
     Before training it compares the split with the training rows and refuses an overlap. Which rows were trained on and
     calibrated on, and the temperature, are then written beside the adapter at every save (`calibration_split.json`,
-    `recalibration.json`); read the latter with `load_recalibration`. Put it after a `BestCalibrationCallback`, whose
+    `predictor.json`); read the latter with `load_recalibration`. Put it after a `BestCalibrationCallback`, whose
     choice it calibrates.
 
     A temperature that the rows do not support is left off, and the file says so: `fit` holds its interval and the
@@ -83,7 +82,7 @@ class RecalibrationCallback(TrainerCallback):
         """Refuse rows that are trained on too, have no labels, or cannot be drawn for; record both sets."""
         model = kwargs["model"]
         check_readable(model)
-        detach_file(model, RECALIBRATION_FILE)  # of an earlier training
+        detach_file(model, ARTEFACT_FILE)  # of an earlier training
         if self.num_samples is not None and next(laws_of(model, active=True), None) is None:
             raise TypeError(
                 f"RecalibrationCallback(num_samples={self.num_samples}) draws from an adapter of this package, and "
@@ -119,7 +118,7 @@ class RecalibrationCallback(TrainerCallback):
             self.method.fit(logits, labels)
         except Exception as error:  # whatever it is: the training that it would end with is finished
             warnings.warn(
-                f"RecalibrationCallback fitted nothing, and {RECALIBRATION_FILE} is not written: "
+                f"RecalibrationCallback fitted nothing, and {ARTEFACT_FILE} is not written: "
                 f"{str(error) or type(error).__name__}",
                 UserWarning,
                 stacklevel=2,
@@ -131,12 +130,11 @@ class RecalibrationCallback(TrainerCallback):
             logger.info(f"RecalibrationCallback: {fit.reason}")
         elif fit is not None:
             warnings.warn(f"RecalibrationCallback: {fit.reason}", UserWarning, stacklevel=2)
-        weights = adapter_digest(model)
-        text = recalibration_text(self.method.state(), weights, self.num_samples, self.seed)
-        attach_file(model, RECALIBRATION_FILE, text)
+        about = {"num_samples": self.num_samples, "seed": self.seed, "label_tokens": self.answer_token_ids}
+        found = attach_recalibration(model, self.method.state(), **about)
         folder = checkpoint_folder(args, state)
-        if args.process_index == 0 and digest_of_folder(folder) == weights:
-            write_atomically(folder / RECALIBRATION_FILE, text)
+        if args.process_index == 0 and digest_of_folder(folder) in found.adapters.values():
+            found.write(folder)
 
     def _rows_and_collator(self, loader: Any) -> tuple[Any, Callable[[list], Mapping[str, Any]]]:
         collate = self.data_collator or getattr(loader, "collate_fn", None) or default_data_collator
@@ -160,7 +158,7 @@ class RecalibrationCallback(TrainerCallback):
 
 
 def load_recalibration(folder: str | Path) -> Recalibrator:
-    """What `RecalibrationCallback` stored beside an adapter.
+    """What `RecalibrationCallback` stored beside an adapter, or `peft-calib train`: that of the mean if there is one.
 
     Args:
         folder: Of the saved adapter.
@@ -172,18 +170,12 @@ def load_recalibration(folder: str | Path) -> Recalibrator:
         FileNotFoundError: If there is none.
         ValueError: If it was fitted for other weights than the folder's, or is damaged.
     """
-    path = Path(folder) / RECALIBRATION_FILE
-    if not path.is_file():
+    found = read_artefact(folder)
+    if found is None or not found.ways:
         raise FileNotFoundError(
-            f"{folder} has no {RECALIBRATION_FILE}. Train with a RecalibrationCallback, or fit a TemperatureScaling "
-            "on a calibration split."
+            f"{folder} has no recalibration ({ARTEFACT_FILE}). Train with a RecalibrationCallback, or fit a "
+            "TemperatureScaling on a calibration split."
         )
-    state = read_json(path, "Fit it again on a calibration split")
-    weights = state.text("adapter", default=None)
-    if digest_of_folder(folder) is not None and not belongs_to_folder(weights, folder):
-        raise ValueError(
-            f"{path} was fitted for other weights, or another configuration, than the adapter beside it, which has "
-            "been trained on, edited or replaced since. Fit it again; with a BestCalibrationCallback, list the "
-            "RecalibrationCallback after it."
-        )
-    return load_state(state)
+    if digest_of_folder(folder) is not None:
+        found.check_belongs(folder)
+    return load_state(next(found.ways[how] for how in WAYS if how in found.ways))

@@ -41,6 +41,8 @@ Args:
     convention: "peft_calib" (default), "torchmetrics", "netcal", "sklearn", "nixon" or "hypelora": whose definitions
         to follow where they differ.
     num_resamples, interval_method, seed: of the bootstrap, see `peft_calib.calibration.calibration_report`.
+    groups: one value a row; the result then has "groups", each with its scores and their distance from all rows.
+    per_class, class_names: whether the result has "classes", a line for every class, and what to call them.
 Returns:
     One number a score ("accuracy", "nll", "brier", "ece", "mce", "ace", "tace", "classwise_ece", "smooth_ece", "aurc",
     "error_auroc" and more), then "settings", "intervals" (score to [low, high]) and "noise_floor" (score to mean, low

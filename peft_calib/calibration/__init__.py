@@ -4,16 +4,30 @@ Nothing here knows about adapters.
 """
 
 from .answers import log_probabilities
+from .decide import (
+    ConformalSets,
+    NoGuaranteeError,
+    SelectiveThreshold,
+    load_decision,
+    set_size_diagram,
+    threshold_diagram,
+)
 from .recalibrate import (
     BetaCalibration,
     HistogramCalibration,
     IsotonicCalibration,
     MatrixScaling,
+    PriorCorrection,
+    PriorEstimate,
     TemperatureFit,
     TemperatureScaling,
     VectorScaling,
+    estimate_prior,
 )
+from .report.classes import ClassRow
 from .report.conventions import CONVENTIONS
+from .report.forest import group_diagram
+from .report.groups import GroupPanel, GroupsRecord
 from .report.plots import (
     before_after_diagram,
     classwise_diagram,
@@ -32,11 +46,19 @@ __all__ = [
     "CONVENTIONS",
     "CalibrationAccumulator",
     "CalibrationReport",
+    "ClassRow",
     "Comparison",
+    "ConformalSets",
     "DrawUncertainty",
+    "GroupPanel",
+    "GroupsRecord",
     "HistogramCalibration",
     "IsotonicCalibration",
     "MatrixScaling",
+    "NoGuaranteeError",
+    "PriorCorrection",
+    "PriorEstimate",
+    "SelectiveThreshold",
     "TemperatureFit",
     "TemperatureScaling",
     "VectorScaling",
@@ -48,8 +70,13 @@ __all__ = [
     "compare_many",
     "confidence_histogram",
     "draw_uncertainty",
+    "estimate_prior",
+    "group_diagram",
+    "load_decision",
     "log_probabilities",
     "pool_comparisons",
     "reliability_diagram",
     "risk_coverage_diagram",
+    "set_size_diagram",
+    "threshold_diagram",
 ]

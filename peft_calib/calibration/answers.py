@@ -61,6 +61,12 @@ def unwrapped(answer: Any) -> Any:
     return answer
 
 
+def as_given(values: np.ndarray, answer: Any) -> Any:
+    """A torch tensor where the answer came in one, on its device; the array itself otherwise."""
+    given = unwrapped(answer)
+    return torch.as_tensor(values, device=given.device) if isinstance(given, torch.Tensor) else values
+
+
 def without_masks(logits: np.ndarray) -> np.ndarray:
     """`(N, C)` logits in which -inf has become the logit of the smallest probability, below the largest of its row."""
     masked = np.isneginf(logits)

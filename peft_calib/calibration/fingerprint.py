@@ -42,6 +42,18 @@ class SplitFingerprint:
         judged = hashes if self.num_rows <= SKETCH_SIZE else hashes[hashes <= known[-1]]
         return float(np.isin(judged, known).mean()) if len(judged) else 0.0
 
+    def repeated(self, hashes: np.ndarray) -> float:
+        """Share of these rows in this set, by rows that occur in it once; 1 for the very same rows.
+
+        Unlike `overlap` it does not take rows that only look alike for the same ones: of probabilities that come in a
+        few levels, or are exactly 1, new rows equal old ones by the hundred.
+        """
+        if len(hashes) == self.num_rows and SplitFingerprint.of_hashes(hashes).digest == self.digest:
+            return 1.0
+        known, counts = np.unique(np.array(self.hashes, dtype=np.uint64), return_counts=True)
+        judged = hashes if self.num_rows <= SKETCH_SIZE else hashes[hashes <= known[-1]]
+        return float(np.isin(judged, known[counts == 1]).mean()) if len(judged) else 0.0
+
     def to_dict(self) -> dict[str, Any]:
         return {"digest": self.digest, "num_rows": self.num_rows, "hashes": [f"{h:016x}" for h in self.hashes]}
 

@@ -22,6 +22,9 @@ class Rows(NamedTuple):
     labels: np.ndarray  # `(N,)` int64 in `[0, C)`
     binary: bool = False  # True when the caller gave one number per row, the probability of class 1
     dtype: np.dtype = np.dtype(np.float64)  # Numpy dtype the predictions came in (float32 for bfloat16)
+    kept: np.ndarray | None = None  # `(M,)` bool, which of the rows that were given these are; None if all
+    # True where class 1 stands against the rest, so that its probability is the confidence, above 1/2 or below
+    against_rest: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -38,7 +41,7 @@ def as_rows(
     else:
         probabilities = _checked_probabilities(taken.values, taken.binary, SUM_TOLERANCE + taken.resolution)
     _check_label_range(taken.labels, probabilities.shape[1])
-    return Rows(probabilities, taken.labels, taken.binary, taken.dtype)
+    return Rows(probabilities, taken.labels, taken.binary, taken.dtype, taken.kept)
 
 
 class LogitRows(NamedTuple):
@@ -48,6 +51,7 @@ class LogitRows(NamedTuple):
     labels: np.ndarray  # `(N,)` int64 in `[0, C)`
     # `(N,)` int64 place on the first axis of what was given: rows of one sequence are not independent
     sequences: np.ndarray
+    kept: np.ndarray | None = None  # As in `Rows`
 
 
 def as_logit_rows(
@@ -57,7 +61,7 @@ def as_logit_rows(
     taken = _take(answer, labels, input, mask, ignore_index)
     logits = _logits_of(taken.values, taken.binary, input, taken.resolution)
     _check_label_range(taken.labels, logits.shape[1])
-    return LogitRows(logits, taken.labels, taken.sequences)
+    return LogitRows(logits, taken.labels, taken.sequences, taken.kept)
 
 
 def as_logits(answer: Any, *, input: str = "logits") -> np.ndarray:
@@ -100,6 +104,7 @@ class _Taken(NamedTuple):
     dtype: np.dtype
     resolution: float
     sequences: np.ndarray
+    kept: np.ndarray | None
 
 
 def _take(predictions: Any, labels: Any, input: str, mask: Any, ignore_index: int | None) -> _Taken:
@@ -122,7 +127,7 @@ def _take(predictions: Any, labels: Any, input: str, mask: Any, ignore_index: in
     if len(target) == 0:
         raise NoRowsError(0 if binary else values.shape[1])
     dtype = given.dtype if given.dtype.kind == "f" else np.dtype(np.float64)
-    return _Taken(values, target, binary, dtype, resolution, sequences)
+    return _Taken(values, target, binary, dtype, resolution, sequences, keep)
 
 
 def check_kind(input: str) -> None:

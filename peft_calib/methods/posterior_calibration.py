@@ -11,9 +11,9 @@ from peft import PeftModel
 from scipy import stats
 
 from ..calibration import TemperatureScaling, log_probabilities
-from ..identity import active_adapter, adapter_digest
+from ..identity import active_adapter
 from ..prediction import Prediction, predict_dataset
-from ..provenance.companions import RECALIBRATION_FILE, attach_file, recalibration_text
+from ..provenance.companions import attach_recalibration
 from ..provenance.splits import RowSet, check_unseen, record_split
 from ..tuners.model import FactorModel
 from ..tuners.posterior import Posterior
@@ -82,7 +82,7 @@ def calibrate_posterior(
     temperature on either side and a test.)
 
     The scale is written into the adapter's configuration (`posterior_scale`), the temperature into
-    `recalibration.json` beside the adapter; `save_pretrained` and `push_to_hub` take both along.
+    `predictor.json` beside the adapter; `save_pretrained` and `push_to_hub` take both along.
 
     Args:
         model: A model whose active adapter is a posterior: BayesianLoRA, or a law of your own that derives from
@@ -128,9 +128,8 @@ def calibrate_posterior(
     found = _chosen(measured)
     _set_scale(model, name, found.scale)
     record_split(model, calibrated_on=calibrated_on)
-    about = (adapter_digest(model), num_samples, seed)
-    text = recalibration_text(found.scaling.state(), *about, posterior_scale=found.scale)
-    attach_file(model, RECALIBRATION_FILE, text)
+    about = {"num_samples": num_samples, "seed": seed, "posterior_scale": found.scale}
+    attach_recalibration(model, found.scaling.state(), **about)
     return found
 
 

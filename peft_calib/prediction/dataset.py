@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, default_data_collator
 
 from ..tuners.rows import count_rows, main_input_name
-from .engine import How, Predictor, choose_source
+from .engine import BatchPredictor, How, choose_source
 from .heads import TokenHead
 from .result import NotFiniteError, Prediction, RegressionPrediction
 
@@ -87,7 +87,7 @@ def predict_dataset(
     if split not in ("rows", "draws"):
         raise ValueError(f"split must be 'rows' or 'draws', got {split!r}.")
     # checked before the draws are dealt, so that bad input is refused on every process alike
-    whole = Predictor(source, how, num_samples, seed, tolerance=tolerance, max_samples=max_samples, **options)
+    whole = BatchPredictor(source, how, num_samples, seed, tolerance=tolerance, max_samples=max_samples, **options)
     predictor = _own_share(whole, state, options) if split == "draws" and state.num_processes > 1 else whole
     loader, batches = _loader(data, predictor, source.root, batch_size, processing_class, collate_fn, state)
     dealt = _dealt(loader, batches, split, state, progress and state.is_main_process)
@@ -95,7 +95,7 @@ def predict_dataset(
     return _joined(gather_object(parts) if state.num_processes > 1 else parts)
 
 
-def _own_share(whole: Predictor, state: Any, options: dict[str, Any]) -> Predictor | None:
+def _own_share(whole: BatchPredictor, state: Any, options: dict[str, Any]) -> BatchPredictor | None:
     """The prediction of this process's share of the draws; `None` where there are more processes than draws."""
     if whole.how == "mean" or whole.adaptive:
         raise ValueError("split='draws' deals a fixed number of draws; use split='rows' here.")
@@ -103,10 +103,10 @@ def _own_share(whole: Predictor, state: Any, options: dict[str, Any]) -> Predict
     share = torch.arange(total).tensor_split(state.num_processes)[state.process_index].tolist()
     if not share:
         return None
-    return Predictor(whole.source, whole.how, len(share), whole.seed, first=share[0], total=total, **options)
+    return BatchPredictor(whole.source, whole.how, len(share), whole.seed, first=share[0], total=total, **options)
 
 
-def _predicted(predictor: Predictor, batches: Iterable[tuple[int, Mapping[str, Any]]]) -> list[tuple]:
+def _predicted(predictor: BatchPredictor, batches: Iterable[tuple[int, Mapping[str, Any]]]) -> list[tuple]:
     """Number, first draw, rows and prediction of each batch; what is not finite is told when all are in."""
     parts: list[tuple] = []
     for index, batch in batches:
@@ -152,7 +152,7 @@ def _dealt(
 
 def _loader(
     data: Any,
-    predictor: Predictor | None,
+    predictor: BatchPredictor | None,
     root: nn.Module,
     batch_size: int,
     processing_class: Any,

@@ -95,9 +95,10 @@ def predict(
         torch.Size([3, 2])
     """
     source = choose_source(model, how, seed, dropout, adapter_names, antithetic)
-    options = {"task": task, "label_tokens": label_tokens, "tokenizer": tokenizer, "budget": memory_budget}
-    options["weights"] = weights
-    return Predictor(source, how, num_samples, seed, tolerance=tolerance, max_samples=max_samples, **options)(batch)
+    options: dict[str, Any] = {"task": task, "label_tokens": label_tokens, "tokenizer": tokenizer}
+    options |= {"budget": memory_budget, "weights": weights}
+    options |= {"tolerance": tolerance, "max_samples": max_samples}
+    return BatchPredictor(source, how, num_samples, seed, **options)(batch)
 
 
 def choose_source(
@@ -129,7 +130,7 @@ def check_how(how: object) -> None:
         raise ValueError(f"how must be one of {HOW}, got {how!r}.")
 
 
-class Predictor:
+class BatchPredictor:
     """A prediction set up once and made for many batches; `first` and `total` say which part of a whole it is."""
 
     def __init__(

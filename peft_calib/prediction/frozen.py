@@ -11,7 +11,7 @@ from torch import nn
 
 from ..draws_index import DRAWS_INDEX, read_draws_index
 from .baselines import AdapterDraws
-from .engine import How, Predictor
+from .engine import BatchPredictor, How
 from .result import Prediction, RegressionPrediction
 
 
@@ -81,4 +81,4 @@ def predict_frozen(
         adapter_names = sorted((n for n in model.peft_config if n.startswith("draw-")), key=lambda n: (len(n), n))
     source = AdapterDraws(model, adapter_names)
     options = {"task": task, "label_tokens": label_tokens, "tokenizer": tokenizer, "budget": memory_budget}
-    return Predictor(source, how, len(source.names), None, **options)(batch)
+    return BatchPredictor(source, how, len(source.names), None, **options)(batch)

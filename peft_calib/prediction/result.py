@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..files import fill_folder, write_atomically
-from ..json_files import read_json
+from ..json_files import Fields, read_json
 
 _TENSORS, _FACTS = "prediction.safetensors", "prediction.json"
 
@@ -54,6 +54,8 @@ class _Result:
 
     #: Name of the tensor (K, N, ...) with one entry for each draw and item.
     samples_name: ClassVar[str]
+    #: Further tensors of a kind, one entry for each item.
+    item_tensors: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         wrong = ~torch.isfinite(self._samples) & self._made
@@ -121,8 +123,21 @@ class _Result:
         return {"how": self.how, "seed": self.seed, "antithetic": self.antithetic}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        names = (self.samples_name, "draws_per_row", "positions", "labels", "weights")
-        return {name: getattr(self, name).contiguous() for name in names if getattr(self, name) is not None}
+        found = {name: getattr(self, name) for name in self._tensor_names()}
+        return {name: tensor.contiguous() for name, tensor in found.items() if tensor is not None}
+
+    @classmethod
+    def _tensor_names(cls) -> tuple[str, ...]:
+        return (cls.samples_name, *cls.item_tensors, "draws_per_row", "positions", "labels", "weights")
+
+    @classmethod
+    def _read_facts(cls, facts: Fields) -> dict[str, Any]:
+        """What `_made_by` says, out of a file."""
+        return {
+            "how": facts.text("how"),
+            "seed": facts.integer("seed", default=None),
+            "antithetic": facts.flag("antithetic", False),
+        }
 
     def save(self, path: str | Path) -> Path:
         """Write the prediction to a folder, as safetensors and JSON; nothing half written takes a good one's place.
@@ -162,20 +177,15 @@ class _Result:
         facts = read_json(folder / _FACTS, "Predict and save again")
         if facts.text("kind", default="") != cls.__name__:
             raise ValueError(f"{folder} holds no {cls.__name__}. Load it with the class that saved it.")
-        fields: dict[str, Any] = {
-            "num_forwards": facts.number("num_forwards", least=0),
-            "how": facts.text("how"),
-            "seed": facts.integer("seed", default=None),
-            "antithetic": facts.flag("antithetic", False),
-        }
+        fields: dict[str, Any] = {"num_forwards": facts.number("num_forwards", least=0), **cls._read_facts(facts)}
         try:
             tensors = load_file(folder / _TENSORS)
         except SafetensorError as error:
             raise ValueError(f"{folder / _TENSORS} is damaged ({error}). Predict and save again.") from error
-        names = {cls.samples_name, "draws_per_row", "positions", "labels", "weights"}
-        if cls.samples_name not in tensors or not tensors.keys() <= names:
+        names, needed = set(cls._tensor_names()), {cls.samples_name, *cls.item_tensors}
+        if not needed <= tensors.keys() <= names:
             raise ValueError(
-                f"{folder / _TENSORS} holds {sorted(tensors)}, but must hold {cls.samples_name!r} and at most "
+                f"{folder / _TENSORS} holds {sorted(tensors)}, but must hold {sorted(needed)} and at most "
                 f"{sorted(names)}. Predict and save again."
             )
         return cls(**tensors, **fields)
@@ -202,6 +212,7 @@ class _Result:
             "num_forwards": sum(p.num_forwards * n for p, n in zip(parts, rows, strict=True)) / max(sum(rows), 1),
             "weights": parts[0].weights,
             cls.samples_name: torch.cat([part._padded(K) for part in parts], dim=1),
+            **{name: torch.cat([getattr(part, name) for part in parts]) for name in cls.item_tensors},
         }
         if any(part.draws_per_row is not None or part.num_samples < K for part in parts):
             fields["draws_per_row"] = torch.cat([part._counts for part in parts])
@@ -221,6 +232,19 @@ class _Result:
         if parts[0].weights is not None:
             changed["weights"] = torch.cat([part.weights for part in parts])
         return replace(parts[0], num_forwards=sum(part.num_forwards for part in parts), **changed)
+
+    def select(self, items: torch.Tensor) -> Self:
+        """Some of the items, or all of them in another order.
+
+        Args:
+            items: Their places, int64.
+
+        Returns:
+            Their prediction.
+        """
+        names = ("draws_per_row", "positions", "labels", *self.item_tensors)
+        changed = {name: getattr(self, name)[items] for name in names if getattr(self, name) is not None}
+        return replace(self, **{self.samples_name: self._samples[:, items]}, **changed)
 
     def _columns(self) -> dict[str, Any]:
         columns: dict[str, Any] = {}

@@ -2,33 +2,69 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig
+from peft import PeftConfig, TaskType
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import nn
 
+from ..artefact import ARTEFACT_FILE, HERE, Artefact
+from ..base_models import base_fingerprint
 from ..files import write_atomically
-from ..identity import active_adapter
-
-#: The recalibration that goes with an adapter.
-RECALIBRATION_FILE = "recalibration.json"
+from ..identity import active_adapter, adapter_digest, unwrapped
+from ..json_files import parse_json
 
 
-def recalibration_text(state: dict[str, Any], digest: str, num_samples: int | None, seed: int, **more: Any) -> str:
-    """What `recalibration.json` says: a fitted method, the adapter it was fitted for, and how that predicted.
+def attach_recalibration(
+    model: nn.Module,
+    state: Mapping[str, Any],
+    *,
+    num_samples: int | None,
+    seed: int,
+    label_tokens: Sequence[int] | None = None,
+    **more: Any,
+) -> Artefact:
+    """Have the active adapter saved with a recalibration of one way of predicting, and what else a prediction needs.
+
+    What was attached for another way, or for the same adapter before, stays; every process of a sharded model has to
+    call it.
 
     Args:
+        model: With the adapter it was fitted for.
         state: Of the fitted method.
-        digest: Of the adapter.
         num_samples: Draws whose averaged probabilities it was fitted to; None for the mean.
         seed: Of the draws.
+        label_tokens: Ids of the tokens that stand for the classes, where a language model answers.
         more: What else was chosen with it.
+
+    Returns:
+        What is written beside the adapter.
     """
-    how = {"how": "mean" if num_samples is None else "sample", "num_samples": num_samples, "seed": seed}
-    return json.dumps({**state, "adapter": digest, **how, **more}, indent=1) + "\n"
+    how = "mean" if num_samples is None else "sample"
+    described = _described(model, label_tokens)
+    found = described.with_way(how, num_samples or 1, seed, state, **more)
+    attach_file(model, ARTEFACT_FILE, found.text())
+    return found
+
+
+def _described(model: nn.Module, label_tokens: Sequence[int] | None) -> Artefact:
+    """What a prediction needs of a model: what was attached to it and still holds, or what it says itself."""
+    digest, base = adapter_digest(model), base_fingerprint(model)
+    text = attached_file(model, ARTEFACT_FILE)
+    known = Artefact() if text is None else Artefact.from_fields(parse_json(text, ARTEFACT_FILE))
+    if dict(known.adapters) != {HERE: digest}:
+        known = replace(known, ways={}, adapters={HERE: digest})
+    inner = unwrapped(model)
+    labels = getattr(getattr(inner, "config", None), "id2label", None) or {}
+    task = inner.peft_config[active_adapter(model)].task_type
+    if known.classes is None and task in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS) and len(labels) > 1:
+        names = tuple(str(name) for _, name in sorted(labels.items()))
+        known = replace(known, classes=names if len(set(names)) == len(names) else None)
+    tokens = known.label_tokens if label_tokens is None else tuple(map(int, label_tokens))
+    return replace(known, label_tokens=tokens, base=base)
 
 
 def attach_file(model: nn.Module, name: str, text: str, adapter_name: str | None = None) -> None:

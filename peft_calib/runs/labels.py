@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset
 
-from .columns import MEND
-from .origins import at, is_missing
+from ..provenance.columns import MEND
+from ..provenance.origins import at, is_missing
 
 #: More different labels than this, in most rows a new one, are texts or measurements and not classes.
 MOST_CLASSES = 20

@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from peft import PeftModel
-from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedTokenizerBase
 
 from .. import calibration
+from ..artefact import Artefact
+from ..base_models import base_fingerprint
 from ..calibration import TemperatureScaling
 from ..calibration.recalibrate.temperature import POSSIBLE
 from ..console import own_random_state
 from ..identity import folder_digest
 from ..json_files import Fields
 from ..prediction import Prediction, predict_dataset
+from ..prediction.members import predict_members
 from ..provenance.splits import SplitRecord, read_split
 from .folder import RunFolder, read_fields, read_json
 from .labels import LabelMap
@@ -96,27 +97,36 @@ class FinishedRun:
         """Predict canonical rows; `num_samples` are grid points of a curve, members of an ensemble."""
         encoded = self.task.encode_prediction(rows, self.tokenizer)
         options: dict[str, Any] = {
-            "batch_size": 2 * self.task.config.batch_size,
+            "batch_size": self.task.inputs().batch_size,
             "processing_class": self.tokenizer,
             "task": self.task.predict_task,
             "label_tokens": self.task.answer_tokens(self.tokenizer),
             "progress": progress,
         }
-        if len(self.adapter_names) == 1:
-            return self._predict(encoded, how=variant, num_samples=num_samples, seed=seed, **options)
-        names = list(self.adapter_names[:num_samples])
-        if mixes_adapters(self.model):
-            return self._predict(encoded, num_samples=len(names), adapter_names=names, **options)
-        members = []
-        for name in names:
-            self.model.set_adapter(name)
-            members.append(self._predict(encoded, how="mean", **options))
-        return Prediction.stack_draws(members)
-
-    def _predict(self, encoded: Dataset, **options: Any) -> Prediction:
-        found = predict_dataset(self.model, encoded, **options)
+        if len(self.adapter_names) > 1:
+            return predict_members(self.model, encoded, self.adapter_names[:num_samples], **options)
+        found = predict_dataset(self.model, encoded, how=variant, num_samples=num_samples, seed=seed, **options)  # type: ignore[arg-type]
         assert isinstance(found, Prediction)  # no task of the command line is a regression
         return found
+
+    def artefact(self) -> Artefact:
+        """What a prediction needs of the run, for the folders of its adapters as the run names them."""
+        return run_artefact(self.folder, self.task, self.tokenizer, base_fingerprint(self.model))
+
+
+def run_artefact(folder: RunFolder, task: Task, tokenizer: PreTrainedTokenizerBase, base: str | None) -> Artefact:
+    """The same out of the run's files, also of one that an earlier version made."""
+    found = task.described(tokenizer, base)
+    stored = read_fields(folder.temperature)
+    for variant in stored:
+        fields = stored.mapping(variant)
+        adapters = fields.mapping("adapters", None)
+        told = adapter_digests(folder, task.config) if adapters is None else dict(adapters.content)
+        found = replace(found, adapters=told)
+        if "method" in fields:  # over a vocabulary there is a number, and no method for classes
+            state = {name: value for name, value in fields.content.items() if name not in ("num_samples", "adapters")}
+            found = found.with_way(variant, fields.integer("num_samples", least=1), 0, state)
+    return found
 
 
 def load_task(folder: RunFolder) -> Task:
@@ -163,13 +173,6 @@ def adapter_names(config: RunConfig) -> tuple[str, ...]:
 def read_record(folder: RunFolder, task: Task) -> SplitRecord:
     """Which rows a run was trained and calibrated on."""
     return read_split(folder.adapter(adapter_names(task.config)[0]))
-
-
-def mixes_adapters(model: PeftModel) -> bool:
-    """Whether stock PEFT can run several adapters in one batch: heads must be single layers for that."""
-    single = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
-    heads = [module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
-    return all(isinstance(head.original_module, single) for head in heads)
 
 
 def log_probabilities(prediction: Prediction) -> np.ndarray:

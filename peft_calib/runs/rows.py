@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from ..provenance.columns import without_missing
 from ..provenance.row_hashes import hash_rows
 from ..provenance.splits import MAX_OVERLAP, RowSet, SplitRecord, calibration_split, check_unseen
-from .columns import without_missing
 from .settings import RunConfig
 from .sources import FileFormat, read_splits, source_name
 from .tasks import Task, task_class

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 
+from ..provenance.origins import ATTRIBUTE, Origin, as_dataset, frame_columns
 from .embedded import embedded_rows
-from .origins import ATTRIBUTE, Origin, as_dataset, frame_columns
 from .text_files import DELIMITERS, decoded, read_csv, read_json
 
 #: What is read here, and the usual delimiter of those that have one.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -26,9 +25,11 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from ..classes import write_class_names
+from ..artefact import HERE, Artefact
+from ..base_models import able_to_pad, base_fingerprint, seeded_base
 from ..console import StepProgress, own_random_state
 from ..files import move_into_place
+from ..identity import folder_digest
 from ..provenance.splits import SplitRecord, record_split
 from ..trainer_callbacks import (
     BestCalibrationCallback,
@@ -62,18 +63,12 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, able to pad."""
     load_model_config(config)  # says which model there is none of; a tokenizer's own message is about its files
     words = {"add_prefix_space": True} if config.task == "token-cls" else {}  # byte-level tokenizers need it for words
-    tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision, **words)
-    if tokenizer.pad_token is None:  # decoders: any token serves, padding is masked
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return tokenizer
+    return able_to_pad(AutoTokenizer.from_pretrained(config.model, revision=config.revision, **words))
 
 
 def load_base(task: Task, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
     """The base model; what is fresh in it follows the run's seed, and so is the same in every stage and later."""
-    set_seed(task.config.seed)
-    base = task.load_model()
-    base.config.pad_token_id = tokenizer.pad_token_id
-    return base
+    return seeded_base(task.load_model, tokenizer, task.config.seed)
 
 
 def run_stage(stage: Stage, material: Material, folder: RunFolder, progress: Progress) -> dict[str, Any]:
@@ -109,8 +104,8 @@ def run_stage(stage: Stage, material: Material, folder: RunFolder, progress: Pro
             "seconds": round(time.perf_counter() - start, 1),
             "resumed_at_step": None if checkpoint is None else int(checkpoint.rpartition("-")[2]),
         }
-        labels = material.task.labels
-        _finish(trainer, stage, folder, facts, None if labels is None else labels.names)
+        described = material.task.described(material.tokenizer, base_fingerprint(model))
+        _finish(trainer, stage, folder, facts, described)
     return facts
 
 
@@ -206,9 +201,7 @@ def best_callbacks(config: RunConfig) -> list[TrainerCallback]:
     return [BestCalibrationCallback(config.best_metric)]
 
 
-def _finish(
-    trainer: Trainer, stage: Stage, folder: RunFolder, facts: dict[str, Any], classes: Sequence[str] | None
-) -> None:
+def _finish(trainer: Trainer, stage: Stage, folder: RunFolder, facts: dict[str, Any], described: Artefact) -> None:
     """Save the adapter beside its place and move it there complete; then checkpoints are no longer needed."""
     state = processes()
     unfinished = folder.training(stage.name) / "adapter"
@@ -218,8 +211,7 @@ def _finish(
     trainer.save_model(str(unfinished))
     state.wait_for_everyone()
     if state.is_main_process:
-        if classes is not None:
-            write_class_names(unfinished, classes)
+        replace(described, adapters={HERE: folder_digest(unfinished)}).write(unfinished)
         (unfinished / "training_args.bin").unlink(missing_ok=True)  # a pickle; the settings are in config.json
         write_json(unfinished / STAGE, facts)
         write_json(folder.training(stage.name) / "log.json", {"log_history": trainer.state.log_history})

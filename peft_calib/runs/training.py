@@ -11,13 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
-from ..classes import write_class_names
+from ..artefact import HERE
 from ..console import progress_bars, quiet
 from ..export import export_lora
-from ..files import move_into_place, write_atomically
+from ..files import move_into_place
 from ..identity import folder_digest
 from ..items import count_items
-from ..provenance.companions import RECALIBRATION_FILE, recalibration_text
 from ..provenance.splits import RowSet, SplitRecord
 from .baseline import CALLED, MostFrequent
 from .folder import RunFolder, write_json
@@ -177,11 +176,9 @@ def _finish(
     if run.task.config.method not in ("lora", "ensemble"):
         export_lora(run.model, folder.plain_lora, adapter_name=ADAPTER)
         plain = [folder.plain_lora.name]
-        if run.task.labels is not None:  # beside the adapter they are since its stage is complete
-            write_class_names(folder.plain_lora, run.task.labels.names)
     adapters = adapter_digests(folder, run.task.config)
     write_json(folder.temperature, {name: {**fitted, "adapters": adapters} for name, fitted in temperatures.items()})
-    _beside_the_adapter(run, folder, temperatures)
+    _beside_the_adapters(run, folder)
     content = {
         "format_version": FORMAT_VERSION,
         "method": run.task.config.method,
@@ -200,12 +197,16 @@ def _finish(
     return content
 
 
-def _beside_the_adapter(run: FinishedRun, folder: RunFolder, temperatures: dict[str, Any]) -> None:
-    """The temperature of the mean travels with the adapter, as `RecalibrationCallback` stores one, and its LoRA."""
-    if run.task.labels is None or list(run.adapter_names) != [ADAPTER] or "mean" not in temperatures:
+def _beside_the_adapters(run: FinishedRun, folder: RunFolder) -> None:
+    """What predicting needs travels with the adapter, and with the plain LoRA, which has its mean only.
+
+    The members of an ensemble have their temperature together, so it lies above them, in the run.
+    """
+    found = run.artefact()
+    if list(run.adapter_names) != [ADAPTER]:
+        found.write(folder.path)
         return
-    state = {name: value for name, value in temperatures["mean"].items() if name != "num_samples"}
-    for place in (folder.adapter(ADAPTER), folder.plain_lora):
+    for place, ways in ((folder.adapter(ADAPTER), tuple(found.ways)), (folder.plain_lora, ("mean",))):
         if place.is_dir():
-            text = recalibration_text(state, folder_digest(place), None, run.task.config.seed)
-            write_atomically(place / RECALIBRATION_FILE, text)
+            kept = {how: found.ways[how] for how in ways if how in found.ways}
+            replace(found, adapters={HERE: folder_digest(place)}, ways=kept).write(place)

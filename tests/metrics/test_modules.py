@@ -11,11 +11,11 @@ import torch
 import yaml
 
 import peft_calib
-from peft_calib.calibration import calibration_report
+from peft_calib.calibration import ConformalSets, calibration_report
 from peft_calib.calibration.scores.table import KEYS
 from peft_calib.metrics.page import parse_rows, safely
 
-NAMES = ["calibration", "selective_prediction", "uncertainty"]
+NAMES = ["calibration", "decision", "selective_prediction", "uncertainty"]
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,8 @@ def test_known_answers(name):
 @pytest.mark.parametrize("keep_in_memory", [True, False])
 def test_batches_give_the_numbers_of_one_call(name, keep_in_memory):
     p, y = _data(name)
-    options = {"confidence_level": None} if name == "calibration" else {}
+    sure = {"calibration_predictions": np.eye(3)[np.arange(90) % 3], "calibration_references": np.arange(90) % 3}
+    options = {"calibration": {"confidence_level": None}, "decision": {"risk": 0.1, **sure}}.get(name, {})
     at_once = _load(name).compute(predictions=p, references=y, **options)
     metric = evaluate.load(peft_calib.metric_path(name), keep_in_memory=keep_in_memory)
     for part in np.array_split(np.arange(len(y)), 4):
@@ -70,6 +71,29 @@ def test_the_calibration_module_is_the_report():
     result = _load("calibration").compute(predictions=p, references=y, num_resamples=50)
     np.testing.assert_equal(result, calibration_report(p, y, num_resamples=50).to_dict())  # NaN equals NaN
     assert set(KEYS) < set(result)
+
+
+def test_the_decision_module_reads_a_rule_and_refuses_its_own_rows(tmp_path):
+    p, y = _data("decision", 400)
+    ConformalSets(alpha=0.2, score="aps").fit(p[:200], y[:200]).save(tmp_path / "sets.json")
+    metric = _load("decision")
+    result = metric.compute(predictions=p[200:], references=y[200:], rule=str(tmp_path / "sets.json"))
+    fitted = {"calibration_predictions": p[:200], "calibration_references": y[:200], "alpha": 0.2, "score": "aps"}
+    again = metric.compute(predictions=p[200:], references=y[200:], **fitted)
+    np.testing.assert_equal(again, result)  # NaN, the accuracy of no singletons, equals NaN
+    assert result["band_low"] <= result["coverage"] and "hold the label" in result["promise"]
+    with pytest.raises(ValueError, match="it has not seen"):
+        metric.compute(predictions=p[:200], references=y[:200], rule=str(tmp_path / "sets.json"))
+    for options, message in (({}, "none of these"), ({"rule": "r.json", "risk": 0.1}, "not both")):
+        with pytest.raises(ValueError, match=message):
+            metric.compute(predictions=p[200:], references=y[200:], **options)
+
+
+def test_the_decision_page_splits_its_rows():
+    app = runpy.run_path(str(Path(peft_calib.metric_path("decision")) / "app.py"))
+    heading, body = safely(app["measure"], app["example"](), None, {"input": "probabilities"})
+    assert "at most 10 % is wrong" in heading and "hold the label" in body and body.count("<tr>") > 15
+    assert "cannot be measured" in safely(app["measure"], "0.9,0.1,0\n0.2,0.8,1", None, {"input": "probabilities"})[0]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +144,7 @@ def test_combined_with_each_other():
 
 
 def test_paths():
-    with pytest.raises(ValueError, match="calibration, selective_prediction, uncertainty"):
+    with pytest.raises(ValueError, match="calibration, decision, selective_prediction, uncertainty"):
         peft_calib.metric_path("accuracy")
     assert Path(peft_calib.metric_path("calibration")).is_absolute()
 

@@ -125,7 +125,8 @@ def test_upload_report_and_bad_file(open_page, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("selective_prediction", "AURC"), ("uncertainty", "nats of uncertainty")]
+    ("name", "expected"),
+    [("selective_prediction", "AURC"), ("uncertainty", "nats of uncertainty"), ("decision", "is wrong")],
 )
 def test_the_other_pages_measure_their_example(open_page, name, expected):
     driver = open_page(name)

@@ -7,7 +7,7 @@ from families import ENCODER, FAMILIES, Family
 from stochastic_models import bayesian
 
 from peft_calib import predict
-from peft_calib.prediction.engine import Predictor
+from peft_calib.prediction.engine import BatchPredictor
 from peft_calib.prediction.linear import linear_logits
 from peft_calib.prediction.sources import LawDraws
 from peft_calib.tuners import Mean, Sample
@@ -43,7 +43,7 @@ def test_against_finite_differences(name):
         {"label_tokens": [4, 9, 30]} if name == "gpt2" else {}
     )  # Llama's norm computes in float32, too coarse for differences
     source = LawDraws(model, 0)
-    predictor = Predictor(source, "linear", 3, 0, **tokens)
+    predictor = BatchPredictor(source, "linear", 3, 0, **tokens)
     items = predictor.prepare(batch)
     got = linear_logits(source, predictor.head, items, 0, 3)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from command_line import QUICK, WORDS, peft_calib, sentences, write_csv
 from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoTokenizer, RobertaConfig, RobertaForSequenceClassification, RobertaTokenizer
+from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaTokenizer
 
 
 @pytest.fixture(scope="session")
@@ -18,16 +18,6 @@ def train_file(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def test_file(tmp_path_factory) -> Path:
     return write_csv(tmp_path_factory.mktemp("data") / "held_out.csv", sentences(60, seed=1))
-
-
-@pytest.fixture(scope="session")
-def tiny_decoder_folder(tmp_path_factory, minilm, tiny_decoder) -> Path:
-    """A saved tiny decoder with a real word-piece tokenizer."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-decoder"
-    tokenizer = AutoTokenizer.from_pretrained(minilm)
-    tokenizer.save_pretrained(folder)
-    tiny_decoder(vocab_size=len(tokenizer), max_position_embeddings=128).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from peft_calib.calibration import TemperatureScaling
 from peft_calib.prediction import load_frozen, predict_dataset
+from peft_calib.prediction.members import mixes_adapters
 from peft_calib.runs.evaluation import evaluate_run
-from peft_calib.runs.loading import FinishedRun, mixes_adapters
+from peft_calib.runs.loading import FinishedRun
 from peft_calib.runs.rows import load_run_rows
 from peft_calib.runs.settings import METHODS
 from peft_calib.splits import RowSet, read_split
@@ -50,7 +51,7 @@ def test_a_run_holds_what_it_says(trained, method):
     assert all(fitted["parameters"]["temperature"] > 0 for fitted in temperatures.values())
     if method != "ensemble":  # the adapter's folder alone is enough for its probabilities
         assert load_recalibration(run / "adapter").state()["fit"] == temperatures["mean"]["fit"]
-        names = json.loads((run / "adapter" / "classes.json").read_text())["names"]
+        names = json.loads((run / "adapter" / "predictor.json").read_text())["classes"]
         assert names == json.loads((run / "config.json").read_text())["labels"]["names"]
         assert TemperatureScaling.load(run / "temperature.json").state()["fit"] == temperatures["mean"]["fit"]
         for folder in {"adapter", *content["plain_lora"]}:

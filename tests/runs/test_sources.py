@@ -12,9 +12,9 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from peft_calib.demo.data import load_text_data
-from peft_calib.runs.columns import texts_of, without_missing
+from peft_calib.provenance.columns import texts_of, without_missing
+from peft_calib.provenance.origins import at
 from peft_calib.runs.labels import LabelMap
-from peft_calib.runs.origins import at
 from peft_calib.runs.sources import FileFormat, read_splits
 
 WORDS = [

@@ -80,10 +80,21 @@ def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
 
 #: Rooms from the ground up: an arrow goes to a room further up in this list, that is, down in the house.
 FLOORS = {
-    "ground": ("versions", "internals", "files", "json_files", "registry", "identity", "classes", "console"),
+    "ground": (
+        "versions",
+        "internals",
+        "files",
+        "json_files",
+        "registry",
+        "identity",
+        "artefact",
+        "base_models",
+        "classes",
+        "console",
+    ),
     "foundations": ("tuners", "calibration"),
     "what lies on one of them": ("provenance", "splits", "draws_index", "edits", "items", "prediction"),
-    "tools": ("with_peft", "export", "methods", "metrics", "trainer_callbacks"),
+    "tools": ("with_peft", "export", "methods", "metrics", "predictor", "trainer_callbacks"),
     "roads": ("runs", "demo", "cli"),
 }
 

@@ -13,11 +13,11 @@ from tokenizers import Tokenizer, models
 from transformers import Trainer, TrainerCallback
 
 from peft_calib import BayesianLoraConfig, HyperLoraConfig, calibration_split, predict_dataset, prepare_for_trainer
+from peft_calib.artefact import ARTEFACT_FILE
 from peft_calib.calibration import TemperatureScaling
 from peft_calib.calibration.recalibrate import VectorScaling
 from peft_calib.splits import SPLIT_FILE, check_unseen, read_split
 from peft_calib.trainer_callbacks import BestCalibrationCallback, RecalibrationCallback, load_recalibration
-from peft_calib.trainer_callbacks.recalibration import RECALIBRATION_FILE
 
 
 @pytest.fixture
@@ -81,7 +81,10 @@ def test_weights_that_changed_since_are_noticed(tiny_classifier, tmp_path, split
     run.save_model(tmp_path / "final")
     with pytest.raises(ValueError, match="other weights"):
         load_recalibration(tmp_path / "final")
-    (tmp_path / "final" / RECALIBRATION_FILE).write_text(json.dumps({"method": "Path"}))
+    file = tmp_path / "final" / ARTEFACT_FILE
+    damaged = json.loads(file.read_text())
+    damaged["ways"]["mean"]["method"] = "Path"
+    file.write_text(json.dumps(damaged))
     (tmp_path / "final" / "adapter_model.safetensors").unlink()
     with pytest.raises(ValueError, match="method is 'Path', but must be one of"):
         load_recalibration(tmp_path / "final")
@@ -129,8 +132,8 @@ def test_draws_and_another_method(tiny_classifier, tmp_path, split):
     found = load_recalibration(tmp_path / "final")
     assert isinstance(found, VectorScaling)
     np.testing.assert_allclose(found.transform(logits), expected.transform(logits), atol=1e-4)
-    saved = json.loads((tmp_path / "final" / RECALIBRATION_FILE).read_text())
-    assert (saved["how"], saved["num_samples"], saved["seed"]) == ("sample", 3, 5)
+    saved = json.loads((tmp_path / "final" / ARTEFACT_FILE).read_text())["ways"]["sample"]
+    assert (saved["num_samples"], saved["seed"]) == (3, 5)
 
 
 def test_the_global_random_state_stays(tiny_classifier, tmp_path, split):
@@ -221,7 +224,7 @@ def test_too_few_rows_are_told_of_before_and_the_training_ends_well(tiny_classif
         run.train()
     assert any("fitted nothing" in str(each.message) for each in caught)
     run.save_model(tmp_path / "final")
-    assert not (tmp_path / "final" / RECALIBRATION_FILE).exists()
+    assert not (tmp_path / "final" / ARTEFACT_FILE).exists()
     assert len(read_split(tmp_path / "final").calibrated_on["tokens"]) == 6
 
 
@@ -230,7 +233,7 @@ def test_a_temperature_that_is_left_off_says_why(tiny_classifier, tmp_path):
     callback = RecalibrationCallback(calibration)
     with pytest.warns(UserWarning, match="is left off: its 95% interval"):
         _, found = fitted(adapted(tiny_classifier), tmp_path, callback, train, learning_rate=1e-5, max_steps=1)
-    saved = json.loads((tmp_path / "final" / RECALIBRATION_FILE).read_text())
+    saved = json.loads((tmp_path / "final" / ARTEFACT_FILE).read_text())["ways"]["mean"]
     assert found.temperature == 1.0
     assert saved["fit"]["applied"] is False
     assert saved["fit"]["low"] <= 1 <= saved["fit"]["high"]

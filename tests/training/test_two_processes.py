@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 import peft_calib
 from peft_calib import BayesianLoraConfig, CurveLoraConfig, HyperLoraConfig, predict
 from peft_calib.calibration import TemperatureScaling, calibration_report
+from peft_calib.identity import digest_of
 from peft_calib.splits import read_split
 from peft_calib.trainer_callbacks import (
     BestCalibrationCallback,
@@ -24,7 +25,7 @@ from peft_calib.trainer_callbacks import (
     RegularizerScheduleCallback,
     load_recalibration,
 )
-from peft_calib.trainer_callbacks.adapter_state import adapter_tensors, digest_of, restore_adapter, write_adapter
+from peft_calib.trainer_callbacks.adapter_state import adapter_tensors, restore_adapter, write_adapter
 
 METHODS = {"hyper": HyperLoraConfig, "bayesian": BayesianLoraConfig, "curve": CurveLoraConfig}
 

@@ -4,6 +4,7 @@ from ...json_files import Fields
 from .base import LogitScaling, Recalibrator
 from .linear import MatrixScaling, VectorScaling
 from .per_class import BetaCalibration, HistogramCalibration, IsotonicCalibration, OneVersusRest
+from .prior import PriorCorrection, PriorEstimate, estimate_prior
 from .temperature import FEWEST_ROWS, TemperatureFit, TemperatureScaling, check_enough_rows
 
 __all__ = [
@@ -14,16 +15,20 @@ __all__ = [
     "LogitScaling",
     "MatrixScaling",
     "OneVersusRest",
+    "PriorCorrection",
+    "PriorEstimate",
     "Recalibrator",
     "TemperatureFit",
     "TemperatureScaling",
     "VectorScaling",
     "check_enough_rows",
+    "estimate_prior",
     "load_state",
 ]
 
 _ONE_VERSUS_REST = BetaCalibration, HistogramCalibration, IsotonicCalibration
-_METHODS = {m.__name__: m for m in (*_ONE_VERSUS_REST, MatrixScaling, TemperatureScaling, VectorScaling)}
+_ON_LOGITS = MatrixScaling, PriorCorrection, TemperatureScaling, VectorScaling
+_METHODS = {m.__name__: m for m in (*_ONE_VERSUS_REST, *_ON_LOGITS)}
 
 
 def load_state(fields: Fields) -> Recalibrator:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-import torch
 
 from ...files import write_atomically
 from ...json_files import Fields, describe, read_json
-from ..answers import unwrapped, without_masks
+from ..answers import as_given, without_masks
 from ..fingerprint import SplitFingerprint, row_hashes
+from ..grouping import values_of_rows
 from ..inputs import LogitRows, as_logit_rows, as_logits, softmax
 from ..report.report import CalibrationReport, calibration_report
 
@@ -98,7 +98,7 @@ class Recalibrator(ABC):
             ValueError: If the method is not fitted, or was fitted for another number of classes.
         """
         values, shape = self._checked_logits(logits, input)
-        return _as_given(self._probabilities(values).reshape(shape), logits)
+        return as_given(self._probabilities(values).reshape(shape), logits)
 
     def evaluate(
         self,
@@ -136,6 +136,8 @@ class Recalibrator(ABC):
                 f"fitted on (split {fitted_on.digest[:12]}). Recalibration must be reported on rows it has not "
                 "seen: hold out a calibration split of the training data to fit on."
             )
+        if options.get("groups") is not None:
+            options["groups"] = values_of_rows(options["groups"], labels, rows.kept)
         return calibration_report(self._probabilities(rows.logits), rows.labels, **options)
 
     def state(self) -> dict[str, Any]:
@@ -182,6 +184,18 @@ class Recalibrator(ABC):
         Raises:
             ValueError: If it is of another method, or a value cannot be; the message names field and value.
         """
+        fields = cls._checked_fields(state)
+        parameters = fields.mapping("parameters")
+        method = cls()
+        method.num_classes = fields.integer("num_classes", least=1)
+        method.fitted_on = SplitFingerprint.from_fields(fields.mapping("fitted_on"))
+        for name in cls.parameter_names:
+            setattr(method, name, method._read_parameter(parameters, name))
+        return method
+
+    @classmethod
+    def _checked_fields(cls, state: Mapping[str, Any] | Fields) -> Fields:
+        """The fields of a state of this method and version that has the right parameters."""
         fields = state if isinstance(state, Fields) else Fields(state, f"A saved {cls.__name__}", MEND)
         if fields.text("method") != cls.__name__:
             raise ValueError(
@@ -200,12 +214,7 @@ class Recalibrator(ABC):
                 f"{fields.source}: the parameters of a saved {cls.__name__} should be {cls.parameter_names}; wrong: "
                 f"{missing}. {MEND}."
             )
-        method = cls()
-        method.num_classes = fields.integer("num_classes", least=1)
-        method.fitted_on = SplitFingerprint.from_fields(fields.mapping("fitted_on"))
-        for name in cls.parameter_names:
-            setattr(method, name, method._read_parameter(parameters, name))
-        return method
+        return fields
 
     def _read_parameter(self, parameters: Fields, name: str) -> Any:
         """A parameter out of a file; a method says which values can be, given `num_classes`."""
@@ -254,10 +263,4 @@ class LogitScaling(Recalibrator):
         values, shape = self._checked_logits(logits, input)
         masked = np.isneginf(values)
         scaled = self._transform_logits(without_masks(values))
-        return _as_given(np.where(masked, -np.inf, scaled).reshape(shape), logits)
-
-
-def _as_given(values: np.ndarray, answer: Any) -> Any:
-    """A torch tensor where the logits came in one, on its device."""
-    given = unwrapped(answer)
-    return torch.as_tensor(values, device=given.device) if isinstance(given, torch.Tensor) else values
+        return as_given(np.where(masked, -np.inf, scaled).reshape(shape), logits)

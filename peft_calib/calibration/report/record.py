@@ -11,6 +11,8 @@ from ...json_files import without_nan
 from ..bins import BinStatistics
 from ..inputs import Rows
 from ..resampling.intervals import NoiseFloor
+from .classes import ClassRow
+from .groups import GroupsRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +26,9 @@ class ReportRecord(Mapping[str, float]):
     intervals: dict[str, tuple[float, float]] | None = None
     floor: NoiseFloor | None = None
     rows: Rows | None = field(default=None, repr=False)
+    groups: GroupsRecord | None = None
+    classes: tuple[ClassRow, ...] | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __getitem__(self, key: str) -> float:
         return self.scores[key]
@@ -38,7 +43,8 @@ class ReportRecord(Mapping[str, float]):
         """The scores as plain floats under their own keys, then `settings`, `intervals` and `noise_floor`.
 
         `intervals[key]` is `[low, high]`; `noise_floor[key]` has `mean`, `low` and `high`. Both are None if the report
-        was made with `confidence_level=None`.
+        was made with `confidence_level=None`. `groups` and `classes` are there if they were asked for, see
+        `GroupsRecord.to_dict` and `ClassRow.to_dict`.
         """
         floor = None if self.floor is None else {key: band._asdict() for key, band in self.floor.items()}
         return {
@@ -46,6 +52,8 @@ class ReportRecord(Mapping[str, float]):
             "settings": dict(self.settings),
             "intervals": None if self.intervals is None else {k: list(v) for k, v in self.intervals.items()},
             "noise_floor": floor,
+            **({} if self.groups is None else {"groups": self.groups.to_dict()}),
+            **({} if self.classes is None else {"classes": [row.to_dict() for row in self.classes]}),
         }
 
     def to_json(self, indent: int | None = 2) -> str:

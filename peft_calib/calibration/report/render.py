@@ -5,11 +5,25 @@ from __future__ import annotations
 import base64
 import html
 import io
-import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..scores.table import DEFINITIONS, MOST_RESAMPLED_CLASSES
+from .classes import class_section
+from .group_text import group_section, group_verdict
 from .record import ReportRecord
+from .tables import (
+    Section,
+    Table,
+    html_section,
+    in_html,
+    in_markdown,
+    in_text,
+    markdown_section,
+    markdown_table,
+    number,
+    pair,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +40,18 @@ figcaption{font-size:.85rem;color:#555}
 """
 
 
-def verdict(report: ReportRecord) -> str:
+def verdict(report: ReportRecord, told: Callable[[str], str] = in_text) -> str:
+    """In words: how the ECE compares with that of a perfectly calibrated model, and whether a group is worse.
+
+    `told` writes the parts of the text, names of groups among them.
+    """
+    parts = [calibration_verdict(report)]
+    if report.groups is not None and (groups := group_verdict(report.groups)):
+        parts += [" ", *groups]
+    return "".join(map(told, parts))
+
+
+def calibration_verdict(report: ReportRecord) -> str:
     """In words: how the ECE compares with what a perfectly calibrated model would score on these rows."""
     ece = report.scores["ece"]
     size = f"on {report.settings['num_rows']:,} rows"
@@ -49,12 +74,10 @@ def verdict(report: ReportRecord) -> str:
 
 def report_markdown(report: ReportRecord) -> str:
     """The report as a Markdown table under its verdict."""
-    lines = [verdict(report), ""]
-    header = _header(report)
-    lines += ["| " + " | ".join(header) + " |", "|" + "|".join(["---", *["---:"] * (len(header) - 1)]) + "|"]
-    lines += ["| " + " | ".join(cells) + " |" for cells in _table(report)]
+    lines = [verdict(report, in_markdown), "", *markdown_table(Table(_header(report), _table(report))), ""]
+    sections = [line for section in _sections(report) for line in markdown_section(section)]
     settings = ", ".join(f"{key} {value}" for key, value in report.settings.items() if value is not None)
-    return "\n".join([*lines, "", *_notes(report), f"({settings})"]) + "\n"
+    return "\n".join([*lines, *_notes(report), *sections, f"({settings})"]) + "\n"
 
 
 def report_html(report: ReportRecord) -> str:
@@ -65,14 +88,25 @@ def report_html(report: ReportRecord) -> str:
         numbers = "".join(f'<td class="n">{html.escape(cell)}</td>' for cell in cells[1:])
         body.append(f"<tr><td><code>{key}</code></td>{numbers}<td>{html.escape(DEFINITIONS[key])}</td></tr>")
     notes = "".join(f"<p>{html.escape(note)}</p>\n" for note in _notes(report) if note)
+    sections = "".join(
+        html_section(section, _group_picture(report) if section.has_picture else "") for section in _sections(report)
+    )
     settings = "".join(f"<li>{html.escape(f'{k}: {v}')}</li>" for k, v in report.settings.items() if v is not None)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Calibration report</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>\n'
-        f'<h1>Calibration report</h1>\n<p class="verdict">{html.escape(verdict(report))}</p>\n'
+        f'<h1>Calibration report</h1>\n<p class="verdict">{verdict(report, in_html)}</p>\n'
         f"{_pictures(report)}\n<table><thead><tr>{header}</tr></thead><tbody>\n{chr(10).join(body)}\n</tbody></table>\n"
-        f"{notes}<h2>Settings</h2><ul>{settings}</ul>\n</body></html>\n"
+        f"{notes}{sections}<h2>Settings</h2><ul>{settings}</ul>\n</body></html>\n"
     )
+
+
+def _sections(report: ReportRecord) -> list[Section]:
+    """What comes after the scores of all rows."""
+    sections = [] if report.groups is None else [group_section(report)]
+    if report.classes is not None:
+        sections.append(class_section(report.classes, report.settings["confidence_level"]))
+    return sections
 
 
 def _notes(report: ReportRecord) -> list[str]:
@@ -92,23 +126,13 @@ def _header(report: ReportRecord) -> list[str]:
 def _table(report: ReportRecord) -> list[list[str]]:
     lines = []
     for key, value in report.scores.items():
-        cells = [key, _number(value)]
+        cells = [key, number(value)]
         if report.intervals is not None and report.floor is not None:
-            cells.append(_pair(report.intervals.get(key)))
+            cells.append(pair(report.intervals.get(key)))
             band = report.floor.get(key)
-            cells += ["–", "–"] if band is None else [_number(band.mean), _pair((band.low, band.high))]
+            cells += ["–", "–"] if band is None else [number(band.mean), pair((band.low, band.high))]
         lines.append(cells)
     return lines
-
-
-def _number(value: float) -> str:
-    return "–" if not math.isfinite(value) else f"{value:.4f}"
-
-
-def _pair(ends: tuple[float, float] | None) -> str:
-    if ends is None or not all(math.isfinite(end) for end in ends):
-        return "–"
-    return f"[{ends[0]:.4f}, {ends[1]:.4f}]"
 
 
 def _pictures(report: ReportRecord) -> str:
@@ -121,8 +145,19 @@ def _pictures(report: ReportRecord) -> str:
         named.append(("Risk and coverage", plots.risk_coverage_diagram(pair)))
         named.append(("Confidence of correct and wrong rows", plots.confidence_histogram(*pair)))
     if report.class_bins is not None:
-        named.append(("Every class", plots.classwise_figure(report.class_bins)))
+        named.append(("Every class", plots.classwise_figure(report.class_bins, class_names=report.class_names)))
     return "\n".join(_picture(name, figure) for name, figure in named)
+
+
+def _group_picture(report: ReportRecord) -> str:
+    from . import forest
+
+    assert report.groups is not None
+    drawn, all_groups = len(forest.drawn_names(report.groups, "accuracy")), len(report.groups)
+    what = "Every group less all rows" if drawn == all_groups else f"{drawn} of {all_groups:,} groups less all rows"
+    if report.intervals is not None:
+        what += "; bars hold for all groups at once, squares lie on the worse side, open circles have too few rows"
+    return _picture(what, forest.group_diagram(report)) + "\n"
 
 
 def _picture(name: str, figure: Figure) -> str:

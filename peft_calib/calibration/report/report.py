@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from ..inputs import as_rows, check_confidence_level, check_num_bins
-from ..resampling.intervals import bootstrap_intervals, down_to_zero, noise_floor, num_resamples_for, resampled_keys
-from ..scores.panel import build_tables, compute_panel
+from ..grouping import as_groups
+from ..inputs import as_rows, check_num_bins
 from . import render
-from .conventions import convention_scores
+from .classes import checked_class_names, class_rows
+from .groups import measured_groups
+from .measured import Asked, measured
 from .record import ReportRecord
 
 
@@ -25,6 +27,9 @@ class CalibrationReport(ReportRecord):
         floor: Mean and band of each score under perfect calibration, or None.
         bins: Top-label uniform bins, for the pictures.
         class_bins: `(C, B)` bins of every class column.
+        classes: One line a class, if `per_class` was asked for; see `ClassRow`.
+        class_names: Names of the classes, or None.
+        groups: Panel of every group and its distance from all rows, if groups were given; see `GroupsRecord`.
     """
 
     def to_markdown(self) -> str:
@@ -36,7 +41,7 @@ class CalibrationReport(ReportRecord):
         return render.report_html(self)
 
     def verdict(self) -> str:
-        """In words: how the ECE compares with what a perfectly calibrated model would score on these rows."""
+        """In words: how the ECE compares with that of a perfectly calibrated model, and whether a group is worse."""
         return render.verdict(self)
 
     def __str__(self) -> str:
@@ -56,6 +61,9 @@ def calibration_report(
     num_resamples: int | None = None,
     interval_method: str = "bca",
     seed: int = 0,
+    groups: Any = None,
+    per_class: bool = False,
+    class_names: Sequence[str] | None = None,
 ) -> CalibrationReport:
     """Measures accuracy, proper scores, calibration and selective prediction of one set of predictions.
 
@@ -73,6 +81,11 @@ def calibration_report(
         num_resamples: Bootstrap resamples; by default 1,000, fewer above 10^5 rows.
         interval_method: `"bca"` or `"percentile"`.
         seed: Of the private generator of the intervals and of the floor.
+        groups: One value a row (text, number, tuple of them), or one for each entry of the labels' first axis. The
+            report then has `groups`: all scores of every group and its gap to all rows. A missing value is an error.
+        per_class: Whether the report has a line for every class: rows, recall, precision, ECE and Brier score against
+            the rest, with intervals. For classes that are not equally frequent, where averages over rows hide some.
+        class_names: What to call the classes there and in pictures.
 
     Raises:
         ValueError, TypeError: For anything that is not what it should be, see `as_rows`.
@@ -85,26 +98,14 @@ def calibration_report(
     """
     num_bins = check_num_bins(num_bins)
     rows = as_rows(probabilities, labels, input=input, mask=mask, ignore_index=ignore_index)
-    tables = build_tables(rows, num_bins)
-    values = compute_panel(rows, num_bins, tables)
-    redefined = convention_scores(convention, rows, num_bins, values)
-    settings = {
-        "num_rows": len(rows.labels),
-        "num_classes": rows.num_classes,
-        "num_bins": num_bins,
-        "convention": convention,
-        "confidence_level": None,
-    }
-    intervals = floor = None
-    if confidence_level is not None:
-        check_confidence_level(confidence_level)
-        resamples = num_resamples_for(len(rows.labels), rows.num_classes) if num_resamples is None else num_resamples
-        scores = [key for key in resampled_keys(rows.num_classes) if key not in redefined]
-        asked: dict[str, Any] = {"confidence_level": confidence_level, "num_resamples": resamples, "seed": seed}
-        floor = noise_floor(rows, num_bins=num_bins, scores=scores, **asked)
-        found = bootstrap_intervals(rows, num_bins=num_bins, scores=scores, method=interval_method, **asked)
-        intervals = down_to_zero(found, values, floor)
-        settings |= {"confidence_level": confidence_level, "interval_method": interval_method, **asked}
+    asked = Asked(num_bins, convention, confidence_level, num_resamples, interval_method, seed)
+    names = checked_class_names(class_names, rows.num_classes)
+    grouping = None if groups is None else as_groups(groups, labels, rows.kept)
+    found = measured(rows, asked)
     return CalibrationReport(
-        values | redefined, settings, tables.sums.bins, tables.columns.uniform, intervals, floor, rows
-    )
+        found.scores, found.settings, found.tables.sums.bins, found.tables.columns.uniform, found.intervals,
+        found.floor, rows,
+        groups=None if grouping is None else measured_groups(rows, grouping, found, asked),
+        classes=class_rows(rows, found, names) if per_class else None,
+        class_names=names,
+    )  # fmt: skip

@@ -169,6 +169,13 @@ def _resampled(
     return sums, _collected(sums, scores)
 
 
+def weighted_draws(rows: Rows, counts: np.ndarray, *, num_bins: int, scores: Sequence[str]) -> dict[str, np.ndarray]:
+    """Key to `(R,)` scores where the rows count `(N, R)` times; every column of `counts` sums to N."""
+    families, design = _families(rows, num_bins, scores)
+    sums = _weighted_sums(design, np.full(counts.shape[1], design.num_rows), counts, families)
+    return _collected(sums, scores)
+
+
 def swapped_draws(
     a: Rows, b: Rows, *, num_bins: int = 15, num_resamples: int = 1000, seed: int = 0, scores: Sequence[str] = KEYS
 ) -> dict[str, np.ndarray]:

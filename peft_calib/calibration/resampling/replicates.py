@@ -66,7 +66,10 @@ class Design:
     """One set of rows, sorted by confidence (surest first), with all that replicates have in common."""
 
     def __init__(self, rows: Rows, num_bins: int, classwise: bool = True) -> None:
-        confidence, predicted = top_label(rows.probabilities)
+        if rows.against_rest:
+            confidence, predicted = rows.probabilities[:, 1], np.ones(len(rows.labels), np.int64)
+        else:
+            confidence, predicted = top_label(rows.probabilities)
         order = np.argsort(-tie_key(confidence), kind="stable")
         self.order = order
         self.num_bins = num_bins

@@ -35,10 +35,10 @@ def build_tables(rows: Rows, num_bins: int) -> Tables:
     return Tables(sums, column_bins(rows, num_bins), group_by_value(confidence, correct))
 
 
-def compute_panel(rows: Rows, num_bins: int, tables: Tables | None = None) -> dict[str, float]:
+def compute_panel(rows: Rows, num_bins: int, tables: Tables | None = None, *, warn: bool = True) -> dict[str, float]:
     """Every score of the panel; those about errors are NaN when there is no error (or nothing but errors)."""
     tables = tables or build_tables(rows, num_bins)
-    if tables.sums.num_impossible:
+    if warn and tables.sums.num_impossible:
         binned.warn_impossible(tables.sums.num_impossible, len(rows.labels))
     means = tables.sums.means()
     return panel_of(

@@ -19,9 +19,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ...artefact import Artefact, Inputs
 from ...classes import class_options
+from ...provenance.origins import with_column
 from ..labels import LabelMap
-from ..origins import with_column
 from ..settings import RunConfig
 
 
@@ -81,6 +82,16 @@ class Task(ABC):
     def class_indices(self, rows: Dataset) -> list[int]:
         """Class of each item of canonical rows; empty for a task without classes."""
         return [] if self.labels is None else rows["label"][:]
+
+    def inputs(self) -> Inputs:
+        """How rows become inputs, for whoever predicts with the adapter alone."""
+        return Inputs(max_length=self.config.max_length, batch_size=2 * self.config.batch_size)
+
+    def described(self, tokenizer: PreTrainedTokenizerBase, base: str | None) -> Artefact:
+        """What a prediction needs of the task and its settings; `base` is the base model's fingerprint."""
+        classes, tokens = None if self.labels is None else self.labels.names, self.answer_tokens(tokenizer)
+        ids = None if tokens is None else tuple(tokens)
+        return Artefact(classes, ids, self.inputs(), seed=self.config.seed, base=base)
 
     def answer_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
         """Token of each class, where a language model answers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from string import ascii_uppercase
 from typing import Any, ClassVar
 
@@ -13,10 +14,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from ...artefact import Inputs
 from ...prediction.heads import check_label_tokens
-from ..columns import check_column, texts_of
+from ...predictor.inputs import choice_prompt, choices_of, tokenized_prompts
+from ...provenance.columns import check_column, texts_of
+from ...provenance.origins import at, with_column
 from ..labels import LabelMap
-from ..origins import at, with_column
 from ..settings import RunConfig
 from .base import Task, encoded, load_model_config
 
@@ -32,7 +35,7 @@ class MultipleChoice(Task):
         """As many letters as the training row with the most choices has."""
         check_prompt(config.prompt)
         check_decoder(config)
-        most = max(len(choices) for choices in _choices(rows, config, config.data))
+        most = max(len(choices) for choices in choices_of(rows, config.choices_column, config.data))
         if most > len(ascii_uppercase):
             raise ValueError(f"{config.data}: a row has {most} choices; letters are for {len(ascii_uppercase)}")
         letters = tuple(ascii_uppercase[:most])
@@ -48,7 +51,7 @@ class MultipleChoice(Task):
         config = self.config
         questions = texts_of(rows, config.question_column, "question", source)
         check_column(rows, config.label_column, "label", source)
-        choices = _choices(rows, config, source)
+        choices = choices_of(rows, config.choices_column, source)
         feature = rows.features[config.label_column]
         marks = _marks(rows, config)
         labels = []
@@ -83,14 +86,24 @@ class MultipleChoice(Task):
                 fault = error
         raise ValueError(f"{self.config.model} cannot answer with a letter: {fault}")
 
+    def inputs(self) -> Inputs:
+        config = self.config
+        return replace(
+            super().inputs(),
+            text_columns=(config.question_column,),
+            choices_columns=tuple(config.choices_column),
+            label_column=config.label_column,
+            prompt=config.prompt,
+        )
+
     def encode_prediction(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         """The prompts, and the class as `labels`; what is too long loses its beginning."""
 
         def encode(batch: dict[str, list]) -> dict[str, list]:
             prompts = [self.prompt(*row) for row in zip(batch["question"], batch["choices"], strict=True)]
-            return {"input_ids": _tokenized(prompts, tokenizer, self.config.max_length), "labels": batch["label"]}
+            return tokenized_prompts(prompts, tokenizer, self.config.max_length) | {"labels": batch["label"]}
 
-        return encoded(rows, encode).map(_all_seen)
+        return encoded(rows, encode)
 
     def encode_training(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         """Prompt and answer token; `labels` are -100 but for the answer."""
@@ -105,8 +118,7 @@ class MultipleChoice(Task):
 
     def prompt(self, question: str, choices: Sequence[str]) -> str:
         """The text a model is asked to continue with a letter."""
-        lines = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
-        return self.config.prompt.format(question=question, choices="\n".join(lines))
+        return choice_prompt(self.config.prompt, question, choices)
 
 
 def check_prompt(prompt: str) -> None:
@@ -131,26 +143,6 @@ def check_decoder(config: RunConfig) -> None:
         )
 
 
-def _choices(rows: Dataset, config: RunConfig, source: str) -> list[list[str]]:
-    """Choices of each row: a column of lists, a column of `{"text": [...]}`, or one column a choice."""
-    for column in config.choices_column:
-        check_column(rows, column, "choices", source)
-    if len(config.choices_column) > 1:
-        columns = (rows[column][:] for column in config.choices_column)
-        found: list[Any] = [list(row) for row in zip(*columns, strict=True)]
-    else:
-        found = rows[config.choices_column[0]][:]
-        found = [row.get("text") if isinstance(row, dict) else row for row in found]
-    for row, choices in enumerate(found):
-        filled = isinstance(choices, list) and all(isinstance(text, str) and text.strip() for text in choices)
-        if not filled or len(choices) < 2:
-            raise ValueError(
-                f"{at(source, rows, row)}: row {row} has the choices {choices!r}; a list of at least two texts is "
-                "expected (or name one column a choice, with --choices-column each)"
-            )
-    return found
-
-
 def _marks(rows: Dataset, config: RunConfig) -> list[list[str]] | None:
     """The data's own names of the choices, as in AI2's sets."""
     first = rows[0][config.choices_column[0]]
@@ -172,16 +164,6 @@ def _answer(label: Any, choices: list[str], marks: list[str] | None) -> int | No
         label = int(label)
     whole = isinstance(label, (int, float)) and not isinstance(label, bool) and float(label).is_integer()
     return int(label) if whole and 0 <= label < len(choices) else None
-
-
-def _tokenized(prompts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[list[int]]:
-    """Token ids without an end mark; a long prompt keeps its end, where the question is put."""
-    side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
-    try:
-        ids = tokenizer(prompts, truncation=True, max_length=max_length)["input_ids"]
-    finally:
-        tokenizer.truncation_side = side
-    return [row[:-1] if row and row[-1] == tokenizer.eos_token_id else row for row in ids]
 
 
 def _all_seen(row: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import ClassVar
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..columns import texts_of
+from ...predictor.inputs import tokenized_texts
+from ...provenance.columns import texts_of
 from ..settings import RunConfig
 from .base import Task, encoded
 from .choice import check_decoder
@@ -38,7 +39,7 @@ class CausalLanguageModelling(Task):
         """Tokens; `labels` are the tokens but for the first, which nothing predicts."""
 
         def encode(batch: dict[str, list]) -> dict[str, list]:
-            tokens = tokenizer(batch["text"], truncation=True, max_length=self.config.max_length)
+            tokens = tokenized_texts([batch["text"]], tokenizer, self.config.max_length)
             kept = {name: tokens[name] for name in ("input_ids", "attention_mask")}
             return kept | {"labels": [[-100, *row[1:]] for row in tokens["input_ids"]]}
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from ..columns import check_column, texts_of
+from ...artefact import Inputs
+from ...predictor.inputs import tokenized_texts
+from ...provenance.columns import check_column, texts_of
 from ..labels import LabelMap
 from ..settings import RunConfig
 from .base import Task, encoded
@@ -45,13 +48,16 @@ class SequenceClassification(Task):
         labels = self.labels.encode(rows[name][:], rows.features[name], source, split, rows)
         return Dataset.from_dict(texts | {"label": labels})
 
+    def inputs(self) -> Inputs:
+        columns = tuple(self.config.text_column)
+        return replace(super().inputs(), text_columns=columns, label_column=self.config.label_column)
+
     def encode_training(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         """Tokens and `labels`."""
 
         def encode(batch: dict[str, list]) -> dict[str, list]:
             texts = [batch[name] for name in TEXTS if name in batch]
-            tokens = dict(tokenizer(*texts, truncation=True, max_length=self.config.max_length))
-            return tokens | {"labels": batch["label"]}
+            return tokenized_texts(texts, tokenizer, self.config.max_length) | {"labels": batch["label"]}
 
         return encoded(rows, encode)
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 from datasets import Dataset
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
-from ..columns import check_column
+from ...provenance.columns import check_column
+from ...provenance.origins import at, is_missing, with_column
 from ..labels import LabelMap
-from ..origins import at, is_missing, with_column
 from ..settings import RunConfig
 from .base import Task, encoded
 

@@ -1,0 +1,198 @@
+"""`predictor.json`: what a prediction needs of an adapter and its own files do not say, in one file beside it.
+
+The names of the classes, the tokens that stand for them, how rows become inputs, a recalibration for each way of
+predicting, and which adapter and base model all that holds for. Earlier versions wrote `classes.json` and
+`recalibration.json` instead; these are read where there is no `predictor.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .files import write_atomically
+from .identity import belongs_to_folder
+from .json_files import Fields, inside, read_json
+
+ARTEFACT_FILE = "predictor.json"
+FORMAT_VERSION = 1
+#: What earlier versions wrote.
+CLASSES_FILE, RECALIBRATION_FILE = "classes.json", "recalibration.json"
+#: Ways of predicting that have a recalibration of their own; `"late"` gives the draws of `"sample"` and has theirs.
+WAYS = ("mean", "sample")
+#: The name of an adapter that lies in the folder itself.
+HERE = "."
+MEND = "Restore it from a copy, or train again"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How rows become what the model reads; None where whoever trained has not said.
+
+    Attributes:
+        text_columns: Columns of the texts, two for pairs; the question's for a multiple-choice prompt.
+        label_column: Column of the label, where rows have one.
+        max_length: Tokens that a row is cut to.
+        batch_size: Rows of a forward.
+        choices_columns: Columns of the choices of a multiple-choice prompt.
+        prompt: That prompt, with `{question}` and `{choices}`.
+    """
+
+    text_columns: tuple[str, ...] | None = None
+    label_column: str | None = None
+    max_length: int | None = None
+    batch_size: int | None = None
+    choices_columns: tuple[str, ...] = ()
+    prompt: str | None = None
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Inputs:
+        """The inverse of `asdict`, checked."""
+        texts = fields.listing("text_columns", str, None)
+        if texts is not None and len(texts) not in (1, 2):
+            raise fields.wrong("text_columns", "null, or a list of one or two names")
+        return cls(
+            text_columns=None if texts is None else tuple(texts),
+            label_column=fields.text("label_column", default=None),
+            max_length=fields.integer("max_length", least=1, default=None),
+            batch_size=fields.integer("batch_size", least=1, default=None),
+            choices_columns=tuple(fields.listing("choices_columns", str)),
+            prompt=fields.text("prompt", default=None),
+        )
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """The content of `predictor.json`; base model and task stand in `adapter_config.json`.
+
+    Attributes:
+        classes: Names of the classes, in order.
+        label_tokens: Ids of the tokens that stand for them, where a language model answers.
+        inputs: How rows become inputs.
+        seed: What was made fresh with the base model, and not trained since, followed this seed.
+        base: Fingerprint of the base model, see `peft_calib.base_models.base_fingerprint`.
+        adapters: Digest of each adapter, by its folder (`"."`: this one); the members of an ensemble.
+        ways: A fitted recalibration, with `num_samples` and `seed` of the prediction it was fitted to, for each way.
+    """
+
+    classes: tuple[str, ...] | None = None
+    label_tokens: tuple[int, ...] | None = None
+    inputs: Inputs = field(default_factory=Inputs)
+    seed: int | None = None
+    base: str | None = None
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    ways: Mapping[str, Fields] = field(default_factory=dict)
+
+    def with_way(self, how: str, num_samples: int, seed: int, state: Mapping[str, Any], **more: Any) -> Artefact:
+        """The same with the recalibration of one way of predicting: its `state`, and what else was chosen with it."""
+        entry = {"num_samples": num_samples, "seed": seed, **state, **more}
+        return replace(self, ways={**self.ways, how: Fields(entry, ARTEFACT_FILE, MEND)})
+
+    def text(self) -> str:
+        """The file."""
+        content = {
+            "format_version": FORMAT_VERSION,
+            "classes": self.classes,
+            "label_tokens": self.label_tokens,
+            "inputs": asdict(self.inputs),
+            "seed": self.seed,
+            "base": self.base,
+            "adapters": dict(self.adapters),
+            "ways": {how: dict(fields.content) for how, fields in self.ways.items()},
+        }
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    def write(self, folder: str | Path) -> None:
+        """Write the file into a folder, whole or not at all."""
+        write_atomically(Path(folder) / ARTEFACT_FILE, self.text())
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Artefact:
+        """The inverse of `text`, checked; a recalibration itself is read by whoever applies it."""
+        if not fields.has_version(FORMAT_VERSION):
+            raise fields.wrong("format_version", f"{FORMAT_VERSION}, which this release reads")
+        names = fields.listing("classes", str, None)
+        if names is not None and not _different(names):
+            raise fields.wrong("classes", "null, or a list of at least two different texts")
+        tokens = fields.listing("label_tokens", int, None)
+        if tokens is not None and (not _different(tokens) or len(tokens) != len(names or tokens)):
+            raise fields.wrong("label_tokens", "null, or a list of different token ids, one for each class")
+        adapters, ways = fields.mapping("adapters"), fields.mapping("ways")
+        for how in ways:
+            ways.mapping(how).integer("num_samples", least=1)
+            if how not in WAYS:
+                raise fields.wrong("ways", f"recalibrations of {' and '.join(WAYS)} only")
+        return cls(
+            classes=None if names is None else tuple(names),
+            label_tokens=None if tokens is None else tuple(tokens),
+            inputs=Inputs.from_fields(fields.mapping("inputs")),
+            seed=fields.integer("seed", least=0, default=None),
+            base=fields.text("base", default=None),
+            adapters={name: adapters.text(name) for name in adapters},
+            ways={how: ways.mapping(how) for how in ways},
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The folders of the adapters; this one where nothing is said."""
+        return tuple(self.adapters) or (HERE,)
+
+    def check_belongs(self, folder: str | Path, what: str = "was fitted") -> None:
+        """Raise `ValueError` unless the adapters that lie there are those that all this holds for."""
+        for name, digest in self.adapters.items():
+            if not belongs_to_folder(digest, place_of(folder, name)):
+                raise ValueError(
+                    f"{self._told_by(folder)} {what} for other weights, or another configuration, than the adapter "
+                    f"beside it ({name}), which has been trained on, edited or replaced since. Fit it again; with a "
+                    "BestCalibrationCallback, list the RecalibrationCallback after it."
+                )
+
+    def _told_by(self, folder: str | Path) -> Path:
+        written = Path(folder) / ARTEFACT_FILE
+        return written if written.is_file() else Path(folder) / RECALIBRATION_FILE
+
+
+def place_of(folder: str | Path, name: str) -> Path:
+    """Where an adapter that an artefact names lies: in its own folder, or inside it."""
+    return Path(folder) if name == HERE else inside(folder, name, str(Path(folder) / ARTEFACT_FILE))
+
+
+def read_artefact(folder: str | Path) -> Artefact | None:
+    """What lies beside an adapter, also in the files of earlier versions; None where there is nothing.
+
+    Args:
+        folder: Of a saved adapter.
+
+    Returns:
+        The artefact. That its adapters are those that lie there is the caller's to check.
+
+    Raises:
+        ValueError: If a file is damaged; the message names it, the field and how to mend it.
+    """
+    folder = Path(folder)
+    if (folder / ARTEFACT_FILE).is_file():
+        return Artefact.from_fields(read_json(folder / ARTEFACT_FILE, MEND))
+    found = Artefact()
+    if (folder / CLASSES_FILE).is_file():
+        found = replace(found, classes=read_old_names(folder / CLASSES_FILE))
+    if (folder / RECALIBRATION_FILE).is_file():
+        state = read_json(folder / RECALIBRATION_FILE, "Fit it again on a calibration split")
+        adapters = {HERE: state.text("adapter", default="")}
+        found = replace(found, adapters=adapters, ways={state.text("how", among=WAYS, default="mean"): state})
+    return None if found == Artefact() else found
+
+
+def read_old_names(file: Path) -> tuple[str, ...]:
+    """The names of the classes in a `classes.json`."""
+    fields = read_json(file, "Restore it, or pass id2label")
+    names = fields.listing("names", str)
+    if not names or len(set(names)) < len(names):
+        raise fields.wrong("names", "a list of different texts")
+    return tuple(names)
+
+
+def _different(entries: list) -> bool:
+    return len(entries) > 1 and len(set(entries)) == len(entries)

@@ -1,0 +1,336 @@
+"""`ConformalSets`: for each row a set of classes that holds the right one as often as was asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...json_files import Fields
+from ..answers import as_given
+from ..bins import top_label
+from ..inputs import as_numpy
+from ..recalibrate.temperature import TemperatureScaling
+from .base import DecisionRule, Taken
+from .bounds import check_seed, check_share, percent
+from .groups import BY_LABEL, BY_NAME, BY_PREDICTION, as_names, called, grouping_of
+from .set_part import SetPart, fit_part, read_part
+from .set_report import CoverageLaw, SetReport, report_on
+from .set_scores import check_kind_of_score, class_scores, uniforms
+
+
+class ConformalSets(DecisionRule):
+    """Split-conformal prediction sets: the label is in the set with probability `1 - alpha` at least.
+
+    The probability is over the rows of the fit and the new one, for any model, if all are drawn alike; it is not that
+    of each row, nor, without `groups`, of each class. Over calibration splits the coverage follows a Beta law
+    (`coverage_law`), which every report shows; `confidence` asks for the level in that share of splits.
+
+    Args:
+        alpha: Highest share of rows whose set may miss the label.
+        score: `"lac"` (the smallest sets on average), `"aps"` (sets that follow the difficulty of a row) or `"raps"`
+            (APS with fewer large sets).
+        groups: For which parts of the rows the coverage holds, each having a cut of its own (Vovk's Mondrian
+            predictors): None for all together, `"label"` for each class, `"predicted"` for each predicted class, or
+            `(N,)` names for the rows of `fit`, which may be given there too.
+        randomized: Whether chance decides what is in at the edge, which makes the coverage exact: APS and RAPS take
+            off a random part of a class's own probability, LAC smooths its p-values. Without it sets are larger.
+        seed: Of the chances; a row has the same in every batch.
+        allow_empty: Whether a set may be empty, where no class fits; otherwise it then holds the likeliest class.
+        confidence: Probability over calibration splits with which the coverage is at least `1 - alpha`; None for the
+            coverage on average over splits.
+        penalty: Of RAPS, for each rank beyond `free_ranks`.
+        free_ranks: Of RAPS; with no more classes than that it is APS.
+        temperature: Divides the logarithms of the probabilities first; a number or a fitted `TemperatureScaling`, from
+            other rows than those of `fit`.
+
+    Attributes:
+        parts: The cuts with their groups, rows and coverage laws.
+
+    Example:
+        >>> generator = np.random.default_rng(0)
+        >>> p = generator.dirichlet([1, 1, 1], 500)
+        >>> labels = (generator.random((500, 1)) > p.cumsum(axis=1)).sum(axis=1)
+        >>> sets = ConformalSets(alpha=0.1).fit(p, labels)
+        >>> sets.predict([[0.9, 0.06, 0.04], [0.4, 0.35, 0.25]]).astype(int)
+        array([[1, 0, 0],
+               [1, 1, 1]])
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        score: str = "lac",
+        groups: Any = None,
+        *,
+        randomized: bool = False,
+        seed: int = 0,
+        allow_empty: bool = True,
+        confidence: float | None = None,
+        penalty: float = 0.01,
+        free_ranks: int = 5,
+        temperature: float | TemperatureScaling | None = None,
+    ) -> None:
+        super().__init__(temperature)
+        self.alpha = check_share(alpha, "alpha", 0.1)
+        self.score = check_kind_of_score(score)
+        self.grouping, self._given_groups = grouping_of(groups)
+        self.randomized, self.allow_empty = bool(randomized), bool(allow_empty)
+        self.seed = check_seed(seed)
+        self.confidence = None if confidence is None else check_share(confidence, "confidence", 0.95)
+        if self.confidence is not None and self.randomized and self.score == "lac":
+            raise ValueError("`confidence` goes with a cut at one of the scores: leave out `randomized`, or take APS.")
+        if not isinstance(penalty, (int, float)) or not 0.0 <= penalty < np.inf:
+            raise ValueError(f"`penalty` must be a number of at least 0, got {penalty!r}.")
+        if isinstance(free_ranks, bool) or not isinstance(free_ranks, (int, np.integer)) or free_ranks < 0:
+            raise ValueError(f"`free_ranks` must be a whole number of at least 0, got {free_ranks!r}.")
+        self.penalty, self.free_ranks = float(penalty), int(free_ranks)
+        self.parts: tuple[SetPart, ...] = ()
+
+    def fit(
+        self,
+        probabilities: Any,
+        labels: Any,
+        *,
+        groups: Any = None,
+        input: str = "probabilities",
+        mask: Any = None,
+        ignore_index: int | None = -100,
+    ) -> ConformalSets:
+        """Finds the cuts on labelled rows that the model was not trained on.
+
+        Args:
+            probabilities: `(N, C)` rows (the mean over draws, say), or `(N,)` for the probability of class 1; numpy,
+                torch or lists. Logits if `input="logits"`.
+            labels: `(N,)` integer class ids.
+            groups: `(N,)` names of the rows' groups, if not given to the constructor.
+            input: `"probabilities"` or `"logits"`.
+            mask: Boolean; False leaves the row out.
+            ignore_index: Label of rows to leave out, or None.
+
+        Returns:
+            The object itself.
+
+        Raises:
+            NoGuaranteeError: If there are too few rows for `alpha`, altogether or in a group or class; a ValueError
+                that says which, and how many it takes.
+            ValueError: For bad input, or a temperature that was fitted on these rows.
+        """
+        if groups is not None and self.grouping in (BY_LABEL, BY_PREDICTION):
+            raise ValueError(f"These sets have groups={self.grouping!r}; leave `groups` out of fit.")
+        grouping = self.grouping if groups is None else BY_NAME
+        options = {"input": input, "mask": mask, "ignore_index": ignore_index}
+        taken = self._take(probabilities, labels, **options)
+        scores = self._scores(taken.values)[np.arange(len(taken.labels)), taken.labels]
+        given = self._given_groups if groups is None else groups
+        names = _groups_of(grouping, taken, given, labels, mask, ignore_index)
+        wanted: dict[str, Any] = {"alpha": self.alpha, "confidence": self.confidence, "smoothed": self._smoothed}
+        parts = tuple(
+            fit_part(scores if names is None else scores[names == name], name, grouping, **wanted)
+            for name in _known(grouping, names, taken.values.shape[1])
+        )
+        self._remember(taken, probabilities, labels, options)
+        self.grouping, self.parts = grouping, parts
+        return self
+
+    @property
+    def _smoothed(self) -> bool:
+        """Whether chance decides at the cut, and not in the scores."""
+        return self.randomized and self.score == "lac"
+
+    def _scores(self, values: np.ndarray) -> np.ndarray:
+        u = uniforms(values, self.seed) if self.randomized and not self._smoothed else None
+        return class_scores(values, self.score, u, self.penalty, self.free_ranks)
+
+    def predict(self, probabilities: Any, *, groups: Any = None, input: str = "probabilities") -> Any:
+        """The set of each row.
+
+        Args:
+            probabilities: As for `fit`, of any rows.
+            groups: `(N,)` names of their groups, where the rule was fitted with names.
+            input: `"probabilities"` or `"logits"`.
+
+        Returns:
+            `(N, C)` booleans: a torch tensor on the device of a torch tensor, numpy otherwise.
+
+        Raises:
+            ValueError: If the rule is not fitted, was for another number of classes, or has not seen a group.
+        """
+        values = self._unlabelled(probabilities, input)
+        self._check_groups(groups)
+        names = None if groups is None else as_names(groups, len(values))
+        return as_given(self._sets(values, names), probabilities)
+
+    def _sets(self, values: np.ndarray, names: np.ndarray | None) -> np.ndarray:
+        scores = self._scores(values)
+        chances = np.empty_like(scores)
+        if self.grouping == BY_LABEL:
+            for k, part in enumerate(self.parts):
+                chances[:, k] = part.cut.chance(scores[:, k])
+        else:
+            for part, mine in self._members(values, names):
+                chances[mine] = part.cut.chance(scores[mine])
+        # One number a row, for all its classes: they come in or stay out in the order of their scores.
+        sets = chances > (uniforms(values, self.seed)[:, None] if self._smoothed else 0.0)
+        if not self.allow_empty:
+            sets[np.arange(len(sets)), top_label(values)[1]] |= ~sets.any(axis=1)
+        return sets
+
+    def _check_groups(self, groups: Any) -> None:
+        if self.grouping == BY_NAME and groups is None:
+            raise ValueError("These sets were fitted with groups: pass `groups`, the group of every row.")
+        if self.grouping != BY_NAME and groups is not None:
+            raise ValueError("These sets were fitted without names of groups; leave `groups` out.")
+
+    def _members(self, values: np.ndarray, names: np.ndarray | None) -> list[tuple[SetPart, np.ndarray]]:
+        """Each part with which rows are its own."""
+        if self.grouping is None:
+            return [(self.parts[0], np.ones(len(values), bool))]
+        of_rows = top_label(values)[1] if names is None else names
+        unknown = np.setdiff1d(np.unique(of_rows), [part.group for part in self.parts])
+        if len(unknown):
+            known = ", ".join(str(part.group) for part in self.parts[:8])
+            raise ValueError(
+                f"There is no cut for {called(self.grouping, unknown[0].item())}: the rows of the fit have none of "
+                f"it. Known are {known}. Fit again with rows of every group, or without groups."
+            )
+        return [(part, of_rows == part.group) for part in self.parts]
+
+    def evaluate(
+        self,
+        probabilities: Any,
+        labels: Any,
+        *,
+        groups: Any = None,
+        input: str = "probabilities",
+        mask: Any = None,
+        ignore_index: int | None = -100,
+        confidence_level: float = 0.95,
+    ) -> SetReport:
+        """Coverage and sizes on rows that the rule was not fitted on, with the band that coverage should lie in.
+
+        Args:
+            probabilities: As for `fit`.
+            labels: As for `fit`.
+            groups: As for `predict`.
+            input: As for `fit`.
+            mask: Boolean; False leaves the row out.
+            ignore_index: Label of rows to leave out, or None.
+            confidence_level: Of interval and bands.
+
+        Raises:
+            ValueError: If more than 5 % of the rows were fitted on: such a report would flatter.
+        """
+        level = check_share(confidence_level, "confidence_level", 0.95)
+        taken = self._unseen(probabilities, labels, input, mask, ignore_index)
+        self._check_groups(groups)
+        names = _groups_of(self.grouping, taken, groups, labels, mask, ignore_index)
+        sets = self._sets(taken.values, names if self.grouping == BY_NAME else None)
+        if names is None:
+            return report_on(sets, taken.labels, self.alpha, level, self.parts[0].law, [])
+        named = [(part.group, names == part.group, part.law) for part in self.parts]
+        return report_on(sets, taken.labels, self.alpha, level, None, [one for one in named if one[1].any()])
+
+    @property
+    def num_rows(self) -> int:
+        """Rows it was fitted on."""
+        return sum(part.num_rows for part in self.parts)
+
+    @property
+    def threshold(self) -> Any:
+        """The score up to which a class is in the set; `(G,)` with groups."""
+        self._check_fitted()
+        if self.grouping is None:
+            return self.parts[0].cut.low
+        return np.array([part.cut.low for part in self.parts])
+
+    @property
+    def coverage_law(self) -> CoverageLaw | None:
+        """The law of the coverage over calibration splits; None with groups, where each of `parts` has its own."""
+        self._check_fitted()
+        return self.parts[0].law if self.grouping is None else None
+
+    def promise(self) -> str:
+        """What the sets guarantee, in one sentence."""
+        held = {None: "", BY_LABEL: " of every class", BY_PREDICTION: " of every predicted class"}
+        whose = held.get(self.grouping, " of every group")
+        how = "on average over calibration splits"
+        if self.confidence is not None:
+            how = f"for this calibration split, with {percent(self.confidence)} confidence"
+        return f"At least {percent(1.0 - self.alpha)} of the sets{whose} hold the label, {how}."
+
+    def to_markdown(self) -> str:
+        """The promise, how far it goes, and what is not promised."""
+        self._check_fitted()
+        chance = ", randomized" if self.randomized else ""
+        lines = [f"{self.promise()} {self.score.upper()}{chance}, fitted on {self.num_rows} rows."]
+        if self.grouping is None:
+            low, high = self.parts[0].law.interval(0.95)
+            lines += ["", f"A single split of that size covers {percent(low)} to {percent(high)} (95 % of splits)."]
+        else:
+            lines += ["", "| group | rows | covers, 95 % of splits |", "|---|---:|---:|"]
+            for part in self.parts:
+                low, high = part.law.interval(0.95)
+                lines.append(f"| {part.group} | {part.num_rows} | {percent(low)} to {percent(high)} |")
+        divided = "" if self.temperature is None else f" Probabilities are taken at T = {self.temperature:.4g}."
+        lines += ["", f"This holds for rows drawn like those it was fitted on, not row by row.{divided}"]
+        return "\n".join(lines)
+
+    def _settings(self) -> dict[str, Any]:
+        names = "alpha score grouping randomized seed allow_empty confidence penalty free_ranks".split()
+        return {name: getattr(self, name) for name in names}
+
+    def _fitted(self) -> dict[str, Any]:
+        return {"parts": [part.to_dict() for part in self.parts]}
+
+    @classmethod
+    def _from_fields(
+        cls, settings: Fields, fitted: Fields, num_classes: int, temperature: float | None
+    ) -> ConformalSets:
+        sets = cls(
+            settings.number("alpha"),
+            settings.text("score"),
+            settings.text("grouping", default=None),
+            randomized=settings.flag("randomized"),
+            seed=settings.integer("seed", least=0),
+            allow_empty=settings.flag("allow_empty"),
+            confidence=settings.number("confidence", default=None),
+            penalty=settings.number("penalty", least=0.0),
+            free_ranks=settings.integer("free_ranks", least=0),
+            temperature=temperature,
+        )
+        parts = fitted.listing("parts", dict)
+        fits = {None: len(parts) == 1, BY_LABEL: len(parts) == num_classes}.get(sets.grouping, len(parts) >= 1)
+        if not fits:
+            raise fitted.wrong("parts", "a cut for all rows, or one for each class or group")
+        sets.parts = tuple(
+            read_part(Fields(part, fitted.source, fitted.mend, f"{fitted.prefix}parts[{k}]."), sets.grouping)
+            for k, part in enumerate(parts)
+        )
+        groups = [part.group for part in sets.parts]
+        if groups != (list(range(num_classes)) if sets.grouping == BY_LABEL else list(dict.fromkeys(groups))):
+            raise fitted.wrong("parts", "the cuts of different groups; of classes all of them, in order")
+        return sets
+
+
+def _known(grouping: str | None, names: np.ndarray | None, num_classes: int) -> list[Any]:
+    """Groups that need a cut; every class has to have one where the coverage is that of classes."""
+    if names is None:
+        return [None]
+    return list(range(num_classes)) if grouping == BY_LABEL else np.unique(names).tolist()
+
+
+def _groups_of(
+    grouping: str | None, taken: Taken, given: Any, labels: Any, mask: Any, ignore_index: int | None
+) -> np.ndarray | None:
+    """`(N,)` group of each row that is left, or None."""
+    if grouping is None:
+        return None
+    if grouping == BY_LABEL:
+        return taken.labels
+    if grouping == BY_PREDICTION:
+        return top_label(taken.values)[1]
+    target = as_numpy(labels, "labels")
+    names = as_names(given, len(target))
+    keep = np.ones(len(target), bool) if mask is None else as_numpy(mask, "mask").astype(bool)
+    return names[keep if ignore_index is None else keep & (target != ignore_index)]

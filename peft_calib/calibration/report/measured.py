@@ -1,0 +1,70 @@
+"""Scores, intervals and noise floor of one set of rows: what a report has of all rows, and of each group."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..inputs import Rows, check_confidence_level
+from ..resampling.intervals import (
+    NoiseFloor,
+    bootstrap_intervals,
+    down_to_zero,
+    noise_floor,
+    num_resamples_for,
+    resampled_keys,
+)
+from ..resampling.ranked import Interval
+from ..scores.panel import Tables, build_tables, compute_panel
+from .conventions import convention_scores
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How to measure; see `calibration_report` for what each option means."""
+
+    num_bins: int
+    convention: str
+    confidence_level: float | None
+    num_resamples: int | None
+    interval_method: str
+    seed: int
+    scores: Collection[str] | None = None  # Of which intervals and floors are wanted; None for all that can have them
+
+
+class Measured(NamedTuple):
+    """What was measured of one set of rows."""
+
+    scores: dict[str, float]
+    settings: dict[str, Any]
+    intervals: dict[str, Interval] | None
+    floor: NoiseFloor | None
+    tables: Tables
+
+
+def measured(rows: Rows, asked: Asked, *, warn: bool = True) -> Measured:
+    """Measures rows; `warn` says whether clipped losses are told."""
+    tables = build_tables(rows, asked.num_bins)
+    values = compute_panel(rows, asked.num_bins, tables, warn=warn)
+    redefined = convention_scores(asked.convention, rows, asked.num_bins, values)
+    settings = {
+        "num_rows": len(rows.labels),
+        "num_classes": rows.num_classes,
+        "num_bins": asked.num_bins,
+        "convention": asked.convention,
+        "confidence_level": None,
+    }
+    intervals = floor = None
+    if asked.confidence_level is not None:
+        level = check_confidence_level(asked.confidence_level)
+        resamples = num_resamples_for(len(rows.labels), rows.num_classes)
+        resamples = resamples if asked.num_resamples is None else asked.num_resamples
+        wanted = resampled_keys(rows.num_classes) if asked.scores is None else asked.scores
+        scores = [key for key in wanted if key not in redefined]
+        how: dict[str, Any] = {"confidence_level": level, "num_resamples": resamples, "seed": asked.seed}
+        floor = noise_floor(rows, num_bins=asked.num_bins, scores=scores, **how)
+        found = bootstrap_intervals(rows, num_bins=asked.num_bins, scores=scores, method=asked.interval_method, **how)
+        intervals = down_to_zero(found, values, floor)
+        settings |= {"confidence_level": asked.confidence_level, "interval_method": asked.interval_method, **how}
+    return Measured(values | redefined, settings, intervals, floor, tables)

@@ -1,0 +1,8 @@
+"""One artefact, one loader: an adapter that answers texts with calibrated probabilities, wherever it is asked."""
+
+from .answer import CalibratedPrediction
+from .loading import load
+from .predictor import Predictor
+from .shards import predict_to
+
+__all__ = ["CalibratedPrediction", "Predictor", "load", "predict_to"]

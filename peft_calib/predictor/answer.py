@@ -1,0 +1,109 @@
+"""A prediction with its recalibration applied, the names of its classes, and what was done said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from ..calibration import log_probabilities
+from ..calibration.recalibrate import Recalibrator, TemperatureScaling
+from ..json_files import Fields
+from ..prediction import Prediction
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class CalibratedPrediction(Prediction):
+    """What a predictor answers: a `Prediction` whose probabilities are calibrated.
+
+    The temperature T was fitted to the mean of the draws' probabilities, and acts there:
+    `probabilities = softmax(log(mean_k p_k) / T)`, float64, the very numbers of `peft-calib evaluate`. `entropy` is
+    that of these. Each draw is taken to the same temperature, `softmax(log(p_k) / T)`; `sample_probabilities`,
+    `expected_entropy` and `mutual_information` are those of the tempered draws around their own mean. So the entropy
+    is the sum of the other two where T = 1 or there is one draw, and elsewhere nearly.
+
+    Args:
+        calibrated: Float64 (N, C), the calibrated probabilities.
+        label_names: Names of the classes, in order.
+        temperature: T that was applied; None where nothing was, or no temperature.
+        recalibration: In words, what was applied or why nothing was.
+        num_cut: Rows that were longer than what the model was trained on, and were cut.
+    """
+
+    item_tensors: ClassVar[tuple[str, ...]] = ("calibrated",)
+    calibrated: torch.Tensor
+    label_names: tuple[str, ...] = ()
+    temperature: float | None = None
+    recalibration: str = ""
+    num_cut: int = 0
+
+    @classmethod
+    def of(cls, prediction: Prediction, method: Recalibrator | None, **said: Any) -> CalibratedPrediction:
+        """A prediction taken to its recalibration."""
+        own = {item.name: getattr(prediction, item.name) for item in fields(Prediction)}
+        if method is None:
+            return cls(**own, calibrated=prediction.probabilities.double(), **said)
+        mean = _recalibrated(method, prediction.probabilities)
+        own["sample_probabilities"] = _draws(method, prediction)
+        if isinstance(method, TemperatureScaling):
+            said["temperature"] = method.temperature
+        return cls(**own, calibrated=mean, **said)
+
+    @property
+    def _predictive(self) -> torch.Tensor:  # type: ignore[override]
+        return self.calibrated
+
+    @property
+    def probabilities(self) -> torch.Tensor:  # type: ignore[override]
+        """Calibrated probabilities, float64 (N, C)."""
+        return self.calibrated
+
+    @property
+    def labels_predicted(self) -> list[str]:
+        """Name of the most probable class of each row."""
+        return [self.label_names[position] for position in self.predictions.tolist()]
+
+    @cached_property
+    def mutual_information(self) -> torch.Tensor:  # type: ignore[override]
+        """What the draws at this temperature disagree on, nats, float64 (N,); 0 for one draw."""
+        divergence = torch.xlogy(self._p, self._p) - torch.xlogy(self._p, self._mean(self._p))
+        return self._mean(divergence.sum(-1, keepdim=True)).squeeze(-1).clamp_min(0)
+
+    def to_dataset(self) -> Any:
+        """One row for each item, as of a `Prediction`, and the name of the predicted class."""
+        return super().to_dataset().add_column("predicted_label", self.labels_predicted)
+
+    def _facts(self) -> list[str]:
+        cut = [f"{self.num_cut} rows cut"] if self.num_cut else []
+        return [*super()._facts(), self.recalibration, *cut]
+
+    @property
+    def _made_by(self) -> dict[str, Any]:
+        own = {"label_names": tuple(self.label_names), "temperature": self.temperature}
+        return super()._made_by | own | {"recalibration": self.recalibration, "num_cut": self.num_cut}
+
+    @classmethod
+    def _read_facts(cls, facts: Fields) -> dict[str, Any]:
+        return super()._read_facts(facts) | {
+            "label_names": tuple(facts.listing("label_names", str)),
+            "temperature": facts.number("temperature", above=0, default=None),
+            "recalibration": facts.text("recalibration"),
+            "num_cut": facts.integer("num_cut", least=0),
+        }
+
+
+def _recalibrated(method: Recalibrator, probabilities: torch.Tensor) -> torch.Tensor:
+    """Probabilities (N, C) after the method, float64, by the steps of an evaluation."""
+    logits = log_probabilities(probabilities.double().numpy())
+    return torch.from_numpy(np.ascontiguousarray(method.transform(logits)))
+
+
+def _draws(method: Recalibrator, prediction: Prediction) -> torch.Tensor:
+    """Every draw after the method, float32 (K, N, C); NaN where none was made."""
+    made, flat = prediction._made.squeeze(-1), prediction.sample_probabilities
+    found = torch.full_like(flat, float("nan"))
+    found[made] = _recalibrated(method, flat[made]).float()
+    return found

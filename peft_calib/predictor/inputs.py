@@ -1,0 +1,224 @@
+"""Texts, pairs and rows of a table as what a model reads, cut as in training; what is cut is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from string import ascii_uppercase
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from ..artefact import Inputs
+from ..provenance.columns import check_column, texts_of
+from ..provenance.origins import as_dataset, at, frame_columns, is_missing
+
+#: Names under which a table that says nothing else has its texts and its labels.
+TEXTS, LABELS = ("text", "sentence", "prompt"), ("label", "labels")
+#: Label of a row that has none.
+NONE = -100
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Inputs of the rows by name, their labels where they have any, and how many rows were cut."""
+
+    columns: dict[str, list]
+    labels: list[int] | None = None
+    num_cut: int = 0
+
+    def __len__(self) -> int:
+        return len(self.columns["input_ids"])
+
+    def as_dataset(self, order: Sequence[int]) -> Dataset:
+        """The rows in an order."""
+        columns = self.columns if self.labels is None else {**self.columns, "labels": self.labels}
+        return Dataset.from_dict({name: [values[i] for i in order] for name, values in columns.items()})
+
+
+def encode(
+    rows: Any, inputs: Inputs, classes: Sequence[str], tokenizer: PreTrainedTokenizerBase, source: str = ""
+) -> Encoded:
+    """What a user asks about, as inputs.
+
+    Args:
+        rows: A list of texts or of pairs of texts, a `datasets.Dataset`, or a table that can be made one.
+        inputs: How rows become inputs.
+        classes: Names of the classes, which labels are read as.
+        tokenizer: Of the base model.
+        source: How messages call the rows.
+
+    Raises:
+        TypeError: If it is none of these, or a text is no text.
+        ValueError: If there is no row, a row lacks a text, or the rows are pairs and should be texts, or the reverse.
+    """
+    table = as_table(rows)
+    if table is None:
+        columns = _listed(rows, inputs)
+        labels = None
+    elif not len(table):
+        raise ValueError(EMPTY)
+    elif "input_ids" in table.column_names:
+        names = [name for name in table.column_names if name not in LABELS]
+        return Encoded({name: table[name][:] for name in names}, _labels(table, inputs, classes))
+    else:
+        columns = _of_table(table, inputs, source or f"the {type(rows).__name__} given")
+        labels = _labels(table, inputs, classes)
+    found = _tokenized(columns, inputs, tokenizer)
+    none = next((row for row, ids in enumerate(found["input_ids"]) if not ids), None)
+    if none is not None:
+        raise ValueError(f"row {none} holds no token ({columns[0][none]!r}), so nothing can be said about it.")
+    return Encoded(found, labels, _count_cut(found["input_ids"], columns, inputs, tokenizer))
+
+
+EMPTY = "There is nothing to predict: no text was given."
+
+
+def tokenized_texts(
+    columns: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> dict[str, list]:
+    """Inputs of texts, or of pairs given as two columns; what is too long loses its end."""
+    return dict(tokenizer(*columns, truncation=True, max_length=max_length))
+
+
+def tokenized_prompts(
+    prompts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> dict[str, list]:
+    """Inputs of prompts without an end mark; a long one keeps its end, where the question is put."""
+    side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
+    try:
+        ids = tokenizer(prompts, truncation=True, max_length=max_length)["input_ids"]
+    finally:
+        tokenizer.truncation_side = side
+    ids = [row[:-1] if row and row[-1] == tokenizer.eos_token_id else row for row in ids]
+    return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
+
+
+def choice_prompt(prompt: str, question: str, choices: Sequence[str]) -> str:
+    """The text that a model is asked to continue with a letter."""
+    lines = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
+    return prompt.format(question=question, choices="\n".join(lines))
+
+
+def choices_of(rows: Dataset, columns: Sequence[str], source: str) -> list[list[str]]:
+    """Choices of each row: a column of lists, a column of `{"text": [...]}`, or one column a choice."""
+    for column in columns:
+        check_column(rows, column, "choices", source)
+    if len(columns) > 1:
+        found: list[Any] = [list(row) for row in zip(*(rows[column][:] for column in columns), strict=True)]
+    else:
+        found = rows[columns[0]][:]
+        found = [row.get("text") if isinstance(row, dict) else row for row in found]
+    for row, choices in enumerate(found):
+        filled = isinstance(choices, list) and all(isinstance(text, str) and text.strip() for text in choices)
+        if not filled or len(choices) < 2:
+            raise ValueError(
+                f"{at(source, rows, row)}: row {row} has the choices {choices!r}; a list of at least two texts is "
+                "expected (or name one column a choice, with --choices-column each)"
+            )
+    return found
+
+
+def as_table(rows: Any) -> Dataset | None:
+    """The rows as a data set; None for what is to be read as a list of texts."""
+    if isinstance(rows, (str, bytes)):
+        raise TypeError(f"A list of texts is expected, got one text: {rows[:60]!r}. Write predict([text]).")
+    if isinstance(rows, IterableDataset) or hasattr(rows, "__next__"):
+        raise TypeError(
+            f"A {type(rows).__name__} is a stream, and predict gives one answer for all rows. Give a list, or write "
+            "the answers to a folder with peft_calib.predict_to(folder, predictor, rows)."
+        )
+    if isinstance(rows, Dataset):
+        return rows
+    if isinstance(rows, (list, tuple)) and (not rows or not all(hasattr(row, "keys") for row in rows)):
+        return None
+    columns = frame_columns(rows)
+    return None if columns is None else as_dataset(columns)
+
+
+def _listed(rows: Any, inputs: Inputs) -> list[list[str]]:
+    """The columns of a list of texts, or of pairs."""
+    try:
+        entries = list(rows)
+    except TypeError:
+        raise TypeError(
+            f"A list of texts, of pairs of texts, or a data set is expected, got {type(rows).__name__}."
+        ) from None
+    if not entries:
+        raise ValueError(EMPTY)
+    pairs = isinstance(entries[0], (tuple, list))
+    for row, entry in enumerate(entries):
+        parts = entry if pairs and isinstance(entry, (tuple, list)) and len(entry) == 2 else [entry]
+        if len(parts) != 1 + pairs or not all(isinstance(part, str) for part in parts):
+            expected = "a pair of texts, as its first" if pairs else "a text"
+            raise TypeError(f"Row {row} is {str(entry)[:60]!r} ({type(entry).__name__}); {expected} is expected.")
+    if inputs.text_columns is not None and pairs != (len(inputs.text_columns) == 2):
+        told = ("pairs of texts", "single texts")
+        raise ValueError(
+            f"The adapter was trained on {told[len(inputs.text_columns) != 2]} "
+            f"({', '.join(inputs.text_columns)}), and these are {told[not pairs]}."
+        )
+    return [list(column) for column in zip(*entries, strict=True)] if pairs else [entries]
+
+
+def _of_table(table: Dataset, inputs: Inputs, source: str) -> list[list[str]]:
+    """The text columns of a table; of a multiple-choice table its prompts."""
+    names = inputs.text_columns
+    if names is None:
+        names = tuple(name for name in TEXTS if name in table.column_names)[:1] or TEXTS[:1]
+    what = "question" if inputs.choices_columns else "text"
+    columns = [texts_of(table, name, what, source) for name in names]
+    if not inputs.choices_columns:
+        return columns
+    assert inputs.prompt is not None
+    choices = choices_of(table, inputs.choices_columns, source)
+    return [[choice_prompt(inputs.prompt, *row) for row in zip(columns[0], choices, strict=True)]]
+
+
+def _labels(table: Dataset, inputs: Inputs, classes: Sequence[str]) -> list[int] | None:
+    """Class of each row that has one of the classes, -100 for the others; None where no row has."""
+    names = LABELS if inputs.label_column is None else (inputs.label_column,)
+    column = next((name for name in names if name in table.column_names), None)
+    if column is None:
+        return None
+    values, feature = table[column][:], table.features[column]
+    if isinstance(feature, ClassLabel):
+        values = [feature.names[value] if value is not None and value >= 0 else None for value in values]
+    index = {name: position for position, name in enumerate(classes)}
+    by_number = {str(position): position for position in range(len(classes))}
+    known = index if any(_word(value) in index for value in values) else by_number
+    found = [NONE if is_missing(value) else known.get(_word(value), NONE) for value in values]
+    return None if all(label == NONE for label in found) else found
+
+
+def _word(value: Any) -> Any:
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value)) if whole or isinstance(value, (bool, int, np.integer)) else str(value)
+
+
+def _tokenized(columns: list[list[str]], inputs: Inputs, tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
+    if inputs.prompt is not None:
+        return tokenized_prompts(columns[0], tokenizer, inputs.max_length)
+    return tokenized_texts(columns, tokenizer, inputs.max_length)
+
+
+def _count_cut(
+    ids: list[list[int]], columns: list[list[str]], inputs: Inputs, tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """How many rows are longer than what is read: those that fill it are looked at once more, whole."""
+    if inputs.max_length is None:
+        return 0
+    full = [row for row, tokens in enumerate(ids) if len(tokens) >= inputs.max_length - 1]
+    if not full:
+        return 0
+    again = [[column[row] for row in full] for column in columns]
+    whole = tokenizer(*again, truncation=False, verbose=False)["input_ids"]
+    return sum(len(tokens) > inputs.max_length for tokens in whole)
+
+
+def with_limits(inputs: Inputs, max_length: int | None, batch_size: int | None) -> Inputs:
+    """The same with what a caller or the base model says where it says something."""
+    changed = {"max_length": max_length, "batch_size": batch_size}
+    return replace(inputs, **{name: value for name, value in changed.items() if value is not None})

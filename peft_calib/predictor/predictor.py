@@ -1,0 +1,190 @@
+"""Texts in, calibrated probabilities out: an adapter with all that belongs to it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from ..artefact import Artefact
+from ..calibration.recalibrate import Recalibrator, TemperatureScaling, load_state
+from ..json_files import Fields
+from ..prediction import Prediction, predict_dataset
+from ..prediction.engine import check_how
+from ..prediction.members import predict_members
+from ..tuners.laws import laws_of
+from .answer import CalibratedPrediction
+from .inputs import Encoded, encode
+
+
+@dataclass(frozen=True, repr=False)
+class Predictor:
+    """An adapter on its base model that answers texts with calibrated probabilities; made by `peft_calib.load`.
+
+    Attributes:
+        model: The base model with the adapter, or with the members of an ensemble.
+        tokenizer: Of the base model.
+        artefact: What was stored beside the adapter: classes, inputs, recalibrations.
+        folder: Where it was loaded from.
+        label_names: Names of the classes, in order.
+        adapter_names: The adapters in the model; several for an ensemble.
+    """
+
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    artefact: Artefact
+    folder: Path
+    label_names: tuple[str, ...]
+    adapter_names: tuple[str, ...] = ("default",)
+    _methods: dict[str, Recalibrator] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        for how, state in self.artefact.ways.items():
+            method = load_state(state)
+            if method.num_classes != len(self.label_names):
+                raise ValueError(
+                    f"{self.folder}: the recalibration of how={how!r} is for {method.num_classes} classes, and the "
+                    f"adapter has {len(self.label_names)}. Fit it again on a calibration split."
+                )
+            self._methods[how] = method
+
+    def __repr__(self) -> str:
+        ways = ", ".join(f"{how}: {self.recalibration(how)[1]}" for how in self._methods) or self.recalibration("")[1]
+        return f"Predictor({str(self.folder)!r}, {len(self.label_names)} classes, how={self.main_way!r}, {ways})"
+
+    @property
+    def main_way(self) -> str:
+        """How the adapter is made to predict: with draws where it has some, else with its mean."""
+        if len(self.adapter_names) > 1 or "sample" in self.artefact.ways:
+            return "sample"
+        if self.artefact.ways:  # a recalibration of the mean alone: it is what was calibrated
+            return "mean"
+        return "sample" if any(law.config.draws_differ for law in self._laws()) else "mean"
+
+    def predict(
+        self,
+        texts: Any,
+        num_samples: int | None = None,
+        how: str | None = None,
+        seed: int = 0,
+        *,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> CalibratedPrediction:
+        """Predict texts, pairs of texts or the rows of a table.
+
+        Args:
+            texts: A list of texts, of pairs of texts, a `datasets.Dataset` or another table with the columns that the
+                adapter was trained on (labels may be among them, or not), or one with `input_ids`. For a language
+                model that answers with a letter, texts are whole prompts.
+            num_samples: Draws K; as many as the temperature was fitted with if not given.
+            how: As for `peft_calib.predict`; with draws where the adapter has some, else `"mean"`, if not given.
+                `"late"` gives the draws of `"sample"` and has their temperature, `"linear"` has none.
+            seed: Key of the draws.
+            batch_size: Rows of a forward; that of the training's evaluations if not given.
+            progress: Show a bar.
+
+        Returns:
+            The prediction, in the order of the rows, with `label_names`, `labels_predicted`, calibrated
+            `probabilities` (N, C), `temperature`, `entropy` and `mutual_information` (nats). Texts that are longer
+            than what the adapter was trained on are cut as in training; `num_cut` counts them, and a warning says so.
+
+        Raises:
+            TypeError: If a text is no text, or there is a stream instead of rows.
+            ValueError: If there is no row, or texts are given for pairs, or for what `peft_calib.predict` refuses.
+
+        Example:
+            >>> predictor = peft_calib.load("runs/bayesian/adapter")  # doctest: +SKIP
+            >>> predictor.predict(["a lovely film"]).labels_predicted  # doctest: +SKIP
+            ['good']
+        """
+        rows = encode(texts, self.artefact.inputs, self.label_names, self.tokenizer)
+        if rows.num_cut:
+            warnings.warn(
+                f"{rows.num_cut} of {len(rows)} texts are longer than {self.artefact.inputs.max_length} tokens and "
+                "were cut, as in training.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return self.predict_encoded(rows, num_samples, how, seed, batch_size=batch_size, progress=progress)
+
+    def predict_encoded(
+        self,
+        rows: Encoded,
+        num_samples: int | None = None,
+        how: str | None = None,
+        seed: int = 0,
+        *,
+        batch_size: int | None = None,
+        progress: bool = False,
+        accelerator: Any = None,
+    ) -> CalibratedPrediction:
+        """The same for rows that are inputs already; `accelerator` as for `predict_dataset`."""
+        how = self.main_way if how is None else how
+        check_how(how)
+        method, told = self.recalibration(how)
+        fitted = self.num_samples_for(how)
+        count = fitted if num_samples is None else num_samples
+        if method is not None and how != "mean" and count != fitted:
+            told = f"{told}, fitted with {fitted} draws"
+        # rows of similar length side by side, as in an evaluation: less padding
+        order = np.argsort([len(ids) for ids in rows.columns["input_ids"]], kind="stable")
+        options: dict[str, Any] = {
+            "batch_size": batch_size or self.artefact.inputs.batch_size or 8,
+            "processing_class": self.tokenizer,
+            "task": "classification" if self.artefact.label_tokens is None else "next_token",
+            "label_tokens": self.artefact.label_tokens,
+            "progress": progress,
+            "accelerator": accelerator,
+        }
+        made = self._made(rows.as_dataset(order.tolist()), how, count, seed, options)
+        said = {"label_names": self.label_names, "recalibration": told, "num_cut": rows.num_cut}
+        return CalibratedPrediction.of(made.select(torch.from_numpy(np.argsort(order))), method, **said)
+
+    def recalibration(self, how: str) -> tuple[Recalibrator | None, str]:
+        """What is applied to a way of predicting, None for nothing; and in words."""
+        way = "sample" if how == "late" else how
+        method = self._methods.get(way)
+        if method is None:
+            return None, "no temperature is stored" + (f" for how={how!r}" if self._methods else "")
+        if isinstance(method, TemperatureScaling):
+            fit = method.fit_result
+            off = fit is not None and not fit.applied
+            return method, "T left off" if off else f"T = {method.temperature:.4g}"
+        return method, type(method).__name__
+
+    def num_samples_for(self, how: str) -> int | None:
+        """Draws that a way of predicting was calibrated with; None where it was not: as many as the law has."""
+        state: Mapping[str, Fields] = self.artefact.ways
+        way = state.get("sample" if how in ("late", "linear") else how)
+        if way is None:
+            return len(self.adapter_names) if len(self.adapter_names) > 1 else None
+        return way.integer("num_samples", default=None)
+
+    def _made(self, rows: Any, how: str, count: int | None, seed: int, options: dict[str, Any]) -> Prediction:
+        if len(self.adapter_names) > 1:
+            if how != "sample":
+                raise ValueError(f"An ensemble of adapters predicts with how='sample', its members; got {how!r}.")
+            if count is not None and not 1 <= count <= len(self.adapter_names):
+                raise ValueError(f"The ensemble has {len(self.adapter_names)} members, num_samples is {count}.")
+            found: Any = predict_members(self.model, rows, self.adapter_names[:count], **options)
+        else:
+            found = predict_dataset(self.model, rows, how=how, num_samples=count, seed=seed, **options)  # type: ignore
+        if not isinstance(found, Prediction):
+            raise ValueError("The adapter answers with numbers, not with classes; predict with predict_dataset.")
+        if found.sample_probabilities.shape[-1] != len(self.label_names):
+            raise ValueError(
+                f"The adapter answers with {found.sample_probabilities.shape[-1]} classes, and "
+                f"{len(self.label_names)} are named: {', '.join(self.label_names[:8])}. Give label_names to load."
+            )
+        return found
+
+    def _laws(self) -> list[Any]:
+        return [law for _, law in laws_of(self.model, active=True)]

@@ -1,0 +1,279 @@
+"""Any number of rows, predicted into a folder of shards that are each there whole; continued after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from accelerate import PartialState
+from datasets import Dataset, Features
+from tqdm.auto import tqdm
+
+from ..artefact import place_of
+from ..files import replacing, write_atomically
+from ..identity import folder_digest
+from ..json_files import Fields, parse_json, read_json
+from ..provenance.origins import as_dataset
+from .inputs import EMPTY, as_table, encode
+from .predictor import Predictor
+from .table import added_columns, added_names, arrow_table, refuse_clash
+
+#: The manifest; says how was predicted, and at the end which rows lie where.
+MANIFEST = "predictions.json"
+FORMAT_VERSION = 1
+#: Name of a shard, and where in it stands which rows it holds.
+SHARD, _NUMBER = "shard-{:06d}.parquet", re.compile(r"shard-(\d{6,})\.parquet")
+METADATA = b"peft_calib"
+#: A process that predicts its shards by itself, whatever others there are.
+ALONE: Any = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True)
+
+
+def predict_to(
+    folder: str | Path,
+    predictor: Predictor,
+    rows: Any,
+    shard_rows: int = 8192,
+    *,
+    num_samples: int | None = None,
+    how: str | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    prefix: str = "",
+    all_probabilities: bool = False,
+    accelerator: Any = None,
+    progress: bool = True,
+) -> Path:
+    """Predict any number of rows into a folder of Parquet files, which hold their columns and what was predicted.
+
+    Rows are cut into shards of `shard_rows`, in their order. Each is written whole or not at all, and one that is
+    there is not made again, so that the same call goes on after a kill. Under `accelerate launch` each process takes
+    every n-th shard. A shard's bytes depend neither on the number of processes nor on interruptions, and no more than
+    one shard is in memory. The added columns are those of `peft-calib predict`.
+
+    Args:
+        folder: Where to; new, empty, or begun by the same call.
+        predictor: Of `peft_calib.load`.
+        rows: As for `Predictor.predict`, or a stream of texts, pairs or rows: a `datasets.IterableDataset`, a
+            generator. A stream must give the same rows in every process and after an interruption.
+        shard_rows: Rows of a shard.
+        num_samples: As for `Predictor.predict`.
+        how: As for `Predictor.predict`.
+        seed: As for `Predictor.predict`.
+        batch_size: As for `Predictor.predict`.
+        prefix: Of the names of the added columns.
+        all_probabilities: Add the probability of every class, too.
+        accelerator: The running `Accelerator`; a `PartialState` when `None`.
+        progress: Show a bar of the shards, on the main process.
+
+    Returns:
+        The folder, with a manifest in `predictions.json`: adapter, seed, draws, temperature, and the rows of each
+        shard. `datasets.load_dataset("parquet", data_files=f"{folder}/*.parquet")` reads it.
+
+    Raises:
+        FileExistsError: If the folder holds something else.
+        ValueError: If it was begun in another way, by another adapter or with other rows; if there is no row; or for
+            what `Predictor.predict` refuses.
+
+    Example:
+        >>> predictor = peft_calib.load("runs/b")  # doctest: +SKIP
+        >>> predict_to("predicted", predictor, stream, shard_rows=100_000)  # doctest: +SKIP
+    """
+    if not isinstance(shard_rows, int) or shard_rows < 1:
+        raise ValueError(f"shard_rows must be a whole number of at least 1, got {shard_rows!r}.")
+    state = PartialState() if accelerator is None else accelerator
+    place = Path(folder)
+    names = added_names(prefix, predictor.label_names if all_probabilities else ())
+    way = predictor.main_way if how is None else how
+    made = {
+        "num_samples": predictor.num_samples_for(way) if num_samples is None else num_samples,
+        "how": way,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    settings = {"shard_rows": shard_rows, "added": names, **made, **_about(predictor, way)}
+    _begin(place, settings, state)
+    shards = _Shards(place, predictor, made, names)
+    cut = _cut(rows, shard_rows, predictor.artefact.inputs.text_columns)
+    done = []
+    hidden = not (progress and state.is_main_process)
+    for number, part in enumerate(tqdm(cut.parts, total=cut.total, desc="shards", disable=hidden)):
+        if number % state.num_processes == state.process_index:
+            shards.make(number, number * shard_rows, part)
+        done.append(len(part))
+    state.wait_for_everyone()
+    if not done:
+        raise ValueError(EMPTY)
+    if state.is_main_process:
+        shards.finish(settings, done)
+    state.wait_for_everyone()
+    return place
+
+
+def _about(predictor: Predictor, how: str) -> dict[str, Any]:
+    """What decides over the answers besides the call."""
+    artefact = predictor.artefact
+    method, told = predictor.recalibration(how)
+    return {
+        "adapters": {name: folder_digest(place_of(predictor.folder, name)) for name in artefact.names},
+        "temperature": getattr(method, "temperature", None),
+        "recalibration": told,
+        "label_names": list(predictor.label_names),
+        "max_length": artefact.inputs.max_length,
+    }
+
+
+def _begin(place: Path, settings: dict[str, Any], state: Any) -> None:
+    """Write the manifest of a new folder, or hold that of one that was begun against the call."""
+    found = place / MANIFEST
+    if found.is_file():
+        before = read_json(found, "Name another folder").content
+        plain = json.loads(json.dumps(settings))
+        differing = [name for name, value in plain.items() if before.get(name) != value]
+        if differing or before.get("format_version") != FORMAT_VERSION:
+            listed = "; ".join(f"{name}: {before.get(name)!r} there, {plain[name]!r} now" for name in differing)
+            raise ValueError(f"{place} was begun in another way ({listed}). Name another folder, or remove it.")
+    elif place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise FileExistsError(f"{place} holds something that is no folder of predictions; name another one.")
+    state.wait_for_everyone()  # every process has looked before one writes
+    if state.is_main_process and not found.is_file():
+        place.mkdir(parents=True, exist_ok=True)
+        _write(found, {**settings, "rows": None, "shards": None})
+    state.wait_for_everyone()
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps({"format_version": FORMAT_VERSION, **content}, indent=1, allow_nan=False) + "\n")
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """The shards of one folder."""
+
+    place: Path
+    predictor: Predictor
+    made: Mapping[str, Any]
+    names: Sequence[str]
+
+    def make(self, number: int, first: int, rows: Dataset) -> None:
+        """Predict and write a shard, unless it is there."""
+        path, digest = self.place / SHARD.format(number), _digest(rows)
+        if path.is_file():
+            if _said(path).text("digest") != digest:
+                raise ValueError(
+                    f"{path} was made of other rows than those given now (from row {first} on). Name another folder."
+                )
+            return
+        predictor, source = self.predictor, f"rows {first} to {first + len(rows) - 1}"
+        refuse_clash(rows.column_names, self.names, source, "prefix=, such as prefix='model_'")
+        encoded = encode(rows, predictor.artefact.inputs, predictor.label_names, predictor.tokenizer, source)
+        found = predictor.predict_encoded(encoded, **self.made, accelerator=ALONE)
+        table = arrow_table(rows, added_columns(found, self.names))
+        told = {"first": first, "rows": len(rows), "cut": found.num_cut, "digest": digest}
+        metadata = {**(table.schema.metadata or {}), METADATA: json.dumps(told)}
+        with replacing(path) as partial:
+            pq.write_table(table.replace_schema_metadata(metadata), partial)
+
+    def finish(self, settings: dict[str, Any], counts: Sequence[int]) -> None:
+        """Write into the manifest which rows lie where; say what was cut."""
+        paths = [self.place / SHARD.format(number) for number in range(len(counts))]
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing:
+            raise ValueError(f"{self.place} lacks {', '.join(missing[:4])}; run the same call again.")
+        beyond = [
+            p.name for p in self.place.iterdir() if (m := _NUMBER.fullmatch(p.name)) and int(m[1]) >= len(counts)
+        ]
+        if beyond:
+            raise ValueError(f"{self.place} holds shards of more rows than were given ({beyond[0]}).")
+        said = [_said(path) for path in paths]
+        listed = [
+            {"file": path.name, "first": fields.integer("first"), "rows": fields.integer("rows")}
+            for path, fields in zip(paths, said, strict=True)
+        ]
+        cut = sum(fields.integer("cut") for fields in said)
+        _write(self.place / MANIFEST, {**settings, "rows": sum(counts), "cut": cut, "shards": listed})
+        if cut:
+            warnings.warn(
+                f"{cut} of {sum(counts)} texts are longer than {settings['max_length']} tokens and were cut, as in "
+                "training.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+def _said(path: Path) -> Fields:
+    """What a shard says of itself."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} is damaged ({error}). Remove it, and run the same call again.") from error
+    mend = "Remove it, and run the same call again"
+    return parse_json(metadata.get(METADATA, b"{}").decode(), str(path), mend)
+
+
+def _digest(rows: Dataset) -> str:
+    """One text for the contents of rows."""
+    content = {name: rows[name][:] for name in rows.column_names}
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Rows in parts of equal number; how many parts, where that is known."""
+
+    parts: Iterable[Dataset]
+    total: int | None
+
+
+def _cut(rows: Any, size: int, text_columns: tuple[str, ...] | None) -> _Cut:
+    """Rows of any kind as data sets of `size` rows, made as they are asked for."""
+    streams = hasattr(rows, "__next__") or not hasattr(rows, "__len__")
+    table = None if streams else as_table(rows)
+    if table is None:
+        total = None if streams else -(-len(rows) // size)
+        return _Cut(_collected(rows, size, text_columns, getattr(rows, "features", None)), total)
+    starts = range(0, len(table), size)
+    return _Cut((table.select(range(a, min(a + size, len(table)))) for a in starts), len(starts))
+
+
+def _collected(
+    rows: Iterable[Any], size: int, text_columns: tuple[str, ...] | None, features: Features | None
+) -> Iterator[Dataset]:
+    """Texts, pairs or rows out of a stream, `size` at a time."""
+    part: list[Mapping[str, Any]] = []
+    for number, row in enumerate(rows):
+        part.append(_as_row(row, number, text_columns))
+        if len(part) == size:
+            yield _joined(part, features)
+            part = []
+    if part:
+        yield _joined(part, features)
+
+
+def _as_row(row: Any, number: int, text_columns: tuple[str, ...] | None) -> Mapping[str, Any]:
+    if isinstance(row, Mapping):
+        return row
+    texts = [row] if isinstance(row, str) else row
+    names = text_columns or ("text", "text_pair")[: len(texts) if isinstance(texts, (list, tuple)) else 1]
+    fits = isinstance(texts, (list, tuple)) and len(texts) == len(names) and all(isinstance(t, str) for t in texts)
+    if not fits:
+        raise TypeError(
+            f"Row {number} is {str(row)[:60]!r} ({type(row).__name__}); a row with columns, or {len(names)} text(s) "
+            f"({', '.join(names)}), is expected."
+        )
+    return dict(zip(names, texts, strict=True))
+
+
+def _joined(part: list[Mapping[str, Any]], features: Features | None) -> Dataset:
+    if features is not None:
+        return Dataset.from_list([dict(row) for row in part], features=features)
+    names = list(dict.fromkeys(name for row in part for name in row))
+    return as_dataset({name: [row.get(name) for row in part] for name in names})

@@ -1,0 +1,184 @@
+"""`peft-calib predict`: a table of texts in, the same table with calibrated probabilities out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from ..artefact import read_artefact
+from ..console import quiet
+from ..files import replacing, write_atomically
+from ..json_files import without_nan
+from ..predictor import CalibratedPrediction, Predictor, load
+from ..predictor.inputs import encode
+from ..predictor.loading import assemble
+from ..predictor.table import added_columns, added_names, arrow_table, refuse_clash
+from ..provenance.columns import without_missing
+from .folder import RunFolder
+from .loading import load_task, run_artefact
+from .processes import processes
+from .sources import READERS, FileFormat, read_splits, source_name
+from .stage import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A table that was predicted; `without_value` rows lacked a text and were left out."""
+
+    path: Path
+    prediction: CalibratedPrediction
+    without_value: int = 0
+
+    def lines(self) -> list[str]:
+        """What a user should know of it."""
+        found = self.prediction
+        counts = {name: found.labels_predicted.count(name) for name in found.label_names}
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        draws = f"{found.num_samples} draws" if found.how != "mean" else "the mean adapter"
+        lines = [f"{len(found)} rows by {draws}, {found.recalibration}: {told}"]
+        if found.num_cut:
+            lines.append(f"{found.num_cut} row(s) are longer than what the adapter was trained on, and were cut")
+        if self.without_value:
+            lines.append(f"{self.without_value} row(s) without a text were left out")
+        return [*lines, f"Written to {self.path}"]
+
+
+def predict_table(
+    adapter: str | Path,
+    data: Any,
+    output: str | Path,
+    *,
+    how: str | None = None,
+    num_samples: int | None = None,
+    seed: int = 0,
+    subset: str | None = None,
+    split: str | None = None,
+    encoding: str | None = None,
+    delimiter: str | None = None,
+    drop_missing: bool = False,
+    text_column: Sequence[str] | None = None,
+    prefix: str = "",
+    all_probabilities: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    batch_size: int | None = None,
+    **loading: Any,
+) -> Predicted:
+    """Predict the rows of a table and write it with what was predicted behind its columns.
+
+    Args:
+        adapter: A run, an adapter's folder or a Hub id.
+        data: The rows: a path, a Hub id or a table in memory; labels are not needed.
+        output: A .csv, .tsv, .json, .jsonl, .ndjson or .parquet file.
+        how: As for `Predictor.predict`.
+        num_samples: Draws; as many as the temperature was fitted with if not given.
+        seed: Key of the draws.
+        subset: Configuration name of a Hub data set.
+        split: Which split; `test` if not given and there are several.
+        encoding: Of text files that are not UTF-8.
+        delimiter: Of CSV files whose delimiter cannot be found from their rows; also of the output.
+        drop_missing: Leave out rows without a text.
+        text_column: Columns of the texts, where they are called otherwise than in training.
+        prefix: Of the names of the added columns.
+        all_probabilities: Add the probability of every class, too.
+        overwrite: Replace an output that is there.
+        progress: Show a bar.
+        batch_size: Rows of a forward.
+        loading: Further arguments of `peft_calib.load`: `base_model`, `label_tokens`, `max_length`, ...
+
+    Returns:
+        Path and prediction.
+
+    Raises:
+        FileExistsError: If the output is there.
+        ValueError: For an output of another type, a column that has one of the added names, rows without a text, or
+            for what `peft_calib.load` refuses.
+    """
+    out = _checked_output(Path(output), overwrite)
+    name, form = source_name(data), FileFormat(encoding, delimiter)
+    rows = _chosen(read_splits(data, subset, form), split, name)
+    with quiet():
+        predictor = _loaded(adapter, loading)
+        inputs = predictor.artefact.inputs
+        if text_column:
+            inputs = replace(inputs, text_columns=tuple(text_column))
+        added = added_names(prefix, predictor.label_names if all_probabilities else ())
+        refuse_clash(rows.column_names, added, name, "--prefix, such as --prefix model_")
+        dropped = 0
+        if drop_missing:
+            rows, dropped = without_missing(rows, [*(inputs.text_columns or ("text",)), *inputs.choices_columns])
+        encoded = encode(rows, inputs, predictor.label_names, predictor.tokenizer, name)
+        found = predictor.predict_encoded(encoded, num_samples, how, seed, batch_size=batch_size, progress=progress)
+    if processes().is_main_process:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_table(out, rows, added_columns(found, added), form.delimiter)
+    processes().wait_for_everyone()
+    return Predicted(out, found, dropped)
+
+
+def write_table(path: Path, rows: Dataset, added: dict[str, list], delimiter: str | None = None) -> None:
+    """Write a table with further columns behind its own, in the format that the name of the file says."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        with replacing(path) as partial:
+            pq.write_table(arrow_table(rows, added), partial)
+        return
+    columns = {**{name: rows[name][:] for name in rows.column_names}, **added}
+    lines = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    if READERS[suffix] is not None:
+        stream = io.StringIO()
+        writer = csv.writer(stream, delimiter=delimiter or READERS[suffix] or ",", lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_field(value) for value in line.values()] for line in lines)
+        write_atomically(path, stream.getvalue())
+        return
+    texts = [json.dumps(without_nan(line), ensure_ascii=False, default=str, allow_nan=False) for line in lines]
+    if suffix == ".json":
+        write_atomically(path, "[\n" + ",\n".join(texts) + "\n]\n")
+    else:
+        write_atomically(path, "".join(f"{text}\n" for text in texts))
+
+
+def _field(value: Any) -> Any:
+    """A value in a CSV file: nothing as nothing, lists and mappings as JSON."""
+    if isinstance(value, (list, dict, bool)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return value
+
+
+def _checked_output(path: Path, overwrite: bool) -> Path:
+    if path.suffix.lower() not in READERS:
+        raise ValueError(f"{path} is not of a known type: name a file that ends in one of {', '.join(READERS)}")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise FileExistsError(f"{path} exists; name another file, or pass --overwrite to replace it")
+    return path
+
+
+def _chosen(splits: Any, split: str | None, source: str) -> Dataset:
+    name = split or next(iter(splits)) if len(splits) == 1 else split or "test"
+    if name not in splits:
+        raise ValueError(f"{source} has no split {name!r}; it has {', '.join(splits)}: name one with --split")
+    return splits[name]
+
+
+def _loaded(adapter: str | Path, loading: dict[str, Any]) -> Predictor:
+    """A predictor of a run, also of one that an earlier version made, of a folder or of the Hub."""
+    folder = RunFolder(Path(adapter).absolute())
+    label_tokens = loading.get("label_tokens") or None
+    if folder.finished.is_file():
+        task = load_task(folder)
+        if read_artefact(folder.path) is None and not any(folder.path.glob("*/predictor.json")):
+            artefact = run_artefact(folder, task, load_tokenizer(task.config), None)
+            return assemble(folder.path, artefact, base_model=loading.get("base_model"), label_tokens=label_tokens)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that there is no temperature stands in the result's line
+        return load(adapter, **{**loading, "label_tokens": label_tokens})

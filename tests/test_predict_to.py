@@ -1,0 +1,173 @@
+"""`predict_to`: the same bytes whatever the number of processes and however often killed."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, IterableDataset, load_dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSequenceClassification
+
+import peft_calib
+from peft_calib import predict_to
+from peft_calib.predictor import shards
+
+WORDS = "the weather was seen again today over a long river and some old trees near our house".split()
+TEXTS = [" ".join(WORDS[i % 7 : i % 7 + 2 + i % 5]) for i in range(23)]
+ROWS = Dataset.from_dict({"id": list(range(23)), "text": TEXTS})
+KILLED = """
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+import peft_calib
+from datasets import Dataset
+from peft_calib.predictor import shards
+write = shards.pq.write_table
+def killed(table, path):
+    if "shard-000002" in str(path):
+        open(path, "wb").write(b"PAR1 and no more")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(table, path)
+shards.pq.write_table = killed
+predictor = peft_calib.load(sys.argv[1], device="cpu", recalibrate=False)
+rows = Dataset.from_parquet(sys.argv[3])
+peft_calib.predict_to(sys.argv[2], predictor, rows, shard_rows=5, progress=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory, tiny_model_folder):
+    folder = tmp_path_factory.mktemp("adapters") / "lora"
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_model_folder)
+    config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], init_lora_weights=False)
+    get_peft_model(base, config).save_pretrained(folder)
+    return peft_calib.load(folder, device="cpu", recalibrate=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, predictor) -> Path:
+    """What one process writes without an interruption."""
+    return predict_to(tmp_path_factory.mktemp("out") / "whole", predictor, ROWS, shard_rows=5, progress=False)
+
+
+def rank(index: int, count: int) -> SimpleNamespace:
+    """One of several processes, which come one after the other here."""
+    facts = {"num_processes": count, "process_index": index, "is_main_process": index == 0}
+    return SimpleNamespace(**facts, wait_for_everyone=lambda: None)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_shards_hold_the_rows_and_what_a_predictor_says(predictor, whole):
+    names = ["predictions.json", *(f"shard-{number:06d}.parquet" for number in range(5))]
+    assert sorted(contents(whole)) == names
+    found = load_dataset("parquet", data_files=f"{whole}/*.parquet", split="train", cache_dir=str(whole.parent))
+    assert found.column_names == ["id", "text", "predicted_label", "probability", "entropy", "mutual_information"]
+    assert found["id"][:] == ROWS["id"][:]
+    said = predictor.predict(TEXTS)
+    assert found["predicted_label"][:] == said.labels_predicted
+    assert found["probability"][:] == pytest.approx(said.probabilities.amax(1).tolist(), abs=1e-5)
+    manifest = json.loads((whole / "predictions.json").read_text())
+    assert manifest["rows"] == 23
+    assert manifest["shards"][-1] == {"file": "shard-000004.parquet", "first": 20, "rows": 3}
+    assert (manifest["how"], manifest["seed"], manifest["temperature"]) == ("mean", 0, None)
+    assert manifest["adapters"] == {".": peft_calib.identity.folder_digest(predictor.folder)}
+
+
+def test_as_many_processes_as_one_likes(predictor, whole, tmp_path):
+    for count in (2, 3):
+        out = tmp_path / str(count)
+        options = {"shard_rows": 5, "progress": False}
+        with pytest.raises(ValueError, match=r"lacks shard-000001.*run the same call again"):  # it finishes alone
+            predict_to(out, predictor, ROWS, **options, accelerator=rank(0, count))
+        for index in (*range(1, count), 0):
+            predict_to(out, predictor, ROWS, **options, accelerator=rank(index, count))
+        assert contents(out) == contents(whole)
+
+
+def test_a_killed_process_is_continued(predictor, whole, tmp_path, monkeypatch):
+    ROWS.to_parquet(tmp_path / "rows.parquet")
+    rows, out = Dataset.from_parquet(str(tmp_path / "rows.parquet")), tmp_path / "out"
+    words = [str(predictor.folder), str(out), str(tmp_path / "rows.parquet")]
+    done = subprocess.run([sys.executable, "-c", KILLED, *words], check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = {path.name for path in out.glob("shard-*")}
+    assert left == {"shard-000000.parquet", "shard-000001.parquet"}
+    assert json.loads((out / "predictions.json").read_text())["shards"] is None
+    made = []
+    monkeypatch.setattr(shards, "encode", lambda rows, *rest, _encode=shards.encode: made.append(len(rows)) or _encode(rows, *rest))  # noqa: E501  # fmt: skip
+    predict_to(out, predictor, rows, shard_rows=5, progress=False)
+    assert made == [5, 5, 3]  # only what was not there
+    assert contents(out) == contents(whole)
+
+
+def test_streams_texts_and_pages(predictor, tmp_path):
+    kinds = {
+        "list": TEXTS,
+        "generator": (text for text in TEXTS),
+        "stream": IterableDataset.from_generator(lambda: ({"text": text} for text in TEXTS)),
+        "table": {"text": TEXTS},
+    }
+    for name, rows in kinds.items():
+        predict_to(tmp_path / name, predictor, rows, shard_rows=10, progress=False)
+    first, *others = ([pq.read_table(f).to_pylist() for f in sorted((tmp_path / n).glob("*.parquet"))] for n in kinds)
+    assert [len(part) for part in first] == [10, 10, 3]
+    assert all(other == first for other in others)
+
+
+def test_a_stream_is_read_no_further_than_its_shard(predictor, tmp_path):
+    """No more than a shard of rows is held: each is written before the next is read."""
+    seen = []
+
+    def stream():
+        for number, text in enumerate(TEXTS):
+            seen.append(len(list((tmp_path / "out").glob("shard-*"))) - number // 5)
+            yield text
+
+    predict_to(tmp_path / "out", predictor, stream(), shard_rows=5, progress=False)
+    assert set(seen) == {0}
+
+
+def test_a_folder_of_another_call_is_refused(predictor, whole, tmp_path):
+    def again(rows=ROWS, folder=whole, **changed):
+        return predict_to(folder, predictor, rows, **{"shard_rows": 5, "progress": False, **changed})
+
+    before = contents(whole)
+    again()  # finished: nothing is made again
+    for changed in ({"shard_rows": 6}, {"seed": 1}, {"prefix": "x_"}):
+        with pytest.raises(
+            ValueError, match=f"begun in another way.*{next(iter(changed)).replace('prefix', 'added')}"
+        ):
+            again(**changed)
+    other = Dataset.from_dict({"id": ROWS["id"][:], "text": [*TEXTS[:22], "another"]})
+    with pytest.raises(ValueError, match=r"shard-000004\.parquet was made of other rows than those given now"):
+        again(other)
+    with pytest.raises(ValueError, match="shards of more rows"):
+        again(ROWS.select(range(20)))
+    assert contents(whole) == before
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is no folder of predictions"):
+        again(folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "message"),
+    [
+        ([], ValueError, "no text was given"),
+        (iter([]), ValueError, "no text was given"),
+        (iter(["a", 3]), TypeError, r"Row 1 is '3' \(int\)"),
+        ("text", TypeError, "got one text"),
+        (ROWS.rename_column("id", "entropy"), ValueError, "columns named entropy.*prefix="),
+        (ROWS.rename_column("text", "words"), ValueError, "has no column 'text'"),
+    ],
+)
+def test_rows_that_are_none(predictor, tmp_path, rows, kind, message):
+    with pytest.raises(kind, match=message):
+        predict_to(tmp_path / "out", predictor, rows, shard_rows=2, progress=False)
