@@ -113,6 +113,8 @@ def test_the_draws_are_chosen_when_nothing_is_said(predictor):
     assert (more.num_samples, more.recalibration) == (5, "T = 0.5, fitted with 3 draws")
     assert not torch.equal(predictor.predict(TEXTS, seed=1).probabilities, out.probabilities)
     assert predictor.predict(TEXTS, how="linear").temperature is None
+    plain = peft_calib.load(predictor.folder, device="cpu", recalibrate=False)
+    assert plain.main_way == "sample"  # by its law, without a temperature that says so
 
 
 def test_the_answers_are_in_the_order_of_the_texts(predictor):
@@ -218,6 +220,8 @@ def test_a_stock_lora_has_no_temperature_which_is_said(stock):
     assert out.label_names == ("LABEL_0", "LABEL_1", "LABEL_2")
     named = peft_calib.load(folder, device="cpu", label_names=NAMES, recalibrate=False).predict(TEXTS)
     assert named.labels_predicted == [NAMES[i] for i in out.predictions]
+    with pytest.raises(ValueError, match="num_samples means nothing"):
+        predictor.predict(TEXTS, num_samples=4)
     with pytest.raises(ValueError, match="a head of 3 classes, and 2 are named"):
         peft_calib.load(folder, label_names=["a", "b"])
 
@@ -278,6 +282,8 @@ def test_adapters_of_an_earlier_version(method, ways, tmp_path, monkeypatch):
     assert out.label_names == ("bad", "good")
     fitted = json.loads(Path(method, "adapter", "recalibration.json").read_text())["parameters"]["temperature"]
     assert (out.how, out.temperature) == ("mean", fitted)
+    if method == "bayesian-lora":  # whoever says how many draws wants draws
+        assert predictor.predict(TEXTS, num_samples=2).recalibration == "no temperature is stored for how='sample'"
     with pytest.warns(UserWarning, match="has no temperature"):
         assert peft_calib.load("bayesian-lora/lora").predict(TEXTS).temperature is None
 

@@ -68,6 +68,16 @@ class Predictor:
             return "mean"
         return "sample" if any(law.config.draws_differ for law in self._laws()) else "mean"
 
+    def way_of(self, how: str | None, num_samples: int | None) -> str:
+        """The way that was asked for; draws where only their number was."""
+        if how is None and num_samples is not None and self.main_way == "mean":
+            if not any(law.config.draws_differ for law in self._laws()):
+                raise ValueError("The adapter is deterministic: it has no draws, so num_samples means nothing to it.")
+            return "sample"
+        how = self.main_way if how is None else how
+        check_how(how)
+        return how
+
     def predict(
         self,
         texts: Any,
@@ -127,8 +137,7 @@ class Predictor:
         accelerator: Any = None,
     ) -> CalibratedPrediction:
         """The same for rows that are inputs already; `accelerator` as for `predict_dataset`."""
-        how = self.main_way if how is None else how
-        check_how(how)
+        how = self.way_of(how, num_samples)
         method, told = self.recalibration(how)
         fitted = self.num_samples_for(how)
         count = fitted if num_samples is None else num_samples
@@ -187,4 +196,4 @@ class Predictor:
         return found
 
     def _laws(self) -> list[Any]:
-        return [law for _, law in laws_of(self.model, active=True)]
+        return list(laws_of(self.model, active=True))

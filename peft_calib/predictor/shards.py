@@ -92,7 +92,7 @@ def predict_to(
     state = PartialState() if accelerator is None else accelerator
     place = Path(folder)
     names = added_names(prefix, predictor.label_names if all_probabilities else ())
-    way = predictor.main_way if how is None else how
+    way = predictor.way_of(how, num_samples)
     made = {
         "num_samples": predictor.num_samples_for(way) if num_samples is None else num_samples,
         "how": way,
