@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from peft_calib.calibration.report import report
+from peft_calib.calibration.report import measured
 from peft_calib.cli import main
 from peft_calib.demo import run as demo_run
 from peft_calib.runs import limits
@@ -77,7 +77,7 @@ def place(tmp_path, tiny_model_folder, monkeypatch) -> Path:
     (glue / "README.md").write_text(head + "---\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(limits, "STEPS", 1)
-    monkeypatch.setattr(report, "num_resamples_for", lambda *_: 40)
+    monkeypatch.setattr(measured, "num_resamples_for", lambda *_: 40)
     # in the place of the pretrained encoder, for the time it takes
     monkeypatch.setattr(demo_run, "embedded_model", lambda: str(tiny_model_folder))
     return tmp_path

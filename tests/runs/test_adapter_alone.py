@@ -10,7 +10,7 @@ import pytest
 from command_line import read
 
 from peft_calib.artefact import ARTEFACT_FILE
-from peft_calib.calibration.report import report
+from peft_calib.calibration.report import measured
 from peft_calib.provenance.row_hashes import hash_rows
 from peft_calib.runs.evaluation import Evaluation, evaluate_run
 from peft_calib.runs.folder import RunFolder
@@ -33,7 +33,7 @@ for name in sys.argv[1:]:
 @pytest.fixture(scope="module")
 def evaluated(trained, test_file) -> dict[str, Evaluation]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "num_resamples_for", lambda *_: 20)  # nobody reads the intervals
+        patch.setattr(measured, "num_resamples_for", lambda *_: 20)  # nobody reads the intervals
         return {method: evaluate_run(trained[method], data=test_file, progress=False) for method in METHODS}
 
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 import peft_calib as package
-from peft_calib.calibration.report import report
+from peft_calib.calibration.report import measured
 from peft_calib.demo import embedded_model
 from peft_calib.runs import limits
 from peft_calib.runs.baseline import MostFrequent
@@ -36,7 +36,7 @@ from peft_calib.runs.settings import METHODS, TASKS, RunConfig
 def quick(monkeypatch):
     """Nothing of what a run does is left out: fewer passes over the rows, and intervals from fewer resamples."""
     monkeypatch.setattr(limits, "STEPS", 1)
-    monkeypatch.setattr(report, "num_resamples_for", lambda *_: 40)
+    monkeypatch.setattr(measured, "num_resamples_for", lambda *_: 40)
 
 
 def task_rows(task: str, count: int, seed: int = 0) -> list[dict]:

@@ -14,7 +14,7 @@ from ..resampling.ranked import Interval
 from ..scores.table import HEADLINES, SCORES
 from .measured import Asked, Measured, measured
 
-#: Rows below which a group has no interval (`benchmarks/group_intervals.py`).
+#: Rows below which a group has no interval: tried at 5 and at 10, those of the NLL held too seldom.
 FEWEST_ROWS = 20
 #: The better side of each score; none where a gap on either side of 0 is a fault.
 BETTER = {score.key: None if score.key == "confidence_gap" else score.better for score in SCORES}
