@@ -26,7 +26,7 @@ from .prediction import (
     sample_generate,
     score_texts,
 )
-from .predictor import CalibratedPrediction, Predictor, load, predict_to
+from .predictor import CalibratedPrediction, Predictor, Scorer, load, predict_to
 from .provenance.splits import calibration_split
 from .tuners import (
     BayesianLoraConfig,

@@ -3,6 +3,7 @@
 from .answer import CalibratedPrediction
 from .loading import load
 from .predictor import Predictor
+from .scorer import Scorer
 from .shards import predict_to
 
-__all__ = ["CalibratedPrediction", "Predictor", "load", "predict_to"]
+__all__ = ["CalibratedPrediction", "Predictor", "Scorer", "load", "predict_to"]

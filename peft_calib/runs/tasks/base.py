@@ -102,7 +102,8 @@ def encoded(rows: Dataset, encode: Callable[[dict[str, list]], dict[str, Any]]) 
     """The columns that a function makes of batches of canonical rows.
 
     These are in memory, where there is nothing cached to be found. Without a fingerprint of ours datasets would hash
-    the function and with it the tokenizer, every time: .1 s for one of 30,000 words, and more for most.
+    the function and with it the tokenizer, every time: .1 s for one of 30,000 words, and more for most
+    (`findings/datasets_map_in_memory_hashes_the_tokenizer.sh`).
     """
     fresh = generate_random_fingerprint()
     return rows.map(encode, batched=True, remove_columns=rows.column_names, new_fingerprint=fresh)
