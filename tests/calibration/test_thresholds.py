@@ -348,6 +348,30 @@ def test_a_temperature_is_that_of_recalibrated_probabilities():
         SelectiveThreshold(temperature=TemperatureScaling())
 
 
+def test_confidences_have_no_temperature(tmp_path):
+    p, y = _rows(18, 1000)
+    confidence, right = p.max(axis=1), (p.argmax(axis=1) == y).astype(int)
+    with pytest.raises(ValueError, match="leave out `temperature`"):
+        SelectiveThreshold(risk=0.1, temperature=3.0).fit(confidence, right, input="confidence")
+    # a file of an earlier version, which took one and did not apply it
+    state = SelectiveThreshold(risk=0.1).fit(confidence, right, input="confidence").state()
+    (tmp_path / "rule.json").write_text(json.dumps({**state, "settings": {**state["settings"], "temperature": 3.0}}))
+    rule = load_decision(tmp_path / "rule.json")
+    assert (rule.accept(confidence, input="confidence") == (confidence >= rule.threshold)).all()
+    assert "T = 3" not in str(rule)
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_no_rows_are_answered_with_no_decisions(per_class):
+    p, y = _rows(11, 1000)
+    rule = SelectiveThreshold(risk=0.2, per_class=per_class)
+    assert "not fitted yet" in str(rule)
+    rule.fit(p, y)
+    assert rule.accept(p[:0]).shape == (0,) and rule.accept(torch.tensor(p[:0])).dtype == torch.bool
+    with pytest.raises(ValueError, match="classes, got"):
+        rule.accept(np.empty((0, 7)))
+
+
 def test_confidences_of_anything():
     """Entities, texts: a number for each, and whether it was right."""
     p, y = _rows(18, 1000)

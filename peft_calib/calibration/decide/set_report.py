@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import betaincinv, betaln, gammaln
 
 from ...json_files import without_nan
-from .bounds import exact_interval, percent
+from .bounds import band_text, exact_interval, percent
 
 
 class CoverageLaw(NamedTuple):
@@ -103,14 +103,14 @@ class SetReport:
 
     def verdict(self) -> str:
         """In words: how the coverage compares with what the guarantee leads one to expect on these rows."""
-        told = f"{percent(self.coverage)} of {self.num_rows} sets hold the label {_band(self.coverage_interval)}"
+        told = f"{percent(self.coverage)} of {self.num_rows} sets hold the label {band_text(self.coverage_interval)}"
         if self.band is None:
             low = [group for group in self.groups if group.coverage < group.band[0]]
             if not low:
                 return f"{told}; no group lies below its band."
             names = ", ".join(str(group.group) for group in low[:5])
             return f"{told}; below its band: {names}. These rows are not drawn like those of the fit."
-        told += f"; {percent(1.0 - self.alpha)} were asked for, so many rows give {_band(self.band)}"
+        told += f"; {percent(1.0 - self.alpha)} were asked for, so many rows give {band_text(self.band)}"
         if self.coverage < self.band[0]:
             return f"{told}: too few, these rows are not drawn like those of the fit."
         above = ", or the scores are tied or not randomised" if self.coverage > self.band[1] else ""
@@ -127,7 +127,9 @@ class SetReport:
         ]
         if self.groups:
             lines += ["", "| group | rows | coverage | band |", "|---|---:|---:|---:|"]
-            lines += [f"| {g.group} | {g.num_rows} | {percent(g.coverage)} | {_band(g.band)} |" for g in self.groups]
+            lines += [
+                f"| {g.group} | {g.num_rows} | {percent(g.coverage)} | {band_text(g.band)} |" for g in self.groups
+            ]
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -165,7 +167,3 @@ def report_on(
         empty=float((sizes == 0).mean()),
         confidence_level=confidence_level,
     )
-
-
-def _band(ends: tuple[float, float]) -> str:
-    return f"[{100.0 * ends[0]:.1f}, {100.0 * ends[1]:.1f}]"
