@@ -161,6 +161,22 @@ def test_random_numbers_belong_to_rows_and_not_to_places():
     assert (np.concatenate([sets.predict(part) for part in np.array_split(p, 9)]) == sets.predict(p)).all()
 
 
+@pytest.mark.parametrize("score", ["lac", "aps"])
+def test_equal_rows_share_their_chances_in_one_call_and_the_first_alone(score):
+    """A predictor that says one thing: 90 % of the sets of a call hold the label, while a call a row has one set."""
+    generator = np.random.default_rng(50)
+    p = np.tile([0.5, 0.3, 0.2], (4000, 1))
+    y = generator.choice(3, 4000, p=p[0])
+    sets = ConformalSets(0.1, score, randomized=True, seed=1).fit(p[:2000], y[:2000])
+    held = sets.predict(p[2000:])
+    assert abs(held[np.arange(2000), y[2000:]].mean() - 0.9) < 0.03 and 1 < len(np.unique(held, axis=0)) <= 3
+    alone = np.concatenate([sets.predict(p[:1]) for _ in range(5)])
+    assert (alone == held[0]).all()
+    seeds = [ConformalSets(0.1, score, randomized=True, seed=seed).fit(p[:300], y[:300]) for seed in range(300)]
+    coverage = [p[0][fitted.predict(p[:1])[0]].sum() for fitted in seeds]
+    assert abs(np.mean(coverage) - 0.9) < 0.05 and np.std(coverage) > 0.05
+
+
 def test_each_class_has_its_own_cut():
     p, y = _rows(10, 2000)
     sets = ConformalSets(0.1, "aps", groups="label").fit(p, y)

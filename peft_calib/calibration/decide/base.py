@@ -13,8 +13,8 @@ import numpy as np
 from ...files import write_atomically
 from ...json_files import Fields, describe, read_json, without_nan
 from ..answers import log_probabilities, unwrapped
-from ..fingerprint import SplitFingerprint, row_hashes
-from ..inputs import as_float64, as_logit_rows, as_numpy, as_rows, softmax
+from ..fingerprint import SplitFingerprint, row_hashes, softmax_hashes
+from ..inputs import LogitRows, as_float64, as_logit_rows, as_numpy, as_rows, softmax
 from ..recalibrate.base import MAX_OVERLAP
 from ..recalibrate.temperature import POSSIBLE, TemperatureScaling
 
@@ -171,9 +171,9 @@ class DecisionRule(ABC):
 
     def _remember(self, taken: Taken, predictions: Any, labels: Any, options: dict[str, Any]) -> None:
         """Keeps the rows' fingerprint, and refuses a temperature that was fitted on the same rows."""
-        if self._scaling is not None and self._scaling.fitted_on is not None:
+        if self._scaling is not None:
             rows = as_logit_rows(predictions, labels, **options)
-            overlap = self._scaling.fitted_on.repeated(row_hashes(rows.logits, rows.labels))
+            overlap = _seen_by(self._scaling, rows)
             if overlap > MAX_OVERLAP:
                 raise ValueError(
                     f"{overlap:.0%} of these rows are among those the temperature was fitted on. A guarantee counts "
@@ -211,6 +211,19 @@ class DecisionRule(ABC):
         if self.fitted_on is None:
             raise ValueError(self._unfitted)
         return self.fitted_on
+
+
+def _seen_by(scaling: TemperatureScaling, rows: LogitRows) -> float:
+    """Share of the rows that a temperature was fitted on, whether as logits or as probabilities."""
+    assert scaling.fitted_on is not None
+    same = scaling.fitted_on.repeated(row_hashes(rows.logits, rows.labels))
+    if scaling.fitted_on_softmax is None:
+        return same
+    # Of very many rows some are alike to the last digit that is kept: as many as of rows a little surer than these.
+    alike, by_chance = (
+        scaling.fitted_on_softmax.repeated(softmax_hashes(factor * rows.logits, rows.labels)) for factor in (1.0, 1.05)
+    )
+    return max(same, alike - by_chance)
 
 
 def _checked_temperature(temperature: Any) -> float | None:

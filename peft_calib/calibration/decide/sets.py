@@ -35,7 +35,7 @@ class ConformalSets(DecisionRule):
             `(N,)` names (texts, numbers, booleans, tuples of them) for the rows of `fit`, given here or there.
         randomized: Whether chance decides what is in at the edge, which makes the coverage exact: APS and RAPS take
             off a random part of a class's own probability, LAC smooths its p-values. Without it sets are larger.
-        seed: Of the chances; a row has the same in every batch.
+        seed: Of the chances. A row has the same in every batch; among equal rows it goes by their order in the batch.
         allow_empty: Whether a set may be empty, where no class fits; otherwise it then holds the likeliest class.
         confidence: Probability over calibration splits with which the coverage is at least `1 - alpha`; None for the
             coverage on average over splits.
