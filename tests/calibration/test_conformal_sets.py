@@ -265,6 +265,15 @@ def test_any_value_that_a_file_can_hold_is_a_group(tmp_path, kind):
     assert sum(group.num_rows for group in again.evaluate(new, new_y, groups=names).groups) == 300
 
 
+def test_values_that_print_alike_are_told_apart():
+    p, y = _rows(37, 600)
+    groups = [1, "1", 2] * 200
+    sets = ConformalSets(0.1, groups=groups).fit(p, y)
+    report = sets.evaluate(*_rows(38, 600), groups=groups)
+    for text in (str(sets), str(report)):
+        assert all(f"| {name} | 200 |" in text for name in ("1", "'1'", "2"))
+
+
 def test_a_missing_group_is_told_by_count_and_row():
     p, y = _rows(35, 300)
     names = ["a", None, "b"] * 100

@@ -56,7 +56,7 @@ def places_in(known: Sequence[Any], rows: Grouping, kind: str | None) -> np.ndar
     place = {exact(value): index for index, value in enumerate(known)}
     for value in rows.values:
         if exact(value) not in place:
-            told = ", ".join(map(repr, known[:8])) + (", ..." if len(known) > 8 else "")
+            told = ", ".join(map(repr, known[:8])) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
             same_text = any(str(value) == str(other) or value == other for other in known)
             raise ValueError(
                 f"There is no cut for {called(kind, value)}: the rows of the fit have none of it. Known are {told}. "

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import betaincinv, betaln, gammaln
 
 from ...json_files import without_nan
+from ..grouping import names_of
 from .bounds import band_text, exact_interval, percent
 
 
@@ -105,11 +106,10 @@ class SetReport:
         """In words: how the coverage compares with what the guarantee leads one to expect on these rows."""
         told = f"{percent(self.coverage)} of {self.num_rows} sets hold the label {band_text(self.coverage_interval)}"
         if self.band is None:
-            low = [group for group in self.groups if group.coverage < group.band[0]]
+            low = [name for name, group in self._named() if group.coverage < group.band[0]]
             if not low:
                 return f"{told}; no group lies below its band."
-            names = ", ".join(str(group.group) for group in low[:5])
-            return f"{told}; below its band: {names}. These rows are not drawn like those of the fit."
+            return f"{told}; below its band: {', '.join(low[:5])}. These rows are not drawn like those of the fit."
         told += f"; {percent(1.0 - self.alpha)} were asked for, so many rows give {band_text(self.band)}"
         if self.coverage < self.band[0]:
             return f"{told}: too few, these rows are not drawn like those of the fit."
@@ -128,9 +128,13 @@ class SetReport:
         if self.groups:
             lines += ["", "| group | rows | coverage | band |", "|---|---:|---:|---:|"]
             lines += [
-                f"| {g.group} | {g.num_rows} | {percent(g.coverage)} | {band_text(g.band)} |" for g in self.groups
+                f"| {name} | {group.num_rows} | {percent(group.coverage)} | {band_text(group.band)} |"
+                for name, group in self._named()
             ]
         return "\n".join(lines)
+
+    def _named(self) -> list[tuple[str, GroupCoverage]]:
+        return list(zip(names_of(group.group for group in self.groups), self.groups, strict=True))
 
     def __str__(self) -> str:
         return self.to_markdown()

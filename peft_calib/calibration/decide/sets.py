@@ -9,7 +9,7 @@ import numpy as np
 from ...json_files import Fields
 from ..answers import as_given
 from ..bins import top_label
-from ..grouping import Grouping, exact
+from ..grouping import Grouping, exact, names_of
 from ..recalibrate.temperature import TemperatureScaling
 from .base import DecisionRule, Taken
 from .bounds import check_seed, check_share, percent
@@ -267,9 +267,10 @@ class ConformalSets(DecisionRule):
             lines += ["", f"A single split of that size covers {percent(low)} to {percent(high)} (95 % of splits)."]
         else:
             lines += ["", "| group | rows | covers, 95 % of splits |", "|---|---:|---:|"]
-            for part in self.parts:
+            names = names_of(part.group for part in self.parts)
+            for name, part in zip(names, self.parts, strict=True):
                 low, high = part.law.interval(0.95)
-                lines.append(f"| {part.group} | {part.num_rows} | {percent(low)} to {percent(high)} |")
+                lines.append(f"| {name} | {part.num_rows} | {percent(low)} to {percent(high)} |")
         divided = "" if self.temperature is None else f" Probabilities are taken at T = {self.temperature:.4g}."
         lines += ["", f"This holds for rows drawn like those it was fitted on, not row by row.{divided}"]
         return "\n".join(lines)
