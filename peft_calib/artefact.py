@@ -2,7 +2,8 @@
 
 The names of the classes, the tokens that stand for them, how rows become inputs, a recalibration for each way of
 predicting, and which adapter and base model all that holds for. Earlier versions wrote `classes.json` and
-`recalibration.json` instead; these are read where there is no `predictor.json`.
+`recalibration.json` instead, and in a run all of it stood in the run's own files; these are read where there is no
+`predictor.json`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from .files import write_atomically
-from .identity import belongs_to_folder
+from .identity import belongs_to_folder, folder_digest
 from .json_files import Fields, inside, read_json
 
 ARTEFACT_FILE = "predictor.json"
 FORMAT_VERSION = 1
 #: What earlier versions wrote.
 CLASSES_FILE, RECALIBRATION_FILE = "classes.json", "recalibration.json"
+#: What a run says of itself: its settings, that it is finished, its temperatures.
+RUN_CONFIG, RUN_FINISHED, RUN_TEMPERATURE = "config.json", "run.json", "temperature.json"
 #: Ways of predicting that have a recalibration of their own; `"late"` gives the draws of `"sample"` and has theirs.
 WAYS = ("mean", "sample")
 #: The name of an adapter that lies in the folder itself.
@@ -91,6 +94,18 @@ class Artefact:
         entry = {"num_samples": num_samples, "seed": seed, **state, **more}
         return replace(self, ways={**self.ways, how: Fields(entry, ARTEFACT_FILE, MEND)})
 
+    def with_temperatures(self, temperatures: Fields, adapters: Mapping[str, str]) -> Artefact:
+        """The same with those of a run's file, fitted for the adapters that it names, or else for those given."""
+        found = self
+        for how in temperatures:
+            fields = temperatures.mapping(how)
+            told = fields.mapping("adapters", None)
+            found = replace(found, adapters=dict(adapters if told is None else told.content))
+            if "method" in fields:  # over a vocabulary there is a number, and no method for classes
+                state = {n: value for n, value in fields.content.items() if n not in ("num_samples", "adapters")}
+                found = found.with_way(how, fields.integer("num_samples", least=1), 0, state)
+        return found
+
     def text(self) -> str:
         """The file."""
         content = {
@@ -136,23 +151,29 @@ class Artefact:
         )
 
     @property
+    def main_way(self) -> str | None:
+        """The way of predicting that was calibrated: with draws where these were; None where nothing was."""
+        return "sample" if "sample" in self.ways else next(iter(self.ways), None)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The folders of the adapters; this one where nothing is said."""
         return tuple(self.adapters) or (HERE,)
 
-    def check_belongs(self, folder: str | Path, what: str = "was fitted") -> None:
+    def check_belongs(self, folder: str | Path) -> None:
         """Raise `ValueError` unless the adapters that lie there are those that all this holds for."""
         for name, digest in self.adapters.items():
             if not belongs_to_folder(digest, place_of(folder, name)):
                 raise ValueError(
-                    f"{self._told_by(folder)} {what} for other weights, or another configuration, than the adapter "
-                    f"beside it ({name}), which has been trained on, edited or replaced since. Fit it again; with a "
-                    "BestCalibrationCallback, list the RecalibrationCallback after it."
+                    f"{self._told_by(folder)} was {'fitted' if self.ways else 'made'} for other weights, or another "
+                    f"configuration, than the adapter beside it ({name}), which has been trained on, edited or "
+                    "replaced since. Fit it again; with a BestCalibrationCallback, list the RecalibrationCallback "
+                    "after it."
                 )
 
     def _told_by(self, folder: str | Path) -> Path:
-        written = Path(folder) / ARTEFACT_FILE
-        return written if written.is_file() else Path(folder) / RECALIBRATION_FILE
+        told = (Path(folder) / name for name in (ARTEFACT_FILE, RECALIBRATION_FILE, RUN_TEMPERATURE))
+        return next((file for file in told if file.is_file()), Path(folder))
 
 
 def place_of(folder: str | Path, name: str) -> Path:
@@ -164,7 +185,7 @@ def read_artefact(folder: str | Path) -> Artefact | None:
     """What lies beside an adapter, also in the files of earlier versions; None where there is nothing.
 
     Args:
-        folder: Of a saved adapter.
+        folder: Of a saved adapter, or of a run.
 
     Returns:
         The artefact. That its adapters are those that lie there is the caller's to check.
@@ -175,6 +196,8 @@ def read_artefact(folder: str | Path) -> Artefact | None:
     folder = Path(folder)
     if (folder / ARTEFACT_FILE).is_file():
         return Artefact.from_fields(read_json(folder / ARTEFACT_FILE, MEND))
+    if is_earlier_run(folder):
+        return _of_run(folder)
     found = Artefact()
     if (folder / CLASSES_FILE).is_file():
         found = replace(found, classes=read_old_names(folder / CLASSES_FILE))
@@ -183,6 +206,38 @@ def read_artefact(folder: str | Path) -> Artefact | None:
         adapters = {HERE: state.text("adapter", default="")}
         found = replace(found, adapters=adapters, ways={state.text("how", among=WAYS, default="mean"): state})
     return None if found == Artefact() else found
+
+
+def is_earlier_run(folder: str | Path) -> bool:
+    """Whether a folder is a finished run of a version that wrote no `predictor.json`."""
+    folder = Path(folder)
+    written = all((folder / name).is_file() for name in (RUN_CONFIG, RUN_FINISHED))
+    return written and not any(folder.glob(ARTEFACT_FILE)) and not any(folder.glob(f"*/{ARTEFACT_FILE}"))
+
+
+def _of_run(folder: Path) -> Artefact:
+    """What such a run says in its own files."""
+    resolved = read_json(folder / RUN_CONFIG, MEND)
+    if not resolved.has_version(FORMAT_VERSION):
+        raise resolved.wrong("format_version", f"{FORMAT_VERSION}, which this release reads")
+    settings, labels = resolved.mapping("settings"), resolved.mapping("labels", None)
+    choice = settings.text("task") == "multiple-choice"
+    texts = [settings.text("question_column")] if choice else settings.listing("text_column", str)
+    inputs = Inputs(
+        text_columns=tuple(texts),
+        label_column=settings.text("label_column", default=None),
+        max_length=settings.integer("max_length", least=1, default=None),
+        batch_size=2 * settings.integer("batch_size", least=1),
+        choices_columns=tuple(settings.listing("choices_column", str)) if choice else (),
+        prompt=settings.text("prompt") if choice else None,
+    )
+    names = None if labels is None else tuple(labels.listing("names", str))
+    adapters = read_json(folder / RUN_FINISHED, MEND).listing("adapters", str)
+    digests = {name: folder_digest(inside(folder, name, str(folder / RUN_FINISHED))) for name in adapters}
+    found = Artefact(classes=names, inputs=inputs, seed=settings.integer("seed", least=0), adapters=digests)
+    if not (folder / RUN_TEMPERATURE).is_file():
+        return found
+    return found.with_temperatures(read_json(folder / RUN_TEMPERATURE, MEND), digests)
 
 
 def read_old_names(file: Path) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +52,8 @@ def base_fingerprint(model: nn.Module) -> str | None:
         model: A model with adapters.
 
     Returns:
-        `"float32:..."`; None for a model that is sharded or not loaded.
+        `"float32:..."`; None for a model that is sharded or not loaded, and, with a warning, for one whose tensors
+        cannot be read.
 
     Example:
         >>> from peft import LoraConfig, get_peft_model
@@ -74,10 +76,18 @@ def base_fingerprint(model: nn.Module) -> str | None:
             continue
         if isinstance(parameter, DTensor) or parameter.is_meta:
             return None
-        flat = parameter.detach().reshape(-1)
-        some = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].cpu().contiguous()
+        try:
+            flat = parameter.detach().reshape(-1)
+            some = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].cpu().contiguous().view(torch.uint8).numpy()
+        except Exception as error:  # tensors of quantisation libraries have their own idea of what can be done
+            warnings.warn(
+                f"The base model is not known again later: its tensor {name} cannot be read ({error}).",
+                UserWarning,
+                stacklevel=2,
+            )
+            return None
         plain = ".".join(part for part in name.split(".") if part != "base_layer")
-        digest.update(f"{plain} {tuple(parameter.shape)} ".encode() + some.view(torch.uint8).numpy().tobytes())
+        digest.update(f"{plain} {tuple(parameter.shape)} ".encode() + some.tobytes())
         dtypes.add(str(parameter.dtype).removeprefix("torch."))
     return f"{'+'.join(sorted(dtypes))}:{digest.hexdigest()[:32]}"
 

@@ -21,7 +21,7 @@ import torch
 from peft import PeftConfig, PeftType, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -252,6 +252,12 @@ def open_weights(folder: str | Path) -> Any:
     """The weights file of a folder, open for reading one tensor after the other."""
     place = Path(folder) / SAFETENSORS_WEIGHTS_NAME
     if not place.is_file():
+        if (Path(folder) / WEIGHTS_NAME).is_file():
+            raise FileNotFoundError(
+                f"{folder} holds its weights in {WEIGHTS_NAME} only, a pickle, and only {SAFETENSORS_WEIGHTS_NAME} is "
+                "read. Load the adapter with PEFT and save it again: "
+                "model.save_pretrained(folder, safe_serialization=True)."
+            )
         raise FileNotFoundError(f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}. {ADAPTER_MENDS}.")
     try:
         return safe_open(place, framework="pt")

@@ -1,6 +1,7 @@
 """`predict_to`: the same bytes whatever the number of processes and however often killed."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,12 +10,15 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import Dataset, IterableDataset, load_dataset
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 import peft_calib
 from peft_calib import predict_to
+from peft_calib.base_models import base_fingerprint
 from peft_calib.predictor import shards
 
 WORDS = "the weather was seen again today over a long river and some old trees near our house".split()
@@ -171,3 +175,85 @@ def test_a_folder_of_another_call_is_refused(predictor, whole, tmp_path):
 def test_rows_that_are_none(predictor, tmp_path, rows, kind, message):
     with pytest.raises(kind, match=message):
         predict_to(tmp_path / "out", predictor, rows, shard_rows=2, progress=False)
+
+
+# --------------------------------------------------------------------- continued by another, and types of a stream
+
+
+def test_the_manifest_says_all_that_decides(predictor, whole):
+    manifest = json.loads((whole / "predictions.json").read_text())
+    assert manifest["batch_size"] == 8  # what was used where nothing was said
+    assert manifest["base"] == base_fingerprint(predictor.model)
+    assert (manifest["label_tokens"], manifest["parameters"]) == (None, None)
+    assert manifest["inputs"]["max_length"] == 128
+    assert {"text_columns", "prompt", "choices_columns"} < set(manifest["inputs"])
+
+
+def test_a_folder_is_not_continued_with_another_base(predictor, tiny_model_folder, tmp_path):
+    """A LoRA of another tool knows no base model; the folder does."""
+
+    class Killed(Exception):
+        pass
+
+    def stream():
+        yield from TEXTS[:6]
+        raise Killed
+
+    with pytest.raises(Killed):
+        predict_to(tmp_path / "out", predictor, stream(), shard_rows=5, progress=False)
+    assert [path.name for path in (tmp_path / "out").glob("shard-*")] == ["shard-000000.parquet"]
+    other = shutil.copytree(tiny_model_folder, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    save_file({n: v + 0.1 for n, v in tensors.items()}, other / "model.safetensors", metadata={"format": "pt"})
+    changed = {
+        "base": {"base_model": other},
+        "inputs": {"max_length": 7},
+        "label_names": {"label_names": ["a", "b", "c"]},
+    }
+    changed["base: 'float32.*'bfloat16"] = {"dtype": torch.bfloat16}
+    for name, options in changed.items():
+        now = peft_calib.load(predictor.folder, device="cpu", recalibrate=False, **options)
+        with pytest.raises(ValueError, match=f"begun in another way.*{name}"):
+            predict_to(tmp_path / "out", now, TEXTS[:6], shard_rows=5, progress=False)
+    predict_to(tmp_path / "out", predictor, TEXTS[:6], shard_rows=5, progress=False)
+    assert len(list((tmp_path / "out").glob("shard-*"))) == 2
+
+
+def test_the_shards_of_a_stream_are_one_table(predictor, tmp_path):
+    """What the first shard's types take is written in them: texts where nothing was, whole numbers among others."""
+    rows = [
+        {"text": "awful", "note": None, "score": 0.5, "tags": ["x"]},
+        {"text": "lovely", "note": None, "score": 1.5, "tags": []},
+        {"text": "again", "note": "seen", "score": 2, "tags": ["y"]},
+        {"tags": None, "text": "old", "note": None, "score": 3},
+        {"text": "river"},
+    ]
+    predict_to(tmp_path / "out", predictor, iter(rows), shard_rows=2, progress=False)
+    files = f"{tmp_path / 'out'}/*.parquet"
+    found = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert found["note"][:] == [None, None, "seen", None, None]
+    assert found["score"][:] == [0.5, 1.5, 2.0, 3.0, None]
+    assert found["tags"][:] == [["x"], [], ["y"], None, None]
+    schemas = [pq.read_schema(path) for path in sorted((tmp_path / "out").glob("*.parquet"))]
+    assert all(schema.equals(schemas[0]) for schema in schemas)
+
+
+@pytest.mark.parametrize(
+    ("later", "message"),
+    [
+        ({"text": "a", "n": "many"}, "The column 'n' is int64 in the first shard and string in shard 1"),
+        ({"text": "a", "n": 0.5}, "The column 'n' is int64 in the first shard and float64 in shard 1"),
+        ({"text": 3, "n": 1}, "The column 'text' is string in the first shard and int64 in shard 1"),
+        ({"text": "a", "n": 1, "more": 2}, "Shard 1 has a column 'more', which the first shard has not"),
+    ],
+)
+def test_what_no_type_of_the_first_shard_takes_is_named(predictor, tmp_path, later, message):
+    with pytest.raises(ValueError, match=f"{message}.*IterableDataset whose features="):
+        predict_to(tmp_path / "out", predictor, iter([{"text": "a", "n": 1}, later]), shard_rows=1, progress=False)
+
+
+def test_nothing_begins_no_folder(predictor, tmp_path):
+    for rows in ([], iter([]), IterableDataset.from_generator(lambda: iter([]))):
+        with pytest.raises(ValueError, match="no text was given"):
+            predict_to(tmp_path / "out", predictor, rows, progress=False)
+    assert not (tmp_path / "out").exists()

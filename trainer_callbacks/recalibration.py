@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, default_data_collator
 from transformers.utils import logging
 
-from peft_calib.artefact import ARTEFACT_FILE, WAYS, read_artefact
+from peft_calib.artefact import ARTEFACT_FILE, read_artefact
 from peft_calib.calibration.recalibrate import Recalibrator, TemperatureScaling, load_state
 from peft_calib.calibration.recalibrate.temperature import check_enough_rows
 from peft_calib.console import own_random_state
@@ -131,10 +131,18 @@ class RecalibrationCallback(TrainerCallback):
         elif fit is not None:
             warnings.warn(f"RecalibrationCallback: {fit.reason}", UserWarning, stacklevel=2)
         about = {"num_samples": self.num_samples, "seed": self.seed, "label_tokens": self.answer_token_ids}
-        found = attach_recalibration(model, self.method.state(), **about)
-        folder = checkpoint_folder(args, state)
-        if args.process_index == 0 and digest_of_folder(folder) in found.adapters.values():
-            found.write(folder)
+        try:
+            found = attach_recalibration(model, self.method.state(), **about)
+            folder = checkpoint_folder(args, state)
+            if args.process_index == 0 and digest_of_folder(folder) in found.adapters.values():
+                found.write(folder)
+        except Exception as error:  # as above
+            warnings.warn(
+                f"RecalibrationCallback could not store what it fitted in {ARTEFACT_FILE}: "
+                f"{str(error) or type(error).__name__}",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _rows_and_collator(self, loader: Any) -> tuple[Any, Callable[[list], Mapping[str, Any]]]:
         collate = self.data_collator or getattr(loader, "collate_fn", None) or default_data_collator
@@ -157,18 +165,20 @@ class RecalibrationCallback(TrainerCallback):
                 warnings.warn(f"RecalibrationCallback will fit nothing: {error}", UserWarning, stacklevel=3)
 
 
-def load_recalibration(folder: str | Path) -> Recalibrator:
-    """What `RecalibrationCallback` stored beside an adapter, or `peft-calib train`: that of the mean if there is one.
+def load_recalibration(folder: str | Path, how: str | None = None) -> Recalibrator:
+    """What `RecalibrationCallback` stored beside an adapter, or `peft-calib train`.
 
     Args:
         folder: Of the saved adapter.
+        how: For which way of predicting, `"mean"` or `"sample"` (also for `"late"`). When `None` that of the adapter's
+            main way, as `peft_calib.load` takes it: the draws where they have one, else the mean.
 
     Returns:
         The fitted method; `transform(logits)` gives calibrated probabilities.
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it was fitted for other weights than the folder's, or is damaged.
+        ValueError: If it was fitted for other weights than the folder's, or is damaged, or there is none for `how`.
     """
     found = read_artefact(folder)
     if found is None or not found.ways:
@@ -178,4 +188,7 @@ def load_recalibration(folder: str | Path) -> Recalibrator:
         )
     if digest_of_folder(folder) is not None:
         found.check_belongs(folder)
-    return load_state(next(found.ways[how] for how in WAYS if how in found.ways))
+    way = found.main_way if how is None else ("sample" if how == "late" else how)
+    if way not in found.ways:
+        raise ValueError(f"{folder} has no recalibration for how={how!r}; it has one for {' and '.join(found.ways)}.")
+    return load_state(found.ways[way])

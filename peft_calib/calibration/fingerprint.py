@@ -11,9 +11,18 @@ from typing import Any
 import numpy as np
 
 from ..json_files import Fields
+from .answers import SMALLEST_MEAN_PROBABILITY
 
 # Up to this many rows are remembered one by one; of more, those with the smallest hashes (a bottom-k sketch).
 SKETCH_SIZE = 4096
+# From so many different rows on a count that divides those of all of them is a copy, and no accident: of counts that
+# come about by chance two divides all with probability 2^-20.
+FEWEST_TO_TELL_COPIES = 20
+# To what log-probabilities are rounded where logits and probabilities of one row should be alike: far above what a
+# softmax in float32 rounds, so that nearly all rows survive it, and far below what tells rows apart.
+LOG_STEP = 1e-4
+# Entries of a block whose exponentials are at hand at a time.
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -45,14 +54,27 @@ class SplitFingerprint:
     def repeated(self, hashes: np.ndarray) -> float:
         """Share of these rows in this set, by rows that occur in it once; 1 for the very same rows.
 
-        Unlike `overlap` it does not take rows that only look alike for the same ones: of probabilities that come in a
-        few levels, or are exactly 1, new rows equal old ones by the hundred.
+        Where all rows of this set occur in it twice, or any same number of times, it is copies of another, whose rows
+        are then known where they come once. Unlike `overlap` it does not take rows that only look alike for the same
+        ones: of probabilities that come in a few levels, or are exactly 1, new rows equal old ones by the hundred.
         """
         if len(hashes) == self.num_rows and SplitFingerprint.of_hashes(hashes).digest == self.digest:
             return 1.0
         known, counts = np.unique(np.array(self.hashes, dtype=np.uint64), return_counts=True)
         judged = hashes if self.num_rows <= SKETCH_SIZE else hashes[hashes <= known[-1]]
-        return float(np.isin(judged, known[counts == 1]).mean()) if len(judged) else 0.0
+        if not len(judged):
+            return 0.0
+        copies = self._copies(counts)
+        found = np.isin(judged, known[counts == copies])
+        if copies > 1:
+            _, place, times = np.unique(judged, return_inverse=True, return_counts=True)
+            found &= times[place] == 1
+        return float(found.mean())
+
+    def _copies(self, counts: np.ndarray) -> int:
+        """How often every row occurs at least, if the counts of all are multiples of it."""
+        whole = counts if self.num_rows <= SKETCH_SIZE else counts[:-1]  # the last one may be cut in two
+        return int(np.gcd.reduce(whole)) if len(whole) >= FEWEST_TO_TELL_COPIES else 1
 
     def to_dict(self) -> dict[str, Any]:
         return {"digest": self.digest, "num_rows": self.num_rows, "hashes": [f"{h:016x}" for h in self.hashes]}
@@ -79,6 +101,30 @@ def row_hashes(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
         for column in words.T:
             state = _mixed(state ^ (column + np.uint64(0x9E3779B97F4A7C15)))
     return state
+
+
+def softmax_hashes(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`(N,)` uint64 hashes of labelled rows that are nearly always the same for logits and for their probabilities.
+
+    Of the log-probabilities of the three likeliest classes and of the label, rounded to `LOG_STEP`: as few as tell
+    rows apart, since the more are rounded the more often one comes to lie on the other side of an edge.
+
+    Args:
+        logits: `(N, C)`, up to a constant a row; log-probabilities are such. -inf masks a class.
+        labels: `(N,)` class ids.
+    """
+    told = np.empty((len(labels), min(3, logits.shape[1]) + 1))
+    rows = max(1, _BLOCK // logits.shape[1])
+    for start in range(0, len(labels), rows):
+        part = slice(start, start + rows)
+        shifted = logits[part] - logits[part].max(axis=1, keepdims=True)
+        shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        told[part, -1] = shifted[np.arange(len(shifted)), labels[part]]
+        likeliest = told.shape[1] - 1
+        told[part, :-1] = np.sort(np.partition(shifted, -likeliest, axis=1)[:, -likeliest:], axis=1)
+    # A probability of float32 is 1.2e-38 or says nothing; 0 is added since -0 has other bits.
+    steps = np.rint(np.maximum(told, np.log(SMALLEST_MEAN_PROBABILITY)) / LOG_STEP) + 0.0
+    return row_hashes(steps, labels)
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:

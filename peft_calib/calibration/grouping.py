@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ _MISSING = ("NAType", "NaTType")
 class Grouping:
     """Which group each row is in; groups are in the order of their values."""
 
+    values: tuple[Any, ...]  # No two of equal value and type
     names: tuple[str, ...]  # As they are told, no two alike
     member: np.ndarray  # `(N,)` int64 index of each row's group
 
@@ -28,19 +30,20 @@ class Grouping:
         return np.flatnonzero(self.member == group)
 
 
-def as_groups(values: Any, labels: Any, kept: np.ndarray | None = None) -> Grouping:
-    """The groups of the rows that are left of `labels`.
+def as_groups(values: Any, labels: Any, kept: np.ndarray | None = None, most: int | None = MOST_GROUPS) -> Grouping:
+    """The groups of the rows that are left of `labels`; 1, "1", 1.0 and True are four.
 
     Args:
         values: One hashable value a row, of the labels' shape; or one for each entry of their first axis, for all
             tokens of a sequence. Numpy, torch, pandas or lists.
         labels: The labels that were given, whose shape it is.
         kept: `(M,)` bool, rows that were not left out; None for all. Values of the others are not looked at.
+        most: Groups that are allowed; None for any number.
 
     Raises:
         ValueError, TypeError: For another shape, a missing value, one that cannot be hashed, or too many groups.
     """
-    found: dict[Any, int] = {}
+    found: dict[Any, tuple[int, Any]] = {}
     chosen = values_of_rows(values, labels, kept).tolist()
     member, missing = np.empty(len(chosen), np.int64), []
     for row, value in enumerate(chosen):
@@ -49,7 +52,7 @@ def as_groups(values: Any, labels: Any, kept: np.ndarray | None = None) -> Group
             missing.append(row)
             continue
         try:
-            member[row] = found.setdefault(value, len(found))
+            member[row], _ = found.setdefault(exact(value), (len(found), value))
         except TypeError:
             raise TypeError(
                 f"groups must be hashable values (text, numbers, tuples of them); row {row} has {describe(value)}."
@@ -59,15 +62,20 @@ def as_groups(values: Any, labels: Any, kept: np.ndarray | None = None) -> Group
             f"groups has no value (None or NaN) in {len(missing)} of {len(chosen)} rows, first in row {missing[0]}. "
             'Give these rows a group of their own (`groups.fillna("unknown")`), or leave them out with `mask`.'
         )
-    if len(found) > MOST_GROUPS:
+    if most is not None and len(found) > most:
         raise ValueError(
-            f"groups has {len(found):,} different values in {len(chosen):,} rows; at most {MOST_GROUPS:,} are "
+            f"groups has {len(found):,} different values in {len(chosen):,} rows; at most {most:,} are "
             "measured. Cut a number into ranges, or join rare values."
         )
-    order = _in_order(list(found))
+    order = _in_order([value for _, value in found.values()])
     rank = np.empty(len(order), np.int64)
-    rank[[found[value] for value in order]] = np.arange(len(order))
-    return Grouping(_names(order), rank[member])
+    rank[[found[exact(value)][0] for value in order]] = np.arange(len(order))
+    return Grouping(tuple(order), names_of(order), rank[member])
+
+
+def exact(value: Any) -> Any:
+    """A key that tells values of different types apart, which Python takes for one where they are numbers."""
+    return (tuple, *map(exact, value)) if isinstance(value, tuple) else (type(value), value)
 
 
 def values_of_rows(values: Any, labels: Any, kept: np.ndarray | None = None) -> np.ndarray:
@@ -78,7 +86,7 @@ def values_of_rows(values: Any, labels: Any, kept: np.ndarray | None = None) -> 
         array = np.repeat(array, int(np.prod(shape[1:])))
     elif array.shape != shape:
         raise ValueError(
-            f"groups has shape {array.shape}, but the labels have shape {shape}: give one value a row. Several "
+            f"groups has shape {array.shape}, but the rows have shape {shape}: give one value a row. Several "
             "columns become one value a row as tuples, `list(zip(first, second))`."
         )
     array = array.reshape(-1)
@@ -104,6 +112,8 @@ def _as_array(values: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 def _plain(value: Any) -> Any:
     """Numbers of numpy and torch as Python's: a tensor is hashed by where it lies, not by what it holds."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
 
 
@@ -116,13 +126,14 @@ def _is_missing(value: Any) -> bool:
 
 def _in_order(values: list[Any]) -> list[Any]:
     try:
-        return sorted(values)
+        return sorted(sorted(values, key=repr))  # 1, 1.0 and True are equal, and still have an order
     except TypeError:  # of several types
         return sorted(values, key=lambda value: (str(value), repr(value)))
 
 
-def _names(values: list[Any]) -> tuple[str, ...]:
+def names_of(values: Iterable[Any]) -> tuple[str, ...]:
     """Texts as they are where that tells them apart and something can be seen; else as Python writes them."""
+    values = list(values)
     names = [str(value) for value in values]
     told = tuple(
         name if name.strip() and names.count(name) == 1 else repr(value)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -51,6 +52,15 @@ class CalibratedPrediction(Prediction):
         if isinstance(method, TemperatureScaling):
             said["temperature"] = method.temperature
         return cls(**own, calibrated=mean, **said)
+
+    @classmethod
+    def stack_draws(cls, parts: Sequence[Self]) -> Self:
+        """Refuse: what was recalibrated is the mean of the draws, which are not all here."""
+        raise TypeError(
+            "Calibrated predictions cannot be stacked to one of more draws: their temperature was fitted to the mean "
+            "of the draws, and is applied to that last. Predict with num_samples= as many draws as you want, or stack "
+            "the predictions of peft_calib.predict_dataset(predictor.model, ...), which have no temperature."
+        )
 
     @property
     def _predictive(self) -> torch.Tensor:  # type: ignore[override]

@@ -11,8 +11,9 @@ import numpy as np
 from datasets import ClassLabel, Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from ..artefact import Inputs
-from ..provenance.columns import check_column, texts_of
+from ..artefact import Artefact, Inputs
+from ..prediction.heads import check_label_tokens
+from ..provenance.columns import FILL_IN, check_column, texts_of
 from ..provenance.origins import as_dataset, at, frame_columns, is_missing
 
 #: Names under which a table that says nothing else has its texts and its labels.
@@ -39,22 +40,22 @@ class Encoded:
 
 
 def encode(
-    rows: Any, inputs: Inputs, classes: Sequence[str], tokenizer: PreTrainedTokenizerBase, source: str = ""
+    rows: Any, artefact: Artefact, tokenizer: PreTrainedTokenizerBase, source: str = "", mend: str = FILL_IN
 ) -> Encoded:
     """What a user asks about, as inputs.
 
     Args:
         rows: A list of texts or of pairs of texts, a `datasets.Dataset`, or a table that can be made one.
-        inputs: How rows become inputs.
-        classes: Names of the classes, which labels are read as.
+        artefact: How rows become inputs, the classes that labels are read as, and whether tokens stand for them.
         tokenizer: Of the base model.
         source: How messages call the rows.
+        mend: What messages say of a row without a text.
 
     Raises:
         TypeError: If it is none of these, or a text is no text.
         ValueError: If there is no row, a row lacks a text, or the rows are pairs and should be texts, or the reverse.
     """
-    table = as_table(rows)
+    table, inputs, classes = as_table(rows), artefact.inputs, artefact.classes or ()
     if table is None:
         columns = _listed(rows, inputs)
         labels = None
@@ -64,9 +65,11 @@ def encode(
         names = [name for name in table.column_names if name not in LABELS]
         return Encoded({name: table[name][:] for name in names}, _labels(table, inputs, classes))
     else:
-        columns = _of_table(table, inputs, source or f"the {type(rows).__name__} given")
+        columns = _of_table(table, inputs, source or f"the {type(rows).__name__} given", mend)
         labels = _labels(table, inputs, classes)
-    found = _tokenized(columns, inputs, tokenizer)
+    # where a token answers, the end of a text is where the question is put
+    tokenized = tokenized_texts if artefact.label_tokens is None else tokenized_prompts
+    found = tokenized(columns, tokenizer, inputs.max_length)
     none = next((row for row, ids in enumerate(found["input_ids"]) if not ids), None)
     if none is not None:
         raise ValueError(f"row {none} holds no token ({columns[0][none]!r}), so nothing can be said about it.")
@@ -84,16 +87,24 @@ def tokenized_texts(
 
 
 def tokenized_prompts(
-    prompts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+    columns: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> dict[str, list]:
     """Inputs of prompts without an end mark; a long one keeps its end, where the question is put."""
     side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
     try:
-        ids = tokenizer(prompts, truncation=True, max_length=max_length)["input_ids"]
+        ids = tokenizer(*columns, truncation=True, max_length=max_length)["input_ids"]
     finally:
         tokenizer.truncation_side = side
     ids = [row[:-1] if row and row[-1] == tokenizer.eos_token_id else row for row in ids]
     return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
+
+
+def letter_tokens(letters: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token of each letter, with a leading space where the tokenizer has that as one token."""
+    try:
+        return check_label_tokens([f" {letter}" for letter in letters], tokenizer, None)
+    except ValueError:
+        return check_label_tokens(list(letters), tokenizer, None)
 
 
 def choice_prompt(prompt: str, question: str, choices: Sequence[str]) -> str:
@@ -163,13 +174,13 @@ def _listed(rows: Any, inputs: Inputs) -> list[list[str]]:
     return [list(column) for column in zip(*entries, strict=True)] if pairs else [entries]
 
 
-def _of_table(table: Dataset, inputs: Inputs, source: str) -> list[list[str]]:
+def _of_table(table: Dataset, inputs: Inputs, source: str, mend: str) -> list[list[str]]:
     """The text columns of a table; of a multiple-choice table its prompts."""
     names = inputs.text_columns
     if names is None:
         names = tuple(name for name in TEXTS if name in table.column_names)[:1] or TEXTS[:1]
     what = "question" if inputs.choices_columns else "text"
-    columns = [texts_of(table, name, what, source) for name in names]
+    columns = [texts_of(table, name, what, source, mend) for name in names]
     if not inputs.choices_columns:
         return columns
     assert inputs.prompt is not None
@@ -196,12 +207,6 @@ def _labels(table: Dataset, inputs: Inputs, classes: Sequence[str]) -> list[int]
 def _word(value: Any) -> Any:
     whole = isinstance(value, float) and value.is_integer()
     return str(int(value)) if whole or isinstance(value, (bool, int, np.integer)) else str(value)
-
-
-def _tokenized(columns: list[list[str]], inputs: Inputs, tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
-    if inputs.prompt is not None:
-        return tokenized_prompts(columns[0], tokenizer, inputs.max_length)
-    return tokenized_texts(columns, tokenizer, inputs.max_length)
 
 
 def _count_cut(

@@ -22,14 +22,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..artefact import ARTEFACT_FILE, HERE, Artefact, place_of, read_artefact
+from ..artefact import ARTEFACT_FILE, HERE, Artefact, is_earlier_run, place_of, read_artefact
 from ..base_models import able_to_pad, base_fingerprint, is_other_base, position_limit, seeded_base
 from ..classes import class_options
 from ..console import own_random_state
 from ..identity import open_weights, read_config
 from ..prediction.heads import check_label_tokens
 from ..provenance.companions import attach_file
-from .inputs import with_limits
+from .inputs import letter_tokens, with_limits
 from .predictor import Predictor
 
 #: How the base model of a task is loaded.
@@ -39,7 +39,7 @@ FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 #: The folder of a run that holds its adapter.
 OF_A_RUN = "adapter"
 #: Names of the last layer of a classification head, which has a row for each class.
-HEADS = ("classifier.weight", "score.weight", "out_proj.weight")
+HEADS = ("classifier", "score", "out_proj")
 
 
 def load(
@@ -67,8 +67,8 @@ def load(
         adapter: Folder of an adapter or of a run, or a Hub id.
         device: Where to; an accelerator if there is one.
         base_model: The base model, where it is not to be found under the name that the adapter was trained with.
-        recalibrate: False applies no stored recalibration, and does not ask for the very base model and weights that
-            it was fitted for.
+        recalibrate: False applies no stored recalibration; weights or a base model other than those that it was
+            fitted for are then a warning.
         label_names: Names of the classes, where they are not stored or others are wanted.
         label_tokens: Tokens that stand for the classes of a language model, ids or texts of one token each.
         max_length: Tokens that texts are cut to; as in training, or what the base model takes.
@@ -98,10 +98,11 @@ def load(
     artefact = stored or Artefact()
     artefact = replace(artefact, inputs=with_limits(artefact.inputs, max_length, batch_size))
     if label_names is not None:
-        artefact = replace(artefact, classes=tuple(label_names))
+        artefact = replace(artefact, classes=_different(label_names, f"label_names={list(label_names)!r}"))
+    _check_adapters(artefact, folder, recalibrate)
     if not recalibrate:
-        artefact = replace(artefact, ways={}, base=None)
-    found = assemble(folder, artefact, device, base_model, label_tokens, model_options)
+        artefact = replace(artefact, ways={})
+    found = _assembled(folder, artefact, device, base_model, label_tokens, model_options, recalibrate)
     if not found.artefact.ways and recalibrate:
         warnings.warn(
             f"{adapter} has no temperature: its probabilities are as the model gives them, calibrated or not. Train "
@@ -112,18 +113,16 @@ def load(
     return found
 
 
-def assemble(
-    folder: str | Path,
+def _assembled(
+    folder: Path,
     artefact: Artefact,
-    device: str | torch.device | None = None,
-    base_model: str | Path | None = None,
-    label_tokens: Sequence[int | str] | None = None,
-    model_options: dict[str, Any] | None = None,
+    device: str | torch.device | None,
+    base_model: str | Path | None,
+    label_tokens: Sequence[int | str] | None,
+    model_options: dict[str, Any],
+    recalibrate: bool,
 ) -> Predictor:
     """A predictor of the adapters that an artefact names, which lie in a folder."""
-    folder = Path(folder)
-    if artefact.ways:
-        artefact.check_belongs(folder)
     places = {_name_of(name): place_of(folder, name) for name in artefact.names}
     config = read_config(next(iter(places.values())))
     auto = _auto_model(config, folder)
@@ -137,19 +136,21 @@ def assemble(
         else:
             artefact = _with_classes(artefact, next(iter(places.values())), name, revision)
         assert artefact.classes is not None
-        options = {"revision": revision, **(model_options or {})}
+        options = {"revision": revision, **model_options}
         if auto is not AutoModelForCausalLM:
             options |= class_options(artefact.classes)
         base = seeded_base(lambda: auto.from_pretrained(name, **options), tokenizer, artefact.seed)
         model = _with_adapters(base, places, name)
-    _refuse_other_base(model, artefact, folder, name)
+    _check_base(model, artefact, folder, name, recalibrate)
     if artefact.ways and len(places) == 1:
-        attach_file(model, ARTEFACT_FILE, artefact.text())  # whoever saves the model saves all of it
+        # where it lies in a run is not where it will be saved
+        alone = dict(zip([HERE], artefact.adapters.values(), strict=False))
+        attach_file(model, ARTEFACT_FILE, replace(artefact, adapters=alone).text())  # who saves the model saves all
     if artefact.inputs.max_length is None:
         limit = position_limit(base.config, tokenizer, 10**6)
         artefact = replace(artefact, inputs=with_limits(artefact.inputs, limit, None))
     chosen = torch.accelerator.current_accelerator() if device is None and torch.accelerator.is_available() else device
-    if "device_map" not in (model_options or {}):
+    if "device_map" not in model_options:
         model.to(chosen or "cpu")
     return Predictor(model.eval(), tokenizer, artefact, folder, artefact.classes, tuple(places))
 
@@ -168,7 +169,7 @@ def _folder_of(adapter: str | Path, subfolder: str | None, **hub: Any) -> Path:
             told = str(error).strip().partition("\n")[0]
             raise FileNotFoundError(f"{adapter} is no folder here, and cannot be read from the Hub: {told}") from error
     folder = folder / (subfolder or "")
-    if any((folder / name).is_file() for name in (CONFIG_NAME, ARTEFACT_FILE)):
+    if any((folder / name).is_file() for name in (CONFIG_NAME, ARTEFACT_FILE)) or is_earlier_run(folder):
         return folder
     if (folder / OF_A_RUN / CONFIG_NAME).is_file():
         return folder / OF_A_RUN
@@ -218,7 +219,8 @@ def _with_classes(artefact: Artefact, place: Path, base: str, revision: str | No
     names = artefact.classes
     if names is None:
         own = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
-        names = own if count in (None, len(own)) else tuple(f"LABEL_{position}" for position in range(count or 0))
+        fits = count in (None, len(own)) and len(set(own)) == len(own)
+        names = own if fits else tuple(f"LABEL_{position}" for position in range(count or len(own)))
     if count is not None and count != len(names):
         raise ValueError(
             f"The adapter in {place} has a head of {count} classes, and {len(names)} are named: "
@@ -232,21 +234,25 @@ def _with_classes(artefact: Artefact, place: Path, base: str, revision: str | No
 def _head_rows(place: Path) -> int | None:
     """How many classes the head that an adapter brings has; None where it brings none."""
     with open_weights(place) as file:
-        heads = [name for name in file.keys() if name.endswith(HEADS)]  # noqa: SIM118  (a handle, not a dict)
-        return file.get_slice(heads[-1]).get_shape()[0] if heads else None
+        places = [name.split(".") for name in file.keys()]  # noqa: SIM118  (a handle, not a dict)
+        # the whole word: DistilBERT's pre_classifier is another layer; the head lies highest: attention has out_proj
+        heads = [parts for parts in places if parts[-1] == "weight" and parts[-2] in HEADS]
+        return file.get_slice(".".join(min(heads, key=len))).get_shape()[0] if heads else None
 
 
 def _with_tokens(
     artefact: Artefact, tokens: Sequence[int | str] | None, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> Artefact:
     """Answer tokens as ids, and names of their classes: those stored, or the tokens themselves."""
+    if tokens is None and artefact.inputs.choices_columns and artefact.classes:
+        tokens = letter_tokens(artefact.classes, tokenizer)
     if tokens is None:
         raise ValueError(
             f"{folder} does not say which tokens of the language model stand for the classes. Name them: "
             "label_tokens=[' yes', ' no'], texts of one token each."
         )
     ids = check_label_tokens(tokens, tokenizer, len(tokenizer))
-    names = artefact.classes or tuple(tokenizer.decode([token]).strip() for token in ids)
+    names = artefact.classes or _different([tokenizer.decode([token]).strip() for token in ids], "The label_tokens")
     if len(names) != len(ids):
         raise ValueError(f"{len(ids)} label_tokens were given for {len(names)} classes ({', '.join(names[:8])}).")
     return replace(artefact, label_tokens=tuple(ids), classes=names)
@@ -268,13 +274,38 @@ def _with_adapters(base: nn.Module, places: dict[str, Path], name: str) -> PeftM
     return model
 
 
-def _refuse_other_base(model: PeftModel, artefact: Artefact, folder: Path, name: str) -> None:
-    if artefact.ways and is_other_base(artefact.base, base_fingerprint(model)):
+def _check_adapters(artefact: Artefact, folder: Path, refuse: bool) -> None:
+    """Refuse adapters that are not those that the artefact was written for, or warn of them."""
+    try:
+        artefact.check_belongs(folder)
+    except ValueError as error:
+        if refuse:
+            raise
+        warnings.warn(f"{error} It is loaded without a temperature.", UserWarning, stacklevel=3)
+
+
+def _check_base(model: PeftModel, artefact: Artefact, folder: Path, name: str, refuse: bool) -> None:
+    """The same for the base model."""
+    if not is_other_base(artefact.base, base_fingerprint(model)):
+        return
+    told = (
+        f"The base model {name} is not the one that the adapter in {folder} was trained on"
+        f"{' and its temperature fitted with' if artefact.ways else ''}: it has other weights, or a part that its "
+        "checkpoint lacks and is made fresh at loading. Say with base_model= where that one lies"
+    )
+    if refuse:
+        raise ValueError(f"{told}; recalibrate=False loads the adapter without a temperature.")
+    warnings.warn(f"{told}.", UserWarning, stacklevel=4)
+
+
+def _different(names: Sequence[str], source: str) -> tuple[str, ...]:
+    """Names of classes, each another one: the answers could not be told apart, nor the file be read again."""
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
         raise ValueError(
-            f"The base model {name} is not the one that the adapter in {folder} was trained on and its temperature "
-            "fitted with: it has other weights, or a part that its checkpoint lacks and is made fresh at loading. "
-            "Say with base_model= where that one lies; recalibrate=False loads the adapter without a temperature."
+            f"{source} give the name {twice[0]!r} to more than one class; give label_names= a different one to each."
         )
+    return tuple(map(str, names))
 
 
 def _name_of(place: str) -> str:

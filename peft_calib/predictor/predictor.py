@@ -62,9 +62,9 @@ class Predictor:
     @property
     def main_way(self) -> str:
         """How the adapter is made to predict: with draws where it has some, else with its mean."""
-        if len(self.adapter_names) > 1 or "sample" in self.artefact.ways:
+        if len(self.adapter_names) > 1 or self.artefact.main_way == "sample":
             return "sample"
-        if self.artefact.ways:  # a recalibration of the mean alone: it is what was calibrated
+        if self.artefact.main_way is not None:  # a recalibration of the mean alone: it is what was calibrated
             return "mean"
         return "sample" if any(law.config.draws_differ for law in self._laws()) else "mean"
 
@@ -115,7 +115,7 @@ class Predictor:
             >>> predictor.predict(["a lovely film"]).labels_predicted  # doctest: +SKIP
             ['good']
         """
-        rows = encode(texts, self.artefact.inputs, self.label_names, self.tokenizer)
+        rows = encode(texts, self.artefact, self.tokenizer)
         if rows.num_cut:
             warnings.warn(
                 f"{rows.num_cut} of {len(rows)} texts are longer than {self.artefact.inputs.max_length} tokens and "
@@ -146,7 +146,7 @@ class Predictor:
         # rows of similar length side by side, as in an evaluation: less padding
         order = np.argsort([len(ids) for ids in rows.columns["input_ids"]], kind="stable")
         options: dict[str, Any] = {
-            "batch_size": batch_size or self.artefact.inputs.batch_size or 8,
+            "batch_size": self.batch_size_for(batch_size),
             "processing_class": self.tokenizer,
             "task": "classification" if self.artefact.label_tokens is None else "next_token",
             "label_tokens": self.artefact.label_tokens,
@@ -176,6 +176,10 @@ class Predictor:
         if way is None:
             return len(self.adapter_names) if len(self.adapter_names) > 1 else None
         return way.integer("num_samples", default=None)
+
+    def batch_size_for(self, batch_size: int | None) -> int:
+        """Rows of a forward: those asked for, or as in training."""
+        return batch_size or self.artefact.inputs.batch_size or 8
 
     def _made(self, rows: Any, how: str, count: int | None, seed: int, options: dict[str, Any]) -> Prediction:
         if len(self.adapter_names) > 1:

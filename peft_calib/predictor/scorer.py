@@ -81,7 +81,7 @@ class Scorer:
         if not columns or not len(next(iter(columns.values()))):
             return {**columns, **{name: [] for name in names}}  # engines ask an empty batch for its columns
         rows = as_dataset({name: list(values) for name, values in columns.items()})
-        encoded = encode(rows, predictor.artefact.inputs, predictor.label_names, predictor.tokenizer, "the batch")
+        encoded = encode(rows, predictor.artefact, predictor.tokenizer, "the batch")
         return {**columns, **added_columns(predictor.predict_encoded(encoded, **self.made, accelerator=ALONE), names)}
 
     def _loaded(self, rank: int | None) -> Predictor:

@@ -7,7 +7,8 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +16,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate import PartialState
-from datasets import Dataset, Features
+from datasets import Dataset, Features, Value
+from datasets.table import InMemoryTable
 from tqdm.auto import tqdm
 
 from ..artefact import place_of
+from ..base_models import base_fingerprint
 from ..files import replacing, write_atomically
 from ..identity import folder_digest
 from ..json_files import Fields, parse_json, read_json
@@ -97,21 +100,23 @@ def predict_to(
         "num_samples": predictor.num_samples_for(way) if num_samples is None else num_samples,
         "how": way,
         "seed": seed,
-        "batch_size": batch_size,
+        "batch_size": predictor.batch_size_for(batch_size),
     }
     settings = {"shard_rows": shard_rows, "added": names, **made, **_about(predictor, way)}
+    cut = _cut(rows, shard_rows, predictor.artefact.inputs.text_columns)
+    parts = iter(cut.parts)
+    first = next(parts, None)
+    if first is None:
+        raise ValueError(EMPTY)
     _begin(place, settings, state)
     shards = _Shards(place, predictor, made, names)
-    cut = _cut(rows, shard_rows, predictor.artefact.inputs.text_columns)
     done = []
     hidden = not (progress and state.is_main_process)
-    for number, part in enumerate(tqdm(cut.parts, total=cut.total, desc="shards", disable=hidden)):
+    for number, part in enumerate(tqdm(chain([first], parts), total=cut.total, desc="shards", disable=hidden)):
         if number % state.num_processes == state.process_index:
             shards.make(number, number * shard_rows, part)
         done.append(len(part))
     state.wait_for_everyone()
-    if not done:
-        raise ValueError(EMPTY)
     if state.is_main_process:
         shards.finish(settings, done)
     state.wait_for_everyone()
@@ -126,8 +131,11 @@ def _about(predictor: Predictor, how: str) -> dict[str, Any]:
         "adapters": {name: folder_digest(place_of(predictor.folder, name)) for name in artefact.names},
         "temperature": getattr(method, "temperature", None),
         "recalibration": told,
+        "parameters": None if method is None else method.state()["parameters"],
+        "base": base_fingerprint(predictor.model),
         "label_names": list(predictor.label_names),
-        "max_length": artefact.inputs.max_length,
+        "label_tokens": artefact.label_tokens,
+        "inputs": {name: value for name, value in asdict(artefact.inputs).items() if name != "batch_size"},
     }
 
 
@@ -174,7 +182,7 @@ class _Shards:
             return
         predictor, source = self.predictor, f"rows {first} to {first + len(rows) - 1}"
         refuse_clash(rows.column_names, self.names, source, "prefix=, such as prefix='model_'")
-        encoded = encode(rows, predictor.artefact.inputs, predictor.label_names, predictor.tokenizer, source)
+        encoded = encode(rows, predictor.artefact, predictor.tokenizer, source)
         found = predictor.predict_encoded(encoded, **self.made, accelerator=ALONE)
         table = arrow_table(rows, added_columns(found, self.names))
         told = {"first": first, "rows": len(rows), "cut": found.num_cut, "digest": digest}
@@ -202,8 +210,8 @@ class _Shards:
         _write(self.place / MANIFEST, {**settings, "rows": sum(counts), "cut": cut, "shards": listed})
         if cut:
             warnings.warn(
-                f"{cut} of {sum(counts)} texts are longer than {settings['max_length']} tokens and were cut, as in "
-                "training.",
+                f"{cut} of {sum(counts)} texts are longer than {settings['inputs']['max_length']} tokens and were "
+                "cut, as in training.",
                 UserWarning,
                 stacklevel=3,
             )
@@ -248,14 +256,16 @@ def _collected(
     rows: Iterable[Any], size: int, text_columns: tuple[str, ...] | None, features: Features | None
 ) -> Iterator[Dataset]:
     """Texts, pairs or rows out of a stream, `size` at a time."""
-    part: list[Mapping[str, Any]] = []
-    for number, row in enumerate(rows):
-        part.append(_as_row(row, number, text_columns))
-        if len(part) == size:
-            yield _joined(part, features)
-            part = []
-    if part:
-        yield _joined(part, features)
+    entries = (_as_row(row, number, text_columns) for number, row in enumerate(rows))
+    first: Dataset | None = None
+    for number, part in enumerate(iter(lambda: list(islice(entries, size)), [])):
+        if features is not None:
+            yield Dataset.from_list([dict(row) for row in part], features=features)
+        elif first is None:
+            first = _first(part)
+            yield first
+        else:
+            yield _alike(part, first, number)
 
 
 def _as_row(row: Any, number: int, text_columns: tuple[str, ...] | None) -> Mapping[str, Any]:
@@ -272,8 +282,37 @@ def _as_row(row: Any, number: int, text_columns: tuple[str, ...] | None) -> Mapp
     return dict(zip(names, texts, strict=True))
 
 
-def _joined(part: list[Mapping[str, Any]], features: Features | None) -> Dataset:
-    if features is not None:
-        return Dataset.from_list([dict(row) for row in part], features=features)
+def _first(part: list[Mapping[str, Any]]) -> Dataset:
+    """The first rows of a stream that does not say its types; a column without a value is one of texts."""
+    rows = _joined(part)
+    empty = {name: Value("string") for name, kind in rows.features.items() if kind == Value("null")}
+    return rows.cast(Features({**rows.features, **empty})) if empty else rows
+
+
+def _alike(part: list[Mapping[str, Any]], first: Dataset, number: int) -> Dataset:
+    """Later rows in the types of the first ones: the files of a folder are read as one table."""
+    rows, schema = _joined(part), first.features.arrow_schema
+    mend = "Give a datasets.IterableDataset whose features= say the columns and their types"
+    added = [name for name in rows.column_names if name not in schema.names]
+    if added:
+        raise ValueError(f"Shard {number} has a column {added[0]!r}, which the first shard has not. {mend}.")
+    if rows.features == first.features:
+        return rows
+    columns = []
+    for field in schema:
+        found = rows.data.column(field.name) if field.name in rows.column_names else pa.nulls(len(rows))
+        try:
+            pa.array(found.to_pylist(), field.type)  # refuses numbers where texts stood, which a cast writes as texts
+            columns.append(found.cast(field.type))  # refuses fractions where whole numbers stood
+        except (pa.ArrowException, TypeError) as error:
+            told = rows.features[field.name].dtype if hasattr(rows.features[field.name], "dtype") else "other values"
+            raise ValueError(
+                f"The column {field.name!r} is {field.type} in the first shard and {told} in shard {number} "
+                f"({str(error).partition(chr(10))[0]}). {mend}."
+            ) from error
+    return Dataset(InMemoryTable(pa.Table.from_arrays(columns, schema=schema)))
+
+
+def _joined(part: list[Mapping[str, Any]]) -> Dataset:
     names = list(dict.fromkeys(name for row in part for name in row))
     return as_dataset({name: [row.get(name) for row in part] for name in names})

@@ -11,7 +11,9 @@ from datasets import Dataset
 from .origins import at, is_missing, select_rows
 
 #: What a row without a value needs.
-MEND = "fill it in, or leave such rows out with --drop-missing"
+FILL_IN = "fill it in, or leave such rows out"
+#: The same for who uses the commands.
+MEND = f"{FILL_IN} with --drop-missing"
 
 
 def check_column(rows: Dataset, column: str, what: str, source: str) -> None:
@@ -37,8 +39,8 @@ def check_column(rows: Dataset, column: str, what: str, source: str) -> None:
     )
 
 
-def texts_of(rows: Dataset, column: str, what: str, source: str) -> list[str]:
-    """The texts of a column; whole numbers are read as their digits."""
+def texts_of(rows: Dataset, column: str, what: str, source: str, mend: str = MEND) -> list[str]:
+    """The texts of a column; whole numbers are read as their digits, and `mend` is said where there is nothing."""
     check_column(rows, column, what, source)
     values = rows[column][:]
     texts = []
@@ -46,7 +48,7 @@ def texts_of(rows: Dataset, column: str, what: str, source: str) -> list[str]:
         if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
             value = str(value)
         if is_missing(value):
-            raise ValueError(f"{at(source, rows, row)}: row {row} has no {what} ({value!r}); {MEND}")
+            raise ValueError(f"{at(source, rows, row)}: row {row} has no {what} ({value!r}); {mend}")
         if isinstance(value, (list, dict)):
             chat = isinstance(value, list) and value and isinstance(value[0], dict) and "content" in value[0]
             mend = "make a chat one text with tokenizer.apply_chat_template" if chat else "join it to one text"

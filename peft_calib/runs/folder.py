@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import json_files
+from ..artefact import RUN_CONFIG, RUN_FINISHED, RUN_TEMPERATURE
 from ..files import clear_leftovers, folder_lock, write_atomically
 from ..json_files import Fields, without_nan
 
-CONFIG, FINISHED, TEMPERATURE, STAGE = "config.json", "run.json", "temperature.json", "stage.json"
+STAGE = "stage.json"
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,15 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        return self.path / CONFIG
+        return self.path / RUN_CONFIG
 
     @property
     def finished(self) -> Path:
-        return self.path / FINISHED
+        return self.path / RUN_FINISHED
 
     @property
     def temperature(self) -> Path:
-        return self.path / TEMPERATURE
+        return self.path / RUN_TEMPERATURE
 
     @property
     def plain_lora(self) -> Path:

@@ -111,22 +111,9 @@ class FinishedRun:
 
     def artefact(self) -> Artefact:
         """What a prediction needs of the run, for the folders of its adapters as the run names them."""
-        return run_artefact(self.folder, self.task, self.tokenizer, base_fingerprint(self.model))
-
-
-def run_artefact(folder: RunFolder, task: Task, tokenizer: PreTrainedTokenizerBase, base: str | None) -> Artefact:
-    """The same out of the run's files, also of one that an earlier version made."""
-    found = task.described(tokenizer, base)
-    stored = read_fields(folder.temperature)
-    for variant in stored:
-        fields = stored.mapping(variant)
-        adapters = fields.mapping("adapters", None)
-        told = adapter_digests(folder, task.config) if adapters is None else dict(adapters.content)
-        found = replace(found, adapters=told)
-        if "method" in fields:  # over a vocabulary there is a number, and no method for classes
-            state = {name: value for name, value in fields.content.items() if name not in ("num_samples", "adapters")}
-            found = found.with_way(variant, fields.integer("num_samples", least=1), 0, state)
-    return found
+        described = self.task.described(self.tokenizer, base_fingerprint(self.model))
+        adapters = adapter_digests(self.folder, self.task.config)
+        return described.with_temperatures(read_fields(self.folder.temperature), adapters)
 
 
 def load_task(folder: RunFolder) -> Task:

@@ -14,20 +14,17 @@ from typing import Any
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from ..artefact import read_artefact
 from ..console import quiet
 from ..files import replacing, write_atomically
 from ..json_files import without_nan
 from ..predictor import CalibratedPrediction, Predictor, load
 from ..predictor.inputs import encode
-from ..predictor.loading import assemble
 from ..predictor.table import added_columns, added_names, arrow_table, refuse_clash
-from ..provenance.columns import without_missing
+from ..provenance.columns import MEND, without_missing
 from .folder import RunFolder
-from .loading import load_task, run_artefact
+from .loading import load_task
 from .processes import processes
 from .sources import READERS, FileFormat, read_splits, source_name
-from .stage import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ def predict_table(
     rows = _chosen(read_splits(data, subset, form), split, name)
     with quiet():
         predictor = _loaded(adapter, loading)
-        inputs = predictor.artefact.inputs
+        artefact, inputs = predictor.artefact, predictor.artefact.inputs
         if text_column:
             inputs = replace(inputs, text_columns=tuple(text_column))
         added = added_names(prefix, predictor.label_names if all_probabilities else ())
@@ -116,7 +113,7 @@ def predict_table(
         dropped = 0
         if drop_missing:
             rows, dropped = without_missing(rows, [*(inputs.text_columns or ("text",)), *inputs.choices_columns])
-        encoded = encode(rows, inputs, predictor.label_names, predictor.tokenizer, name)
+        encoded = encode(rows, replace(artefact, inputs=inputs), predictor.tokenizer, name, MEND)
         found = predictor.predict_encoded(encoded, num_samples, how, seed, batch_size=batch_size, progress=progress)
     if processes().is_main_process:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -171,14 +168,10 @@ def _chosen(splits: Any, split: str | None, source: str) -> Dataset:
 
 
 def _loaded(adapter: str | Path, loading: dict[str, Any]) -> Predictor:
-    """A predictor of a run, also of one that an earlier version made, of a folder or of the Hub."""
+    """A predictor of a run, of a folder or of the Hub."""
     folder = RunFolder(Path(adapter).absolute())
-    label_tokens = loading.get("label_tokens") or None
     if folder.finished.is_file():
-        task = load_task(folder)
-        if read_artefact(folder.path) is None and not any(folder.path.glob("*/predictor.json")):
-            artefact = run_artefact(folder, task, load_tokenizer(task.config), None)
-            return assemble(folder.path, artefact, base_model=loading.get("base_model"), label_tokens=label_tokens)
+        load_task(folder)  # a method from outside is known to PEFT once it is imported
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that there is no temperature stands in the result's line
-        return load(adapter, **{**loading, "label_tokens": label_tokens})
+        return load(adapter, **{**loading, "label_tokens": loading.get("label_tokens") or None})

@@ -161,6 +161,22 @@ def test_random_numbers_belong_to_rows_and_not_to_places():
     assert (np.concatenate([sets.predict(part) for part in np.array_split(p, 9)]) == sets.predict(p)).all()
 
 
+@pytest.mark.parametrize("score", ["lac", "aps"])
+def test_equal_rows_share_their_chances_in_one_call_and_the_first_alone(score):
+    """A predictor that says one thing: 90 % of the sets of a call hold the label, while a call a row has one set."""
+    generator = np.random.default_rng(50)
+    p = np.tile([0.5, 0.3, 0.2], (4000, 1))
+    y = generator.choice(3, 4000, p=p[0])
+    sets = ConformalSets(0.1, score, randomized=True, seed=1).fit(p[:2000], y[:2000])
+    held = sets.predict(p[2000:])
+    assert abs(held[np.arange(2000), y[2000:]].mean() - 0.9) < 0.03 and 1 < len(np.unique(held, axis=0)) <= 3
+    alone = np.concatenate([sets.predict(p[:1]) for _ in range(5)])
+    assert (alone == held[0]).all()
+    seeds = [ConformalSets(0.1, score, randomized=True, seed=seed).fit(p[:300], y[:300]) for seed in range(300)]
+    coverage = [p[0][fitted.predict(p[:1])[0]].sum() for fitted in seeds]
+    assert abs(np.mean(coverage) - 0.9) < 0.05 and np.std(coverage) > 0.05
+
+
 def test_each_class_has_its_own_cut():
     p, y = _rows(10, 2000)
     sets = ConformalSets(0.1, "aps", groups="label").fit(p, y)
@@ -190,12 +206,98 @@ def test_each_group_has_its_own_cut(names):
         sets.predict(new)
     with pytest.raises(ValueError, match="no cut for group"):
         sets.predict(new, groups=[names[0]] * 199 + [names[0] * 2])
-    with pytest.raises(ValueError, match="one for each"):
+    with pytest.raises(ValueError, match="one value a row"):
         sets.predict(new, groups=groups)
     kept = np.arange(900) % 7 != 0
     masked = ConformalSets(0.1, groups=groups).fit(p, np.where(kept, y, -100), mask=np.arange(900) % 5 != 0)
     chosen = kept & (np.arange(900) % 5 != 0)
     assert masked.state() == ConformalSets(0.1, groups=groups[chosen]).fit(p[chosen], y[chosen]).state()
+
+
+def _names_of(kind: str, numbers: np.ndarray):
+    """Groups 0, 1, ... as values of a kind."""
+    plain = numbers.tolist()
+    return {
+        "int": numbers,
+        "int in a list": plain,
+        "str": numbers.astype(str),
+        "float": numbers.astype(float),
+        "bool": numbers % 2 == 0,
+        "tuple": [(n // 3, "x" * (n % 3)) for n in plain],
+    }[kind]
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_groups_are_told_apart_by_value_and_type(score):
+    """Of another type than in the fit they are unknown, in `predict` and in `evaluate`, however many there are."""
+    p, y = _rows(30, 2000)
+    numbers = np.random.default_rng(31).integers(0, 20, 2000)
+    for fitted, given in (("int", "str"), ("str", "int"), ("int", "float"), ("float", "int"), ("int", "bool")):
+        sets = ConformalSets(0.1, score).fit(p, y, groups=_names_of(fitted, numbers))
+        new, new_y = _rows(32, 400)
+        right, wrong = (_names_of(kind, numbers[:400]) for kind in (fitted, given))
+        held = sets.predict(new, groups=right)
+        for name in range(20):
+            own = _names_of(fitted, np.array([name]))[0]
+            alone = ConformalSets(0.1, score).fit(p[numbers == name], y[numbers == name])
+            mine = numbers[:400] == name
+            assert (held[mine] == alone.predict(new[mine])).all(), own
+        assert [group.num_rows for group in sets.evaluate(new, new_y, groups=right).groups] == [
+            (_names_of(fitted, numbers[:400]) == part.group).sum() for part in sets.parts
+        ]
+        for call in (lambda: sets.predict(new, groups=wrong), lambda: sets.evaluate(new, new_y, groups=wrong)):  # noqa: B023
+            with pytest.raises(ValueError, match=r"no cut for group .* in the type they had in the fit"):
+                call()
+
+
+@pytest.mark.parametrize("kind", ["int in a list", "str", "float", "bool", "tuple"])
+def test_any_value_that_a_file_can_hold_is_a_group(tmp_path, kind):
+    p, y = _rows(33, 900)
+    numbers = np.arange(900) % 5
+    sets = ConformalSets(0.1, groups=_names_of(kind, numbers)).fit(p, y)
+    sets.save(tmp_path / "sets.json")
+    again = load_decision(tmp_path / "sets.json")
+    assert [type(part.group) for part in again.parts] == [type(part.group) for part in sets.parts]
+    assert again.state() == sets.state()
+    new, new_y = _rows(34, 300)
+    names = _names_of(kind, numbers[:300])
+    assert (again.predict(new, groups=names) == sets.predict(new, groups=names)).all()
+    assert sum(group.num_rows for group in again.evaluate(new, new_y, groups=names).groups) == 300
+
+
+def test_values_that_print_alike_are_told_apart():
+    p, y = _rows(37, 600)
+    groups = [1, "1", 2] * 200
+    sets = ConformalSets(0.1, groups=groups).fit(p, y)
+    report = sets.evaluate(*_rows(38, 600), groups=groups)
+    for text in (str(sets), str(report)):
+        assert all(f"| {name} | 200 |" in text for name in ("1", "'1'", "2"))
+
+
+def test_a_missing_group_is_told_by_count_and_row():
+    p, y = _rows(35, 300)
+    names = ["a", None, "b"] * 100
+    for groups in (names, np.array(names, object)):
+        with pytest.raises(ValueError, match=r"no value \(None or NaN\) in 100 of 300 rows, first in row 1"):
+            ConformalSets(0.1).fit(p, y, groups=groups)
+    sets = ConformalSets(0.1).fit(p, y, groups=names, mask=np.arange(300) % 3 != 1)
+    assert [part.group for part in sets.parts] == ["a", "b"] and sets.num_rows == 200
+    with pytest.raises(TypeError, match="finite numbers"):
+        sets.fit(p, y, groups=[float("inf")] * 300)
+
+
+def test_no_rows_are_answered_with_no_sets():
+    p, y = _rows(36, 300)
+    for settings in ({}, {"groups": "label"}, {"groups": "predicted"}, {"randomized": True, "allow_empty": False}):
+        sets = ConformalSets(0.1, **settings)
+        assert "not fitted yet" in str(sets)
+        for rows in (p[:0], torch.tensor(p[:0])):
+            found = sets.fit(p, y).predict(rows)
+            assert found.shape == (0, 4) and type(found) is type(rows)
+    with pytest.raises(ValueError, match="fitted for 4 classes, got 3"):
+        sets.predict(np.empty((0, 3)))
+    named = ConformalSets(0.1).fit(p, y, groups=["a"] * 300)
+    assert named.predict(p[:0], groups=[]).shape == (0, 4)
 
 
 def test_predicted_classes_are_groups():
@@ -370,8 +472,8 @@ def test_bad_rows():
         sets.fit(p, y, input="confidence")
     with pytest.raises(ValueError, match="leave `groups` out"):
         ConformalSets(0.1, groups="label").fit(p, y, groups=y)
-    with pytest.raises(TypeError, match="texts or whole numbers"):
-        sets.fit(p, y, groups=p[:, 0])
+    with pytest.raises(TypeError, match="which a file can hold"):
+        sets.fit(p, y, groups=[frozenset("ab")] * 100)
     sets = ConformalSets(0.1).fit(p, y)
     with pytest.raises(ValueError, match="fitted without names"):
         sets.predict(p, groups=y)

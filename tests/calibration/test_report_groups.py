@@ -94,6 +94,19 @@ def test_a_group_of_all_rows_lies_nowhere_else(data):
     assert "orse" not in report.verdict()
 
 
+def test_the_only_group_that_is_large_enough_has_an_interval_around_its_gap():
+    """The rows of a group too small to be judged are rows all the same: the other is not all of them."""
+    p, y = _drawn(np.random.default_rng(21), 300)
+    y[290:] = (p[290:].argmax(axis=1) + 1) % 3  # all wrong
+    report = calibration_report(p, y, groups=["a"] * 290 + ["b"] * 10, num_resamples=100)
+    gap = report.groups.gaps["accuracy"]["a"]
+    assert gap.gap == pytest.approx((p.argmax(axis=1) == y)[:290].mean() - report["accuracy"]) and gap.gap > 0.01
+    for column in report.groups.gaps.values():
+        value, low, high = column["a"]
+        assert not np.isfinite([value, low, high]).all() or (low <= value <= high and low < high)
+    assert gap.low < gap.high and report.groups.gaps["nll"]["a"].low < report.groups.gaps["nll"]["a"].high
+
+
 def test_without_intervals_groups_have_none(data):
     report = calibration_report(*data[:2], groups=data[2], confidence_level=None)
     assert report.groups.worse is None and np.isnan(report.groups.gaps["ece"][NAMES[0]].low)
@@ -157,6 +170,7 @@ def test_bad_groups_are_refused():
 
 
 def test_values_that_print_alike_are_told_apart():
+    assert as_groups([True, 1, 1.0], np.zeros(3, int)).names == ("1", "1.0", "True")
     assert as_groups([1, "1", " ", 2], np.zeros(4, int)).names == ("' '", "'1'", "1", "2")
 
 
@@ -226,7 +240,7 @@ def test_the_interval_of_a_gap_between_means_is_that_of_the_closed_form():
     z = norm.ppf(0.975)
     given = [(0.0, (-z * e, z * e)) for e in errors]
     e_whole = 1.0 / np.sqrt(sum(sizes))
-    found = simultaneous_gaps(given, (0.0, (-z * e_whole, z * e_whole)), sizes, Draws(parts, whole), 0.95, 0.95)
+    found = simultaneous_gaps(given, (0.0, (-z * e_whole, z * e_whole)), sizes, Draws(parts, whole), 0.95, 0.95, 8000)
     reach = largest_deviation(Draws(parts, whole), 0.95)
     for size, gap in zip(sizes, found, strict=True):
         error = np.sqrt(1.0 / size - 1.0 / sum(sizes))
@@ -238,7 +252,9 @@ def test_no_arm_is_shorter_than_the_gap_itself_scatters():
     """Two halves of a skewed score: the gap is as likely above as below, whatever the arms of the scores are."""
     draws = np.random.default_rng(7).exponential(size=(2, 20_000))
     whole = draws.mean(axis=0)
-    found = simultaneous_gaps([(1.0, (0.9, 3.5))] * 2, (1.0, (0.9, 2.8)), [500, 500], Draws(draws, whole), 0.95, 0.95)
+    found = simultaneous_gaps(
+        [(1.0, (0.9, 3.5))] * 2, (1.0, (0.9, 2.8)), [500, 500], Draws(draws, whole), 0.95, 0.95, 1000
+    )
     least = largest_deviation(Draws(draws, whole), 0.95) * (draws[0] - whole).std()
     for gap in found:
         assert gap.low <= -0.98 * least and gap.high >= 0.98 * least

@@ -348,6 +348,93 @@ def test_a_temperature_is_that_of_recalibrated_probabilities():
         SelectiveThreshold(temperature=TemperatureScaling())
 
 
+def _forms_of(logits: np.ndarray):
+    p32 = torch.softmax(torch.tensor(logits, dtype=torch.float32), dim=1)
+    return {
+        "logits": logits,
+        "log-probabilities": np.log(softmax(logits)),
+        "float32 logits": logits.astype(np.float32) + np.float32(2.5),
+        "probabilities": softmax(logits),
+        "float32 probabilities": p32.numpy(),
+    }
+
+
+@pytest.mark.parametrize("classes", [2, 5, 300])
+def test_a_temperature_of_the_same_rows_is_known_in_any_form(classes):
+    generator = np.random.default_rng(40)
+    logits = 3.0 * generator.normal(size=(3000, classes))
+    labels = np.where(generator.random(3000) < 0.9, logits.argmax(axis=1), generator.integers(0, classes, 3000))
+    forms = _forms_of(logits)
+    kinds = {
+        name: "probabilities" if name.endswith("probabilities") and "log-" not in name else "logits" for name in forms
+    }
+    for fitted in ("logits", "float32 probabilities"):
+        scaling = TemperatureScaling().fit(forms[fitted][:2000], labels[:2000], input=kinds[fitted])
+        for name, form in forms.items():
+            rule = SelectiveThreshold(risk=0.2, temperature=scaling)
+            for start in (0, 1800):  # the same rows, and a sixth of these ones
+                with pytest.raises(ValueError, match="are among those the temperature was fitted on"):
+                    rule.fit(form[start:], labels[start:], input=kinds[name])
+            assert rule.fit(form[2000:], labels[2000:], input=kinds[name]).num_rows == 1000
+
+
+def test_new_rows_are_no_old_ones_however_many_there_are():
+    """Of two classes and very many rows, or of a model that is certain, some are alike by chance."""
+    generator = np.random.default_rng(41)
+    for logits in (generator.normal(size=(60_000, 1)), 200.0 * generator.normal(size=(2000, 1))):
+        logits = np.hstack([np.zeros_like(logits), logits])
+        labels = (generator.random(len(logits)) < softmax(logits)[:, 1]).astype(int)
+        labels = np.where(generator.random(len(logits)) < 0.1, 1 - labels, labels)
+        half = len(logits) // 2
+        scaling = TemperatureScaling().fit(logits[:half], labels[:half])
+        rule = SelectiveThreshold(target_coverage=0.5, temperature=scaling)
+        assert rule.fit(softmax(logits[half:]), labels[half:]).num_rows == half
+        with pytest.raises(ValueError, match="the temperature was fitted on"):
+            rule.fit(softmax(logits[:half]), labels[:half])
+
+
+@pytest.mark.parametrize("size", [400, 4000])
+@pytest.mark.parametrize("copies", [2, 3])
+def test_rows_that_were_given_several_times_are_known_when_they_come_once(size, copies):
+    p, y = _rows(42, size)
+    rule = SelectiveThreshold(risk=0.2).fit(np.concatenate([p] * copies), np.concatenate([y] * copies))
+    for rows in (
+        (p, y),
+        (p[: size // 2], y[: size // 2]),
+        (np.concatenate([p] * copies), np.concatenate([y] * copies)),
+    ):
+        with pytest.raises(ValueError, match="it has not seen"):
+            rule.evaluate(*rows)
+    assert rule.evaluate(*_rows(43, size)).num_rows == size
+    # a few levels, given twice: new rows look like old ones, and are new
+    levels = [np.concatenate([part, part]) for part in _rows(44, size, levels=3)]
+    assert SelectiveThreshold(risk=0.2).fit(*levels).evaluate(*_rows(45, size, levels=3)).num_rows == size
+
+
+def test_confidences_have_no_temperature(tmp_path):
+    p, y = _rows(18, 1000)
+    confidence, right = p.max(axis=1), (p.argmax(axis=1) == y).astype(int)
+    with pytest.raises(ValueError, match="leave out `temperature`"):
+        SelectiveThreshold(risk=0.1, temperature=3.0).fit(confidence, right, input="confidence")
+    # a file of an earlier version, which took one and did not apply it
+    state = SelectiveThreshold(risk=0.1).fit(confidence, right, input="confidence").state()
+    (tmp_path / "rule.json").write_text(json.dumps({**state, "settings": {**state["settings"], "temperature": 3.0}}))
+    rule = load_decision(tmp_path / "rule.json")
+    assert (rule.accept(confidence, input="confidence") == (confidence >= rule.threshold)).all()
+    assert "T = 3" not in str(rule)
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_no_rows_are_answered_with_no_decisions(per_class):
+    p, y = _rows(11, 1000)
+    rule = SelectiveThreshold(risk=0.2, per_class=per_class)
+    assert "not fitted yet" in str(rule)
+    rule.fit(p, y)
+    assert rule.accept(p[:0]).shape == (0,) and rule.accept(torch.tensor(p[:0])).dtype == torch.bool
+    with pytest.raises(ValueError, match="classes, got"):
+        rule.accept(np.empty((0, 7)))
+
+
 def test_confidences_of_anything():
     """Entities, texts: a number for each, and whether it was right."""
     p, y = _rows(18, 1000)

@@ -50,12 +50,13 @@ def test_a_run_holds_what_it_says(trained, method):
     assert set(temperatures) == set(content["temperature"])
     assert all(fitted["parameters"]["temperature"] > 0 for fitted in temperatures.values())
     if method != "ensemble":  # the adapter's folder alone is enough for its probabilities
-        assert load_recalibration(run / "adapter").state()["fit"] == temperatures["mean"]["fit"]
+        for how in temperatures:
+            assert load_recalibration(run / "adapter", how).state()["fit"] == temperatures[how]["fit"]
         names = json.loads((run / "adapter" / "predictor.json").read_text())["classes"]
         assert names == json.loads((run / "config.json").read_text())["labels"]["names"]
         assert TemperatureScaling.load(run / "temperature.json").state()["fit"] == temperatures["mean"]["fit"]
         for folder in {"adapter", *content["plain_lora"]}:
-            assert load_recalibration(run / folder).state()["fit"] == temperatures["mean"]["fit"]
+            assert load_recalibration(run / folder, "mean").state()["fit"] == temperatures["mean"]["fit"]
             alone = AutoPeftModelForSequenceClassification.from_pretrained(run / folder)
             assert alone.config.id2label == dict(enumerate(names))
     assert not [path for path in run.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]

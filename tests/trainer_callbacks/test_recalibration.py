@@ -13,9 +13,10 @@ from tokenizers import Tokenizer, models
 from transformers import Trainer, TrainerCallback
 
 from peft_calib import BayesianLoraConfig, HyperLoraConfig, calibration_split, predict_dataset, prepare_for_trainer
-from peft_calib.artefact import ARTEFACT_FILE
+from peft_calib.artefact import ARTEFACT_FILE, read_artefact
 from peft_calib.calibration import TemperatureScaling
 from peft_calib.calibration.recalibrate import VectorScaling
+from peft_calib.provenance.companions import attach_recalibration
 from peft_calib.splits import SPLIT_FILE, check_unseen, read_split
 from peft_calib.trainer_callbacks import BestCalibrationCallback, RecalibrationCallback, load_recalibration
 
@@ -269,3 +270,44 @@ def test_what_cannot_end_well_is_refused_before_training(tiny_classifier, tmp_pa
     plain = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
     with pytest.raises(TypeError, match="Leave num_samples out"):
         train_with(RecalibrationCallback(calibration, num_samples=2), plain)
+
+
+def test_a_base_that_cannot_be_read_ends_no_finished_training(tiny_classifier, tmp_path, split):
+    """Sparse tensors, and those of quantisation libraries, cannot be looked into as others."""
+    train, calibration = split
+    model = adapted(tiny_classifier)
+    model.get_base_model().masks = torch.nn.Parameter(torch.eye(3).to_sparse(), requires_grad=False)
+    run = trainer(model, tmp_path, [RecalibrationCallback(calibration)], train=train)
+    with pytest.warns(UserWarning, match="is not known again later: its tensor masks cannot be read"):
+        run.train()
+    run.save_model(tmp_path / "final")
+    assert read_artefact(tmp_path / "final").base is None
+    assert load_recalibration(tmp_path / "final").temperature > 0
+
+
+def test_a_temperature_that_cannot_be_stored_is_a_warning(tiny_classifier, tmp_path, split, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("no digest of this")
+
+    train, calibration = split
+    monkeypatch.setattr("peft_calib.provenance.companions.adapter_digest", fails)
+    run = trainer(adapted(tiny_classifier), tmp_path, [RecalibrationCallback(calibration)], train=train)
+    with pytest.warns(UserWarning, match="could not store what it fitted .*no digest of this"):
+        run.train()
+
+
+def test_each_way_is_asked_for_and_the_draws_are_the_main_one(tiny_classifier, tmp_path):
+    config = BayesianLoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
+    model, draw = adapted(tiny_classifier, config), np.random.default_rng(0)
+    fitted = {
+        count: TemperatureScaling().fit((count or 4) * draw.normal(size=(60, 2)), draw.integers(0, 2, 60))
+        for count in (3, None)
+    }
+    for count, method in fitted.items():  # the mean comes last, and is not the main way
+        attach_recalibration(model, method.state(), num_samples=count, seed=0)
+    model.save_pretrained(tmp_path)
+    assert fitted[3].fit_result.fitted != fitted[None].fit_result.fitted
+    for how, count in ((None, 3), ("sample", 3), ("late", 3), ("mean", None)):
+        assert load_recalibration(tmp_path, how).fit_result == fitted[count].fit_result
+    with pytest.raises(ValueError, match="no recalibration for how='linear'; it has one for sample and mean"):
+        load_recalibration(tmp_path, "linear")

@@ -13,8 +13,8 @@ import numpy as np
 from ...files import write_atomically
 from ...json_files import Fields, describe, read_json, without_nan
 from ..answers import log_probabilities, unwrapped
-from ..fingerprint import SplitFingerprint, row_hashes
-from ..inputs import as_float64, as_logit_rows, as_numpy, as_rows, softmax
+from ..fingerprint import SplitFingerprint, row_hashes, softmax_hashes
+from ..inputs import LogitRows, as_float64, as_logit_rows, as_numpy, as_rows, softmax
 from ..recalibrate.base import MAX_OVERLAP
 from ..recalibrate.temperature import POSSIBLE, TemperatureScaling
 
@@ -30,6 +30,7 @@ class Taken(NamedTuple):
     values: np.ndarray  # `(N, C)` float64 probabilities after the temperature; `(N, 1)` for confidences
     labels: np.ndarray  # `(N,)` int64
     hashes: np.ndarray  # `(N,)` uint64 of the rows as they were given, labels included
+    kept: np.ndarray | None  # `(M,)` bool, which of the rows that were given these are; None if all
 
 
 class DecisionRule(ABC):
@@ -71,7 +72,11 @@ class DecisionRule(ABC):
         """What the rule promises, in words one can defend."""
 
     def __str__(self) -> str:
-        return self.to_markdown()
+        return self._unfitted if self.fitted_on is None else self.to_markdown()
+
+    @property
+    def _unfitted(self) -> str:
+        return f"This {type(self).__name__} is not fitted yet; call fit(probabilities, labels) on held-out rows."
 
     def state(self) -> dict[str, Any]:
         """The fitted rule as JSON-ready values; `load` reads them."""
@@ -122,6 +127,8 @@ class DecisionRule(ABC):
         settings = fields.mapping("settings")
         temperature = settings.number("temperature", least=POSSIBLE[0], most=POSSIBLE[1], default=None)
         num_classes = fields.integer("num_classes", least=1)
+        if num_classes == 1:  # confidences, to which earlier versions took a temperature and did not apply it
+            temperature = None
         rule = cls._from_fields(settings, fields.mapping("fitted"), num_classes, temperature)
         rule.num_classes = num_classes
         rule.fitted_on = SplitFingerprint.from_fields(fields.mapping("fitted_on"))
@@ -134,17 +141,26 @@ class DecisionRule(ABC):
         self._check_kind(input)
         _refuse_sequences(labels)
         if input == "confidence":
-            values, target = _confidences(predictions, labels, mask, ignore_index)
-            return Taken(values, target, row_hashes(values, target))
+            if self.temperature is not None:
+                raise ValueError(
+                    'A temperature divides the logits of classes, and input="confidence" has none: leave out '
+                    "`temperature`; confidences are taken as they are."
+                )
+            values, target, kept = _confidences(predictions, labels, mask, ignore_index)
+            return Taken(values, target, row_hashes(values, target), kept)
         rows = as_rows(predictions, labels, input=input, mask=mask, ignore_index=ignore_index)
         hashes = row_hashes(rows.probabilities, rows.labels)
-        return Taken(self._tempered(rows.probabilities), rows.labels, hashes)
+        return Taken(self._tempered(rows.probabilities), rows.labels, hashes, rows.kept)
 
     def _unlabelled(self, predictions: Any, input: str) -> np.ndarray:
         """`(N, C)` checked rows without labels, of the number of classes it was fitted for."""
         self._check_fitted()
         self._check_kind(input)
-        values = self._take(predictions, np.zeros(_length(predictions), np.int64), input, ignore_index=None).values
+        shape = _shape(predictions)
+        if shape[0] == 0:
+            values = np.empty((0, shape[1] if len(shape) == 2 else self.num_classes or 0))
+        else:
+            values = self._take(predictions, np.zeros(shape[0], np.int64), input, ignore_index=None).values
         self._check_num_classes(values)
         return values
 
@@ -155,9 +171,9 @@ class DecisionRule(ABC):
 
     def _remember(self, taken: Taken, predictions: Any, labels: Any, options: dict[str, Any]) -> None:
         """Keeps the rows' fingerprint, and refuses a temperature that was fitted on the same rows."""
-        if self._scaling is not None and self._scaling.fitted_on is not None:
+        if self._scaling is not None:
             rows = as_logit_rows(predictions, labels, **options)
-            overlap = self._scaling.fitted_on.repeated(row_hashes(rows.logits, rows.labels))
+            overlap = _seen_by(self._scaling, rows)
             if overlap > MAX_OVERLAP:
                 raise ValueError(
                     f"{overlap:.0%} of these rows are among those the temperature was fitted on. A guarantee counts "
@@ -193,10 +209,21 @@ class DecisionRule(ABC):
 
     def _check_fitted(self) -> SplitFingerprint:
         if self.fitted_on is None:
-            raise ValueError(
-                f"This {type(self).__name__} is not fitted yet; call fit(probabilities, labels) on held-out rows."
-            )
+            raise ValueError(self._unfitted)
         return self.fitted_on
+
+
+def _seen_by(scaling: TemperatureScaling, rows: LogitRows) -> float:
+    """Share of the rows that a temperature was fitted on, whether as logits or as probabilities."""
+    assert scaling.fitted_on is not None
+    same = scaling.fitted_on.repeated(row_hashes(rows.logits, rows.labels))
+    if scaling.fitted_on_softmax is None:
+        return same
+    # Of very many rows some are alike to the last digit that is kept: as many as of rows a little surer than these.
+    alike, by_chance = (
+        scaling.fitted_on_softmax.repeated(softmax_hashes(factor * rows.logits, rows.labels)) for factor in (1.0, 1.05)
+    )
+    return max(same, alike - by_chance)
 
 
 def _checked_temperature(temperature: Any) -> float | None:
@@ -215,11 +242,11 @@ def _checked_temperature(temperature: Any) -> float | None:
     return float(temperature)
 
 
-def _length(predictions: Any) -> int:
-    values = as_numpy(unwrapped(predictions))
-    if values.ndim == 0:
+def _shape(predictions: Any) -> tuple[int, ...]:
+    shape = as_numpy(unwrapped(predictions)).shape
+    if not shape:
         raise ValueError("predictions must be an array of rows, got a single number.")
-    return len(values)
+    return shape
 
 
 def _refuse_sequences(labels: Any) -> None:
@@ -231,8 +258,10 @@ def _refuse_sequences(labels: Any) -> None:
         )
 
 
-def _confidences(predictions: Any, labels: Any, mask: Any, ignore_index: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """`(N, 1)` confidences in [0, 1], and 1 where what they are about is right."""
+def _confidences(
+    predictions: Any, labels: Any, mask: Any, ignore_index: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`(N, 1)` confidences in [0, 1], 1 where what they are about is right, and which of all rows are left."""
     given = as_numpy(unwrapped(predictions), "confidences")
     values, _ = as_float64(given, predictions, "confidences")
     target = as_numpy(labels, "labels")
@@ -249,4 +278,4 @@ def _confidences(predictions: Any, labels: Any, mask: Any, ignore_index: int | N
         raise ValueError('With input="confidence" labels are 1 where the answer is right and 0 where it is wrong.')
     if not ((values >= 0.0) & (values <= 1.0)).all():
         raise ValueError("confidences must lie in [0, 1]; map a score to the probability of being right first.")
-    return values[:, None], target.astype(np.int64)
+    return values[:, None], target.astype(np.int64), keep

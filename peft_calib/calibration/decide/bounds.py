@@ -103,6 +103,16 @@ def check_seed(seed: Any) -> int:
     return int(seed)
 
 
+def band_text(ends: tuple[float, float]) -> str:
+    """Two shares in per cent, as they are told.
+
+    Example:
+        >>> band_text((0.027, 0.0634))
+        '[2.7, 6.3]'
+    """
+    return f"[{100.0 * ends[0]:.1f}, {100.0 * ends[1]:.1f}]"
+
+
 def percent(share: float) -> str:
     """A share in per cent, to three digits: 5 %, 2.5 %, 0.12 %."""
     return f"{100.0 * share:.3g} %"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...json_files import without_nan
-from .bounds import exact_interval, percent
+from .bounds import band_text, exact_interval, percent
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class SelectiveReport:
     def to_markdown(self) -> str:
         """What was reached, beside what was promised."""
         level = percent(self.confidence_level)
-        risk = "" if not self.accepted else f", {percent(self.risk)} {_band(self.risk_interval)}"
+        risk = "" if not self.accepted else f", {percent(self.risk)} {band_text(self.risk_interval)}"
         lines = [
             f"{self.accepted} of {self.num_rows} rows are answered, {percent(self.coverage)} "
-            f"{_band(self.coverage_interval)}; {self.errors} of them are wrong{risk} ({level} intervals).",
+            f"{band_text(self.coverage_interval)}; {self.errors} of them are wrong{risk} ({level} intervals).",
             "",
             f"Promised: {self.promise}",
         ]
@@ -64,16 +64,12 @@ class SelectiveReport:
             lines += ["", "| predicted class | answered | wrong | risk | interval |", "|---:|---:|---:|---:|---:|"]
             for k, found in self.classes.items():
                 risk = percent(found["risk"]) if found["accepted"] else "–"
-                ends = _band(found["risk_interval"]) if found["accepted"] else "–"
+                ends = band_text(found["risk_interval"]) if found["accepted"] else "–"
                 lines.append(f"| {k} | {found['accepted']} of {found['rows']} | {found['errors']} | {risk} | {ends} |")
         return "\n".join(lines)
 
     def __str__(self) -> str:
         return self.to_markdown()
-
-
-def _band(ends: tuple[float, float]) -> str:
-    return f"[{100.0 * ends[0]:.1f}, {100.0 * ends[1]:.1f}]"
 
 
 def reached_by(

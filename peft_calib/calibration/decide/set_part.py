@@ -9,7 +9,7 @@ import numpy as np
 
 from ...json_files import Fields
 from .bounds import NoGuaranteeError, fewest_rows, percent
-from .groups import BY_NAME, called
+from .groups import called, read_group
 from .set_report import CoverageLaw
 from .set_scores import Cut, cut_at, rank_for, smoothed_cut
 
@@ -65,10 +65,7 @@ def rows_needed(alpha: float, confidence: float | None) -> int:
 
 def read_part(fields: Fields, grouping: str | None) -> SetPart:
     """The inverse of `to_dict`."""
-    group = fields.get("group")
-    fits = group is None if grouping is None else isinstance(group, (int, str) if grouping == BY_NAME else int)
-    if isinstance(group, bool) or not fits:
-        raise fields.wrong("group", "null without groups, and otherwise a class or the name of a group")
+    group = read_group(fields, grouping)
     law = fields.array("law", (2,))
     if (law <= 0.0).any():
         raise fields.wrong("law", "two numbers above 0")

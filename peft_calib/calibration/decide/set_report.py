@@ -9,7 +9,8 @@ import numpy as np
 from scipy.special import betaincinv, betaln, gammaln
 
 from ...json_files import without_nan
-from .bounds import exact_interval, percent
+from ..grouping import names_of
+from .bounds import band_text, exact_interval, percent
 
 
 class CoverageLaw(NamedTuple):
@@ -103,14 +104,13 @@ class SetReport:
 
     def verdict(self) -> str:
         """In words: how the coverage compares with what the guarantee leads one to expect on these rows."""
-        told = f"{percent(self.coverage)} of {self.num_rows} sets hold the label {_band(self.coverage_interval)}"
+        told = f"{percent(self.coverage)} of {self.num_rows} sets hold the label {band_text(self.coverage_interval)}"
         if self.band is None:
-            low = [group for group in self.groups if group.coverage < group.band[0]]
+            low = [name for name, group in self._named() if group.coverage < group.band[0]]
             if not low:
                 return f"{told}; no group lies below its band."
-            names = ", ".join(str(group.group) for group in low[:5])
-            return f"{told}; below its band: {names}. These rows are not drawn like those of the fit."
-        told += f"; {percent(1.0 - self.alpha)} were asked for, so many rows give {_band(self.band)}"
+            return f"{told}; below its band: {', '.join(low[:5])}. These rows are not drawn like those of the fit."
+        told += f"; {percent(1.0 - self.alpha)} were asked for, so many rows give {band_text(self.band)}"
         if self.coverage < self.band[0]:
             return f"{told}: too few, these rows are not drawn like those of the fit."
         above = ", or the scores are tied or not randomised" if self.coverage > self.band[1] else ""
@@ -127,8 +127,14 @@ class SetReport:
         ]
         if self.groups:
             lines += ["", "| group | rows | coverage | band |", "|---|---:|---:|---:|"]
-            lines += [f"| {g.group} | {g.num_rows} | {percent(g.coverage)} | {_band(g.band)} |" for g in self.groups]
+            lines += [
+                f"| {name} | {group.num_rows} | {percent(group.coverage)} | {band_text(group.band)} |"
+                for name, group in self._named()
+            ]
         return "\n".join(lines)
+
+    def _named(self) -> list[tuple[str, GroupCoverage]]:
+        return list(zip(names_of(group.group for group in self.groups), self.groups, strict=True))
 
     def __str__(self) -> str:
         return self.to_markdown()
@@ -165,7 +171,3 @@ def report_on(
         empty=float((sizes == 0).mean()),
         confidence_level=confidence_level,
     )
-
-
-def _band(ends: tuple[float, float]) -> str:
-    return f"[{100.0 * ends[0]:.1f}, {100.0 * ends[1]:.1f}]"

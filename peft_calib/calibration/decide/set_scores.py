@@ -57,8 +57,10 @@ def class_scores(
 def uniforms(probabilities: np.ndarray, seed: int) -> np.ndarray:
     """`(N,)` numbers in [0, 1), keyed by `seed`, by what the row is and by how many like it come before it.
 
-    So a row's set depends neither on the order of the rows nor on the batch it comes in, and rows that look alike are
-    still told apart.
+    A row unlike all others of its batch has the same number in every batch, wherever it stands there. The first of
+    equal rows has that number, the second another, and so on: which of them has which is their order in the batch, and
+    numbers of one batch are independent. Equal rows that come in batches of their own all have the first: then chance
+    does not average over them, but over seeds alone.
     """
     alike = row_hashes(probabilities, np.full(len(probabilities), seed, np.int64))
     order = np.argsort(alike, kind="stable")

@@ -9,11 +9,11 @@ import numpy as np
 from ...json_files import Fields
 from ..answers import as_given
 from ..bins import top_label
-from ..inputs import as_numpy
+from ..grouping import Grouping, exact, names_of
 from ..recalibrate.temperature import TemperatureScaling
 from .base import DecisionRule, Taken
 from .bounds import check_seed, check_share, percent
-from .groups import BY_LABEL, BY_NAME, BY_PREDICTION, as_names, called, grouping_of
+from .groups import BY_LABEL, BY_NAME, BY_PREDICTION, as_classes, as_names, grouping_of, places_in
 from .set_part import SetPart, fit_part, read_part
 from .set_report import CoverageLaw, SetReport, report_on
 from .set_scores import check_kind_of_score, class_scores, uniforms
@@ -32,10 +32,10 @@ class ConformalSets(DecisionRule):
             (APS with fewer large sets).
         groups: For which parts of the rows the coverage holds, each having a cut of its own (Vovk's Mondrian
             predictors): None for all together, `"label"` for each class, `"predicted"` for each predicted class, or
-            `(N,)` names for the rows of `fit`, which may be given there too.
+            `(N,)` names (texts, numbers, booleans, tuples of them) for the rows of `fit`, given here or there.
         randomized: Whether chance decides what is in at the edge, which makes the coverage exact: APS and RAPS take
             off a random part of a class's own probability, LAC smooths its p-values. Without it sets are larger.
-        seed: Of the chances; a row has the same in every batch.
+        seed: Of the chances. A row has the same in every batch; among equal rows it goes by their order in the batch.
         allow_empty: Whether a set may be empty, where no class fits; otherwise it then holds the likeliest class.
         confidence: Probability over calibration splits with which the coverage is at least `1 - alpha`; None for the
             coverage on average over splits.
@@ -123,12 +123,14 @@ class ConformalSets(DecisionRule):
         taken = self._take(probabilities, labels, **options)
         scores = self._scores(taken.values)[np.arange(len(taken.labels)), taken.labels]
         given = self._given_groups if groups is None else groups
-        names = _groups_of(grouping, taken, given, labels, mask, ignore_index)
         wanted: dict[str, Any] = {"alpha": self.alpha, "confidence": self.confidence, "smoothed": self._smoothed}
-        parts = tuple(
-            fit_part(scores if names is None else scores[names == name], name, grouping, **wanted)
-            for name in _known(grouping, names, taken.values.shape[1])
-        )
+        rows = _groups_of(grouping, taken, given, labels)
+        if rows is None:
+            parts: tuple[SetPart, ...] = (fit_part(scores, None, None, **wanted),)
+        else:  # every class has to have a cut where the coverage is that of classes
+            known = range(taken.values.shape[1]) if grouping == BY_LABEL else rows.values
+            place = places_in(known, rows, grouping)
+            parts = tuple(fit_part(scores[place == k], name, grouping, **wanted) for k, name in enumerate(known))
         self._remember(taken, probabilities, labels, options)
         self.grouping, self.parts = grouping, parts
         return self
@@ -147,7 +149,7 @@ class ConformalSets(DecisionRule):
 
         Args:
             probabilities: As for `fit`, of any rows.
-            groups: `(N,)` names of their groups, where the rule was fitted with names.
+            groups: `(N,)` names of their groups, where the rule was fitted with names; of the same type.
             input: `"probabilities"` or `"logits"`.
 
         Returns:
@@ -158,18 +160,23 @@ class ConformalSets(DecisionRule):
         """
         values = self._unlabelled(probabilities, input)
         self._check_groups(groups)
-        names = None if groups is None else as_names(groups, len(values))
-        return as_given(self._sets(values, names), probabilities)
+        place = None if groups is None else self._places(as_names(groups, np.zeros(len(values), np.int64)))
+        return as_given(self._sets(values, place), probabilities)
 
-    def _sets(self, values: np.ndarray, names: np.ndarray | None) -> np.ndarray:
+    def _sets(self, values: np.ndarray, place: np.ndarray | None) -> np.ndarray:
+        """`(N, C)` sets; `place` is that of each row's group among `parts`, where groups have names."""
         scores = self._scores(values)
-        chances = np.empty_like(scores)
+        chances = np.full_like(scores, np.nan)
         if self.grouping == BY_LABEL:
             for k, part in enumerate(self.parts):
                 chances[:, k] = part.cut.chance(scores[:, k])
         else:
-            for part, mine in self._members(values, names):
-                chances[mine] = part.cut.chance(scores[mine])
+            if place is None:
+                is_all = self.grouping is None
+                place = np.zeros(len(values), np.int64) if is_all else self._places(as_classes(top_label(values)[1]))
+            for k, part in enumerate(self.parts):
+                chances[place == k] = part.cut.chance(scores[place == k])
+        assert not np.isnan(chances).any(), "a row without a cut"
         # One number a row, for all its classes: they come in or stay out in the order of their scores.
         sets = chances > (uniforms(values, self.seed)[:, None] if self._smoothed else 0.0)
         if not self.allow_empty:
@@ -182,19 +189,9 @@ class ConformalSets(DecisionRule):
         if self.grouping != BY_NAME and groups is not None:
             raise ValueError("These sets were fitted without names of groups; leave `groups` out.")
 
-    def _members(self, values: np.ndarray, names: np.ndarray | None) -> list[tuple[SetPart, np.ndarray]]:
-        """Each part with which rows are its own."""
-        if self.grouping is None:
-            return [(self.parts[0], np.ones(len(values), bool))]
-        of_rows = top_label(values)[1] if names is None else names
-        unknown = np.setdiff1d(np.unique(of_rows), [part.group for part in self.parts])
-        if len(unknown):
-            known = ", ".join(str(part.group) for part in self.parts[:8])
-            raise ValueError(
-                f"There is no cut for {called(self.grouping, unknown[0].item())}: the rows of the fit have none of "
-                f"it. Known are {known}. Fit again with rows of every group, or without groups."
-            )
-        return [(part, of_rows == part.group) for part in self.parts]
+    def _places(self, rows: Grouping) -> np.ndarray:
+        """`(N,)` the part of each row; a ValueError for groups that have none."""
+        return places_in([part.group for part in self.parts], rows, self.grouping)
 
     def evaluate(
         self,
@@ -224,11 +221,12 @@ class ConformalSets(DecisionRule):
         level = check_share(confidence_level, "confidence_level", 0.95)
         taken = self._unseen(probabilities, labels, input, mask, ignore_index)
         self._check_groups(groups)
-        names = _groups_of(self.grouping, taken, groups, labels, mask, ignore_index)
-        sets = self._sets(taken.values, names if self.grouping == BY_NAME else None)
-        if names is None:
+        rows = _groups_of(self.grouping, taken, groups, labels)
+        place = None if rows is None else self._places(rows)
+        sets = self._sets(taken.values, place)
+        if place is None:
             return report_on(sets, taken.labels, self.alpha, level, self.parts[0].law, [])
-        named = [(part.group, names == part.group, part.law) for part in self.parts]
+        named = [(part.group, place == k, part.law) for k, part in enumerate(self.parts)]
         return report_on(sets, taken.labels, self.alpha, level, None, [one for one in named if one[1].any()])
 
     @property
@@ -269,9 +267,10 @@ class ConformalSets(DecisionRule):
             lines += ["", f"A single split of that size covers {percent(low)} to {percent(high)} (95 % of splits)."]
         else:
             lines += ["", "| group | rows | covers, 95 % of splits |", "|---|---:|---:|"]
-            for part in self.parts:
+            names = names_of(part.group for part in self.parts)
+            for name, part in zip(names, self.parts, strict=True):
                 low, high = part.law.interval(0.95)
-                lines.append(f"| {part.group} | {part.num_rows} | {percent(low)} to {percent(high)} |")
+                lines.append(f"| {name} | {part.num_rows} | {percent(low)} to {percent(high)} |")
         divided = "" if self.temperature is None else f" Probabilities are taken at T = {self.temperature:.4g}."
         lines += ["", f"This holds for rows drawn like those it was fitted on, not row by row.{divided}"]
         return "\n".join(lines)
@@ -307,30 +306,17 @@ class ConformalSets(DecisionRule):
             read_part(Fields(part, fitted.source, fitted.mend, f"{fitted.prefix}parts[{k}]."), sets.grouping)
             for k, part in enumerate(parts)
         )
-        groups = [part.group for part in sets.parts]
-        if groups != (list(range(num_classes)) if sets.grouping == BY_LABEL else list(dict.fromkeys(groups))):
+        groups = [exact(part.group) for part in sets.parts]
+        classes = [exact(k) for k in range(num_classes)]
+        if groups != (classes if sets.grouping == BY_LABEL else list(dict.fromkeys(groups))):
             raise fitted.wrong("parts", "the cuts of different groups; of classes all of them, in order")
         return sets
 
 
-def _known(grouping: str | None, names: np.ndarray | None, num_classes: int) -> list[Any]:
-    """Groups that need a cut; every class has to have one where the coverage is that of classes."""
-    if names is None:
-        return [None]
-    return list(range(num_classes)) if grouping == BY_LABEL else np.unique(names).tolist()
-
-
-def _groups_of(
-    grouping: str | None, taken: Taken, given: Any, labels: Any, mask: Any, ignore_index: int | None
-) -> np.ndarray | None:
-    """`(N,)` group of each row that is left, or None."""
+def _groups_of(grouping: str | None, taken: Taken, given: Any, labels: Any) -> Grouping | None:
+    """The group of each row that is left, or None."""
     if grouping is None:
         return None
-    if grouping == BY_LABEL:
-        return taken.labels
-    if grouping == BY_PREDICTION:
-        return top_label(taken.values)[1]
-    target = as_numpy(labels, "labels")
-    names = as_names(given, len(target))
-    keep = np.ones(len(target), bool) if mask is None else as_numpy(mask, "mask").astype(bool)
-    return names[keep if ignore_index is None else keep & (target != ignore_index)]
+    if grouping == BY_NAME:
+        return as_names(given, labels, taken.kept)
+    return as_classes(taken.labels if grouping == BY_LABEL else top_label(taken.values)[1])

@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from ...json_files import Fields
+from ..fingerprint import SplitFingerprint, softmax_hashes
 from ..inputs import LogitRows
 from .base import LogitScaling
 from .temperature_fit import BOUNDS, FEWEST_ROWS, TemperatureFit, check_enough_rows, temperature_fit
@@ -31,6 +32,8 @@ class TemperatureScaling(LogitScaling):
     Attributes:
         temperature: `T`, after `fit`; above 1 the model was over-confident, 1 where it is left off.
         fit_result: Fitted value, interval, whether it is applied and why; None for a file of an earlier version.
+        fitted_on_softmax: Fingerprint of the rows' probabilities, by which they are known whether they come as logits
+            or as probabilities; None where it was read from a file.
 
     Example:
         >>> logits = np.tile([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [0.0, 4.0]], (10, 1))
@@ -44,11 +47,13 @@ class TemperatureScaling(LogitScaling):
     parameter_names = ("temperature",)
     temperature: float
     fit_result: TemperatureFit | None = None
+    fitted_on_softmax: SplitFingerprint | None = None
 
     def _fit_rows(self, rows: LogitRows) -> None:
         check_enough_rows(len(rows.labels))
         self.fit_result = temperature_fit(rows)
         self.temperature = self.fit_result.temperature
+        self.fitted_on_softmax = SplitFingerprint.of_hashes(softmax_hashes(rows.logits, rows.labels))
 
     def _fit(self, logits: np.ndarray, labels: np.ndarray) -> None:
         self._fit_rows(LogitRows(logits, labels, np.arange(len(labels))))

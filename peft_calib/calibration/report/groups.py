@@ -130,13 +130,13 @@ def measured_groups(rows: Rows, grouping: Grouping, whole: Measured, asked: Aske
             seed=asked.seed, scores=list(whole.intervals),
         )  # fmt: skip
         for key, drawn in draws.items():
-            gaps[key] |= _gaps_of(key, {name: panels[name] for name in names}, whole, drawn)
-        worse = _worse(panels, names, whole, draws)
+            gaps[key] |= _gaps_of(key, {name: panels[name] for name in names}, whole, drawn, len(rows.labels))
+        worse = _worse(panels, names, whole, draws, len(rows.labels))
     return GroupsRecord(panels, gaps, worse, small)
 
 
 def _gaps_of(
-    key: str, panels: Mapping[str, GroupPanel], whole: Measured, drawn: Draws, shared_by: int = 1
+    key: str, panels: Mapping[str, GroupPanel], whole: Measured, drawn: Draws, num_rows: int, shared_by: int = 1
 ) -> dict[str, Gap]:
     """Gaps of one score with intervals for all groups at once; a family of `shared_by` scores shares the level."""
     assert whole.intervals is not None
@@ -147,16 +147,16 @@ def _gaps_of(
         scores.append((panel[key], panel.intervals[key]))
     found = simultaneous_gaps(
         scores, (whole.scores[key], whole.intervals[key]), [panel.num_rows for panel in panels.values()], drawn,
-        level, 1.0 - (1.0 - level) / shared_by,
+        level, 1.0 - (1.0 - level) / shared_by, num_rows,
     )  # fmt: skip
     return dict(zip(panels, found, strict=True))
 
 
 def _worse(
-    panels: Mapping[str, GroupPanel], names: list[str], whole: Measured, draws: Mapping[str, Draws]
+    panels: Mapping[str, GroupPanel], names: list[str], whole: Measured, draws: Mapping[str, Draws], num_rows: int
 ) -> dict[str, tuple[str, ...]]:
     """For each group the headline scores in which it is worse than all rows, at a level for all of them together."""
     judged = {name: panels[name] for name in names}
     keys = [key for key in HEADLINES if key in draws]
-    columns = {key: _gaps_of(key, judged, whole, draws[key], len(keys)) for key in keys}
+    columns = {key: _gaps_of(key, judged, whole, draws[key], num_rows, len(keys)) for key in keys}
     return {name: tuple(key for key in keys if is_worse(columns[key][name], BETTER[key])) for name in names}

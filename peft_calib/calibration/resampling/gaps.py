@@ -82,6 +82,7 @@ def simultaneous_gaps(
     draws: Draws,
     level: float,
     asked: float,
+    num_rows: int,
 ) -> list[Gap]:
     """The gap of one score for each group, in intervals that hold all true gaps with probability `asked`.
 
@@ -92,12 +93,13 @@ def simultaneous_gaps(
         draws: The score in the same resamples.
         level: Confidence level of the given intervals, each by itself.
         asked: Confidence level of all gaps together.
+        num_rows: All rows, those of groups without an interval among them.
     """
     reach = largest_deviation(draws, asked)
     value, (low, high) = whole
     gaps = []
     for index, (score, (group_low, group_high)) in enumerate(group):
-        if sizes[index] == sum(sizes) and len(group) == 1:
+        if sizes[index] == num_rows:
             gaps.append(Gap(score - value, 0.0, 0.0))  # the group is all rows
             continue
         shared = correlation(draws.groups[index], draws.whole)

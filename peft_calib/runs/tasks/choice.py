@@ -15,8 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ...artefact import Inputs
-from ...prediction.heads import check_label_tokens
-from ...predictor.inputs import choice_prompt, choices_of, tokenized_prompts
+from ...predictor.inputs import choice_prompt, choices_of, letter_tokens, tokenized_prompts
 from ...provenance.columns import check_column, texts_of
 from ...provenance.origins import at, with_column
 from ..labels import LabelMap
@@ -78,13 +77,10 @@ class MultipleChoice(Task):
     def answer_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Token of each letter, with a leading space where the tokenizer has that as one token."""
         assert self.labels is not None
-        fault: ValueError | None = None
-        for space in (" ", ""):
-            try:
-                return check_label_tokens([space + letter for letter in self.labels.names], tokenizer, None)
-            except ValueError as error:
-                fault = error
-        raise ValueError(f"{self.config.model} cannot answer with a letter: {fault}")
+        try:
+            return letter_tokens(self.labels.names, tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{self.config.model} cannot answer with a letter: {error}") from error
 
     def inputs(self) -> Inputs:
         config = self.config
@@ -101,7 +97,7 @@ class MultipleChoice(Task):
 
         def encode(batch: dict[str, list]) -> dict[str, list]:
             prompts = [self.prompt(*row) for row in zip(batch["question"], batch["choices"], strict=True)]
-            return tokenized_prompts(prompts, tokenizer, self.config.max_length) | {"labels": batch["label"]}
+            return tokenized_prompts([prompts], tokenizer, self.config.max_length) | {"labels": batch["label"]}
 
         return encoded(rows, encode)
 
