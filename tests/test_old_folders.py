@@ -9,13 +9,17 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 
 from peft_calib import predict
+from peft_calib.calibration import TemperatureScaling
 from peft_calib.runs.evaluation import evaluate_run
 from peft_calib.runs.exporting import export_run
+from peft_calib.trainer_callbacks.adapter_state import digest_of_folder
+from peft_calib.trainer_callbacks.recalibration import RECALIBRATION_FILE, load_recalibration
 
 BEFORE = Path(__file__).parent / "data" / "before"
 RUNS = ("lora", "hyper-lora", "bayesian-lora", "curve-lora", "ensemble")
@@ -57,3 +61,16 @@ def test_a_run_is_exported(method, tmp_path, monkeypatch):
     several = {"num_samples": 2} if method == "ensemble" else {}
     export_run(method, tmp_path / "out", **several)
     assert list((tmp_path / "out").rglob("adapter_model.safetensors"))
+
+
+def test_a_recalibration_file_of_before_goes_with_its_adapter_alone(tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(BEFORE / "adapters" / "bayesian", folder)
+    generator = np.random.default_rng(0)
+    state = TemperatureScaling().fit(generator.normal(size=(100, 3)), generator.integers(0, 3, 100)).state()
+    (folder / RECALIBRATION_FILE).write_text(json.dumps({**state, "adapter": digest_of_folder(folder)}))
+    assert load_recalibration(folder).temperature == state["parameters"]["temperature"]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 64}))
+    with pytest.raises(ValueError, match="another configuration"):
+        load_recalibration(folder)

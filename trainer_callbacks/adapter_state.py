@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from peft_calib.files import replace_folder
 from peft_calib.identity import Identity, active_adapter
+from peft_calib.identity import digest_of_folder as digest_of_folder  # where others have it from
 from peft_calib.tuners.config import CalibLoraConfig
 from peft_calib.tuners.sealing import record_of
 

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils import logging
 
 from peft_calib.artefact import ARTEFACT_FILE, read_artefact
+from peft_calib.artefact import RECALIBRATION_FILE as RECALIBRATION_FILE  # where others have it from
 from peft_calib.calibration.recalibrate import Recalibrator, TemperatureScaling, load_state
 from peft_calib.calibration.recalibrate.temperature import check_enough_rows
 from peft_calib.console import own_random_state
