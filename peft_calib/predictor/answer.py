@@ -105,10 +105,17 @@ class CalibratedPrediction(Prediction):
         }
 
 
+def logits_of(probabilities: torch.Tensor) -> np.ndarray:
+    """Logarithms of probabilities, float64 (N, C): logits of the same distribution, always finite.
+
+    What a recalibration of a run is fitted to and applied to, here and in an evaluation: hence the same bits.
+    """
+    return log_probabilities(probabilities.double().numpy())
+
+
 def _recalibrated(method: Recalibrator, probabilities: torch.Tensor) -> torch.Tensor:
-    """Probabilities (N, C) after the method, float64, by the steps of an evaluation."""
-    logits = log_probabilities(probabilities.double().numpy())
-    return torch.from_numpy(np.ascontiguousarray(method.transform(logits)))
+    """Probabilities (N, C) after the method, float64."""
+    return torch.from_numpy(np.ascontiguousarray(method.transform(logits_of(probabilities))))
 
 
 def _draws(method: Recalibrator, prediction: Prediction) -> torch.Tensor:

@@ -23,9 +23,10 @@ from ..console import quiet
 from ..files import file_hash, replace_folder, write_atomically
 from ..json_files import without_nan
 from ..prediction import Prediction
+from ..predictor.answer import logits_of
 from .baseline import MostFrequent
 from .folder import RunFolder, read_fields, read_json, write_json
-from .loading import FinishedRun, load_task, log_probabilities, read_record, run_identity
+from .loading import FinishedRun, load_task, read_record, run_identity
 from .methods import prediction_variants
 from .outside import outside_report
 from .processes import processes
@@ -214,7 +215,7 @@ def _class_report(
         prediction = run.predict(rows.rows, variant, count, seed, progress)
         assert prediction.labels is not None
         labels = prediction.labels.numpy()
-        logits = log_probabilities(prediction)
+        logits = logits_of(prediction.probabilities)
         arrays |= {f"log_probabilities.{variant}": logits, **_items(prediction, rows, labels)}
         scaling = run.temperature(variant)
         reports = {

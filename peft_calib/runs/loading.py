@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from .. import calibration
 from ..artefact import Artefact
 from ..base_models import base_fingerprint
 from ..calibration import TemperatureScaling
@@ -160,8 +158,3 @@ def adapter_names(config: RunConfig) -> tuple[str, ...]:
 def read_record(folder: RunFolder, task: Task) -> SplitRecord:
     """Which rows a run was trained and calibrated on."""
     return read_split(folder.adapter(adapter_names(task.config)[0]))
-
-
-def log_probabilities(prediction: Prediction) -> np.ndarray:
-    """Logarithms of the mean probabilities, float64 (N, C): logits of the same distribution, always finite."""
-    return calibration.log_probabilities(prediction.probabilities.double().numpy())

@@ -9,13 +9,13 @@ import numpy as np
 from ..calibration import TemperatureScaling
 from ..calibration.scores.selective import error_auroc, rank
 from ..prediction import Prediction
-from .loading import log_probabilities
+from ..predictor.answer import logits_of
 
 
 def outside_report(inside: Prediction, outside: Prediction, scaling: TemperatureScaling) -> dict[str, Any]:
     """Confidence on rows of other origin before and after a temperature, and the AUROC of test rows having more."""
     plain = [found.probabilities.double().numpy() for found in (inside, outside)]
-    scaled = [np.asarray(scaling.transform(log_probabilities(found))) for found in (inside, outside)]
+    scaled = [np.asarray(scaling.transform(logits_of(found.probabilities))) for found in (inside, outside)]
     report: dict[str, Any] = {"before": _told_apart(*plain), "after": _told_apart(*scaled)}
     if outside.num_samples > 1:
         information = [found.mutual_information.numpy() for found in (inside, outside)]

@@ -17,11 +17,12 @@ from ..export import export_lora
 from ..files import move_into_place
 from ..identity import folder_digest
 from ..items import count_items
+from ..predictor.answer import logits_of
 from ..provenance.splits import RowSet, SplitRecord
 from .baseline import CALLED, MostFrequent
 from .folder import RunFolder, write_json
 from .limits import settled
-from .loading import FORMAT_VERSION, FinishedRun, adapter_digests, log_probabilities
+from .loading import FORMAT_VERSION, FinishedRun, adapter_digests
 from .methods import ADAPTER, Stage, plan
 from .processes import processes
 from .rows import RunRows, load_run_rows
@@ -154,7 +155,7 @@ def _fit_temperatures(
         else:
             prediction = run.predict(rows.calibration, variant, count, progress=False)
             assert prediction.labels is not None
-            fitted |= class_temperature(log_probabilities(prediction), prediction.labels.numpy()).state()
+            fitted |= class_temperature(logits_of(prediction.probabilities), prediction.labels.numpy()).state()
             verdict = baseline.verdict_of("the run", prediction.probabilities.numpy(), prediction.labels.numpy())
         temperatures[variant] = fitted
         line = f"temperature ({variant}, {count} draw(s)): {fitted['fit']['reason']}"

@@ -12,7 +12,7 @@ from ..resampling.gaps import Draws, Gap, is_worse, part_of, simultaneous_gaps, 
 from ..resampling.intervals import NoiseFloor
 from ..resampling.ranked import Interval
 from ..scores.table import HEADLINES, SCORES
-from .measured import Asked, Measured, measured
+from .measured import Asked, Measured, ScoreMapping, measured
 
 #: Rows below which a group has no interval: tried at 5 and at 10, those of the NLL held too seldom.
 FEWEST_ROWS = 20
@@ -21,7 +21,7 @@ BETTER = {score.key: None if score.key == "confidence_gap" else score.better for
 
 
 @dataclass(frozen=True, eq=False)
-class GroupPanel(Mapping[str, float]):
+class GroupPanel(ScoreMapping):
     """What a report of one group's rows alone has; as a mapping the scores.
 
     Attributes:
@@ -35,15 +35,6 @@ class GroupPanel(Mapping[str, float]):
     scores: dict[str, float]
     intervals: dict[str, Interval] | None
     floor: NoiseFloor | None
-
-    def __getitem__(self, key: str) -> float:
-        return self.scores[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.scores)
-
-    def __len__(self) -> int:
-        return len(self.scores)
 
     def to_dict(self) -> dict[str, Any]:
         """Rows and scores, then `intervals` and `noise_floor`, as in a report."""

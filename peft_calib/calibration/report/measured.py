@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,6 +31,21 @@ class Asked:
     interval_method: str
     seed: int
     scores: Collection[str] | None = None  # Of which intervals and floors are wanted; None for all that can have them
+
+
+class ScoreMapping(Mapping[str, float]):
+    """What has scores, as a mapping of them."""
+
+    scores: dict[str, float]
+
+    def __getitem__(self, key: str) -> float:
+        return self.scores[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.scores)
+
+    def __len__(self) -> int:
+        return len(self.scores)
 
 
 class Measured(NamedTuple):

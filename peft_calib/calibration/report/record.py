@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +12,11 @@ from ..inputs import Rows
 from ..resampling.intervals import NoiseFloor
 from .classes import ClassRow
 from .groups import GroupsRecord
+from .measured import ScoreMapping
 
 
 @dataclass(frozen=True, eq=False)
-class ReportRecord(Mapping[str, float]):
+class ReportRecord(ScoreMapping):
     """Scores and what they depend on; `CalibrationReport` says what each field is, and adds the texts."""
 
     scores: dict[str, float]
@@ -29,15 +29,6 @@ class ReportRecord(Mapping[str, float]):
     groups: GroupsRecord | None = None
     classes: tuple[ClassRow, ...] | None = None
     class_names: tuple[str, ...] | None = None
-
-    def __getitem__(self, key: str) -> float:
-        return self.scores[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.scores)
-
-    def __len__(self) -> int:
-        return len(self.scores)
 
     def to_dict(self) -> dict[str, Any]:
         """The scores as plain floats under their own keys, then `settings`, `intervals` and `noise_floor`.
