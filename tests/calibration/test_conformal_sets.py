@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from drawn_rows import drawn_rows
 from scipy.stats import beta, betabinom
 
 from peft_calib.calibration import (
@@ -17,19 +18,12 @@ from peft_calib.calibration import (
 from peft_calib.calibration.decide.bounds import conformal_rank
 from peft_calib.calibration.decide.set_report import CoverageLaw
 from peft_calib.calibration.decide.set_scores import Cut, class_scores, rank_for, smoothed_cut, uniforms
-from peft_calib.calibration.inputs import softmax
 
 SCORES = ("lac", "aps", "raps")
 
 
 def _rows(seed: int, size: int, classes: int = 4, spread: float = 2.0, levels: int | None = None):
-    generator = np.random.default_rng(seed)
-    p = softmax(spread * generator.normal(size=(size, classes)))
-    y = (generator.random((size, 1)) > p.cumsum(axis=1)).sum(axis=1).clip(max=classes - 1)
-    if levels is not None:
-        p = np.round(levels * p) + 1e-3
-        p /= p.sum(axis=1, keepdims=True)
-    return p, y
+    return drawn_rows(seed, size, classes, spread, levels)
 
 
 def _score_of(row, label, kind, u, penalty, free_ranks):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawn_rows import drawn_rows
 from scipy.stats import beta, binom, binomtest
 
 from peft_calib.calibration import (
@@ -23,13 +24,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def _rows(seed: int, size: int, classes: int = 3, spread: float = 4.0, levels: int | None = None):
-    generator = np.random.default_rng(seed)
-    p = softmax(spread * generator.normal(size=(size, classes)))
-    y = (generator.random((size, 1)) > p.cumsum(axis=1)).sum(axis=1).clip(max=classes - 1)
-    if levels is not None:
-        p = np.round(levels * p) + 1e-3
-        p /= p.sum(axis=1, keepdims=True)
-    return p, y
+    return drawn_rows(seed, size, classes, spread, levels)
 
 
 def _two_classes(confidence, correct):
