@@ -19,7 +19,7 @@ from peft_calib.calibration.bins import BinStatistics
 from peft_calib.calibration.grouping import as_groups
 from peft_calib.calibration.inputs import Rows, softmax
 from peft_calib.calibration.report import groups as report_groups
-from peft_calib.calibration.report.measured import Asked, measured
+from peft_calib.calibration.report.measured import ReportSettings, measured
 from peft_calib.calibration.scores.binned import calibration_error
 from peft_calib.calibration.scores.panel import build_tables, compute_panel
 from peft_calib.calibration.scores.table import HEADLINES
@@ -74,7 +74,7 @@ def study(index: int, case: list[tuple[int, float, float]], repeats: int, resamp
         generator = np.random.default_rng([index, repeat])
         parts = [drawn(generator, *group) for group in case]
         rows = Rows(np.concatenate([p for p, _ in parts]), np.concatenate([y for _, y in parts]))
-        asked = Asked(BINS, "peft_calib", 0.95, resamples, "bca", repeat, HEADLINES)
+        asked = ReportSettings(BINS, "peft_calib", 0.95, resamples, "bca", repeat, HEADLINES)
         whole = measured(rows, asked, warn=False)
         found = report_groups.measured_groups(rows, as_groups(member, rows.labels), whole, asked)
         for key in HEADLINES:

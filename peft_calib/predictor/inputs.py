@@ -127,7 +127,7 @@ def choices_of(rows: Dataset, columns: Sequence[str], source: str) -> list[list[
         if not filled or len(choices) < 2:
             raise ValueError(
                 f"{at(source, rows, row)}: row {row} has the choices {choices!r}; a list of at least two texts is "
-                "expected (or name one column a choice, with --choices-column each)"
+                "expected (or name one column a choice: choices_columns, --choices-column each)"
             )
     return found
 

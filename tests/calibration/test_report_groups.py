@@ -13,7 +13,7 @@ from peft_calib.calibration import TemperatureScaling, calibration_report, group
 from peft_calib.calibration.grouping import as_groups
 from peft_calib.calibration.inputs import Rows, softmax
 from peft_calib.calibration.report.groups import FEWEST_ROWS, measured_groups
-from peft_calib.calibration.report.measured import Asked, measured
+from peft_calib.calibration.report.measured import ReportSettings, measured
 from peft_calib.calibration.resampling.gaps import Draws, largest_deviation, simultaneous_gaps
 from peft_calib.calibration.scores.table import HEADLINES, KEYS
 
@@ -276,7 +276,7 @@ def test_gaps_hold_at_once_and_calibrated_groups_are_not_called_worse():
         generator = np.random.default_rng([9, repeat])
         parts = [_drawn(generator, size, 1.0, s) for size, s in zip((30, 60, 110), spreads, strict=True)]
         rows = Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-        asked = Asked(15, "peft_calib", 0.95, 100, "bca", repeat, HEADLINES)
+        asked = ReportSettings(15, "peft_calib", 0.95, 100, "bca", repeat, HEADLINES)
         found = measured_groups(rows, as_groups(member, rows.labels), measured(rows, asked), asked)
         gaps = [found.gaps["accuracy"][name] for name in "012"]
         held += all(gap.low <= t <= gap.high for gap, t in zip(gaps, true, strict=True))

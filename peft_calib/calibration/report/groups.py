@@ -12,7 +12,7 @@ from ..resampling.gaps import Draws, Gap, is_worse, part_of, simultaneous_gaps, 
 from ..resampling.intervals import NoiseFloor
 from ..resampling.ranked import Interval
 from ..scores.table import HEADLINES, SCORES
-from .measured import Asked, Measured, ScoreMapping, measured
+from .measured import Measured, ReportSettings, ScoreMapping, measured
 
 #: Rows below which a group has no interval: tried at 5 and at 10, those of the NLL held too seldom.
 FEWEST_ROWS = 20
@@ -95,10 +95,10 @@ class GroupsRecord(Mapping[str, GroupPanel]):
         }
 
 
-def measured_groups(rows: Rows, grouping: Grouping, whole: Measured, asked: Asked) -> GroupsRecord:
+def measured_groups(rows: Rows, grouping: Grouping, whole: Measured, asked: ReportSettings) -> GroupsRecord:
     """Measures every group as a report of its rows alone would, and its distance from `whole`."""
     members = [grouping.rows_of(index) for index in range(len(grouping.names))]
-    without = Asked(**{**vars(asked), "confidence_level": None})
+    without = ReportSettings(**{**vars(asked), "confidence_level": None})
     panels, judged = {}, []
     for index, (name, chosen) in enumerate(zip(grouping.names, members, strict=True)):
         is_small = len(chosen) < FEWEST_ROWS

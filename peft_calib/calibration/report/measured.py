@@ -21,7 +21,7 @@ from .conventions import convention_scores
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReportSettings:
     """How to measure; see `calibration_report` for what each option means."""
 
     num_bins: int
@@ -58,7 +58,7 @@ class Measured(NamedTuple):
     tables: Tables
 
 
-def measured(rows: Rows, asked: Asked, *, warn: bool = True) -> Measured:
+def measured(rows: Rows, asked: ReportSettings, *, warn: bool = True) -> Measured:
     """Measures rows; `warn` says whether clipped losses are told."""
     tables = build_tables(rows, asked.num_bins)
     values = compute_panel(rows, asked.num_bins, tables, warn=warn)

@@ -10,7 +10,7 @@ from ..inputs import as_rows, check_num_bins
 from . import render
 from .classes import checked_class_names, class_rows
 from .groups import measured_groups
-from .measured import Asked, measured
+from .measured import ReportSettings, measured
 from .record import ReportRecord
 
 
@@ -98,7 +98,7 @@ def calibration_report(
     """
     num_bins = check_num_bins(num_bins)
     rows = as_rows(probabilities, labels, input=input, mask=mask, ignore_index=ignore_index)
-    asked = Asked(num_bins, convention, confidence_level, num_resamples, interval_method, seed)
+    asked = ReportSettings(num_bins, convention, confidence_level, num_resamples, interval_method, seed)
     names = checked_class_names(class_names, rows.num_classes)
     grouping = None if groups is None else as_groups(groups, labels, rows.kept)
     found = measured(rows, asked)

@@ -202,31 +202,31 @@ def compare_many(
     Raises:
         ValueError: For fewer than two models, an unknown baseline or score, or bad input.
     """
-    asked = Asked.of(
+    plan = ComparisonPlan.of(
         {name: [p] for name, p in models.items()}, labels, baseline=baseline, scores=scores, num_bins=num_bins,
         confidence_level=confidence_level, num_resamples=num_resamples, input=input, mask=mask,
         ignore_index=ignore_index, seed=seed,
     )  # fmt: skip
-    rows = {name: runs[0] for name, runs in asked.rows.items()}
-    points = {name: compute_panel(r, asked.resampling["num_bins"]) for name, r in rows.items()}
+    rows = {name: runs[0] for name, runs in plan.rows.items()}
+    points = {name: compute_panel(r, plan.resampling["num_bins"]) for name, r in rows.items()}
     # Equal seeds resample the same rows for every model: that is the pairing.
-    draws = {name: bootstrap_draws(r, **asked.resampling) for name, r in rows.items()}
-    swaps = {(a, b): swapped_draws(rows[a], rows[b], **asked.resampling) for a, b in asked.pairs}
+    draws = {name: bootstrap_draws(r, **plan.resampling) for name, r in rows.items()}
+    swaps = {(a, b): swapped_draws(rows[a], rows[b], **plan.resampling) for a, b in plan.pairs}
     corrected = {}
     for key in scores:
         column = []
-        for a, b in asked.pairs:
-            found = _difference(key, points[a][key], points[b][key], draws[a][key] - draws[b][key], asked.level)
-            column.append(_swapped(found, swaps[a, b][key], 1.0 - asked.level))
-        corrected[key] = corrected_for_pairs(column, 1.0 - asked.level)
-    settings = asked.settings()
+        for a, b in plan.pairs:
+            found = _difference(key, points[a][key], points[b][key], draws[a][key] - draws[b][key], plan.level)
+            column.append(_swapped(found, swaps[a, b][key], 1.0 - plan.level))
+        corrected[key] = corrected_for_pairs(column, 1.0 - plan.level)
+    settings = plan.settings()
     return [
-        Comparison(pair, tuple(corrected[key][i] for key in scores), settings) for i, pair in enumerate(asked.pairs)
+        Comparison(pair, tuple(corrected[key][i] for key in scores), settings) for i, pair in enumerate(plan.pairs)
     ]
 
 
 @dataclass(frozen=True)
-class Asked:
+class ComparisonPlan:
     """A comparison that can be made: what was given has been checked, what was left open is chosen.
 
     Attributes:
@@ -254,7 +254,7 @@ class Asked:
         num_resamples: int | None,
         seed: int,
         **rows_as: Any,
-    ) -> Asked:
+    ) -> ComparisonPlan:
         """Check names, scores and predictions; `rows_as` are options of `as_rows`."""
         refuse_unknown(scores)
         if len(models) < 2 or (baseline is not None and baseline not in models):

@@ -16,7 +16,7 @@ from scipy import stats
 from ..inputs import Rows
 from ..scores.panel import compute_panel
 from ..scores.table import COMPARED
-from .comparison import Asked, Comparison, Difference, corrected_for_pairs
+from .comparison import Comparison, ComparisonPlan, Difference, corrected_for_pairs
 from .intervals import bootstrap_draws
 
 #: Below this many rows the spread over rows is no basis for a t interval.
@@ -121,19 +121,19 @@ def compare_groups(
         'a'
     """
     _check_runs(groups, paired)
-    asked = Asked.of(
+    plan = ComparisonPlan.of(
         groups, labels, baseline=baseline, scores=scores, num_bins=num_bins, confidence_level=confidence_level,
         num_resamples=num_resamples, input=input, mask=mask, ignore_index=ignore_index, seed=seed,
     )  # fmt: skip
-    if asked.num_rows < FEWEST_ROWS:
-        raise ValueError(f"{asked.num_rows} rows are too few to compare methods by; give at least {FEWEST_ROWS}.")
-    measured = {name: [_Run.of(run, asked.resampling) for run in runs] for name, runs in asked.rows.items()}
+    if plan.num_rows < FEWEST_ROWS:
+        raise ValueError(f"{plan.num_rows} rows are too few to compare methods by; give at least {FEWEST_ROWS}.")
+    measured = {name: [_Run.of(run, plan.resampling) for run in runs] for name, runs in plan.rows.items()}
     table = {
-        key: [_difference(key, measured[a], measured[b], asked.num_rows, paired, asked.level) for a, b in asked.pairs]
+        key: [_difference(key, measured[a], measured[b], plan.num_rows, paired, plan.level) for a, b in plan.pairs]
         for key in scores
     }
     num_runs = {name: len(runs) for name, runs in groups.items()}
-    return _comparisons(asked.pairs, table, asked.settings(num_runs=num_runs, paired=paired), asked.level)
+    return _comparisons(plan.pairs, table, plan.settings(num_runs=num_runs, paired=paired), plan.level)
 
 
 def pool_comparisons(cells: Sequence[Sequence[GroupComparison]]) -> list[GroupComparison]:
