@@ -25,24 +25,29 @@ ORANGE, PURPLE, SKY = "#E69F00", "#CC79A7", "#56B4E9"
 BLACK, GREY = "#222222", "#999999"
 CYCLE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)
 LINE_STYLES = ("-", "--", "-.", ":")
+# Inches left, below, right of and above the axes, and what a title takes.
+MARGINS, TITLE = (0.65, 0.52, 0.15, 0.12), 0.3
 # Bins with fewer rows are left out of curves (not of bars, whose intervals speak for themselves).
 MIN_DRAWN = 5
 
 
-def new_figure(width: float, height: float, margins: tuple[float, float, float, float] | None = None) -> Figure:
-    """An empty figure with its own Agg canvas, independent of pyplot.
+def new_figure(width: float, height: float, title: bool | None = None) -> Figure:
+    """An empty figure of so many inches with its own Agg canvas, independent of pyplot.
 
-    Its axes are laid out around their texts, unless `margins` (left, bottom, right, top) say where they end: measuring
-    every text first takes as long as drawing them, which a picture an evaluation is not worth.
+    Its axes are laid out around their texts; where it is said whether there is a title, they have margins that every
+    text of ours fits into. Measuring all texts first takes as long as drawing them, and an evaluation draws one picture
+    and a report four.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("Pictures need matplotlib: `pip install matplotlib`.") from error
-    figure = Figure(figsize=(width, height), layout=None if margins else "constrained")
-    if margins:
-        figure.subplots_adjust(*margins)
+    figure = Figure(figsize=(width, height), layout="constrained" if title is None else None)
+    if title is not None:
+        left, bottom, right, top = MARGINS
+        top = 1 - (top + TITLE * title) / height
+        figure.subplots_adjust(left=left / width, bottom=bottom / height, right=1 - right / width, top=top)
     FigureCanvasAgg(figure)
     return figure
 
@@ -101,7 +106,7 @@ def top_bins(rows: Rows, num_bins: int) -> BinStatistics:
 def reliability_figure(bins: BinStatistics, *, confidence_level: float = 0.95, title: str | None = None) -> Figure:
     """The reliability diagram of `(B,)` statistics at hand, streamed ones included."""
     level = check_confidence_level(confidence_level)
-    figure = new_figure(5.0, 5.8, margins=(0.13, 0.09, 0.97, 0.93 if title else 0.98))
+    figure = new_figure(5.0, 5.8, title=bool(title))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     draw_reliability(upper, bins, level)
     upper.set_ylabel("accuracy")
@@ -183,12 +188,14 @@ def classwise_figure(
     shown = np.sort(np.argsort(-errors, kind="stable")[:max_classes])
     columns = int(np.ceil(np.sqrt(len(shown))))
     lines = int(np.ceil(len(shown) / columns))
-    figure = new_figure(2.6 * columns, 2.6 * lines)
+    figure = new_figure(2.6 * columns, 2.6 * lines, title=True)
+    figure.subplots_adjust(hspace=0.3, wspace=0.18)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
     for axes, k in zip(grid.flat, shown, strict=False):
         draw_reliability(axes, bins[k], confidence_level, fontsize=8)
+        axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         axes.set_title(as_written(names[k]) if names else f"class {k}", fontsize=10)
     figure.supxlabel("probability of the class")
     figure.supylabel("frequency of the class")
@@ -208,7 +215,7 @@ def risk_coverage_diagram(
         The figure, with AURC in the legend.
     """
     pairs = models if isinstance(models, Mapping) else {"model": models}
-    figure = new_figure(5.0, 4.0)
+    figure = new_figure(5.0, 4.0, title=False)
     axes = figure.subplots()
     highest = 0.0
     for i, (name, (probabilities, labels)) in enumerate(pairs.items()):
@@ -233,7 +240,7 @@ def confidence_histogram(
     """Confidence of correct and of wrong rows, side by side: how well they are told apart."""
     rows = as_rows(probabilities, labels, input=input)
     confidence, correct = top_outcomes(rows.probabilities, rows.labels)
-    figure = new_figure(5.0, 3.6)
+    figure = new_figure(5.0, 3.6, title=False)
     axes = figure.subplots()
     edges = uniform_edges(check_num_bins(num_bins))
     parts = (("correct", correct, BLUE, None), ("wrong", ~correct, VERMILLION, "///"))
