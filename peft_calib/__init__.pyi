@@ -11,6 +11,7 @@ from .methods.curve import (
     lipschitz_bound,
     loss_profile,
 )
+from .methods.distillation import distill, distillation_of
 from .methods.posterior_calibration import calibrate_posterior
 from .metrics import metric_path
 from .prediction import (

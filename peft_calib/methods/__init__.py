@@ -1,1 +1,1 @@
-"""What only one method can do: looking along a curve, making a trained LoRA Bayesian."""
+"""What is done with a trained adapter: along a curve, around a LoRA, and one LoRA in the place of many draws."""

@@ -175,12 +175,10 @@ def _loader(
     if len(data) == 0:
         raise ValueError("The data holds no rows, so there is nothing to predict.")
     if isinstance(data, datasets.Dataset):
-        data = _model_columns(data, root)
-    of_tokens = predictor is not None and isinstance(predictor.head, TokenHead)
-    if collate_fn is None and processing_class is None:
-        collate_fn = _collate_equal
-    elif collate_fn is None:
-        collate_fn = (DataCollatorForTokenClassification if of_tokens else DataCollatorWithPadding)(processing_class)
+        data = model_columns(data, root)
+    if collate_fn is None:
+        of_tokens = predictor is not None and isinstance(predictor.head, TokenHead)
+        collate_fn = collator_for(processing_class, of_tokens)
     return DataLoader(data, batch_size=batch_size, collate_fn=collate_fn), -(-len(data) // batch_size)
 
 
@@ -196,7 +194,14 @@ def _check_loader(loader: DataLoader, state: Any) -> None:
         )
 
 
-def _model_columns(data: datasets.Dataset, root: nn.Module) -> datasets.Dataset:
+def collator_for(processing_class: Any, of_tokens: bool = False) -> Callable[[list], Mapping[str, Any]]:
+    """What makes a batch of rows: padded by a tokenizer or processor, or else of rows that are of one length."""
+    if processing_class is None:
+        return _collate_equal
+    return (DataCollatorForTokenClassification if of_tokens else DataCollatorWithPadding)(processing_class)
+
+
+def model_columns(data: datasets.Dataset, root: nn.Module) -> datasets.Dataset:
     """Only the columns that the model takes, and labels, as `Trainer` does."""
     known = {*inspect.signature(root.forward).parameters, "label", "labels", "label_ids"}
     kept = [name for name in data.column_names if name in known]

@@ -35,8 +35,8 @@ def new_figure(width: float, height: float, title: bool | None = None) -> Figure
     """An empty figure of so many inches with its own Agg canvas, independent of pyplot.
 
     Its axes are laid out around their texts; where it is said whether there is a title, they have margins that every
-    text of ours fits into. Measuring all texts first takes as long as drawing them, and an evaluation draws one picture
-    and a report four.
+    text of ours fits into. Measuring all texts first takes as long as drawing them, which shows where every evaluation
+    draws a picture and every report four.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
