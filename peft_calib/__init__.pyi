@@ -1,7 +1,8 @@
 """What `peft_calib` holds, for type checkers and for its lazy loader, which reads it here."""
 
-from . import calibration, edits, identity, methods, prediction, predictor, provenance, registry, splits, tuners
+from . import calibration, edits, hub, identity, methods, prediction, predictor, provenance, registry, splits, tuners
 from .export import export_lora
+from .hub import push_to_hub
 from .methods.bayesian import bayesianize
 from .methods.curve import (
     LossProfile,

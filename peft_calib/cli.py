@@ -80,6 +80,24 @@ PREDICTING = {
         typer.Option("--label-token", help="A token that stands for a class, of a language model. May be repeated."),
     ],
 }
+#: What only whoever trained can say of an adapter, see `peft_calib.hub.Subject`.
+ABOUT = {
+    "base_model": Annotated[str | None, typer.Option(help="Hub id of the base model, if the adapter names a folder.")],
+    "dataset": Annotated[str | None, typer.Option(help="Hub id or name of the data it was measured on.")],
+    "dataset_config": Annotated[str | None, typer.Option(help="Configuration of that data set.")],
+    "dataset_revision": Annotated[str | None, typer.Option(help="Commit of that data set.")],
+    "benchmark_task": Annotated[str | None, typer.Option(help="Task id, where that is a benchmark of the Hub.")],
+    "license": Annotated[str | None, typer.Option(help="Licence of the adapter, such as mit or apache-2.0.")],
+    "language": Annotated[list[str] | None, typer.Option(help="Language code. May be repeated.")],
+    "training_datasets": Annotated[
+        list[str] | None, typer.Option("--training-dataset", help="Hub id of training data. May be repeated.")
+    ],
+    "examples": Annotated[
+        list[str] | None, typer.Option("--example", help="A text for the Hub's widget. May be repeated.")
+    ],
+    "intended_use": Annotated[str | None, typer.Option(help="What it predicts and for whom, in words.")],
+}
+Source = Annotated[Path, typer.Argument(help="Folder of a finished run, or of an adapter.")]
 
 
 @app.command(cls=Command)
@@ -229,6 +247,43 @@ def export(
 
     where = export_run(run, output_dir, num_samples=num_samples, t=t, seed=seed)
     Console().print(f"Written to {where}")
+
+
+@app.command(cls=Command)
+@with_flags(ABOUT)
+def card(
+    source: Source,
+    output_dir: Annotated[Path, typer.Option(help="Folder to write; must be new or empty.")],
+    repo_id: Annotated[str, typer.Option(help="Name that the card gives.")] = "user/name",
+    **about: Any,
+) -> None:
+    """Write what `push` would upload into a folder, to look at first: adapter, plain LoRA, report, pictures, card."""
+    from .hub import write_card
+
+    where = write_card(source, output_dir, repo_id=repo_id, **given(about))
+    Console().print(f"Written to {where}")
+
+
+@app.command(cls=Command)
+@with_flags(ABOUT)
+def push(
+    source: Source,
+    repo_id: Annotated[str, typer.Argument(help="user/name on the Hub; made if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch; made if it does not exist.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    **about: Any,
+) -> None:
+    """Upload a run's adapter to the Hub, with a card that says how calibrated it is and how that was measured.
+
+    One commit or none. The token is that of `hf auth login`, or HF_TOKEN.
+    """
+    from .hub import push_to_hub
+
+    options: dict[str, Any] = {"revision": revision, "create_pr": create_pr, "commit_message": message}
+    told = push_to_hub(source, repo_id, private=private or None, **options, **given(about))
+    Console().print(f"Pushed: {told.pr_url or told.commit_url}", soft_wrap=True)
 
 
 def _main_console() -> Console:

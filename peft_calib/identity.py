@@ -38,8 +38,8 @@ METADATA_KEY = "peft_calib_digest"
 BOOKKEEPING = frozenset(
     "modules_to_save "
     "base_model_name_or_path revision task_type inference_mode auto_mapping peft_version identity "
-    "lora_dropout init_lora_weights init_weights loftq_config eva_config corda_config lora_ga_config runtime_config "
-    "megatron_config megatron_core exclude_modules ensure_weight_tying".split()
+    "how_to_load lora_dropout init_lora_weights init_weights loftq_config eva_config corda_config lora_ga_config "
+    "runtime_config megatron_config megatron_core exclude_modules ensure_weight_tying".split()
 )
 ADAPTER_MENDS = "Restore the folder as save_pretrained wrote it, or download it again"
 ON_PURPOSE = "If this was edited on purpose, call peft_calib.edits.accept_edits(folder) once"

@@ -24,6 +24,12 @@ from .seeding import seed_of_adapter
 #: taken has gone into the tensors.
 _PLACEMENT = frozenset("target_modules layers_to_transform layers_pattern fan_in_fan_out start_seed".split())
 
+#: Stands in every saved configuration: without this package PEFT stops with a KeyError that names the type alone.
+REMEDY = (
+    "PEFT alone does not know this adapter and stops with a KeyError that names its type: `pip install peft-calib`, "
+    "and `import peft_calib` before it is loaded."
+)
+
 
 @dataclass
 class CalibLoraConfig(PeftConfig):
@@ -49,6 +55,7 @@ class CalibLoraConfig(PeftConfig):
         identity: Likewise: what the adapter is, field by field and tensor by tensor. Not for users.
         start_seed: Written when an adapter is added whose configuration names no seed: the seed that was taken, from
             PyTorch's and the adapter's name. Not for users.
+        how_to_load: For whoever opens the file because PEFT stopped at it.
 
     Attributes:
         peft_name: The method's name in PEFT's enum, upper-case.
@@ -76,6 +83,7 @@ class CalibLoraConfig(PeftConfig):
     )
 
     start_seed: int | None = field(default=None, metadata={"help": "Written with the adapter; not for users."})
+    how_to_load: str = field(default=REMEDY, repr=False, metadata={"help": "Written with the adapter; not for users."})
 
     peft_name: ClassVar[str | None] = None
     training_fields: ClassVar[frozenset[str]] = _PLACEMENT

@@ -95,7 +95,7 @@ FLOORS = {
     "foundations": ("tuners", "calibration"),
     "what lies on one of them": ("provenance", "splits", "draws_index", "edits", "items", "prediction"),
     "tools": ("with_peft", "export", "methods", "metrics", "predictor", "trainer_callbacks"),
-    "roads": ("runs", "demo", "cli"),
+    "roads": ("runs", "hub", "demo", "cli"),
 }
 
 

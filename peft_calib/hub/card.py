@@ -1,0 +1,165 @@
+"""The text of a card: what the adapter predicts, how calibrated it is, how to use it, and how that was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..calibration.scores.table import DEFINITIONS
+from ..tuners.config import REMEDY
+from .facts import SHOWN, CardFacts, Measurement
+
+REPORT_FILE, RELIABILITY, RISK = "report.json", "reliability.png", "risk_coverage.png"
+
+
+def card_body(facts: CardFacts, repo_id: str, pictures: Mapping[str, str]) -> str:
+    """Everything below the head; `pictures` maps a caption to its file."""
+    parts = [
+        f"# {_text(facts.name)}",
+        _what(facts),
+        _numbers(facts, pictures),
+        _usage(facts, repo_id),
+        _rule(facts),
+        _origins(facts),
+        _limits(),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _text(value: Any) -> str:
+    """A name as text: neither a table's cell nor a tag or a heading of the page ends or begins in it."""
+    plain = " ".join(str(value).split())
+    for mark in "\\`|*_<>#[]":
+        plain = plain.replace(mark, f"\\{mark}" if mark not in "<>" else {"<": "&lt;", ">": "&gt;"}[mark])
+    return plain
+
+
+def _what(facts: CardFacts) -> str:
+    classes, subject = facts.artefact.classes, facts.subject
+    lines = [_text(subject.intended_use)] if subject.intended_use else []
+    kind = (facts.pipeline or "a task of its own").replace("-", " ")
+    lines.append(
+        f"An adapter of `{facts.base_model}` for {kind} ({facts.method}), with probabilities that were measured for "
+        "calibration."
+    )
+    if classes:
+        shown = ", ".join(map(_text, classes[:30])) + (f", and {len(classes) - 30} more" if len(classes) > 30 else "")
+        lines.append(f"It tells {len(classes)} classes apart: {shown}.")
+    return "\n\n".join(lines)
+
+
+def _numbers(facts: CardFacts, pictures: Mapping[str, str]) -> str:
+    if not facts.measured:
+        return (
+            "## How calibrated it is\n\n**Not measured.** Nothing is known of its probabilities: measure them on rows "
+            "of your own before you act on them."
+        )
+    parts = ["## How calibrated it is"]
+    for measured in facts.measured:
+        parts.append(_table(measured))
+    parts += [f"![{caption}]({file})" for caption, file in pictures.items()]
+    return "\n\n".join(parts)
+
+
+def _table(measured: Measurement) -> str:
+    """Eight scores before and after, with interval and noise floor where the report has them."""
+    temperature = measured.temperature
+    recalibrated = measured.is_recalibrated
+    lines = [f"**{_text(measured.way)}**, {measured.num_rows:,} rows of `{_text(measured.split)}`"]
+    lines[0] += f", temperature {temperature:.4g}" if temperature not in (None, 1.0) else ", no temperature"
+    intervals, floor = measured.after.get("intervals") or {}, measured.after.get("noise_floor") or {}
+    heads = ["score", *(["before", "after"] if recalibrated else ["value"])]
+    heads += (["95 % interval"] if intervals else []) + (["if calibrated"] if floor else []) + ["meaning"]
+    lines += ["", f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 2) + "---|"]
+    for key in SHOWN:
+        value = measured.number(key)
+        if value is None:
+            continue
+        cells = [f"{value:.4f}"]
+        if recalibrated:
+            earlier = measured.number(key, measured.before)
+            cells.insert(0, "–" if earlier is None else f"{earlier:.4f}")
+        if intervals:
+            cells.append(_pair(intervals.get(key)))
+        if floor:
+            band = floor.get(key)
+            cells.append("–" if band is None else f"{band['mean']:.4f} [{band['low']:.4f}, {band['high']:.4f}]")
+        lines.append(f"| {key} | {' | '.join(cells)} | {_text(DEFINITIONS[key])} |")
+    if measured.verdict:
+        lines += ["", measured.verdict]
+    return "\n".join(lines)
+
+
+def _pair(interval: Any) -> str:
+    return "–" if interval is None or None in interval else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
+
+
+def _usage(facts: CardFacts, repo_id: str) -> str:
+    parts = [
+        "## How to use it",
+        "```python\nimport peft_calib\n\n"
+        f'predictor = peft_calib.load("{repo_id}")  # tokenizer, classes, recalibration\n'
+        'answer = predictor.predict(["a text"])\nanswer.labels_predicted, answer.probabilities\n```',
+    ]
+    if facts.needs_us:
+        parts.append(REMEDY)
+    if facts.has_lora and facts.needs_us:
+        parts.append(
+            "Without it, `lora/` is the adapter's deterministic function as a plain LoRA, for PEFT and for whatever "
+            f'serves one: `PeftModel.from_pretrained(base, "{repo_id}", subfolder="lora")`. Its probabilities are '
+            f"{_unscaled(facts)}."
+        )
+    return "\n\n".join(parts)
+
+
+def _unscaled(facts: CardFacts) -> str:
+    way = facts.artefact.ways.get("mean")
+    value = None if way is None else way.content.get("parameters", {}).get("temperature")
+    if isinstance(value, (int, float)) and value != 1:
+        return f"calibrated once its logits are divided by {value:.6g}"
+    return "its logits' softmax, as nothing was found to mend them" if way is not None else "not recalibrated"
+
+
+def _rule(facts: CardFacts) -> str:
+    ways = {how: way.content for how, way in facts.artefact.ways.items()}
+    names = {how: "the mean" if how == "mean" else f"{way.get('num_samples')} draws" for how, way in ways.items()}
+    rows = [f"- {names[how]}: {_method_of(way)}" for how, way in ways.items()]
+    return "\n".join(["## Recalibration", "", *rows]) if rows else ""
+
+
+def _method_of(way: Mapping[str, Any]) -> str:
+    fitted = way.get("fitted_on") or {}
+    scale = (way.get("parameters") or {}).get("temperature")
+    told = str(way.get("method")) + (f", T = {scale:.6g}" if isinstance(scale, (int, float)) else "")
+    digest = str(fitted.get("digest", ""))[:16]
+    return told + (f", fitted on {fitted.get('num_rows'):,} rows (`{digest}`)" if fitted.get("num_rows") else "")
+
+
+def _origins(facts: CardFacts) -> str:
+    """Which rows, which seeds, which versions: what somebody needs who wants to check."""
+    rows = ["## How it was measured", "", "| rows | number | fingerprint |", "|---|---:|---|"]
+    sets = (("trained on", facts.splits.trained_on), ("calibrated on", facts.splits.calibrated_on))
+    for what, kinds in sets:
+        rows += [_row(f"{what} ({_text(kind)})", len(found), found.digest) for kind, found in kinds.items()]
+    for measured in facts.measured:
+        what = f"measured on ({_text(measured.split)}, {_text(measured.way)})"
+        rows.append(_row(what, measured.num_rows, measured.rows_digest))
+    versions = ", ".join(f"{package} {version}" for package, version in facts.versions.items())
+    seeds = sorted({measured.seed for measured in facts.measured if measured.seed is not None})
+    told = [f"Adapter `{facts.digest}`, written with {versions}."]
+    if seeds:
+        told.append(f"Draws and intervals follow seed {', '.join(map(str, seeds))}.")
+    if facts.measured:
+        told.append(f"`{REPORT_FILE}` has every score; intervals are a bootstrap over the rows.")
+    return "\n".join([*rows, "", " ".join(told)])
+
+
+def _row(what: str, count: int, digest: str | None) -> str:
+    return f"| {what} | {count:,} | {'–' if digest is None else f'`{digest[:16]}`'} |"
+
+
+def _limits() -> str:
+    return (
+        "## What these numbers do not say\n\nThey hold for rows like those they were measured on. Where texts come "
+        "from elsewhere, a temperature does not help: measure again, on rows from there."
+    )

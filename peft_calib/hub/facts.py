@@ -1,0 +1,197 @@
+"""What a card says, as plain values: who reads a card cannot ask back, so each number comes with what it rests on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..artefact import Artefact, read_artefact
+from ..calibration import CalibrationReport
+from ..calibration.scores.table import SCORES
+from ..identity import belongs_to_folder, folder_digest, read_config
+from ..provenance.splits import SplitRecord, read_split
+
+#: What decides what the Hub shows a model as, by PEFT's task.
+PIPELINES = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "CAUSAL_LM": "text-generation",
+    "SEQ_2_SEQ_LM": "text2text-generation",
+}
+#: Scores of a card's table, the first eight of a report.
+SHOWN = ("accuracy", "nll", "brier", "ece", "smooth_ece", "ace", "mce", "aurc")
+#: Packages whose versions a card names.
+PACKAGES = ("peft-calib", "peft", "transformers", "torch")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What only whoever trained can say of an adapter.
+
+    Attributes:
+        base_model: Hub id of the base model, where the adapter names a folder of its own machine.
+        dataset: Hub id of the data it was measured on, or any name for them.
+        dataset_config: Configuration of that data set.
+        dataset_revision: Its commit.
+        benchmark_task: Task id of a Hub benchmark; the result is then written to `.eval_results/` too.
+        license: Licence of the adapter, by the Hub's identifier.
+        language: Language codes.
+        training_datasets: Hub ids of the data it was trained on.
+        examples: Texts for the widget.
+        intended_use: What it predicts and for whom, in words.
+    """
+
+    base_model: str | None = None
+    dataset: str | None = None
+    dataset_config: str | None = None
+    dataset_revision: str | None = None
+    benchmark_task: str | None = None
+    license: str | None = None
+    language: Sequence[str] = ()
+    training_datasets: Sequence[str] = ()
+    examples: Sequence[str] = ()
+    intended_use: str | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of one way of predicting on one set of rows.
+
+    Attributes:
+        way: In words, such as `"mean adapter"` or `"8 draws"`.
+        split: Name of the rows.
+        before: Report before the recalibration, as `CalibrationReport.to_dict` gives it.
+        after: Report after it; the same where there is none.
+        temperature: Of the recalibration, where it has one.
+        rows_digest: Fingerprint of the rows.
+        seed: Of draws and intervals.
+        verdict: The report's sentence on its ECE.
+        pictures: The report that pictures are drawn from, or None.
+    """
+
+    way: str
+    split: str
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    temperature: float | None = None
+    rows_digest: str | None = None
+    seed: int | None = None
+    verdict: str | None = None
+    pictures: CalibrationReport | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, after: CalibrationReport, before: CalibrationReport | None = None, **about: Any) -> Measurement:
+        """Of reports at hand."""
+        found = after.to_dict()
+        values = {"way": "as predicted", "split": "test", "verdict": after.verdict(), "pictures": after, **about}
+        return cls(before=found if before is None else before.to_dict(), after=found, **values)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows it rests on."""
+        return int(self.after["settings"]["num_rows"])
+
+    @property
+    def is_recalibrated(self) -> bool:
+        """Whether there is a before and an after."""
+        return any(self.number(key, self.before) != self.number(key) for key in SHOWN)
+
+    def number(self, key: str, of: Mapping[str, Any] | None = None) -> float | None:
+        """A score as a plain float; None where it is not defined."""
+        value = (self.after if of is None else of).get(key)
+        return None if value is None or not math.isfinite(float(value)) else float(value)
+
+    def scores(self) -> dict[str, float]:
+        """All scores after the recalibration that are defined."""
+        found = {score.key: self.number(score.key) for score in SCORES}
+        return {key: value for key, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """All that a card says.
+
+    Attributes:
+        name: Of the model, for people.
+        method: PEFT type.
+        task: PEFT task type, or None.
+        base_model: Hub id (or folder) of the base model.
+        base_revision: Its commit, if the adapter names one.
+        artefact: What `predictor.json` says.
+        digest: Of the adapter.
+        splits: What the adapter was trained and calibrated on.
+        measured: What was measured of it.
+        subject: What only whoever trained can say.
+        has_lora: Whether the mean lies in `lora/` as a plain LoRA.
+        versions: Of the packages that wrote this.
+    """
+
+    name: str
+    method: str
+    task: str | None
+    base_model: str
+    base_revision: str | None
+    artefact: Artefact
+    digest: str
+    splits: SplitRecord
+    measured: tuple[Measurement, ...]
+    subject: Subject
+    has_lora: bool
+    versions: Mapping[str, str]
+
+    @property
+    def pipeline(self) -> str | None:
+        """What the Hub shows it as; answers of a language model are classes, too."""
+        answers = self.task == "CAUSAL_LM" and self.artefact.label_tokens
+        return "text-classification" if answers else PIPELINES.get(self.task or "")
+
+    @property
+    def needs_us(self) -> bool:
+        """Whether stock PEFT cannot load the adapter itself."""
+        return self.method != "LORA"
+
+
+def facts_of(folder: Path, name: str, subject: Subject, measured: Sequence[Measurement], has_lora: bool) -> CardFacts:
+    """Read what a card says from an adapter's folder.
+
+    Raises:
+        ValueError: If the base model is a folder that nobody else has, or the recalibration there is of another
+            adapter.
+    """
+    config = read_config(folder)
+    artefact = read_artefact(folder) or Artefact()
+    if artefact.ways and not all(belongs_to_folder(digest, folder) for digest in artefact.adapters.values()):
+        raise ValueError(
+            f"The recalibration in {folder} was fitted for other weights than those that lie there. Fit it again on a "
+            "calibration split, or take the file away."
+        )
+    return CardFacts(
+        name=name,
+        method=str(getattr(config.peft_type, "value", config.peft_type)),
+        task=None if config.task_type is None else str(getattr(config.task_type, "value", config.task_type)),
+        base_model=base_of(config.base_model_name_or_path, subject, folder),
+        base_revision=config.revision,
+        artefact=artefact,
+        digest=folder_digest(folder),
+        splits=read_split(folder),
+        measured=tuple(measured),
+        subject=subject,
+        has_lora=has_lora,
+        versions={package: importlib.metadata.version(package) for package in PACKAGES},
+    )
+
+
+def base_of(found: str | None, subject: Subject, folder: Path) -> str:
+    """The name of the base model that others can load."""
+    if subject.base_model is not None:
+        return subject.base_model
+    if not found or Path(found).exists() or Path(found).is_absolute() or found.count("/") > 1:
+        raise ValueError(
+            f"The adapter in {folder} names its base model as {found!r}, which nobody else can load. Say which model "
+            "of the Hub that is: base_model='organisation/name' (--base-model)."
+        )
+    return found

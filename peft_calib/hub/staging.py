@@ -1,0 +1,156 @@
+"""The folder that goes to the Hub: the adapter, its mean as a plain LoRA, report, pictures and card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from torch import nn
+
+from ..artefact import ARTEFACT_FILE, CLASSES_FILE, RECALIBRATION_FILE, RUN_FINISHED
+from ..calibration.report.plots import reliability_figure, risk_coverage_diagram
+from ..export import export_lora
+from ..files import write_atomically
+from ..json_files import without_nan
+from ..predictor.loading import load
+from ..provenance.splits import SPLIT_FILE
+from ..tuners.laws import laws_of
+from .card import RELIABILITY, REPORT_FILE, RISK, card_body
+from .facts import CardFacts, Measurement, Subject, facts_of
+from .metadata import benchmark_results, check_card, metadata_of, with_metadata
+from .runs import measured_in_run
+
+CARD, LORA, HEAD = "README.md", "lora", "uncertainty_head"
+#: Files of an adapter that others need; what a training keeps beside it is nobody's business.
+OURS = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, ARTEFACT_FILE, CLASSES_FILE, RECALIBRATION_FILE, SPLIT_FILE)
+OURS += ("distillation.json",)
+TOKENIZER = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "*.jinja",
+)
+#: What an earlier push may have left that this one does not write again.
+MANAGED = (f"{LORA}/", f"{HEAD}/", ".eval_results/", REPORT_FILE, RELIABILITY, RISK, *OURS)
+
+
+def stage(
+    source: nn.Module | str | Path, folder: Path, repo_id: str, measured: Sequence[Measurement], subject: Subject
+) -> CardFacts:
+    """Fill a folder with all that is pushed.
+
+    Raises:
+        ValueError: If the source has no single adapter, names a base model nobody else has, or the card is not read as
+            it was meant.
+    """
+    if isinstance(source, (str, Path)):
+        place, found = _adapter_in(Path(source))
+        _copy(place, folder)
+        has_lora = _add_lora(Path(source), place, folder)
+        measured = (*measured, *found)
+    else:
+        _check_model(source)
+        source.save_pretrained(str(folder))
+        (folder / CARD).unlink(missing_ok=True)
+        has_lora = any(laws_of(source, active=True)) and export_lora(source, folder / LORA).is_dir()
+    facts = facts_of(folder, repo_id.rpartition("/")[2], subject, measured, has_lora)
+    _name_base(folder, facts)
+    pictures = _write_report(folder, facts.measured)
+    metadata = metadata_of(facts)
+    text = with_metadata(metadata, card_body(facts, repo_id, pictures))
+    check_card(text, metadata)
+    for name, content in {CARD: text, **benchmark_results(facts)}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_atomically(folder / name, content)
+    return facts
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"Give a PeftModel, or the folder of an adapter or a run; got {type(model).__name__}.")
+    if len(model.active_adapters) != 1 or model.active_adapters[0] != "default":
+        raise ValueError(
+            f"The model's active adapters are {model.active_adapters}. PEFT writes only 'default' to the top of a "
+            "folder: save the adapter you mean with save_pretrained(selected_adapters=[name]) and give its folder."
+        )
+
+
+def _adapter_in(source: Path) -> tuple[Path, Sequence[Measurement]]:
+    """Where the adapter of a folder lies, and what was measured of it there."""
+    if (source / CONFIG_NAME).is_file():
+        return source, ()
+    if not (source / RUN_FINISHED).is_file():
+        raise FileNotFoundError(
+            f"{source} holds neither an adapter ({CONFIG_NAME}) nor a finished run ({RUN_FINISHED}). Give the folder "
+            "that peft-calib train or save_pretrained wrote."
+        )
+    return measured_in_run(source)
+
+
+def _copy(place: Path, folder: Path) -> None:
+    patterns = (*OURS, *TOKENIZER)
+    for pattern in patterns:
+        for file in place.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
+    if (place / HEAD).is_dir():
+        shutil.copytree(place / HEAD, folder / HEAD)
+
+
+def _add_lora(source: Path, place: Path, folder: Path) -> bool:
+    """The mean as a plain LoRA: what lies there already, or else exported; a plain LoRA needs none."""
+    if json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["peft_type"] == "LORA":
+        return False
+    for made in (place / LORA, source / LORA):
+        if (made / CONFIG_NAME).is_file():
+            (folder / LORA).mkdir()
+            for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+                shutil.copyfile(made / name, folder / LORA / name)
+            return True
+    export_lora(load(place, recalibrate=False).model, folder / LORA)
+    return True
+
+
+def _name_base(folder: Path, facts: CardFacts) -> None:
+    """Name the base model as others load it, and leave out paths of this machine."""
+    for file in (folder / CONFIG_NAME, folder / LORA / CONFIG_NAME):
+        if file.is_file():
+            content = json.loads(file.read_text(encoding="utf-8"))
+            content["base_model_name_or_path"] = facts.base_model
+            write_atomically(file, json.dumps(content, indent=2, sort_keys=True))
+    file = folder / "tokenizer_config.json"
+    if file.is_file():
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if Path(str(content.pop("name_or_path", ""))).is_absolute():
+            write_atomically(file, json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def _write_report(folder: Path, measured: Sequence[Measurement]) -> Mapping[str, str]:
+    """The reports as JSON, and pictures of the last; caption to file."""
+    if not measured:
+        return {}
+    content = [
+        {"way": one.way, "split": one.split, "temperature": one.temperature, "rows_digest": one.rows_digest,
+         "seed": one.seed, "before": one.before, "after": one.after}
+        for one in measured
+    ]  # fmt: skip
+    text = json.dumps(without_nan(content), indent=2, allow_nan=False, default=float)
+    write_atomically(folder / REPORT_FILE, text + "\n")
+    last = measured[-1]
+    if last.pictures is None:
+        return {}
+    reliability_figure(last.pictures.bins).savefig(folder / RELIABILITY, dpi=110)
+    pictures = {f"Reliability diagram, {last.way}": RELIABILITY}
+    if last.pictures.rows is not None:
+        rows = last.pictures.rows
+        risk_coverage_diagram((rows.probabilities, rows.labels)).savefig(folder / RISK, dpi=110)
+        pictures[f"Risk and coverage, {last.way}"] = RISK
+    return pictures

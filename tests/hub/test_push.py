@@ -1,0 +1,255 @@
+"""From an adapter to the Hub and back: what arrives is what was there, with a card that says what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hub_server import TOKEN
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError
+from methods import METHODS
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import peft_calib as package
+from peft_calib.calibration import TemperatureScaling, calibration_report
+from peft_calib.cli import main
+from peft_calib.hub import write_card
+from peft_calib.provenance.companions import attach_recalibration
+from peft_calib.provenance.splits import record_split
+
+
+def command(*arguments: object) -> None:
+    """The command line, which ends with the status 0."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    assert ended.value.code in (0, None)
+
+
+TEXTS = ["what a film", "a long story of two old friends", "rain"]
+TARGETS = ["query", "value"]
+
+
+def answers(count: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    p = rng.dirichlet([1.0, 1.0, 1.0], count)
+    return p, np.array([rng.choice(3, p=row) for row in p])
+
+
+def scaling_of_sharp_answers() -> TemperatureScaling:
+    """Fitted to probabilities that are too sure by a factor of 1.7 in their logits."""
+    p, labels = answers(2000)
+    scaling = TemperatureScaling().fit(p**1.7 / (p**1.7).sum(1, keepdims=True), labels, input="probabilities")
+    assert 1.5 < scaling.temperature < 1.9
+    return scaling
+
+
+def trained(folder, method: str = "bayesian") -> PeftModel:
+    """An adapter far from zero on a saved base, with a temperature and a record of its rows."""
+    torch.manual_seed(0)
+    base = AutoModelForSequenceClassification.from_pretrained(folder)
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=TARGETS, init_lora_weights=False)
+    if method != "lora":
+        config = METHODS[method].config(task_type="SEQ_CLS", target_modules=TARGETS, init_weights=False)
+    model = get_peft_model(base, config).eval()
+    rows = [{"input_ids": [i, i + 1], "labels": 0} for i in range(3, 30)]
+    record_split(model, trained_on=rows, calibrated_on=[{"input_ids": [5, i]} for i in range(10, 40)])
+    scaling = scaling_of_sharp_answers()
+    attach_recalibration(model, scaling.state(), num_samples=None, seed=0)
+    return model
+
+
+@pytest.fixture
+def reports():
+    p, labels = answers(300, seed=1)
+    sharp = p**2 / (p**2).sum(1, keepdims=True)
+    return {"before": calibration_report(sharp, labels), "after": calibration_report(p, labels)}
+
+
+#: Run in a process of its own, where this package may be imported or not: answers of several repositories.
+LOAD = """
+import json, sys
+import numpy as np
+base, ours, names, texts, temperature = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
+found = {}
+if ours == "ours":
+    import peft_calib
+    for name in names:
+        found[name] = peft_calib.load(name, base_model=base).predict(texts, how="mean").probabilities
+else:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    batch = AutoTokenizer.from_pretrained(base)(texts, return_tensors="pt", padding=True)
+    for name in names:
+        model = AutoModelForSequenceClassification.from_pretrained(base)
+        where = {} if name.endswith("/lora") else {"subfolder": "lora"}
+        model = PeftModel.from_pretrained(model, name, **where).eval()
+        with torch.no_grad():
+            found[name] = (model(**batch).logits / temperature).softmax(-1)
+    assert "peft_calib" not in sys.modules
+print(json.dumps({name: np.asarray(p, np.float64).tolist() for name, p in found.items()}))
+"""
+
+
+def in_another_process(hub, tmp_path, *arguments: object) -> dict[str, np.ndarray]:
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HOME": str(tmp_path / "hub-cache"), "PYTHONWARNINGS": "ignore"}
+    words = [word if isinstance(word, str) else json.dumps(word) for word in arguments]
+    line = [sys.executable, "-c", LOAD, *words]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: np.array(found) for name, found in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+def test_from_the_hub_all_methods_answer_as_before_with_and_without_this_package(
+    hub, tmp_path, tiny_model_folder, reports
+):
+    batch = AutoTokenizer.from_pretrained(tiny_model_folder)(TEXTS, return_tensors="pt", padding=True)
+    temperature, expected = scaling_of_sharp_answers().temperature, {}
+    for method in ("bayesian", "hyper", "curve", "ensemble-late", "lora"):
+        model, name = trained(tiny_model_folder, method), f"user/{method}"
+        told = package.push_to_hub(model, name, report=reports, base_model="user/base")
+        assert told.commit_url.startswith(hub.url)
+        with torch.no_grad():
+            expected[name] = (model(**batch).logits.double() / temperature).softmax(-1).numpy()
+        files = hub.files(name)
+        assert ("lora/adapter_config.json" in files) == (method != "lora")
+        config = json.loads(files["adapter_config.json"])
+        assert config["base_model_name_or_path"] == "user/base"
+        assert "import peft_calib" in config.get("how_to_load", "") or method == "lora"
+        everything = b"".join(files.values())
+        assert TOKEN.encode() not in everything and str(tiny_model_folder).encode() not in everything
+    for ours in ("ours", "stock"):
+        found = in_another_process(hub, tmp_path, str(tiny_model_folder), ours, list(expected), TEXTS, temperature)
+        for name, p in found.items():
+            assert np.allclose(p, expected[name], atol=1e-5), (ours, name)
+
+
+def test_one_commit_replaces_an_earlier_push_and_nothing_else(hub, tiny_model_folder, reports):
+    package.push_to_hub(trained(tiny_model_folder), "user/adapter", report=reports, base_model="user/base")
+    repository = hub.repositories["user/adapter"]
+    assert repository.commits == 1
+    repository.branches["main"].files["notes.txt"] = b"somebody's own"
+    package.push_to_hub(trained(tiny_model_folder, "lora"), "user/adapter", base_model="user/base", private=True)
+    files = hub.files("user/adapter")
+    assert repository.commits == 2 and "notes.txt" in files
+    assert not [name for name in files if name.startswith("lora/") or name.endswith(".png") or name == "report.json"]
+    assert b"Not measured" in files["README.md"]
+
+
+def test_branch_pull_request_and_private(hub, tiny_model_folder):
+    model = trained(tiny_model_folder)
+    package.push_to_hub(model, "user/one", base_model="user/base", private=True, revision="trial")
+    assert hub.repositories["user/one"].private
+    assert "README.md" in hub.files("user/one", "trial") and "README.md" not in hub.files("user/one")
+    told = package.push_to_hub(model, "user/one", base_model="user/base", create_pr=True)
+    assert told.pr_url and "README.md" not in hub.files("user/one")
+
+
+def test_a_connection_cut_anywhere_leaves_nothing_half_pushed(hub, tmp_path, tiny_model_folder, reports):
+    trained(tiny_model_folder, "lora").save_pretrained(tmp_path / "adapter")
+    before = {path: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
+    options = {"report": reports["after"], "base_model": "user/base", "revision": "trial"}
+
+    def push(name: str) -> None:
+        hub.objects.clear()  # what lies there already is not sent again
+        package.push_to_hub(tmp_path / "adapter", name, **options)
+
+    push("user/whole")
+    number_of_requests, whole = len(hub.requests), hub.files("user/whole", "trial")
+    assert number_of_requests >= 10
+    for cut in range(1, number_of_requests + 1):
+        first = len(hub.requests)
+        hub.answer = lambda number, request, at=first + cut: "cut" if number >= at else None
+        with pytest.raises(Exception) as error:  # the client's own errors of a connection are of many kinds
+            push(f"user/cut-{cut}")
+        assert TOKEN not in str(error.value)
+        found = hub.repositories.get(f"user/cut-{cut}")
+        assert found is None or not any(commit.files for commit in found.branches.values()), cut
+        assert {path: path.read_bytes() for path in (tmp_path / "adapter").iterdir()} == before
+    hub.answer = lambda number, request: None
+    push(f"user/cut-{number_of_requests}")
+    assert set(hub.files(f"user/cut-{number_of_requests}", "trial")) == set(whole)
+
+
+def test_a_server_with_a_bad_minute_is_asked_again(hub, tiny_model_folder):
+    failing = iter([503, 500, None, 502])
+    hub.answer = lambda number, request: (
+        next(failing, None) if "repos/create" in request or "commit" in request else None
+    )
+    package.push_to_hub(trained(tiny_model_folder), "user/adapter", base_model="user/base")
+    assert "README.md" in hub.files("user/adapter")
+    hub.answer = lambda number, request: 500 if "commit/main" in request else None
+    with pytest.raises(HfHubHTTPError):
+        package.push_to_hub(trained(tiny_model_folder), "user/adapter", base_model="user/base")
+
+
+def test_two_pushes_at_once(hub, tiny_model_folder):
+    def someone_else(number, request):
+        if request == "POST /api/models/user/adapter/preupload/main":
+            hub.repositories["user/adapter"].branches["main"].sha = "f" * 40
+        return None
+
+    hub.answer = someone_else
+    with pytest.raises(ValueError, match="Somebody else pushed to user/adapter meanwhile"):
+        package.push_to_hub(trained(tiny_model_folder), "user/adapter", base_model="user/base")
+    assert hub.files("user/adapter") == {}
+
+
+def test_a_wrong_token_is_the_hubs_own_error(hub, tiny_model_folder):
+    with pytest.raises(HfHubHTTPError) as error:
+        package.push_to_hub(trained(tiny_model_folder), "user/a", base_model="user/base", token="hf_wrong")
+    assert "hf_wrong" not in str(error.value)
+
+
+def test_a_folder_of_this_machine_is_no_base_model(hub, tiny_model_folder):
+    with pytest.raises(ValueError, match=r"nobody else can load.*base_model="):
+        package.push_to_hub(trained(tiny_model_folder), "user/adapter")
+    assert hub.requests == []
+
+
+def test_a_run_brings_its_evaluations(hub, tmp_path, tiny_model_folder):
+    moods = (("dull", "down"), ("fine", "up"))
+    rows = [{"text": f"{word} film number {i}", "label": label} for i in range(40) for word, label in moods]
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines[:60]))
+    (tmp_path / "held_out.jsonl").write_text("\n".join(lines[60:]))
+    run = tmp_path / "run"
+    command(
+        "train", "--data", tmp_path / "rows.jsonl", "--model", tiny_model_folder, "--method", "ensemble-lora",
+        "--epochs", "1", "--output-dir", run,
+    )  # fmt: skip
+    command("evaluate", run, "--data", tmp_path / "held_out.jsonl")
+    assert command("card", run, "--base-model", "user/base", "--output-dir", tmp_path / "card") is None
+    assert command("push", run, "user/films", "--base-model", "user/base", "--license", "mit") is None
+    files = hub.files("user/films")
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.license == "mit" and "down, up" in card.text
+    assert {result.dataset_split for result in card.data.eval_results} == {"held_out"}
+    assert {"report.json", "reliability.png", "risk_coverage.png", "lora/adapter_config.json"} <= set(files)
+    assert str(tmp_path) not in b"".join(files.values()).decode("utf-8", "ignore")
+    local = (tmp_path / "card" / "README.md").read_text()
+    assert local.replace("user/name", "user/films").split("\n---\n")[1] == card.content.split("\n---\n")[1].replace(
+        "# films", "# name"
+    )
+
+
+def test_a_card_is_written_to_look_at(tmp_path, tiny_model_folder, reports):
+    about = {"base_model": "user/base", "dataset": "nyu-mll/glue", "benchmark_task": "sst2", "examples": ["a text"]}
+    card = write_card(trained(tiny_model_folder), tmp_path / "out", report=reports, license="mit", **about)
+    assert card == tmp_path / "out" / "README.md"
+    (entry,) = yaml.safe_load(next((tmp_path / "out" / ".eval_results").iterdir()).read_text())
+    assert entry["dataset"] == {"id": "nyu-mll/glue", "task_id": "sst2"}
+    assert entry["value"] == pytest.approx(reports["after"]["accuracy"])
+    with pytest.raises(FileExistsError):
+        write_card(trained(tiny_model_folder), tmp_path / "out", **about)
+    with pytest.raises(TypeError, match="licence"):
+        write_card(trained(tiny_model_folder), tmp_path / "two", licence="mit")
