@@ -5,9 +5,11 @@ import random
 import re
 import shlex
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from hub_server import client_of_a_hub
 
 from peft_calib.calibration.report import measured
 from peft_calib.cli import main
@@ -85,12 +87,13 @@ def place(tmp_path, tiny_model_folder, monkeypatch) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any("peft-calib" in words for words in commands(page))])
-def test_commands_run_as_printed(page, place):
+def test_commands_run_as_printed(page, place, monkeypatch):
     for words in commands(page):
         if words[:4] == ["accelerate", "launch", "-m", "peft_calib.cli"]:
             words = ["peft-calib", *words[4:]]  # one process of those it starts
         if words[0] != "peft-calib":
             continue
-        with pytest.raises(SystemExit) as stopped:
-            main(words[1:])
+        with monkeypatch.context() as patch, client_of_a_hub(patch) if words[1] == "push" else nullcontext():
+            with pytest.raises(SystemExit) as stopped:
+                main(words[1:])
         assert stopped.value.code in (None, 0), f"{shlex.join(words)}: {stopped.value.code}"

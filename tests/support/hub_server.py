@@ -6,10 +6,15 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import huggingface_hub.constants as constants
+import pytest
 
 TOKEN = "hf_for_the_server_of_the_tests"
 
@@ -52,6 +57,24 @@ class HubServer:
 
 def _oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+@contextmanager
+def client_of_a_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A server, and the client of this process asking it instead of the Hub."""
+    server = HubServer()
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client's pauses before it asks again, and ours
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 class _Handler(BaseHTTPRequestHandler):

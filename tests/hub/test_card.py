@@ -1,0 +1,124 @@
+"""A card is read back as it was meant, whatever was measured and however things are called."""
+
+from __future__ import annotations
+
+import huggingface_hub
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from peft_calib.artefact import Artefact
+from peft_calib.calibration import calibration_report
+from peft_calib.hub import Measurement, Subject
+from peft_calib.hub.card import card_body
+from peft_calib.hub.facts import CardFacts, base_of
+from peft_calib.hub.metadata import CardMismatchError, benchmark_results, check_card, metadata_of, with_metadata
+from peft_calib.provenance.splits import SplitRecord
+
+SETTINGS = {"num_rows": 200}
+
+
+def facts(*measured: Measurement, classes: tuple[str, ...] = ("down", "up"), **subject) -> CardFacts:
+    return CardFacts(
+        name="films", method="BAYESIANLORA", task="SEQ_CLS", base_model="user/base", base_revision=None,
+        artefact=Artefact(classes=classes), digest="sha256:0", splits=SplitRecord(), measured=measured,
+        subject=Subject(**subject), has_lora=True, versions={"peft-calib": "0"},
+    )  # fmt: skip
+
+
+def scores(**values) -> dict:
+    return {"accuracy": 0.5, "nll": 0.7, "settings": SETTINGS, **values}
+
+
+def measured(number: int, **values) -> Measurement:
+    found = scores(accuracy=number / 10, **values)
+    return Measurement(way=f"{number} draws", split=f"split {number}", before=found, after=found)
+
+
+def card_of(found: CardFacts) -> str:
+    metadata = metadata_of(found)
+    text = with_metadata(metadata, card_body(found, "user/films", {"a picture": "reliability.png"}))
+    check_card(text, metadata)
+    return text
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_every_result_keeps_its_names_and_values(count):
+    found = facts(*(measured(number) for number in range(1, count + 1)), dataset="user/rows")
+    results = ModelCard(card_of(found)).data.eval_results
+    accuracies = [result for result in results if result.metric_type == "accuracy"]
+    assert [result.metric_value for result in accuracies] == [number / 10 for number in range(1, count + 1)]
+    assert [result.dataset_split for result in accuracies] == [f"split {n}" for n in range(1, count + 1)]
+    assert [result.metric_name for result in accuracies] == [f"accuracy ({n} draws)" for n in range(1, count + 1)]
+    assert {result.dataset_type for result in results} == {"user/rows"}
+
+
+def test_numbers_of_numpy_and_what_is_not_defined():
+    values = {"nll": np.float64(0.25), "brier": np.float32(0.5), "ece": None, "mce": float("nan"), "aurc": np.inf}
+    text = card_of(facts(measured(1, **values)))
+    results = {result.metric_type: result.metric_value for result in ModelCard(text).data.eval_results}
+    assert results == {"accuracy": 0.1, "nll": 0.25, "brier_score": 0.5}
+    assert all(type(value) is float for value in results.values())
+    assert "python/object" not in text and "nan" not in text.lower()
+
+
+def test_a_card_that_is_read_as_something_else_is_refused():
+    found = facts(measured(1), measured(2))
+    metadata = metadata_of(found)
+    text = with_metadata(metadata, "a text")
+    with pytest.raises(CardMismatchError, match="license"):
+        check_card(text, {**metadata, "license": "mit"})
+    with pytest.raises(CardMismatchError, match="model-index"):
+        check_card(text.replace("0.2", "0.3"), metadata)
+
+
+def test_names_are_text_wherever_they_stand():
+    names = ("a|b", "<script>alert(1)</script>", "# heading", "*x*", "[link](there)")
+    body = card_of(facts(measured(1), classes=names, intended_use="For <b>all</b>")).split("\n---\n")[1]
+    assert "<script>" not in body and "<b>" not in body
+    assert "a\\|b" in body and "\\# heading" in body and "\\[link\\]" in body
+
+
+def test_what_a_card_tells():
+    p = np.random.default_rng(0).dirichlet([1, 1], 300)
+    labels = (np.random.default_rng(1).random(300) < p[:, 1]).astype(int)
+    sharp = p**3 / (p**3).sum(1, keepdims=True)
+    one = Measurement.of(calibration_report(p, labels), calibration_report(sharp, labels), temperature=3.0)
+    text = card_of(facts(one, license="mit", examples=["a film"], training_datasets=["user/rows"], language=["en"]))
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert head["library_name"] == "peft" and head["base_model"] == "user/base" and head["license"] == "mit"
+    assert head["pipeline_tag"] == "text-classification" and head["widget"] == [{"text": "a film"}]
+    assert "peft-calib" in head["tags"] and "base_model:adapter:user/base" in head["tags"]
+    for told in (
+        "| before | after |",
+        "95 % interval",
+        "if calibrated",
+        "import peft_calib",
+        'subfolder="lora"',
+        "T = 3",
+    ):
+        assert told in text or (told == "T = 3" and "temperature 3" in text), told
+    assert one.verdict in text
+    assert "**Not measured.**" in card_of(facts())
+
+
+def test_a_benchmarks_result_is_what_the_library_writes():
+    about = {"dataset": "user/bench", "benchmark_task": "main", "dataset_revision": "abc"}
+    (text,) = benchmark_results(facts(measured(3), **about)).values()
+    if not hasattr(huggingface_hub, "EvalResultEntry"):
+        pytest.skip("this huggingface_hub does not write .eval_results itself")
+    entry = huggingface_hub.EvalResultEntry(
+        dataset_id="user/bench", task_id="main", dataset_revision="abc", value=0.3,
+        notes="3 draws; nll 0.7000; 200 rows",
+    )  # fmt: skip
+    assert yaml.safe_load(text) == huggingface_hub.eval_result_entries_to_yaml([entry])
+    assert benchmark_results(facts(measured(3), dataset="user/bench")) == {}
+
+
+@pytest.mark.parametrize("name", [None, "", "/models/base", "a/b/c", "."])
+def test_only_a_base_model_that_others_have(name, tmp_path):
+    with pytest.raises(ValueError, match="nobody else can load"):
+        base_of(name, Subject(), tmp_path)
+    assert base_of(name, Subject(base_model="user/base"), tmp_path) == "user/base"
+    assert base_of("user/other", Subject(), tmp_path) == "user/other"
