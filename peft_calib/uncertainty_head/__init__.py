@@ -1,4 +1,4 @@
-"""A head that says how likely each prediction of a frozen classifier is to be wrong, and the baselines it must beat."""
+"""A head that says how likely a frozen classifier is to be wrong, prediction by prediction, and what it must beat."""
 
 from .copied import CopiedHead
 from .features import FeatureSet

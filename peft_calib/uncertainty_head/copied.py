@@ -17,7 +17,7 @@ class CopiedHead(nn.Module):
 
     Args:
         module: A head in evaluation mode, float32; used for its computation and never changed.
-        starts: The parameters and buffers of each function's head, by name; functions that share a head have one entry.
+        starts: The parameters and buffers of each head, by name; functions that share a head have one entry.
     """
 
     def __init__(self, module: nn.Module, starts: Sequence[Mapping[str, torch.Tensor]]) -> None:
