@@ -12,6 +12,7 @@ from peft.utils.integrations import dequantize_module_weight
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 
+from ..internals.torch import remove_all_hooks
 from ..tuners.heads import StackedModule
 from ..tuners.layer import FactorLinear
 
@@ -129,7 +130,5 @@ def _own(tensor: torch.Tensor) -> torch.Tensor:
 
 def _settled(module: nn.Module) -> nn.Module:
     """Without hooks, gradients and training mode, in float32 on the CPU."""
-    for part in module.modules():
-        part._forward_hooks.clear()
-        part._forward_pre_hooks.clear()
+    remove_all_hooks(module)
     return module.to("cpu").float().eval().requires_grad_(False)

@@ -94,6 +94,16 @@ def test_unlabelled_rows_have_neither_labels_nor_hashes():
         _ = found.errors
 
 
+def test_hooks_of_the_head_are_not_copied():
+    model, seen = classifier("roberta"), []
+    model.classifier.register_forward_hook(lambda *_: seen.append(1))
+    model.classifier.modules_to_save["default"].dense.register_forward_pre_hook(lambda *_: seen.append(1))
+    found = extract_features(model, rows(3))
+    assert len(seen) == 2
+    copy_head(model)(found.features)
+    assert len(seen) == 2
+
+
 def test_the_copy_is_of_the_active_adapters_head():
     from peft import LoraConfig
 
