@@ -32,18 +32,27 @@ class CopiedHead(nn.Module):
         self.starts = [{name: value.detach().clone() for name, value in start.items()} for start in starts]
         self.delta = nn.ParameterList(nn.Parameter(torch.zeros_like(starts[0][name])) for name in self.trained)
 
+    @property
+    def module(self) -> nn.Module:
+        """The head whose computation this is."""
+        return self._module[0]
+
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`(K, N, D)` features to `(K, N, C)` logits; one start serves all K functions."""
+        return self.answer(tuple(self.delta), features)
+
+    def answer(
+        self, delta: Sequence[torch.Tensor], features: torch.Tensor, module: nn.Module | None = None
+    ) -> torch.Tensor:
+        """The same from another distance, and by another module of the same parameters where one is given."""
         starts = self.starts * len(features) if len(self.starts) == 1 else self.starts
-        return torch.stack([self._one(start, rows) for start, rows in zip(starts, features, strict=True)])
+        moved = [{**start, **{n: start[n] + d for n, d in zip(self.trained, delta, strict=True)}} for start in starts]
+        by = self.module if module is None else module
+        return torch.stack([functional_call(by, p, (rows,)) for p, rows in zip(moved, features, strict=True)])
 
     def squared_distance(self) -> torch.Tensor:
         """`sum_k |theta_k - theta0_k|^2` over all tensors, biases included: a number, not averaged."""
         return sum((delta.square().sum() for delta in self.delta), start=torch.zeros(()))
-
-    def _one(self, start: Mapping[str, torch.Tensor], features: torch.Tensor) -> torch.Tensor:
-        moved = {name: start[name] + delta for name, delta in zip(self.trained, self.delta, strict=True)}
-        return functional_call(self._module[0], {**start, **moved}, (features,))
 
 
 def copy_head(
