@@ -1,4 +1,4 @@
-"""The scores against their literal forms in float64, their gradients against the formulas, and where both would fail."""
+"""The scores against their literal forms in float64, their gradients against the formulas, and where both fail."""
 
 import math
 
