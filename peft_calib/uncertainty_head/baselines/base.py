@@ -1,0 +1,140 @@
+"""What every baseline of error detection has in common: fitted on features, it says which items are likely wrong."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from ..features import FeatureSet
+
+#: Name to class; filled as the classes are defined.
+BASELINES: dict[str, type[Baseline]] = {}
+
+
+class Baseline(ABC):
+    """A score of the predictions of a frozen classifier, larger where an error is likelier.
+
+    Attributes:
+        name: What `baseline` knows it by.
+        is_probability: Whether the score claims to be the probability of an error.
+    """
+
+    name: ClassVar[str]
+    is_probability: ClassVar[bool] = False
+    #: Whether a fit reads labels.
+    needs_labels: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "name" in cls.__dict__:
+            BASELINES[cls.name] = cls
+
+    def fit(self, train: FeatureSet, validation: FeatureSet | None = None) -> Self:
+        """Fit on the items of `train`.
+
+        Args:
+            train: Labelled items; what needs no labels takes unlabelled ones.
+            validation: Further labelled items, for those that choose a setting or fit a temperature.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: If the items are too few, have no labels where those are needed, or have labels out of range.
+            ImportError: If scikit-learn is needed and not there.
+        """
+        for part in (train, validation):
+            if part is not None:
+                self._check(part)
+        self._fit(train, validation)
+        self._fitted_on = self._shape(train)
+        return self
+
+    def score(self, features: FeatureSet) -> np.ndarray:
+        """How likely each item is predicted wrong.
+
+        Args:
+            features: Items of the same model; labels are not read.
+
+        Returns:
+            `(N,)` float64, finite, larger where an error is likelier.
+
+        Raises:
+            ValueError: If it is not fitted, or was fitted on features of another shape.
+        """
+        fitted = getattr(self, "_fitted_on", None)
+        if fitted is None:
+            raise ValueError(f"{type(self).__name__} is not fitted. Call fit(train_features) first.")
+        if self._shape(features) != fitted:
+            raise ValueError(
+                f"{type(self).__name__} was fitted on features with (functions, dimensions, classes) = {fitted} and "
+                f"is asked about {self._shape(features)}. Extract both of one model with the same number of draws."
+            )
+        scores = np.asarray(self._score(features), dtype=np.float64)
+        if not np.isfinite(scores).all():
+            raise ValueError(f"{type(self).__name__} gave scores that are not finite; look for NaN in the features.")
+        return scores
+
+    def _fit(self, train: FeatureSet, validation: FeatureSet | None) -> None:  # noqa: B027  (many fit nothing)
+        """Fit what there is to fit; nothing by default."""
+
+    @abstractmethod
+    def _score(self, features: FeatureSet) -> np.ndarray:
+        """`(N,)` scores."""
+
+    def _check(self, part: FeatureSet) -> None:
+        if len(part) == 0:
+            raise ValueError(f"{type(self).__name__} was given features of no items; give it some rows.")
+        if not self.needs_labels:
+            return
+        if part.labels is None:
+            raise ValueError(
+                f"{type(self).__name__} needs labels, and these features have none. Extract labelled rows."
+            )
+        least, most = int(part.labels.min()), int(part.labels.max())
+        if least < 0 or most >= part.num_classes:
+            raise ValueError(
+                f"Labels must lie in 0 to {part.num_classes - 1}, one for each logit, and lie in {least} to {most}."
+            )
+
+    @staticmethod
+    def _shape(part: FeatureSet) -> tuple[int, int, int]:
+        return len(part.logits), part.features.shape[-1], part.num_classes
+
+
+def baseline(name: str, **options: Any) -> Baseline:
+    """A baseline by name.
+
+    Args:
+        name: One of `BASELINES`.
+        **options: Arguments of its class.
+
+    Returns:
+        The baseline, to be fitted.
+
+    Raises:
+        ValueError: For a name that is none.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[[4.0, 0.0], [0.5, 0.0]]])
+        >>> items = FeatureSet(features=torch.zeros(1, 2, 3), logits=logits)
+        >>> baseline("softmax_response").fit(items).score(items).round(3)
+        array([0.018, 0.378])
+    """
+    if name not in BASELINES:
+        raise ValueError(f"There is no baseline {name!r}; there are {sorted(BASELINES)}.")
+    return BASELINES[name](**options)
+
+
+def function_features(features: FeatureSet) -> list[np.ndarray]:
+    """The features of each function, `(N, D)` float64."""
+    return list(features.features.double().numpy())
+
+
+def true_labels(features: FeatureSet) -> np.ndarray:
+    """`(N,)` class ids."""
+    assert features.labels is not None  # `Baseline._check` has seen to it
+    return features.labels.numpy()
