@@ -8,7 +8,6 @@ from transformers import ElectraConfig
 from transformers.models.electra.modeling_electra import ElectraClassificationHead
 
 from peft_calib.calibration.scores.selective import error_auroc, rank
-from peft_calib.prediction import Prediction
 from peft_calib.uncertainty_head import FeatureSet
 from peft_calib.uncertainty_head.baselines import (
     BASELINES,
@@ -26,8 +25,7 @@ from peft_calib.uncertainty_head.baselines import (
     SpectralDense,
     TemperatureScaled,
     baseline,
-    joined,
-    of_prediction,
+    ensemble_of,
 )
 
 OF_ONE_FUNCTION = ("softmax_response", "entropy", "margin", "temperature_scaled", "mahalanobis", "linear_probe", "ddu")
@@ -228,24 +226,16 @@ def test_scores_of_several_functions_are_their_formulas():
 
 def test_functions_that_agree_have_no_disagreement():
     one = items()
-    same = joined([one, one, one])
+    same = ensemble_of([one, one, one])
     assert Bald().fit(same).score(same).max() < 1e-9 and EnsembleVariance().fit(same).score(same).max() < 1e-12
     np.testing.assert_allclose(Entropy().fit(same).score(same), Entropy().fit(one).score(one), atol=1e-12)
 
 
-def test_members_of_other_rows_are_not_joined():
+def test_members_of_other_rows_are_not_ensemble_of():
     with pytest.raises(ValueError, match="Feature sets 0 and 1 differ in their labels"):
-        joined([items(), items(seed=1)])
+        ensemble_of([items(), items(seed=1)])
     with pytest.raises(ValueError, match="at least one adapter"):
-        joined([])
-
-
-def test_draws_of_a_prediction_are_functions():
-    p = items(functions=3).logits.softmax(-1)
-    found = of_prediction(Prediction(sample_probabilities=p, num_forwards=3))
-    np.testing.assert_allclose(found.probabilities, p.double().mean(0), atol=1e-6)
-    with pytest.raises(ValueError, match="fixed num_samples"):
-        of_prediction(Prediction(sample_probabilities=p, num_forwards=3, draws_per_row=torch.full((200,), 2)))
+        ensemble_of([])
 
 
 def test_a_dense_layer_has_the_spectral_norm_one_and_its_own_activation():

@@ -5,16 +5,13 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
-from peft_calib import predict_dataset
 from peft_calib.calibration.scores.selective import error_auroc, rank
-from peft_calib.uncertainty_head import FeatureSet
+from peft_calib.uncertainty_head import FeatureSet, extract_features
 from peft_calib.uncertainty_head.baselines import (
     AttentionProbe,
     Bald,
     ProbeTraining,
     SequenceFeatures,
-    dropout_passes,
-    of_prediction,
     token_states,
 )
 from peft_calib.uncertainty_head.baselines.sequences import with_tokens
@@ -54,7 +51,7 @@ OPTIONS = {"batch_size": 3, "collate_fn": Pads().pad}
 
 
 def features_of(model, rows) -> FeatureSet:
-    return of_prediction(predict_dataset(model, rows, how="mean", progress=False, **OPTIONS))
+    return extract_features(model, rows, **OPTIONS)
 
 
 def hooks_of(model) -> int:
@@ -110,11 +107,9 @@ def test_an_attention_probe_finds_a_token_that_an_average_drowns():
         probe.score(FeatureSet(new.features, new.logits))
 
 
-def test_dropout_passes_are_keyed_functions_that_disagree(model, rows):
-    passes = dropout_passes(model, rows, num_passes=4, dropout=0.3, seed=1, **OPTIONS)
-    assert passes.logits.shape == (4, 7, 3) and passes.features.shape == (4, 7, 0)
-    again = dropout_passes(model, rows, num_passes=4, dropout=0.3, seed=1, batch_size=1, collate_fn=Pads().pad)
-    torch.testing.assert_close(again.logits, passes.logits, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(dropout_passes(model, rows, num_passes=4, seed=2, **OPTIONS).logits, passes.logits)
+def test_dropout_passes_are_functions_that_disagree(model, rows):
+    passes = extract_features(model, rows, num_samples=4, dropout=0.3, seed=1, **OPTIONS)
+    assert passes.logits.shape == (4, 7, 3)
+    other = extract_features(model, rows, num_samples=4, dropout=0.3, seed=2, **OPTIONS)
+    assert not torch.allclose(other.logits, passes.logits)
     assert (Bald().fit(passes).score(passes) > 0).all()
-    assert passes.labels.tolist() == rows["label"]

@@ -6,9 +6,8 @@ All have one interface, `fit(train_features, validation_features)` and `score(fe
 from .base import BASELINES, Baseline, baseline
 from .density import DeepDeterministic, RobustDensity
 from .distances import Mahalanobis, MarginalMahalanobis, RelativeMahalanobis
-from .passes import dropout_passes, of_prediction
 from .probes import AttentionProbe, LinearProbe, ProbeTraining
-from .sampled import Bald, EnsembleVariance, PredictiveEntropy, SampledResponse, joined
+from .sampled import Bald, EnsembleVariance, PredictiveEntropy, SampledResponse, ensemble_of
 from .sequences import SequenceFeatures, token_states
 from .softmax import Entropy, Margin, SoftmaxResponse, TemperatureScaled
 from .spectral import SpectralDense
@@ -35,8 +34,6 @@ __all__ = [
     "SpectralDense",
     "TemperatureScaled",
     "baseline",
-    "dropout_passes",
-    "joined",
-    "of_prediction",
+    "ensemble_of",
     "token_states",
 ]

@@ -18,16 +18,18 @@ from .softmax import softmax_response
 class SampledBaseline(Baseline):
     """A score of `(K, N, C)` probabilities of K functions, two or more.
 
-    Which source the functions have is the feature set's business: `joined` makes one of several adapters (a deep
-    ensemble, Lakshminarayanan et al., 2017), `dropout_passes` one of passes with dropout (Gal & Ghahramani, 2016).
+    Which source the functions have is the feature set's business: `extract_features` has draws of a posterior, passes
+    with `dropout=` (Gal & Ghahramani, 2016) or the `adapter_names=` of one model; `ensemble_of` puts models of their
+    own together (Lakshminarayanan et al., 2017).
     """
 
     def _check(self, part: FeatureSet) -> None:
         super()._check(part)
         if len(part.logits) < 2:
             raise ValueError(
-                f"{type(self).__name__} compares functions, and these features are of one. Extract them with draws or "
-                "dropout_passes, or put those of several adapters together with joined."
+                f"{type(self).__name__} compares functions, and these features are of one. Extract them with "
+                "num_samples= (and dropout= for a stock LoRA), or put those of several models together with "
+                "ensemble_of."
             )
 
     def _score(self, features: FeatureSet) -> np.ndarray:
@@ -90,7 +92,7 @@ def sample_probabilities(features: FeatureSet) -> np.ndarray:
     return logits.softmax(-1).numpy()
 
 
-def joined(members: Sequence[FeatureSet]) -> FeatureSet:
+def ensemble_of(members: Sequence[FeatureSet]) -> FeatureSet:
     """One feature set whose functions are those of several, on the same items: a deep ensemble.
 
     Args:
@@ -104,11 +106,11 @@ def joined(members: Sequence[FeatureSet]) -> FeatureSet:
 
     Example:
         >>> one = FeatureSet(torch.zeros(1, 5, 3), torch.zeros(1, 5, 2))
-        >>> joined([one, one]).logits.shape
+        >>> ensemble_of([one, one]).logits.shape
         torch.Size([2, 5, 2])
     """
     if not members:
-        raise ValueError("joined needs the features of at least one adapter.")
+        raise ValueError("ensemble_of needs the features of at least one adapter.")
     first = members[0]
     for number, other in enumerate(members[1:], start=1):
         for name in ("labels", "options", "items"):
