@@ -38,7 +38,7 @@ class CopiedHead(nn.Module):
         return self._module[0]
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """`(K, N, D)` features to `(K, N, C)` logits; one start serves all K functions."""
+        """`(K, N, D)` features to `(K, N, C)` logits, in float32; one start serves all K functions."""
         return self.answer(tuple(self.delta), features)
 
     def answer(
@@ -48,7 +48,8 @@ class CopiedHead(nn.Module):
         starts = self.starts * len(features) if len(self.starts) == 1 else self.starts
         moved = [{**start, **{n: start[n] + d for n, d in zip(self.trained, delta, strict=True)}} for start in starts]
         by = self.module if module is None else module
-        return torch.stack([functional_call(by, p, (rows,)) for p, rows in zip(moved, features, strict=True)])
+        with torch.autocast(features.device.type, enabled=False):
+            return torch.stack([functional_call(by, p, (rows,)) for p, rows in zip(moved, features, strict=True)])
 
     def squared_distance(self) -> torch.Tensor:
         """`sum_k |theta_k - theta0_k|^2` over all tensors, biases included: a number, not averaged."""

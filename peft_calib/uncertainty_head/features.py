@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -160,7 +161,11 @@ def extract_features(
         batches = dealt_batches(loader, count, "rows", state, progress and state.is_main_process)
         parts = [(index, reader(batch)) for index, batch in batches]
         parts = gather_object(parts) if state.num_processes > 1 else parts
-    return joined([part for _, part in sorted(parts, key=lambda part: part[0])], digest_of_model(model), options)
+    return joined(
+        [part for _, part in sorted(parts, key=lambda part: part[0])],
+        digest_of_functions(model, adapter_names),
+        options,
+    )
 
 
 def joined(parts: Sequence[Read], adapter: str | None, options: Any = None) -> FeatureSet:
@@ -183,8 +188,11 @@ def joined(parts: Sequence[Read], adapter: str | None, options: Any = None) -> F
     return replace(found, hashes=softmax_hashes(log_probabilities, labels.numpy()))
 
 
-def digest_of_model(model: nn.Module) -> str | None:
-    """The digest of a model's active adapter, or None where it has none."""
+def digest_of_functions(model: nn.Module, adapter_names: Sequence[str] | None = None) -> str | None:
+    """The digest of a model's active adapter, of an ensemble of adapters in order, or None where it has none."""
+    if adapter_names is not None:
+        members = [adapter_digest(model, name) for name in adapter_names]
+        return f"sha256:{hashlib.sha256(' '.join(members).encode()).hexdigest()}"
     try:
         return adapter_digest(model)
     except TypeError:

@@ -28,8 +28,8 @@ _SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "n
 _SHARED = {"vocab_size": 50, "max_position_embeddings": 40, "pad_token_id": 1}
 
 
-def _build(config: type, model: type, **fields) -> Callable[[int], nn.Module]:
-    return lambda num_labels: model(config(num_labels=num_labels, **(_SIZES | _SHARED | fields)))
+def _build(config: type, model: type, **fields) -> Callable[..., nn.Module]:
+    return lambda **more: model(config(**(_SIZES | _SHARED | fields | more)))
 
 
 #: Builder of the model, its LoRA targets, and whether its head reads the last token.
@@ -77,12 +77,12 @@ CLASSIFIERS = {
 }
 
 
-def classifier(family: str, num_labels: int = 3, seed: int = 0, adapt: bool = True) -> nn.Module:
+def classifier(family: str, num_labels: int = 3, seed: int = 0, adapt: bool = True, **fields) -> nn.Module:
     """A tiny classifier in evaluation mode; with `adapt` under a LoRA that changes its answers, and its own head."""
     build, targets, _ = CLASSIFIERS[family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build(num_labels)
+        model = build(num_labels=num_labels, **fields)
         if adapt:
             config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=targets, lora_alpha=16)
             model = vary(get_peft_model(model, config))
