@@ -2,6 +2,7 @@
 
 from .answer import ErrorPrediction
 from .copied import CopiedHead, copy_head
+from .entities import Grouped, entities, sentences, spans_of
 from .features import FeatureSet, extract_features
 from .grid import HeadSettings
 from .head import UncertaintyHead
@@ -11,9 +12,13 @@ __all__ = [
     "CopiedHead",
     "ErrorPrediction",
     "FeatureSet",
+    "Grouped",
     "HeadReport",
     "HeadSettings",
     "UncertaintyHead",
     "copy_head",
+    "entities",
     "extract_features",
+    "sentences",
+    "spans_of",
 ]
