@@ -1,4 +1,4 @@
-"""Entities that seqeval finds in random tags: `python tests/support/entity_peers.py`, where seqeval 1.2.2 is installed.
+"""Entities that seqeval finds in random tags: `python tests/support/entity_peers.py`, where seqeval is installed.
 
 seqeval is no dependency, not even of the tests: its answers lie beside them.
 """
