@@ -66,6 +66,20 @@ def test_each_scores_every_item_by_itself_and_leaves_the_global_generator_alone(
     np.testing.assert_array_equal(fitted.score(without), scores)
 
 
+@pytest.mark.parametrize("name", [*OF_ONE_FUNCTION, *OF_SEVERAL])
+def test_a_map_to_the_probability_of_an_error_keeps_the_order_and_meets_the_share_of_errors(name):
+    functions = 3 if name in OF_SEVERAL else 1
+    train, held_out, new = (items(400, functions=functions, seed=seed) for seed in range(3))
+    fitted = made(name).fit(train, held_out)
+    with pytest.raises(ValueError, match="no map"):
+        fitted.error_probability(new)
+    p, scores = fitted.calibrate(held_out).error_probability(new), fitted.score(new)
+    assert ((p >= 0) & (p <= 1)).all() and fitted.calibration
+    order = np.argsort(scores, kind="stable")
+    assert (np.diff(p[order]) >= -1e-12).all()
+    assert fitted.error_probability(held_out).mean() == pytest.approx(float(held_out.errors.double().mean()), abs=0.01)
+
+
 def test_the_table_of_names_is_the_classes():
     assert set(BASELINES) == {*OF_ONE_FUNCTION, *OF_SEVERAL, "attention_probe"}
     with pytest.raises(ValueError, match="no baseline 'softmax'"):

@@ -50,20 +50,16 @@ def rows():
 OPTIONS = {"batch_size": 3, "collate_fn": Pads().pad}
 
 
-def features_of(model, rows) -> FeatureSet:
-    return extract_features(model, rows, **OPTIONS)
-
-
 def hooks_of(model) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 @pytest.mark.parametrize("layer", [-1, 0])
 def test_the_states_are_the_hidden_states_without_padding(model, rows, layer):
-    features = features_of(model, rows)
     hooks = hooks_of(model)
-    found = token_states(model, rows, features, layer=layer, dtype=torch.float32, **OPTIONS)
+    found = token_states(model, rows, layer=layer, dtype=torch.float32, **OPTIONS)
     assert hooks_of(model) == hooks
+    assert torch.equal(found.features, extract_features(model, rows, **OPTIONS).features)
     assert isinstance(found, SequenceFeatures) and found.ends.tolist() == torch.tensor(LENGTHS).cumsum(0).tolist()
     start = 0
     for row, end in zip(rows, found.ends.tolist(), strict=True):
@@ -76,12 +72,11 @@ def test_the_states_are_the_hidden_states_without_padding(model, rows, layer):
     assert picked.ends.tolist() == [7, 10] and torch.equal(picked.tokens[7:], found.tokens[:3])
 
 
-def test_other_rows_and_layers_that_are_not_there_are_refused(model, rows):
-    features = features_of(model, rows)
-    with pytest.raises(ValueError, match="not those of the features"):
-        token_states(model, rows.select([1, 0, 2, 3, 4, 5, 6]), features, **OPTIONS)
+def test_layers_that_are_not_there_and_several_functions_are_refused(model, rows):
     with pytest.raises(ValueError, match="has 2 blocks, so there is no layer 2"):
-        token_states(model, rows, features, layer=2, **OPTIONS)
+        token_states(model, rows, layer=2, **OPTIONS)
+    with pytest.raises(ValueError, match="one function and one item a row"):
+        token_states(model, rows, num_samples=2, dropout=0.1, **OPTIONS)
 
 
 def test_an_attention_probe_finds_a_token_that_an_average_drowns():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+from scipy.special import expit
 
+from ...calibration.recalibrate.base import Recalibrator
 from ..features import FeatureSet
+from ..mapping import fit_map, probability_of_error
 
 #: Name to class; filled as the classes are defined.
 BASELINES: dict[str, type[Baseline]] = {}
@@ -19,10 +22,16 @@ class Baseline(ABC):
     Attributes:
         name: What `baseline` knows it by.
         is_probability: Whether the score claims to be the probability of an error.
+        is_share: Whether it lies in [0, 1].
+        calibration: After `calibrate`, which map gives P(error), and why.
     """
 
     name: ClassVar[str]
     is_probability: ClassVar[bool] = False
+    is_share: ClassVar[bool] = False
+    calibration: str
+    _map: Recalibrator | None
+    _scale: tuple[float, float]
     #: Whether a fit reads labels.
     needs_labels: ClassVar[bool] = False
 
@@ -76,6 +85,57 @@ class Baseline(ABC):
         if not np.isfinite(scores).all():
             raise ValueError(f"{type(self).__name__} gave scores that are not finite; look for NaN in the features.")
         return scores
+
+    def calibrate(
+        self, features: FeatureSet, method: Literal["platt", "isotonic"] = "platt", *, fewest: int = 20
+    ) -> Self:
+        """Fit the map of scores to P(error) that an uncertainty head has, on items that were not fitted on.
+
+        Args:
+            features: Labelled items.
+            method: `"platt"`, or `"isotonic"` for steps where there are 200 errors.
+            fewest: Errors, and correct items, that a slope takes.
+
+        Returns:
+            Itself; `calibration` says which map it is, and why.
+
+        Raises:
+            ValueError: If the items have no labels, or the baseline is not fitted.
+        """
+        scores, errors = self.score(features), features.errors.numpy()
+        low, centre, high = np.quantile(scores, (0.25, 0.5, 0.75))
+        self._scale = float(centre), float(high - low) or 1.0
+        self._map, self.calibration = fit_map(method, self._in_unit_interval(scores), errors, fewest)
+        return self
+
+    def error_probability(self, features: FeatureSet) -> np.ndarray:
+        """P(error) of items, by the map that `calibrate` fitted.
+
+        Args:
+            features: Items of the same model; labels are not read.
+
+        Returns:
+            `(N,)` float64 in [0, 1].
+
+        Raises:
+            ValueError: If there is no map yet.
+
+        Example:
+            >>> import torch
+            >>> logits = torch.tensor([[2.0, 0.0]]).repeat(1, 40, 1)
+            >>> items = FeatureSet(torch.zeros(1, 40, 1), logits, labels=torch.tensor([0, 0, 0, 1] * 10))
+            >>> sure = baseline("softmax_response").fit(items).calibrate(items)
+            >>> sure.error_probability(items)[:2].round(2)  # a quarter is wrong
+            array([0.26, 0.26])
+        """
+        if not hasattr(self, "_map"):
+            raise ValueError(f"{type(self).__name__} has no map to P(error). Call calibrate(held_out_features) first.")
+        return probability_of_error(self._map, self._in_unit_interval(self.score(features)))
+
+    def _in_unit_interval(self, scores: np.ndarray) -> np.ndarray:
+        """Scores as the map takes them: log-odds of what has no upper end are quartiles from the median, damped."""
+        centre, spread = self._scale
+        return scores if self.is_share else expit(np.arcsinh((scores - centre) / spread))
 
     def _fit(self, train: FeatureSet, validation: FeatureSet | None) -> None:  # noqa: B027  (many fit nothing)
         """Fit what there is to fit; nothing by default."""

@@ -46,7 +46,7 @@ class ProbeBaseline(Baseline):
         seed: Of its start and of the order of the items.
     """
 
-    is_probability = True
+    is_probability = is_share = True
     needs_labels = True
 
     def __init__(self, training: ProbeTraining | None = None, seed: int = 0) -> None:
@@ -140,7 +140,7 @@ class AttentionProbe(ProbeBaseline):
         if not isinstance(part, SequenceFeatures):
             raise ValueError(
                 "An attention probe reads the states of the tokens, and these features are of the head's input alone. "
-                "Add them with token_states(model, data, features)."
+                "Extract them with token_states(model, rows)."
             )
         super()._check(part)
 

@@ -44,7 +44,7 @@ class SampledResponse(SampledBaseline):
     """`1 - max_c pbar_c` of the mean probabilities."""
 
     name = "sampled_response"
-    is_probability = True
+    is_probability = is_share = True
 
     def _of(self, probabilities: np.ndarray) -> np.ndarray:
         return softmax_response(probabilities.mean(axis=0))

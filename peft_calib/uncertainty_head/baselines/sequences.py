@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from ...prediction import Prediction, predict_dataset
 from ...prediction.engine import choose_source
 from ...tuners.asked import only_here
 from ...tuners.late import blocks_of
 from ...tuners.rows import main_input_name
-from ..features import FeatureSet
+from ..features import FeatureSet, extract_features
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,32 +46,25 @@ def with_tokens(features: FeatureSet, tokens: torch.Tensor, ends: torch.Tensor) 
 
 
 def token_states(
-    model: nn.Module,
-    data: Any,
-    features: FeatureSet,
-    *,
-    layer: int = -1,
-    dtype: torch.dtype = torch.float16,
-    **options: Any,
+    model: nn.Module, rows: Any, *, layer: int = -1, dtype: torch.dtype = torch.float16, **options: Any
 ) -> SequenceFeatures:
-    """Capture the states of the tokens of rows at one layer, in one pass of the frozen model.
+    """Extract features as `extract_features` does, and in the same pass the states of all tokens at one layer.
 
-    What is kept is one state a token that is not padding, of one layer: `2 D` bytes a token in float16. No hidden
-    states of other layers, and of the batch under way only, are ever held.
+    What is kept is one state a token that is not padding, of one layer: `2 D` bytes a token in float16. The states of
+    other layers are never held, and those of the batch under way only.
 
     Args:
-        model: The model the features are of, a transformer with a list of blocks.
-        data: The rows the features are of, in their order, as for `predict_dataset`.
-        features: Their features, of one item a row and one function.
+        model: A transformer with a list of blocks.
+        rows: As for `extract_features`.
         layer: Index into the blocks; -1 is the last.
         dtype: What the states are kept in.
-        **options: Of `predict_dataset`: `batch_size`, `processing_class`, `collate_fn`, `task`, `label_tokens`.
+        **options: Of `extract_features`; one function and one item a row.
 
     Returns:
         The features with the states.
 
     Raises:
-        ValueError: If the model has no such layer, or the rows are not those of the features.
+        ValueError: If the model has no such layer, or there are several functions, or items within a row.
     """
     root = choose_source(model, "mean", 0).root
     blocks = blocks_of(root)
@@ -86,17 +77,16 @@ def token_states(
             blocks[layer].register_forward_hook(here(kept.keep)),
         ]
         try:
-            found = predict_dataset(model, data, how="mean", progress=False, **options)
+            features = extract_features(model, rows, **options)
         finally:
             for handle in handles:
                 handle.remove()
-    assert isinstance(found, Prediction)
-    if len(found) != len(features) or not np.allclose(found.probabilities, features.probabilities, atol=1e-3):
-        raise ValueError(
-            "These rows are not those of the features: the model predicts other probabilities for them. Pass the rows "
-            "in the order in which the features were extracted, and features of one function and one item a row."
-        )
     lengths = torch.cat(kept.lengths)
+    if len(lengths) != len(features) or len(features.logits) > 1 or features.items is not None:
+        raise ValueError(
+            f"{len(lengths)} rows were read for {len(features)} items of {len(features.logits)} functions. States are "
+            "kept of one function and one item a row: leave out num_samples and adapter_names."
+        )
     return with_tokens(features, torch.cat(kept.states), lengths.cumsum(0))
 
 

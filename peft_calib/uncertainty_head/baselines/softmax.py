@@ -42,7 +42,7 @@ class SoftmaxResponse(Baseline):
     """`1 - max_c p_c`, the probability of an error if the classifier is calibrated (Hendrycks & Gimpel, 2017)."""
 
     name = "softmax_response"
-    is_probability = True
+    is_probability = is_share = True
 
     def _score(self, features: FeatureSet) -> np.ndarray:
         return softmax_response(features.probabilities.numpy())
@@ -52,6 +52,7 @@ class Entropy(Baseline):
     """Entropy of the mean probabilities over `log C`, in [0, 1]."""
 
     name = "entropy"
+    is_share = True
 
     def _score(self, features: FeatureSet) -> np.ndarray:
         return entropy(features.probabilities.numpy(), num_options(features))
@@ -61,6 +62,7 @@ class Margin(Baseline):
     """One minus the distance of the two likeliest probabilities, in [0, 1]."""
 
     name = "margin"
+    is_share = True
 
     def _score(self, features: FeatureSet) -> np.ndarray:
         return margin(features.probabilities.numpy())
@@ -87,7 +89,7 @@ class TemperatureScaled(Baseline):
     """
 
     name = "temperature_scaled"
-    is_probability = True
+    is_probability = is_share = True
     needs_labels = True
     temperature: float
 
