@@ -13,10 +13,15 @@ from .copied import CopiedHead
 from .features import FeatureSet
 from .grid import HeadSettings
 from .mapping import fit_map, with_prior
+from .reading import TOLERANCES
 from .report import HeadReport, TrialResult
 from .selection import Candidates, held_part, on_held_rows, over_folds, refit
 from .training import Deltas, Scorer, anchors_of
 from .verdict import Verdict, judge
+
+
+# How far the logits of a copied head may lie from a model's, as a share of the largest: those of a model in bfloat16.
+_ROUNDING = max(TOLERANCES.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +126,7 @@ def check_shapes(name: str, rows: FeatureSet, head: CopiedHead) -> None:
             f"with them are {tuple(wanted.shape)}. Give the head that they were extracted for."
         )
     apart = float((logits - wanted).abs().nan_to_num(torch.inf).max()) if len(rows) else 0.0
-    if apart > 1e-2 * (1 + float(wanted.abs().max())):
+    if apart > _ROUNDING * max(1.0, float(wanted.abs().max())):
         raise ValueError(
             f"The head's answers are up to {apart:.3g} from the logits that came with the {name} features: these are "
             "not the features it reads. Give the head that they were extracted for."
