@@ -1,6 +1,18 @@
 """What `peft_calib` holds, for type checkers and for its lazy loader, which reads it here."""
 
-from . import calibration, edits, identity, methods, prediction, predictor, provenance, registry, splits, tuners
+from . import (
+    calibration,
+    edits,
+    identity,
+    methods,
+    prediction,
+    predictor,
+    provenance,
+    registry,
+    splits,
+    tuners,
+    uncertainty_head,
+)
 from .export import export_lora
 from .methods.bayesian import bayesianize
 from .methods.curve import (
@@ -40,5 +52,6 @@ from .tuners import (
 )
 from .tuners.laws import param_groups, regularization_loss
 from .tuners.objective import prepare_for_trainer
+from .uncertainty_head import UncertaintyHead
 
 __version__: str

@@ -19,7 +19,6 @@ from .selection import Candidates, held_part, on_held_rows, over_folds, refit
 from .training import Deltas, Scorer, anchors_of
 from .verdict import Verdict, judge
 
-
 # How far the logits of a copied head may lie from a model's, as a share of the largest: those of a model in bfloat16.
 _ROUNDING = max(TOLERANCES.values())
 

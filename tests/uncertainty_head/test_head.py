@@ -133,7 +133,7 @@ def test_a_head_beside_another_adapter_is_refused(fitted, tmp_path):
     model, _, head = fitted
     classifier("bert", seed=3).save_pretrained(tmp_path)
     head.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="fitted for another adapter than lies there now.*allow_other=True"):
+    with pytest.raises(ValueError, match=r"fitted for another adapter than lies there now.*allow_other=True"):
         UncertaintyHead.from_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="another adapter than lies there"):
         UncertaintyHead.from_pretrained(tmp_path, allow_other=True)
@@ -179,20 +179,20 @@ def test_features_of_another_head_are_refused():
     features = drawn(100)
     with pytest.raises(ValueError, match="not the features it reads"):
         UncertaintyHead.fit_features(None, replace(features, features=features.features + 1), copied())
-    with pytest.raises(ValueError, match="logits of shape .1, 64, 4., but .* .1, 64, 3."):
+    with pytest.raises(ValueError, match=r"logits of shape .1, 64, 4., but .* .1, 64, 3."):
         UncertaintyHead.fit_features(None, drawn(100, classes=3), copied())
     with pytest.raises(ValueError, match=r"cannot take the validation features of shape \(1, 100, 8\)"):
         UncertaintyHead.fit_features(None, replace(features, features=features.features[..., :8]), copied())
 
 
-def test_rows_that_would_flatter_are_refused(fitted):
+def test_rows_that_would_flatter_are_refused():
     features = drawn(100)
     hashes = np.arange(100, dtype=np.uint64)
     features = replace(features, hashes=hashes)
+    other = replace(drawn(100, seed=1), hashes=hashes + np.uint64(50))
     with pytest.raises(ValueError, match="50% of the validation items are among the training items"):
-        other = replace(drawn(100, seed=1), hashes=hashes + np.uint64(50))
         UncertaintyHead.fit_features(features, other, copied(), split="train")
-    model, data, _ = fitted
+    model, data = classifier("bert"), rows(150, seed=1)
     record_split(model, trained_on=data)
     with pytest.raises(ValueError, match="choose an uncertainty head by are among the 150 that the adapter was"):
         UncertaintyHead.fit(model, None, data)
@@ -222,7 +222,7 @@ def test_rows_without_labels_or_without_a_head_are_refused(fitted):
     with pytest.raises(ValueError, match="Validation rows are needed"):
         UncertaintyHead.fit_features(drawn(100), None, copied())
     head = UncertaintyHead.fit_features(None, drawn(100), copied(), **SMALL)
-    with pytest.raises(ValueError, match="fitted to features.*Use predict_features"):
+    with pytest.raises(ValueError, match=r"fitted to features.*Use predict_features"):
         head.predict(fitted[0], {})
     with pytest.raises(ValueError, match=re.escape("Give head=copy_head(model)")):
         UncertaintyHead(head.stored).predict_features(drawn(10))
