@@ -113,6 +113,17 @@ def test_dropout_of_a_stock_lora_and_an_ensemble_of_adapters_are_functions_too()
     assert members.adapter != extract_features(model, data).adapter
 
 
+def test_members_may_have_heads_of_several_layers():
+    model, data = classifier("roberta"), rows(5)
+    model.add_adapter("other", LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    members = extract_features(model, data, adapter_names=["default", "other"])
+    copied = copy_head(model, adapter_names=["default", "other"])
+    assert len(copied.starts) == 2 and torch.allclose(copied(members.features), members.logits, atol=1e-5)
+    for k, name in enumerate(("default", "other")):
+        model.set_adapter(name)
+        assert torch.allclose(members.logits[k], extract_features(model, data).logits[0], atol=1e-5)
+
+
 def test_draws_of_a_stock_lora_are_refused_with_a_way_out():
     with pytest.raises(TypeError, match=r"dropout=.*adapter_names="):
         extract_features(classifier("bert"), rows(3), num_samples=3)
