@@ -36,6 +36,7 @@ class FeatureSet:
         options: `(N, C)` bool, the answers an item can have, or None if every item can have all.
         items: `(N, 2)` int64, row and token of each item of a token classification, or None for one item a row.
         adapter: Digest of the adapter (`peft_calib.identity`), or None for a model without one.
+        num_forwards: What reading them cost, in units of one deterministic forward.
     """
 
     features: torch.Tensor
@@ -45,6 +46,7 @@ class FeatureSet:
     options: torch.Tensor | None = None
     items: torch.Tensor | None = None
     adapter: str | None = None
+    num_forwards: float = 1.0
 
     def __len__(self) -> int:
         return self.logits.shape[1]
@@ -81,7 +83,7 @@ class FeatureSet:
         index = index.nonzero().flatten() if index.dtype == torch.bool else index
 
         def picked(name: str, value: Any) -> Any:
-            if value is None or name == "adapter":
+            if value is None or name in ("adapter", "num_forwards"):
                 return value
             if isinstance(value, np.ndarray):
                 return value[index.numpy()]
@@ -107,6 +109,7 @@ def extract_features(
     adapter_names: Sequence[str] | None = None,
     progress: bool = False,
     check: bool = True,
+    accelerator: Any = None,
 ) -> FeatureSet:
     """Read what a frozen model hands its classification head, for all rows, in one pass.
 
@@ -131,6 +134,7 @@ def extract_features(
         adapter_names: Adapters of the model that are the K functions.
         progress: Show a bar.
         check: Hold the features against the copied head.
+        accelerator: The running `Accelerator`; a `PartialState` when `None`.
 
     Returns:
         The features, on the CPU; of a token classification the tokens that have a label (not -100).
@@ -155,7 +159,7 @@ def extract_features(
     if isinstance(rows, Mapping):
         parts = [(0, reader(rows))]
     else:
-        state = PartialState()
+        state = PartialState() if accelerator is None else accelerator
         root = located.predictor.source.root
         loader, count = loader_of(rows, root, reader.of_tokens, batch_size, tokenizer, collate_fn, state)
         batches = dealt_batches(loader, count, "rows", state, progress and state.is_main_process)
@@ -177,7 +181,10 @@ def joined(parts: Sequence[Read], adapter: str | None, options: Any = None) -> F
     if labelled and len(labelled) < len(parts):
         raise ValueError("Some batches have labels and some have none. Give labels for all rows, or for none.")
     labels = _class_ids(torch.cat(labelled), logits.shape[-1]) if labelled else None
-    found = FeatureSet(features, logits, labels, options=_options(options, logits, labels), adapter=adapter)
+    rows = sum(part.rows for part in parts)
+    cost = sum(part.num_forwards * part.rows for part in parts) / rows
+    allowed = _options(options, logits, labels)
+    found = FeatureSet(features, logits, labels, options=allowed, adapter=adapter, num_forwards=cost)
     if parts[0].positions is not None:
         first = np.cumsum([0, *(part.rows for part in parts)]).tolist()
         placed = [part.positions + torch.tensor([start, 0]) for part, start in zip(parts, first, strict=False)]

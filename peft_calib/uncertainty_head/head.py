@@ -7,21 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..files import write_atomically
 from ..provenance.companions import attach_file
 from .answer import ErrorPrediction
-from .asked import Asked, Belonging, check_belongs, check_folder, refuse_trained_on
+from .asked import Asked, Belonging, check_folder, refuse_trained_on
+from .bound import BoundHead, errors_of
 from .copied import CopiedHead, copy_head
 from .features import FeatureSet, extract_features
 from .fitting import check_rows, check_shapes, fit_rows
 from .grid import HeadSettings
-from .mapping import probability_of_error, with_prior
 from .report import HeadReport
 from .stored import StoredHead, folder_of_head, upload
-from .training import Scorer, anchors_of
 
 
 class UncertaintyHead:
@@ -210,10 +208,8 @@ class UncertaintyHead:
         Raises:
             ValueError: If the model is another one than it was fitted for, or for what `extract_features` refuses.
         """
-        asked = self._asked()
-        head = self._bound(model, asked)
         read = {"tokenizer": tokenizer, "batch_size": batch_size, "collate_fn": collate_fn, "progress": progress}
-        return self._predicted(_read(model, asked, batch, options=options, **read), head)
+        return self.bind(model).read(batch, options=options, **read)[1]
 
     def predict_features(self, features: FeatureSet, head: CopiedHead | None = None) -> ErrorPrediction:
         """How likely the predictions behind features are wrong.
@@ -232,41 +228,18 @@ class UncertaintyHead:
         if head is None:
             raise ValueError("This head was loaded without a model. Give head=copy_head(model), or use predict.")
         check_shapes("given", features, head)
-        return self._predicted(features, head)
+        return errors_of(self.stored, features, head)
 
-    def _predicted(self, features: FeatureSet, head: CopiedHead) -> ErrorPrediction:
-        base = anchors_of(features, self.settings)
-        score = base
-        if self.stored.deltas is not None:
-            deltas = [self.stored.deltas[name][None] for name in head.trained]
-            score = Scorer(head, features, self.settings).all(deltas, torch.float64)[0]
-        corrected = with_prior(score.numpy(), self.stored.prior)
-        found = probability_of_error(self.stored.calibration, corrected)
-        return ErrorPrediction(
-            torch.from_numpy(found), torch.from_numpy(corrected), base, features.probabilities, features.items
-        )
+    def bind(self, model: nn.Module) -> BoundHead:
+        """The head on a model, held against it once, for many predictions; `predict` does it every time.
 
-    def _asked(self) -> Asked:
-        if self.stored.asked is None:
-            raise ValueError(
-                "This head was fitted to features, so how the model was asked is not known. Use predict_features, or "
-                "fit it with UncertaintyHead.fit(model, ...)."
-            )
-        return self.stored.asked
+        Args:
+            model: That the head was fitted for; it must not be trained on while it is bound.
 
-    def _bound(self, model: nn.Module, asked: Asked) -> CopiedHead:
-        """The copied head of a model that this head belongs to."""
-        head = copy_head(model, **asked.words)
-        if self.stored.belongs is not None:
-            check_belongs(self.stored.belongs, Belonging.of(model, asked, head), self.allow_other)
-        deltas = self.stored.deltas or {}
-        shapes = dict(zip(head.trained, (tuple(delta.shape) for delta in head.delta), strict=True))
-        if deltas and shapes != {name: tuple(delta.shape) for name, delta in deltas.items()}:
-            raise ValueError(
-                f"The classification head of this model has the parameters {shapes}, the uncertainty head "
-                f"{ {name: tuple(delta.shape) for name, delta in deltas.items()} }: it is that of another model."
-            )
-        return head
+        Raises:
+            ValueError: If the head was fitted for another model, or to features.
+        """
+        return BoundHead(self.stored, model, self.allow_other)
 
     def attach(self, model: nn.Module, name: str = "default") -> None:
         """Have the head saved and pushed with the active adapter of a model, whoever saves it.
@@ -278,7 +251,7 @@ class UncertaintyHead:
         Raises:
             ValueError: If it does not belong to the model.
         """
-        self._bound(model, self._asked())
+        self.bind(model)
         for file, content in self.stored.files(name).items():
             attach_file(model, file, content)
 
@@ -340,7 +313,7 @@ class UncertaintyHead:
             check_folder(stored.belongs, place, allow_other)
         head = cls(stored, allow_other=allow_other)
         if model is not None and head.stored.asked is not None:
-            head.head = head._bound(model, head.stored.asked)
+            head.head = head.bind(model).head
         return head
 
 

@@ -26,13 +26,14 @@ QUANTISED = 4e-2
 
 @dataclass(frozen=True)
 class Read:
-    """What was read of one batch: features (K, N, D), logits (K, N, C), and where and what its items are."""
+    """What was read of one batch: features (K, N, D), logits (K, N, C), where and what its items are, and the cost."""
 
     features: torch.Tensor
     logits: torch.Tensor
     labels: torch.Tensor | None
     positions: torch.Tensor | None
     rows: int
+    num_forwards: float = 1.0
 
 
 class FeatureReader:
@@ -63,7 +64,7 @@ class FeatureReader:
         predictor = self.predictor
         with torch.no_grad(), evaluating(predictor.source.model):
             items = predictor.prepare(batch)
-            values, _ = predictor.answers(items)
+            values, cost = predictor.answers(items)
         finite = values.isfinite().all(-1)
         if not finite.all():
             raise NotFiniteError(~finite)
@@ -72,7 +73,7 @@ class FeatureReader:
         self._check(features, logits)
         positions = items.positions.cpu() if self.of_tokens and items.positions is not None else None
         labels = None if items.labels is None else items.labels.cpu()
-        return Read(features, logits, labels, positions, items.rows)
+        return Read(features, logits, labels, positions, items.rows, cost)
 
     @torch.no_grad()
     def _check(self, features: torch.Tensor, logits: torch.Tensor) -> None:
