@@ -1,6 +1,19 @@
 """What `peft_calib` holds, for type checkers and for its lazy loader, which reads it here."""
 
-from . import calibration, edits, hub, identity, methods, prediction, predictor, provenance, registry, splits, tuners
+from . import (
+    calibration,
+    edits,
+    hub,
+    identity,
+    methods,
+    prediction,
+    predictor,
+    provenance,
+    registry,
+    splits,
+    tuners,
+    uncertainty_head,
+)
 from .export import export_lora
 from .hub import push_to_hub
 from .methods.bayesian import bayesianize
@@ -42,5 +55,6 @@ from .tuners import (
 )
 from .tuners.laws import param_groups, regularization_loss
 from .tuners.objective import prepare_for_trainer
+from .uncertainty_head import UncertaintyHead
 
 __version__: str

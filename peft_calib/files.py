@@ -70,10 +70,10 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write a text file so that a reader finds the old content or the new, never half of it."""
-    with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, so that a reader finds the old content or the new, never half of it."""
+    with replacing(path) as partial, open(partial, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
 

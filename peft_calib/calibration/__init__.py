@@ -25,6 +25,7 @@ from .recalibrate import (
     estimate_prior,
 )
 from .report.classes import ClassRow
+from .report.confidence import ConfidenceReport, confidence_report
 from .report.conventions import CONVENTIONS
 from .report.forest import group_diagram
 from .report.groups import GroupPanel, GroupsRecord
@@ -48,6 +49,7 @@ __all__ = [
     "CalibrationReport",
     "ClassRow",
     "Comparison",
+    "ConfidenceReport",
     "ConformalSets",
     "DrawUncertainty",
     "GroupPanel",
@@ -69,6 +71,7 @@ __all__ = [
     "compare_groups",
     "compare_many",
     "confidence_histogram",
+    "confidence_report",
     "draw_uncertainty",
     "estimate_prior",
     "group_diagram",

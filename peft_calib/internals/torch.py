@@ -73,6 +73,12 @@ def remove_hooks(module: nn.Module, *hooks: Callable[..., Any]) -> None:
                 flag.pop(key, None)
 
 
+def remove_all_hooks(module: nn.Module) -> None:
+    """Take everybody's functions off the forward hooks of a copy of a module and of its parts."""
+    for part in module.modules():
+        remove_hooks(part, *part._forward_pre_hooks.values(), *part._forward_hooks.values())
+
+
 class MovesAlong(nn.Module):
     """A module that takes others along when it is moved or cast, without holding them as parts of itself."""
 

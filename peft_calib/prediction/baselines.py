@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 
 from ..tuners.asked import forward_replaced, only_here
@@ -76,6 +76,13 @@ def _with_names(names: list[str], forward: Callable[..., Any], x: torch.Tensor, 
     return forward(x, *args, **{**kwargs, "adapter_names": rows})
 
 
+def _own_copies(names: list[str], wrapper: ModulesToSaveWrapper, _: Callable[..., Any], x: torch.Tensor) -> Any:
+    """The rows of each draw through what its adapter trained whole; stock PEFT mixes in single layers only."""
+    own = dict(wrapper.modules_to_save.items())
+    copies = [own.get(name, wrapper.original_module) for name in names]
+    return torch.cat([copy(part) for copy, part in zip(copies, x.chunk(len(names)), strict=True)])
+
+
 class AdapterDraws(DrawSource):
     """Several adapters of one model as draws, run as one mixed batch of stock PEFT (`adapter_names` of its layers)."""
 
@@ -96,9 +103,14 @@ class AdapterDraws(DrawSource):
     @contextmanager
     def use(self, first: int, count: int, repeat: bool = False) -> Iterator[None]:
         """Tell the layers the adapter of each row, draw-major; PEFT's own hooks every thread would run into."""
-        names = partial(_with_names, self.names[first : first + count])
-        layers = [m for m in self.root.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
-        with ask_everywhere(self.model, {}, count if repeat else 1), forward_replaced(dict.fromkeys(layers, names)):
+        names = self.names[first : first + count]
+        replaced: dict[nn.Module, Callable[..., Any]] = {}
+        for module in self.root.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                replaced[module] = partial(_own_copies, names, module)
+            elif isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+                replaced[module] = partial(_with_names, names)
+        with ask_everywhere(self.model, {}, count if repeat else 1), forward_replaced(replaced):
             yield
 
     def varying_modules(self, num_samples: int) -> list[nn.Module]:

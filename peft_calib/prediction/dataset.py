@@ -89,8 +89,9 @@ def predict_dataset(
     # checked before the draws are dealt, so that bad input is refused on every process alike
     whole = BatchPredictor(source, how, num_samples, seed, tolerance=tolerance, max_samples=max_samples, **options)
     predictor = _own_share(whole, state, options) if split == "draws" and state.num_processes > 1 else whole
-    loader, batches = _loader(data, predictor, source.root, batch_size, processing_class, collate_fn, state)
-    dealt = _dealt(loader, batches, split, state, progress and state.is_main_process)
+    of_tokens = predictor is not None and isinstance(predictor.head, TokenHead)
+    loader, batches = loader_of(data, source.root, of_tokens, batch_size, processing_class, collate_fn, state)
+    dealt = dealt_batches(loader, batches, split, state, progress and state.is_main_process)
     parts = [] if predictor is None else _predicted(predictor, dealt)
     return _joined(gather_object(parts) if state.num_processes > 1 else parts)
 
@@ -139,7 +140,7 @@ def _joined(parts: list[tuple[int, int, int, Any]]) -> Prediction | RegressionPr
     return type(whole[0]).concatenate(whole, list(rows.values()))
 
 
-def _dealt(
+def dealt_batches(
     loader: Any, batches: int | None, split: str, state: Any, progress: bool
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """This process's share of the batches, each with its number, under a bar."""
@@ -150,10 +151,10 @@ def _dealt(
     yield from tqdm(own, total=batches and -(-(batches - rank) // world), desc="predict", disable=not progress)
 
 
-def _loader(
+def loader_of(
     data: Any,
-    predictor: BatchPredictor | None,
     root: nn.Module,
+    of_tokens: bool,
     batch_size: int,
     processing_class: Any,
     collate_fn: Callable | None,
@@ -177,7 +178,6 @@ def _loader(
     if isinstance(data, datasets.Dataset):
         data = model_columns(data, root)
     if collate_fn is None:
-        of_tokens = predictor is not None and isinstance(predictor.head, TokenHead)
         collate_fn = collator_for(processing_class, of_tokens)
     return DataLoader(data, batch_size=batch_size, collate_fn=collate_fn), -(-len(data) // batch_size)
 

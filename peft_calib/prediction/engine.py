@@ -186,7 +186,7 @@ class BatchPredictor:
             if self.adaptive:
                 values, counts = self._adaptive_values(items)
                 return self.result(values, items, num_forwards=float(counts.double().mean()), draws_per_row=counts)
-            values, cost = self._answers(items)
+            values, cost = self.answers(items)
         return self.result(values, items, num_forwards=cost)
 
     def _own_weights(self, weights: Sequence[float] | torch.Tensor, total: int) -> torch.Tensor:
@@ -226,7 +226,8 @@ class BatchPredictor:
         positions = items.positions.cpu() if isinstance(self.head, TokenHead) else None
         return Prediction(sample_probabilities=values, labels=labels, positions=positions, **common)
 
-    def _answers(self, items: Items) -> tuple[torch.Tensor, float]:
+    def answers(self, items: Items) -> tuple[torch.Tensor, float]:
+        """What the head reads of K draws of a batch, (K, N, C) on the CPU, and what that cost in forwards."""
         K = self.num_samples
         if self.how == "linear":
             return self._linear_values(items, K)

@@ -56,6 +56,8 @@ class _Result:
     samples_name: ClassVar[str]
     #: Further tensors of a kind, one entry for each item.
     item_tensors: ClassVar[tuple[str, ...]] = ()
+    #: Such that a result may lack.
+    optional_item_tensors: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         wrong = ~torch.isfinite(self._samples) & self._made
@@ -128,7 +130,8 @@ class _Result:
 
     @classmethod
     def _tensor_names(cls) -> tuple[str, ...]:
-        return (cls.samples_name, *cls.item_tensors, "draws_per_row", "positions", "labels", "weights")
+        own = (cls.samples_name, *cls.item_tensors, *cls.optional_item_tensors)
+        return (*own, "draws_per_row", "positions", "labels", "weights")
 
     @classmethod
     def _read_facts(cls, facts: Fields) -> dict[str, Any]:
@@ -216,9 +219,10 @@ class _Result:
         }
         if any(part.draws_per_row is not None or part.num_samples < K for part in parts):
             fields["draws_per_row"] = torch.cat([part._counts for part in parts])
-        labels = [part.labels for part in parts if part.labels is not None]
-        if len(labels) == len(parts):
-            fields["labels"] = torch.cat(labels)
+        for name in ("labels", *cls.optional_item_tensors):
+            known = [getattr(part, name) for part in parts if getattr(part, name) is not None]
+            if len(known) == len(parts):
+                fields[name] = torch.cat(known)
         starts = [sum(rows[:i]) for i in range(len(rows))]
         placed = [(p.positions, start) for p, start in zip(parts, starts, strict=True) if p.positions is not None]
         if len(placed) == len(parts):
@@ -242,7 +246,7 @@ class _Result:
         Returns:
             Their prediction.
         """
-        names = ("draws_per_row", "positions", "labels", *self.item_tensors)
+        names = ("draws_per_row", "positions", "labels", *self.item_tensors, *self.optional_item_tensors)
         changed = {name: getattr(self, name)[items] for name in names if getattr(self, name) is not None}
         return replace(self, **{self.samples_name: self._samples[:, items]}, **changed)
 

@@ -32,14 +32,20 @@ class CalibratedPrediction(Prediction):
         temperature: T that was applied; None where nothing was, or no temperature.
         recalibration: In words, what was applied or why nothing was.
         num_cut: Rows that were longer than what the model was trained on, and were cut.
+        error_probability: Float64 (N,), how likely the predicted class is wrong, by the uncertainty head beside the
+            adapter; None where there is none.
+        error_head: In words, which head that is, or why there is none.
     """
 
     item_tensors: ClassVar[tuple[str, ...]] = ("calibrated",)
+    optional_item_tensors: ClassVar[tuple[str, ...]] = ("error_probability",)
     calibrated: torch.Tensor
     label_names: tuple[str, ...] = ()
     temperature: float | None = None
     recalibration: str = ""
     num_cut: int = 0
+    error_probability: torch.Tensor | None = None
+    error_head: str = ""
 
     @classmethod
     def of(cls, prediction: Prediction, method: Recalibrator | None, **said: Any) -> CalibratedPrediction:
@@ -83,17 +89,22 @@ class CalibratedPrediction(Prediction):
         return self._mean(divergence.sum(-1, keepdim=True)).squeeze(-1).clamp_min(0)
 
     def to_dataset(self) -> Any:
-        """One row for each item, as of a `Prediction`, and the name of the predicted class."""
-        return super().to_dataset().add_column("predicted_label", self.labels_predicted)
+        """One row for each item, as of a `Prediction`, the name of the predicted class, and P(error) where known."""
+        found = super().to_dataset().add_column("predicted_label", self.labels_predicted)
+        if self.error_probability is None:
+            return found
+        return found.add_column("error_probability", self.error_probability.tolist())
 
     def _facts(self) -> list[str]:
         cut = [f"{self.num_cut} rows cut"] if self.num_cut else []
-        return [*super()._facts(), self.recalibration, *cut]
+        head = [self.error_head] if self.error_head else []
+        return [*super()._facts(), self.recalibration, *head, *cut]
 
     @property
     def _made_by(self) -> dict[str, Any]:
         own = {"label_names": tuple(self.label_names), "temperature": self.temperature}
-        return super()._made_by | own | {"recalibration": self.recalibration, "num_cut": self.num_cut}
+        said = {"recalibration": self.recalibration, "num_cut": self.num_cut, "error_head": self.error_head}
+        return super()._made_by | own | said
 
     @classmethod
     def _read_facts(cls, facts: Fields) -> dict[str, Any]:
@@ -102,6 +113,7 @@ class CalibratedPrediction(Prediction):
             "temperature": facts.number("temperature", above=0, default=None),
             "recalibration": facts.text("recalibration"),
             "num_cut": facts.integer("num_cut", least=0),
+            "error_head": facts.text("error_head", default=""),
         }
 
 

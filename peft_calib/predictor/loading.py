@@ -29,6 +29,7 @@ from ..console import own_random_state
 from ..identity import open_weights, read_config
 from ..prediction.heads import check_label_tokens
 from ..provenance.companions import attach_file
+from .error_head import ErrorHead, head_beside
 from .inputs import letter_tokens, with_limits
 from .predictor import Predictor
 
@@ -67,8 +68,8 @@ def load(
         adapter: Folder of an adapter or of a run, or a Hub id.
         device: Where to; an accelerator if there is one.
         base_model: The base model, where it is not to be found under the name that the adapter was trained with.
-        recalibrate: False applies no stored recalibration; weights or a base model other than those that it was
-            fitted for are then a warning.
+        recalibrate: False applies no stored recalibration and no uncertainty head; weights or a base model other
+            than those that they were fitted for are then a warning.
         label_names: Names of the classes, where they are not stored or others are wanted.
         label_tokens: Tokens that stand for the classes of a language model, ids or texts of one token each.
         max_length: Tokens that texts are cut to; as in training, or what the base model takes.
@@ -152,7 +153,9 @@ def _assembled(
     chosen = torch.accelerator.current_accelerator() if device is None and torch.accelerator.is_available() else device
     if "device_map" not in model_options:
         model.to(chosen or "cpu")
-    return Predictor(model.eval(), tokenizer, artefact, folder, artefact.classes, tuple(places))
+    model.eval()
+    head = head_beside(folder, places, model) if recalibrate else ErrorHead()
+    return Predictor(model, tokenizer, artefact, folder, artefact.classes, tuple(places), head)
 
 
 def _folder_of(adapter: str | Path, subfolder: str | None, **hub: Any) -> Path:

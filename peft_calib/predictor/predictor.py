@@ -19,8 +19,10 @@ from ..json_files import Fields
 from ..prediction import Prediction, predict_dataset
 from ..prediction.engine import check_how
 from ..prediction.members import predict_members
+from ..prediction.sources import LawDraws
 from ..tuners.laws import laws_of
 from .answer import CalibratedPrediction
+from .error_head import NONE, ErrorHead
 from .inputs import Encoded, encode
 
 
@@ -35,6 +37,7 @@ class Predictor:
         folder: Where it was loaded from.
         label_names: Names of the classes, in order.
         adapter_names: The adapters in the model; several for an ensemble.
+        error_head: The uncertainty head beside the adapter.
     """
 
     model: PeftModel
@@ -43,6 +46,7 @@ class Predictor:
     folder: Path
     label_names: tuple[str, ...]
     adapter_names: tuple[str, ...] = ("default",)
+    error_head: ErrorHead = field(default_factory=ErrorHead)
     _methods: dict[str, Recalibrator] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -103,8 +107,9 @@ class Predictor:
 
         Returns:
             The prediction, in the order of the rows, with `label_names`, `labels_predicted`, calibrated
-            `probabilities` (N, C), `temperature`, `entropy` and `mutual_information` (nats). Texts that are longer
-            than what the adapter was trained on are cut as in training; `num_cut` counts them, and a warning says so.
+            `probabilities` (N, C), `temperature`, `entropy` and `mutual_information` (nats), and with an uncertainty
+            head beside the adapter `error_probability`, from the same forward. Texts that are longer than what the
+            adapter was trained on are cut as in training; `num_cut` counts them, and a warning says so.
 
         Raises:
             TypeError: If a text is no text, or there is a stream instead of rows.
@@ -145,17 +150,34 @@ class Predictor:
             told = f"{told}, fitted with {fitted} draws"
         # rows of similar length side by side, as in an evaluation: less padding
         order = np.argsort([len(ids) for ids in rows.columns["input_ids"]], kind="stable")
-        options: dict[str, Any] = {
-            "batch_size": self.batch_size_for(batch_size),
-            "processing_class": self.tokenizer,
-            "task": "classification" if self.artefact.label_tokens is None else "next_token",
-            "label_tokens": self.artefact.label_tokens,
-            "progress": progress,
-            "accelerator": accelerator,
-        }
-        made = self._made(rows.as_dataset(order.tolist()), how, count, seed, options)
+        places, shared = order.tolist(), {"batch_size": self.batch_size_for(batch_size), "progress": progress}
+        shared["accelerator"] = accelerator
+        serves, head = self.error_head.serves(how, self.count_of(how, count), method, self.artefact)
+        errors = None
+        if serves:
+            made, errors = self.error_head.predict(rows, places, how, seed, {"tokenizer": self.tokenizer, **shared})
+            self._check_classes(made)
+        else:
+            made = self._made(rows.as_dataset(places), how, count, seed, shared)
+        back = torch.from_numpy(np.argsort(order))
         said = {"label_names": self.label_names, "recalibration": told, "num_cut": rows.num_cut}
-        return CalibratedPrediction.of(made.select(torch.from_numpy(np.argsort(order))), method, **said)
+        if self.error_head.told != NONE:
+            said["error_head"] = head
+        if errors is not None:
+            said["error_probability"] = errors[back]
+        return CalibratedPrediction.of(made.select(back), method, **said)
+
+    def gives_errors(self, how: str | None, num_samples: int | None) -> bool:
+        """Whether predictions that are asked for in this way have an `error_probability`."""
+        way = self.way_of(how, num_samples)
+        count = self.num_samples_for(way) if num_samples is None else num_samples
+        return self.error_head.serves(way, self.count_of(way, count), self.recalibration(way)[0], self.artefact)[0]
+
+    def count_of(self, how: str, count: int | None) -> int | None:
+        """How many draws a prediction has where their number was left to the adapter, for a head of draws."""
+        if how != "sample" or count is not None or self.error_head.bound is None:
+            return count
+        return LawDraws(self.model, 0).default_num_samples
 
     def recalibration(self, how: str) -> tuple[Recalibrator | None, str]:
         """What is applied to a way of predicting, None for nothing; and in words."""
@@ -181,7 +203,13 @@ class Predictor:
         """Rows of a forward: those asked for, or as in training."""
         return batch_size or self.artefact.inputs.batch_size or 8
 
-    def _made(self, rows: Any, how: str, count: int | None, seed: int, options: dict[str, Any]) -> Prediction:
+    def _made(self, rows: Any, how: str, count: int | None, seed: int, shared: dict[str, Any]) -> Prediction:
+        options: dict[str, Any] = {
+            "processing_class": self.tokenizer,
+            "task": "classification" if self.artefact.label_tokens is None else "next_token",
+            "label_tokens": self.artefact.label_tokens,
+            **shared,
+        }
         if len(self.adapter_names) > 1:
             if how != "sample":
                 raise ValueError(f"An ensemble of adapters predicts with how='sample', its members; got {how!r}.")
@@ -192,12 +220,15 @@ class Predictor:
             found = predict_dataset(self.model, rows, how=how, num_samples=count, seed=seed, **options)  # type: ignore
         if not isinstance(found, Prediction):
             raise ValueError("The adapter answers with numbers, not with classes; predict with predict_dataset.")
+        self._check_classes(found)
+        return found
+
+    def _check_classes(self, found: Prediction) -> None:
         if found.sample_probabilities.shape[-1] != len(self.label_names):
             raise ValueError(
                 f"The adapter answers with {found.sample_probabilities.shape[-1]} classes, and "
                 f"{len(self.label_names)} are named: {', '.join(self.label_names[:8])}. Give label_names to load."
             )
-        return found
 
     def _laws(self) -> list[Any]:
         return list(laws_of(self.model, active=True))

@@ -94,8 +94,9 @@ def predict_to(
         raise ValueError(f"shard_rows must be a whole number of at least 1, got {shard_rows!r}.")
     state = PartialState() if accelerator is None else accelerator
     place = Path(folder)
-    names = added_names(prefix, predictor.label_names if all_probabilities else ())
     way = predictor.way_of(how, num_samples)
+    errors = predictor.gives_errors(how, num_samples)
+    names = added_names(prefix, predictor.label_names if all_probabilities else (), errors)
     made = {
         "num_samples": predictor.num_samples_for(way) if num_samples is None else num_samples,
         "how": way,
@@ -132,6 +133,7 @@ def _about(predictor: Predictor, how: str) -> dict[str, Any]:
         "temperature": getattr(method, "temperature", None),
         "recalibration": told,
         "parameters": None if method is None else method.state()["parameters"],
+        "error_head": predictor.error_head.digest,
         "base": base_fingerprint(predictor.model),
         "label_names": list(predictor.label_names),
         "label_tokens": artefact.label_tokens,

@@ -11,12 +11,14 @@ from .answer import CalibratedPrediction
 
 #: Names of the added columns; a prefix stands before each.
 LABEL, PROBABILITY, ENTROPY, INFORMATION = "predicted_label", "probability", "entropy", "mutual_information"
+ERROR = "error_probability"
 
 
-def added_names(prefix: str, classes: Sequence[str]) -> list[str]:
-    """Names of the added columns; `classes` are those whose probabilities are added, too."""
+def added_names(prefix: str, classes: Sequence[str], errors: bool = False) -> list[str]:
+    """Names of the added columns; `classes` are those whose probabilities are added, too, `errors` adds P(error)."""
     each = [f"{PROBABILITY}_{name}" for name in classes]
-    return [f"{prefix}{name}" for name in (LABEL, PROBABILITY, ENTROPY, INFORMATION, *each)]
+    own = (LABEL, PROBABILITY, ENTROPY, INFORMATION, *((ERROR,) if errors else ()))
+    return [f"{prefix}{name}" for name in (*own, *each)]
 
 
 def refuse_clash(columns: Sequence[str], added: Sequence[str], source: str, mend: str) -> None:
@@ -32,7 +34,9 @@ def refuse_clash(columns: Sequence[str], added: Sequence[str], source: str, mend
 def added_columns(found: CalibratedPrediction, names: Sequence[str]) -> dict[str, list]:
     """The added columns, under the names that `added_names` gave."""
     columns = [found.labels_predicted, found.probabilities.amax(-1).tolist()]
-    columns += [found.entropy.tolist(), found.mutual_information.tolist(), *found.probabilities.T.tolist()]
+    columns += [found.entropy.tolist(), found.mutual_information.tolist()]
+    columns += [] if found.error_probability is None else [found.error_probability.tolist()]
+    columns += found.probabilities.T.tolist()
     return dict(zip(names, columns, strict=False))  # the classes' own columns where they are named
 
 

@@ -67,11 +67,12 @@ def _described(model: nn.Module, label_tokens: Sequence[int] | None) -> Artefact
     return replace(known, label_tokens=tokens, base=base)
 
 
-def attach_file(model: nn.Module, name: str, text: str, adapter_name: str | None = None) -> None:
-    """Have a text file written beside an adapter of any PEFT method every time the adapter is saved.
+def attach_file(model: nn.Module, name: str, content: str | bytes, adapter_name: str | None = None) -> None:
+    """Have a file written beside an adapter of any PEFT method every time the adapter is saved.
 
     `save_pretrained`, `push_to_hub` and the Trainer's checkpoints all write the adapter's configuration; the file
-    travels with that. A later call with the same name replaces it; it is not read back on loading.
+    travels with that. A later call with the same name replaces it; it is not read back on loading. A folder would not
+    travel: transformers' `push_to_hub` fails at one that lies in another.
     """
     taken = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
     if not isinstance(name, str) or name in ("", ".", "..", *taken) or any(part in name for part in "/\\\0"):
@@ -79,14 +80,17 @@ def attach_file(model: nn.Module, name: str, text: str, adapter_name: str | None
             f"{name!r} cannot be written beside an adapter: give the name of a file, without a folder, that is none "
             f"of {', '.join(taken)}."
         )
-    _files(model, adapter_name)[name] = text
+    _files(model, adapter_name)[name] = content
 
 
 def attached_file(model: nn.Module, name: str, adapter_name: str | None = None) -> str | None:
     """The text attached to an adapter under a name, or `None`."""
     adapter = active_adapter(model, adapter_name)  # says so where there is no adapter
     saver = model.peft_config[adapter].__dict__.get("save_pretrained")
-    return saver.files.get(name) if isinstance(saver, _SaveWithFiles) else None  # looking changes no configuration
+    if not isinstance(saver, _SaveWithFiles):  # looking changes no configuration
+        return None
+    content = saver.files.get(name)
+    return content if content is None or isinstance(content, str) else content.decode()
 
 
 def detach_file(model: nn.Module, name: str, adapter_name: str | None = None) -> None:
@@ -99,16 +103,16 @@ class _SaveWithFiles:
 
     def __init__(self, config: PeftConfig) -> None:
         self.config = config
-        self.files: dict[str, str] = {}
+        self.files: dict[str, str | bytes] = {}
 
     def __call__(self, save_directory: str, **kwargs: Any) -> None:
         type(self.config).save_pretrained(self.config, save_directory, **kwargs)
-        for name, text in self.files.items():
-            write_atomically(Path(save_directory) / name, text)
+        for name, content in self.files.items():
+            write_atomically(Path(save_directory) / name, content)
 
 
-def _files(model: nn.Module, adapter_name: str | None) -> dict[str, str]:
-    """Texts by the name of their file, which the adapter's configuration writes whenever it is saved."""
+def _files(model: nn.Module, adapter_name: str | None) -> dict[str, str | bytes]:
+    """Contents by the name of their file, which the adapter's configuration writes whenever it is saved."""
     name = active_adapter(model, adapter_name)  # says so where there is no adapter
     config = model.peft_config[name]
     saver = config.__dict__.get("save_pretrained")

@@ -42,6 +42,8 @@ class Predicted:
         told = ", ".join(f"{name} {count}" for name, count in counts.items())
         draws = f"{found.num_samples} draws" if found.how != "mean" else "the mean adapter"
         lines = [f"{len(found)} rows by {draws}, {found.recalibration}: {told}"]
+        if found.error_probability is not None:
+            lines.append(f"{found.error_head}: {float(found.error_probability.mean()):.1%} errors expected")
         if found.num_cut:
             lines.append(f"{found.num_cut} row(s) are longer than what the adapter was trained on, and were cut")
         if self.without_value:
@@ -108,7 +110,8 @@ def predict_table(
         artefact, inputs = predictor.artefact, predictor.artefact.inputs
         if text_column:
             inputs = replace(inputs, text_columns=tuple(text_column))
-        added = added_names(prefix, predictor.label_names if all_probabilities else ())
+        errors = predictor.gives_errors(how, num_samples)
+        added = added_names(prefix, predictor.label_names if all_probabilities else (), errors)
         refuse_clash(rows.column_names, added, name, "--prefix, such as --prefix model_")
         dropped = 0
         if drop_missing:

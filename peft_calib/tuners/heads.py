@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -87,6 +88,16 @@ class StackedModule(MovesAlong):
         for name, parameter in self._template[0].named_parameters():
             parameter.data = tensors[name][0].detach().clone()
         return self._template[0]
+
+    @torch.no_grad()
+    def copied(self) -> nn.Module:
+        """A copy of the module with the tensors of the current single draw; the template stays as it is."""
+        tensors = self._tensors()
+        with _TEMPLATES:
+            copy = deepcopy(self._template[0])
+        for name, parameter in copy.named_parameters():
+            parameter.data = tensors[name][0].detach().clone()
+        return copy
 
 
 def trained_modules(model: nn.Module, adapter: str) -> dict[str, tuple[ModulesToSaveWrapper, nn.Module]]:

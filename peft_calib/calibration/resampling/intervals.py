@@ -109,7 +109,8 @@ def _unfolded(
     Tails are Student's, of all rows or, for rankings, of the rarer of right and wrong ones; `"bca"` never shortens
     those of rankings, and for `nll` and `brier` also holds the interval of a mean with its skewness taken off.
     """
-    wrong = int((top_label(rows.probabilities)[1] != rows.labels).sum())
+    predicted = np.ones_like(rows.labels) if rows.against_rest else top_label(rows.probabilities)[1]
+    wrong = int((predicted != rows.labels).sum())
     size = len(rows.labels)
     rarer = min(wrong, size - wrong)
     draws = {key: values[:-1] for key, values in drawn.items()}

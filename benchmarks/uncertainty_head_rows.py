@@ -1,0 +1,116 @@
+"""What the study of the uncertainty head fits on: features of every run, extracted once and kept as safetensors."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from evidence import read_rows
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from peft_calib.provenance.row_hashes import hash_rows
+from peft_calib.runs.embedded import embedded_model
+from peft_calib.runs.folder import RunFolder
+from peft_calib.runs.loading import FinishedRun, load_task, read_record
+from peft_calib.runs.tasks import task_class
+from peft_calib.uncertainty_head import CopiedHead, FeatureSet, copy_head, extract_features
+from peft_calib.uncertainty_head.baselines import token_states
+from peft_calib.uncertainty_head.baselines.sequences import with_tokens
+
+TENSORS = ("features", "logits", "labels", "tokens", "ends")
+
+
+def jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def rows_of(cell: str, protocol: dict[str, Any], evidence: dict[str, Any], runs: Path, data: Path) -> dict[str, list]:
+    """Rows of a cell by name: `pool`, unseen by its runs; `own`, those they were given; test sets by their names."""
+    place = runs / "cells" / cell
+    tests = {path.stem: jsonl(path) for path in sorted(place.glob("*.jsonl")) if path.stem != "train"}
+    own = jsonl(place / "train.jsonl")
+    about = evidence["cells"][cell]
+    known = {row["text"] for rows in [own, *tests.values()] for row in rows}
+    source = evidence["data"][about["data"]]
+    rest = read_rows(data / about["data"], "train", source.get("least_words", 0))
+    rest = [row for row in rest if row["text"] not in known]
+    random.Random(f"{cell} head").shuffle(rest)
+    sets = {"pool": rest[: protocol["pool_rows"]], "own": own, **tests}
+    return {name: sorted(rows, key=lambda row: len(row["text"])) for name, rows in sets.items()}  # little padding
+
+
+def loaded(folder: Path) -> FinishedRun:
+    """A finished run on the embedded base model of this installation."""
+    run = RunFolder(folder)
+    task = load_task(run)
+    config = replace(task.config, model=embedded_model())
+    return FinishedRun.assemble(run, task_class(config.task)(config, task.labels))
+
+
+def extract(cell: str, seed: int, rows: dict[str, list], protocol: dict[str, Any], runs: Path, place: Path) -> None:
+    """Features of all sets of rows of one run, its head, and passes with dropout over its test rows."""
+    folder = place / f"{cell}-{seed}"
+    if (folder / "head.safetensors").is_file():  # written last
+        return
+    found = loaded(runs / "runs" / f"{cell}-{protocol['method']}-{seed}")
+    options: dict[str, Any] = {"batch_size": 64, "collate_fn": found.task.collator(found.tokenizer)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in rows.items():
+        canonical = found.task.canonical(Dataset.from_list(part), name, "test")
+        canonical = trained_on(found, canonical) if name == "own" else canonical
+        encoded = found.task.encode_prediction(canonical, found.tokenizer)
+        save(folder / f"{name}.safetensors", token_states(found.model, encoded, **options))
+        if name == "test":
+            passes = extract_features(found.model, encoded, **options, **protocol["dropout"])
+            passes = replace(passes, features=passes.features[..., :0])
+            save(folder / "dropout.safetensors", passes)
+    head = copy_head(found.model)
+    save_file({name: value.contiguous() for name, value in head.starts[0].items()}, folder / "head.safetensors")
+
+
+def trained_on(found: FinishedRun, rows: Dataset) -> Dataset:
+    """Those of a run's own rows that its adapter was trained on; the others chose its temperature."""
+    kind, keys = hash_rows(rows)
+    seen = read_record(found.folder, found.task).trained_on[kind].hashes
+    return rows.select(np.flatnonzero(np.isin(keys, seen)))
+
+
+def save(path: Path, features: FeatureSet) -> None:
+    tensors = {name: getattr(features, name, None) for name in TENSORS}
+    tensors["hashes"] = None if features.hashes is None else torch.from_numpy(features.hashes.view(np.int64))
+    kept = {name: value.contiguous() for name, value in tensors.items() if value is not None}
+    save_file(kept, path, metadata={"adapter": features.adapter or ""})
+
+
+def read(path: Path, tokens: bool = True) -> FeatureSet:
+    """Features as `save` wrote them them, with the states of their tokens if asked for."""
+    with safe_open(path, "pt") as file:
+        names = set(file.keys())
+        tensors = {name: file.get_tensor(name) for name in names if tokens or name not in ("tokens", "ends")}
+        adapter = file.metadata()["adapter"] or None
+    hashes = tensors.get("hashes")
+    plain = FeatureSet(
+        tensors["features"],
+        tensors["logits"],
+        tensors.get("labels"),
+        None if hashes is None else hashes.numpy().view(np.uint64),
+        adapter=adapter,
+    )
+    return with_tokens(plain, tensors["tokens"], tensors["ends"]) if "tokens" in tensors else plain
+
+
+def read_head(folder: Path) -> CopiedHead:
+    """The linear head of a run's classifier."""
+    with safe_open(folder / "head.safetensors", "pt") as file:
+        start = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (a handle, not a dict)
+    linear = nn.Linear(*reversed(start["weight"].shape))
+    linear.load_state_dict(start)
+    return CopiedHead(linear.eval().requires_grad_(False), [start])
