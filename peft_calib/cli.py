@@ -45,6 +45,8 @@ Outside = Annotated[
     str | None, typer.Option(help="Texts of other origin: a file, a folder or a Hub id with the same text column.")
 ]
 Seed = Annotated[int, typer.Option(help="Key of the draws and of the intervals.")]
+#: Groups of options of a head.
+ROWS, FIT, GRID = "Rows and predictions", "How it is fitted", "Grid, of which the best trial is chosen"
 #: Settings that the demonstration's runs can be given.
 DEMO = (
     "subset", "encoding", "delimiter", "drop_missing", "text_column", "label_column", "max_length", "max_train_rows",
@@ -163,15 +165,91 @@ def train(
 def evaluate(run: RunDir, outside: Outside = None, seed: Seed = 0, **how: Any) -> None:
     """Measure a finished run on rows it has not seen: scores with intervals, before and after its temperature."""
     from .runs.evaluation import evaluate_run
-    from .runs.tables import evaluation_table, verdict_of_baseline
+    from .runs.tables import evaluation_table, verdict_of_baseline, verdict_of_head
 
     console = _main_console()
     found = evaluate_run(run, seed=seed, progress=console.is_terminal, outside=outside, **how)
     console.print(evaluation_table(found.content, how["metrics"] or found.content["metrics"]))
-    told = verdict_of_baseline(found.content)
-    if told is not None:
-        console.print(told, markup=False, highlight=False)
+    for told in (verdict_of_head(found.content), verdict_of_baseline(found.content)):
+        if told is not None:
+            console.print(told, markup=False, highlight=False)
     console.print(f"Written to {found.folder}: report.json, report.md, report.html")
+
+
+@app.command("train-head", cls=Command)
+def train_head(
+    run: RunDir,
+    fit_on: Annotated[
+        str | None,
+        typer.Option(
+            help="cross (folds of the calibration rows), validation (a part of them), or train (the training rows, "
+            "as in the papers). Default: cross, or the paper's.",
+            rich_help_panel=ROWS,
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Where the run's rows lie now, if they have moved.", rich_help_panel=ROWS)
+    ] = None,
+    how: Annotated[
+        str | None,
+        typer.Option(
+            help="Which prediction it is for: mean or sample. Default: draws where there are.", rich_help_panel=ROWS
+        ),
+    ] = None,
+    num_samples: Annotated[
+        int | None, typer.Option(min=2, help="Draws. Default: as trained.", rich_help_panel=ROWS)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Rows of a forward. Default: as in training.", rich_help_panel=ROWS)
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option(help="entropy, sr_norm or sr_raw. Default: entropy.", rich_help_panel=FIT)
+    ] = None,
+    paper: Annotated[
+        str | None, typer.Option(help="Settings of a paper: v1 (AdUE) or v2 (ALIEN).", rich_help_panel=FIT)
+    ] = None,
+    calibrate: Annotated[
+        str | None, typer.Option(help="Map to P(error): platt, isotonic or none.", rich_help_panel=FIT)
+    ] = None,
+    balance: Annotated[
+        bool, typer.Option("--balance", help="Draw errors as often as the rest.", rich_help_panel=FIT)
+    ] = False,
+    lr: Annotated[
+        list[float] | None, typer.Option(help="Learning rate of the grid. May be repeated.", rich_help_panel=GRID)
+    ] = None,
+    epochs: Annotated[
+        list[int] | None, typer.Option(help="Epochs of the grid. May be repeated.", rich_help_panel=GRID)
+    ] = None,
+    alpha: Annotated[
+        list[float] | None,
+        typer.Option(help="Weight of staying near the model's own score. May be repeated.", rich_help_panel=GRID),
+    ] = None,
+    beta: Annotated[
+        list[float] | None,
+        typer.Option(help="Weight of staying near the model's own head. May be repeated.", rich_help_panel=GRID),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Key of the draws and of the fit.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a head that lies there.")] = False,
+) -> None:
+    """Fit a head to a finished run that says how likely each prediction is wrong; no prediction changes.
+
+    It is written beside the adapter, where evaluate, predict and peft_calib.load find it. It says at once whether it
+    ranks errors better than the model's own score; where there are too few errors to learn from, that score stays.
+
+    peft-calib train-head runs/lora
+
+    peft-calib train-head runs/lora --fit-on train --paper v2
+    """
+    from .runs.error_head import train_head as fit
+
+    console = _main_console()
+    grid = {"lr": lr, "epochs": epochs, "alpha": alpha, "beta": beta}
+    asked = {"fit_on": fit_on, "data": data, "how": how, "num_samples": num_samples, "batch_size": batch_size}
+    asked |= {"score": score, "paper": paper, "calibrate": calibrate, "balance": balance or None}
+    progress = console.is_terminal
+    found = fit(run, seed=seed, overwrite=overwrite, progress=progress, **given(asked), **given(grid))
+    for line in found.lines():
+        console.print(line, markup=False, highlight=False)
 
 
 @app.command(cls=Command)

@@ -25,6 +25,7 @@ from ..json_files import without_nan
 from ..prediction import Prediction
 from ..predictor.answer import logits_of
 from .baseline import MostFrequent
+from .error_head import head_report, load_head
 from .folder import RunFolder, read_fields, read_json, write_json
 from .loading import FinishedRun, load_task, read_record, run_identity
 from .methods import prediction_variants
@@ -210,7 +211,7 @@ def _class_report(
     """Reports of every variant before and after its temperature."""
     content: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
-    html = None
+    html, head = None, load_head(run)
     for variant, count in variants.items():
         prediction = run.predict(rows.rows, variant, count, seed, progress)
         assert prediction.labels is not None
@@ -233,6 +234,8 @@ def _class_report(
         if outside is not None:
             elsewhere = run.predict(outside.rows, variant, count, seed, progress)
             content[variant]["outside"] = outside_report(prediction, elsewhere, scaling)
+        if head is not None and head[1] == variant:
+            content[variant]["head"] = head_report(run, head[0], rows.rows, seed, progress)
         html = reports[AFTER].to_html()  # of the last variant, the one the method is made for
     about: dict[str, Any] = {"items": len(labels), "variants": content}
     if outside is not None:

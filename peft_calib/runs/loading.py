@@ -17,11 +17,13 @@ from ..base_models import base_fingerprint
 from ..calibration import TemperatureScaling
 from ..calibration.recalibrate.temperature import POSSIBLE
 from ..console import own_random_state
+from ..files import file_hash
 from ..identity import folder_digest
 from ..json_files import Fields
 from ..prediction import Prediction, predict_dataset
 from ..prediction.members import predict_members
 from ..provenance.splits import SplitRecord, read_split
+from ..uncertainty_head.stored import file_names
 from .folder import RunFolder, read_fields, read_json
 from .labels import LabelMap
 from .methods import ADAPTER, config_class, member_names, prediction_variants
@@ -140,14 +142,28 @@ def adapter_digests(folder: RunFolder, config: RunConfig) -> dict[str, str]:
 
 
 def run_identity(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
-    """All that an evaluation of a run hangs on: its adapters, settings, classes and temperatures."""
+    """All that an evaluation of a run hangs on: adapters, settings, classes, temperatures and uncertainty head."""
     settings = read_json(folder.config)
     temperatures = read_fields(folder.temperature)
+    head = head_hash(folder, config)
     return {
         "adapters": adapter_digests(folder, config),
         "settings": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         "temperatures": {n: temperatures.mapping(n).mapping("parameters").get("temperature") for n in temperatures},
+        **({} if head is None else {"uncertainty_head": head}),
     }
+
+
+def head_folder(folder: RunFolder, config: RunConfig) -> Path:
+    """Where the uncertainty head of a run lies: beside its adapter, or above the members of an ensemble."""
+    names = adapter_names(config)
+    return folder.adapter(ADAPTER) if names == (ADAPTER,) else folder.path
+
+
+def head_hash(folder: RunFolder, config: RunConfig) -> str | None:
+    """What the uncertainty head of a run is; None where there is none."""
+    place = head_folder(folder, config) / file_names("default")[1]  # it knows the other file
+    return file_hash(place) if place.is_file() else None
 
 
 def adapter_names(config: RunConfig) -> tuple[str, ...]:

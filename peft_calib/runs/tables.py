@@ -43,14 +43,29 @@ def evaluation_markdown(content: Mapping[str, Any], metrics: Sequence[str]) -> s
         for stage in ("before", "after")
         if "verdict" in found.get(stage, {})
     ]
-    told = verdict_of_baseline(content)
-    verdicts += [] if told is None else [f"- {told}"]
+    verdicts += [f"- {told}" for told in (verdict_of_head(content), verdict_of_baseline(content)) if told is not None]
     return "\n".join([f"# {_title(content)}", "", *table, "", _caption(content), "", *verdicts]).rstrip() + "\n"
 
 
 def verdict_of_baseline(content: Mapping[str, Any]) -> str | None:
     """That the run is no better than the most frequent class, where that is so."""
     return (content.get("baseline") or {}).get("verdict")
+
+
+def verdict_of_head(content: Mapping[str, Any]) -> str | None:
+    """Whether the run's uncertainty head ranks errors better than the frozen model's own score on these rows."""
+    found = _head(content)
+    if found is None:
+        return None
+    if found["kept_base"]:
+        return f"The uncertainty head keeps the base score ({found['score']}): {found['why_base']}"
+    told = found.get("verdict")
+    return None if told is None else f"Uncertainty head ({found['score']}), on these rows: {told}"
+
+
+def _head(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What was measured of the run's uncertainty head, if it has one."""
+    return next((found["head"] for found in content["variants"].values() if "head" in found), None)
 
 
 def _title(content: Mapping[str, Any]) -> str:
@@ -67,6 +82,11 @@ def _caption(content: Mapping[str, Any]) -> str:
         lines.append(
             f"{CALLED.capitalize()}: always answering {content['baseline']['answer']!r}, with the shares of the "
             "classes in the training rows for its probabilities."
+        )
+    if _head(content) is not None:
+        lines.append(
+            "Head: its P(error), whose ECE is against errors; base score: the frozen model's own, which the head has "
+            "to beat. Error AUROC: how well each tells errors from correct rows."
         )
     if content.get("outside"):
         about = content["outside"]
@@ -89,10 +109,15 @@ def _cells(content: Mapping[str, Any], metrics: Sequence[str], gap: str) -> tupl
         columns.append((name, found["before"]))
         columns.append((f"{name}, {shown(found.get('temperature_fit'), found['temperature'])}", found["after"]))
         outside += [found["outside"][stage] for stage in ("before", "after") if "outside" in found]
+    head = _head(content)
+    if head is not None:
+        columns.append(("1 - P(error) of the head", _of_errors(head["error_probability"])))
+        columns.append((f"base score ({head['score']})", head["base"]))
     if content.get("baseline"):
         columns.append((CALLED, content["baseline"]))
     rows = [name for name in metrics if any(name in report for _, report in columns)]
     rows += [name for name in ("perplexity",) if name in columns[0][1]]  # of texts
+    rows += [name for name in ("error_auroc",) if head is not None and name not in rows]
     lines = [[name, *(_cell(report, name, gap) for _, report in columns)] for name in rows]
     if "ece" in rows and columns[0][1].get("noise_floor"):
         floors = [(report.get("noise_floor") or {}).get("ece") for _, report in columns]
@@ -105,8 +130,16 @@ def _cells(content: Mapping[str, Any], metrics: Sequence[str], gap: str) -> tupl
     return ["score", *(name for name, _ in columns)], lines
 
 
+def _of_errors(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the scores of a P(error) those that mean in other columns what they mean here."""
+    kept = ("ece", "smooth_ece", "aurc", "error_auroc", "intervals", "noise_floor")
+    return {name: report[name] for name in kept}
+
+
 def _cell(report: Mapping[str, Any], name: str, gap: str) -> str:
-    value = report.get(name)
+    if name not in report:
+        return ""
+    value = report[name]
     if value is None:
         return "undefined"
     interval = (report.get("intervals") or {}).get(name)

@@ -121,7 +121,7 @@ class _Stack:
         self.optimiser = torch.optim.Adam(
             [{"params": group, "lr": rate} for group, rate in zip(self.groups, rates, strict=True)]
         )
-        steps = max(steps, 2)  # the schedule divides by the steps of its phases less one
+        steps = max(steps, 3)  # after its last step the schedule divides by the steps of its second phase less one
         warm_up = max(int(_WARM_UP * steps), 2) / steps
         self.schedule = OneCycleLR(self.optimiser, max_lr=rates, total_steps=steps, pct_start=warm_up)
         self.alpha = torch.tensor([trials[i].alpha for i in places])

@@ -17,7 +17,7 @@ from ..scores.table import keys_from
 from .measured import ScoreMapping
 
 #: Scores of a confidence that resamples give an interval of.
-RESAMPLED = (*keys_from("top"), *keys_from("areas"), *keys_from("precisions"), "brier")
+RESAMPLED = (*keys_from("top"), *keys_from("smooth"), *keys_from("areas"), *keys_from("precisions"), "brier")
 
 
 @dataclass(frozen=True, eq=False)
