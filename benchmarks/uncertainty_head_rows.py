@@ -56,23 +56,29 @@ def loaded(folder: Path) -> FinishedRun:
 
 
 def extract(cell: str, seed: int, rows: dict[str, list], protocol: dict[str, Any], runs: Path, place: Path) -> None:
-    """Features of all sets of rows of one run, its head, and passes with dropout over its test rows."""
+    """Features of all sets of rows of one run; of a run that is a member of the ensemble only, the test rows."""
     folder = place / f"{cell}-{seed}"
-    if (folder / "head.safetensors").is_file():  # written last
-        return
-    found = loaded(runs / "runs" / f"{cell}-{protocol['method']}-{seed}")
-    options: dict[str, Any] = {"batch_size": 64, "collate_fn": found.task.collator(found.tokenizer)}
+    if not (folder / "head.safetensors").is_file():  # written last
+        member_only = seed >= protocol["runs"]
+        found = loaded(runs / "runs" / f"{cell}-{protocol['method']}-{seed}")
+        dropout = None if member_only else protocol["dropout"]
+        extract_run(found, {"test": rows["test"]} if member_only else rows, folder, dropout)
+
+
+def extract_run(found: FinishedRun, rows: dict[str, list], folder: Path, dropout: dict[str, Any] | None) -> None:
+    """Features of sets of rows, passes with dropout over the test rows, and the head."""
+    words: dict[str, Any] = {"task": found.task.predict_task, "tokenizer": found.tokenizer}
+    words["label_tokens"] = found.task.answer_tokens(found.tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in rows.items():
         canonical = found.task.canonical(Dataset.from_list(part), name, "test")
         canonical = trained_on(found, canonical) if name == "own" else canonical
         encoded = found.task.encode_prediction(canonical, found.tokenizer)
-        save(folder / f"{name}.safetensors", token_states(found.model, encoded, **options))
-        if name == "test":
-            passes = extract_features(found.model, encoded, **options, **protocol["dropout"])
-            passes = replace(passes, features=passes.features[..., :0])
-            save(folder / "dropout.safetensors", passes)
-    head = copy_head(found.model)
+        save(folder / f"{name}.safetensors", token_states(found.model, encoded, batch_size=32, **words))
+        if name == "test" and dropout is not None:
+            passes = extract_features(found.model, encoded, batch_size=32, **words, **dropout)
+            save(folder / "dropout.safetensors", replace(passes, features=passes.features[..., :0]))
+    head = copy_head(found.model, **words)
     save_file({name: value.contiguous() for name, value in head.starts[0].items()}, folder / "head.safetensors")
 
 
@@ -108,9 +114,9 @@ def read(path: Path, tokens: bool = True) -> FeatureSet:
 
 
 def read_head(folder: Path) -> CopiedHead:
-    """The linear head of a run's classifier."""
+    """The linear head of a run's classifier, or the rows of its output layer."""
     with safe_open(folder / "head.safetensors", "pt") as file:
         start = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (a handle, not a dict)
-    linear = nn.Linear(*reversed(start["weight"].shape))
+    linear = nn.Linear(*reversed(start["weight"].shape), bias="bias" in start)
     linear.load_state_dict(start)
     return CopiedHead(linear.eval().requires_grad_(False), [start])

@@ -1,0 +1,230 @@
+"""Does a head trained to tell errors beat what a classifier has without it? Real data, several runs and draws of rows.
+
+The adapters are the finished LoRA runs of `benchmarks/evidence.py`. Features of a run are extracted once; then every
+seed draws rows to fit on and rows to choose by, of the training split and unseen by the run, and all methods are
+fitted to them: the papers' presets v1 (AdUE) and v2 (ALIEN), our default, the ablations of v2, and every baseline.
+Fits and cells are in `benchmarks/uncertainty_head/protocol.json`, written before them; a finished one is a file, so
+that what is not finished goes on where it stood.
+
+    python benchmarks/uncertainty_head.py extract --data DIR --runs DIR --place DIR
+    python benchmarks/uncertainty_head.py fit --place DIR
+    python benchmarks/uncertainty_head.py table --place DIR --output benchmarks/results/uncertainty_head.json
+    python benchmarks/uncertainty_head.py page --output benchmarks/results/uncertainty_head.json
+
+`--runs` is what `evidence.py run` wrote, `--data` what it read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from harness import describe_machine, parser, write
+from uncertainty_head_page import put_into
+from uncertainty_head_rows import extract, read, read_head, rows_of
+from uncertainty_head_table import table
+
+from peft_calib.files import write_atomically
+from peft_calib.uncertainty_head import CopiedHead, FeatureSet, UncertaintyHead
+from peft_calib.uncertainty_head.baselines import ProbeTraining, baseline, ensemble_of
+
+HERE = Path(__file__).parent
+PROTOCOL = HERE / "uncertainty_head" / "protocol.json"
+EVIDENCE = HERE / "evidence" / "protocol.json"
+PAGE = HERE.parent / "docs" / "uncertainty-head.md"
+TUNED = ProbeTraining(learning_rates=(3e-5, 3e-4, 3e-3))
+BRIEF = ProbeTraining(learning_rates=(3e-3,), epochs=60, patience=8)
+BCE_ONLY = {"alpha": 0.0, "beta": 0.0}
+#: Starts at fresh parameters of the head's shape, not at the head.
+RANDOM = "head v2, random, BCE only"
+
+#: Name to the baseline and its options; all that are fitted to one function's features.
+BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
+    "softmax response": ("softmax_response", {}),
+    "entropy": ("entropy", {}),
+    "margin": ("margin", {}),
+    "softmax response, tempered": ("temperature_scaled", {}),
+    "MD": ("mahalanobis", {}),
+    "MD, normalised": ("mahalanobis", {"normalise": True}),
+    "RMD, normalised": ("relative_mahalanobis", {"normalise": True}),
+    "RDE, normalised": ("robust_density", {"normalise": True, "num_components": 32}),
+    "DDU": ("ddu", {}),
+    "linear probe": ("linear_probe", {"training": TUNED}),
+    "attention probe": ("attention_probe", {"training": BRIEF}),
+}
+#: Fitted for the first draw of rows only, for what it costs.
+ONCE = ("RDE, normalised",)
+SAMPLED = ("sampled_response", "predictive_entropy", "bald", "ensemble_variance")
+#: Name to the rows fitted on and the options of `UncertaintyHead.fit_features`; "held out" has no rows of its own.
+HEADS: dict[str, tuple[str, dict[str, Any]]] = {
+    "head (default)": ("held out", {}),
+    "head v1 (AdUE)": ("unseen", {"paper": "v1"}),
+    "head v2 (ALIEN)": ("unseen", {"paper": "v2"}),
+    "head v2, few rows": ("few", {"paper": "v2"}),
+    "head v1, own rows": ("own", {"paper": "v1"}),
+    "head v2, own rows": ("own", {"paper": "v2"}),
+    "head v2, BCE only": ("unseen", {"paper": "v2", **BCE_ONLY}),
+    RANDOM: ("unseen", {"paper": "v2", **BCE_ONLY}),
+}
+
+
+def drawn(pool: FeatureSet, seed: int, protocol: dict[str, Any]) -> dict[str, FeatureSet]:
+    """Rows to fit on, a few of them, and rows to choose by, of those that the run has not seen."""
+    order = torch.from_numpy(np.random.default_rng([seed, 15]).permutation(len(pool)))
+    fit, held = protocol["fit_rows"], protocol["validation_rows"]
+    parts = {"unseen": order[:fit], "few": order[: protocol["few_rows"]], "validation": order[fit : fit + held]}
+    return {name: pool.select(index) for name, index in parts.items()} | {"held out": pool.select(order[: fit + held])}
+
+
+def scored(fitted: Callable[[FeatureSet], dict[str, np.ndarray]], tests: dict[str, FeatureSet]) -> dict[str, Any]:
+    """Scores and probabilities of an error of all test sets, six digits."""
+
+    def digits(values: Any) -> list[float]:
+        return [float(f"{value:.6g}") for value in np.asarray(values, dtype=np.float64)]
+
+    return {part: {key: digits(values) for key, values in fitted(rows).items()} for part, rows in tests.items()}
+
+
+def of_baseline(name: str, rows: dict[str, FeatureSet], tests: dict[str, FeatureSet]) -> dict[str, Any]:
+    kind, options = BASELINES[name]
+    found = baseline(kind, **options).fit(rows["unseen"], rows["validation"]).calibrate(rows["validation"])
+
+    def asked(part: FeatureSet) -> dict[str, np.ndarray]:
+        own = {"own": found.score(part)} if found.is_probability else {}
+        return {"score": found.score(part), "mapped": found.error_probability(part), **own}
+
+    return scored(asked, tests)
+
+
+def of_head(
+    name: str, rows: dict[str, FeatureSet], tests: dict[str, FeatureSet], head: Any, seed: int
+) -> dict[str, Any]:
+    """A head: of a paper's preset its score as it is, and mapped on the validation rows like a baseline's."""
+    which, options = HEADS[name]
+    held_out = which == "held out"
+    train, validation = (None, rows[which]) if held_out else (rows[which], rows["validation"])
+    if name == RANDOM:
+        start_afresh(head, seed)
+    found = UncertaintyHead.fit_features(train, validation, head, **options, calibrate="platt", seed=seed)
+
+    def asked(part: FeatureSet) -> dict[str, np.ndarray]:
+        answer = found.predict_features(part)
+        own = {} if held_out else {"own": answer.uncertainty.clip(0, 1).numpy()}
+        return {"score": answer.uncertainty.numpy(), "mapped": answer.error_probability.numpy(), **own}
+
+    report = found.report
+    about = {"why_base": report.why_base, "errors_fitted": report.num_fit_errors, "rows_fitted": report.num_fit}
+    if report.verdict is not None:
+        about["verdict"] = {key: report.verdict.to_dict()[key] for key in ("difference", "low", "high")}
+    return scored(asked, tests) | {"about": about}
+
+
+def start_afresh(head: CopiedHead, seed: int) -> None:
+    """Put the copy of a linear head to where a new linear layer would start."""
+    weight = head.starts[0]["weight"]
+    bound = weight.shape[1] ** -0.5
+    generator = torch.Generator().manual_seed(seed)
+    for name, delta in zip(head.trained, head.delta, strict=True):
+        start = head.starts[0][name]
+        delta.data = (2 * torch.rand(start.shape, generator=generator) - 1) * bound - start
+
+
+def of_functions(passes: FeatureSet, source: str) -> dict[str, Any]:
+    """Scores of several functions, which nothing is fitted for."""
+    return {
+        f"{source}, {kind.replace('_', ' ')}": scored(
+            lambda part, kind=kind: {"score": baseline(kind).fit(part).score(part)}, {"test": passes}
+        )
+        for kind in SAMPLED
+    }
+
+
+def fit_one(cell: str, run: int, seed: int, protocol: dict[str, Any], place: Path, names: list[str]) -> dict[str, Any]:
+    """All methods on one run and one draw of rows."""
+    folder = place / f"{cell}-{run}"
+    rows = drawn(read(folder / "pool.safetensors"), seed, protocol) | {"own": read(folder / "own.safetensors")}
+    aside = ("pool", "own", "dropout", "head")
+    tests = {path.stem: read(path) for path in sorted(folder.glob("*.safetensors")) if path.stem not in aside}
+    found: dict[str, Any] = {"methods": {}, "seconds": {}}
+    for name in (name for name in names if seed == 0 or name not in ONCE):
+        start = time.process_time()
+        if name in BASELINES:
+            found["methods"][name] = of_baseline(name, rows, tests)
+        else:
+            found["methods"][name] = of_head(name, rows, tests, read_head(folder), seed)
+        found["seconds"][name] = round(time.process_time() - start, 2)
+    found["errors"] = {part: features.errors.int().tolist() for part, features in tests.items()}
+    found["fit_errors"] = {name: int(part.errors.sum()) for name, part in rows.items()}
+    return found
+
+
+def sampled_one(cell: str, run: int, protocol: dict[str, Any], place: Path) -> dict[str, Any]:
+    """Passes with dropout of one run, and the ensemble of all runs as a score of this one's errors."""
+    passes = place / f"{cell}-{run}" / "dropout.safetensors"
+    found = of_functions(read(passes), "dropout") if passes.is_file() else {}
+    if protocol["members"] < 2:
+        return {"methods": found}
+    members = [
+        read(place / f"{cell}-{other}" / "test.safetensors", tokens=False) for other in range(protocol["members"])
+    ]
+    ensemble = ensemble_of(members)
+    found |= of_functions(ensemble, "ensemble")
+    return {"methods": found, "accuracy_of_ensemble": 1 - float(ensemble.errors.double().mean())}
+
+
+def fit(args: argparse.Namespace, protocol: dict[str, Any]) -> None:
+    """What is not there yet; runs last, so that every seed of few runs is there first."""
+    names = args.methods or [*BASELINES, *HEADS]
+    for run in range(protocol["runs"]):
+        for cell in args.cells or protocol["cells"]:
+            if not (args.place / f"{cell}-{run}" / "head.safetensors").is_file():
+                continue
+            for seed in range(protocol["seeds"]):
+                file = args.place / "fits" / f"{cell}-{run}-{seed}.json"
+                if not file.is_file():
+                    found = fit_one(cell, run, seed, protocol, args.place, names)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    write_atomically(file, json.dumps(found) + "\n")
+                    print(f"{file.stem}: {sum(found['seconds'].values()):.0f} s", flush=True)
+
+
+def extract_all(args: argparse.Namespace, protocol: dict[str, Any]) -> None:
+    evidence = json.loads(EVIDENCE.read_text(encoding="utf-8"))
+    datasets.disable_progress_bars()
+    for run in range(max(protocol["runs"], protocol["members"])):
+        for cell in args.cells or protocol["cells"]:
+            extract(
+                cell, run, rows_of(cell, protocol, evidence, args.runs, args.data), protocol, args.runs, args.place
+            )
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("what", choices=("extract", "fit", "table", "page"))
+    options.add_argument("--protocol", type=Path, default=PROTOCOL)
+    options.add_argument("--data", type=Path)
+    options.add_argument("--runs", type=Path)
+    options.add_argument("--place", type=Path, default=Path("uncertainty-head"))
+    options.add_argument("--methods", nargs="+", help="names of methods; all if not given")
+    options.add_argument("--cells", nargs="+", help="of the protocol; all if not given")
+    args = options.parse_args()
+    protocol = json.loads(args.protocol.read_text(encoding="utf-8"))
+    if args.what == "extract":
+        extract_all(args, protocol)
+    elif args.what == "fit":
+        fit(args, protocol)
+    elif args.what == "table":
+        write(args.output, table(args.place, protocol, sampled_one) | {"machine": describe_machine()})
+    else:
+        put_into(PAGE, json.loads(args.output.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main()
