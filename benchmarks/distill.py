@@ -1,10 +1,11 @@
 """What one LoRA loses that answers in the place of many draws: `distill` on real data, student against teacher.
 
-Teachers are runs of `peft-calib train` on cells of `evidence.py`: two members, and a BayesianLoRA whose 8 draws are
-averaged. Each student learns from 1,000 rows of the same data set without their labels, none of which its teacher was
-trained, calibrated or is tested on, and answers the cell's test rows in one forward. Both are measured as they answer
-and with a temperature of their own, fitted on the run's calibration rows; intervals are a paired bootstrap over the
-test rows. Cells that the output holds are not repeated.
+Teachers are runs of `peft-calib train` on cells of `evidence.py`: two members, a BayesianLoRA whose 8 draws are
+averaged, and, to tell what the unlabelled rows do alone, one LoRA that teaches itself. Each student learns from 1,000
+rows of the same data set without their labels, none of which its teacher was trained, calibrated or is tested on, and
+answers the cell's test rows in one forward. Both are measured as they answer and with a temperature of their own,
+fitted on the run's calibration rows; intervals are a paired bootstrap over the test rows. Cells that the output holds
+are not repeated.
 
     python benchmarks/distill.py --data DIR --runs DIR --output benchmarks/results/distill.json
 """
@@ -35,8 +36,9 @@ CELLS = ("trec-0", "sst2-0", "ag_news-0")
 TEACHERS: dict[str, dict[str, Any]] = {
     "members": {"method": "ensemble-lora", "members": 2},
     "bayesian-lora": {"method": "bayesian-lora"},
+    "lora": {"method": "lora"},
 }
-DRAWS = {"members": 2, "bayesian-lora": 8}
+DRAWS = {"members": 2, "bayesian-lora": 8, "lora": 1}
 ROWS, SEED, WITHIN = 1000, 0, 0.01
 
 
@@ -71,14 +73,15 @@ def measured(cell: str, name: str, protocol: dict[str, Any], data: Path, runs: P
 
     begun = time.process_time()
     rows = encoded(Dataset.from_list(unlabelled(cell, protocol, data, place)), cell)
-    student = distill(run.model, rows, num_samples=draws, seed=SEED, processing_class=tokenizer)
+    names = list(run.adapter_names) if name == "lora" else None
+    student = distill(run.model, rows, num_samples=draws, seed=SEED, processing_class=tokenizer, adapter_names=names)
     seconds = time.process_time() - begun
     test = encoded(load_dataset("json", data_files=str(place / "test.jsonl"), split="train"), "test")
     calibration = run.task.encode_prediction(load_run_rows(run.task.config)[1].calibration, tokenizer)
     found: dict[str, Any] = {"rows": len(rows), "cpu_seconds": round(seconds, 1)}
     found["distillation"] = vars(distillation_of(student))
     answers = {}
-    for who, model, how in (("teacher", run.model, "sample"), ("student", student, "mean")):
+    for who, model, how in (("teacher", run.model, "mean" if names else "sample"), ("student", student, "mean")):
         options = {"batch_size": 64, "processing_class": tokenizer, "progress": False}
         on_test = predict_dataset(model, test, how, draws if how == "sample" else None, SEED, **options)
         held = predict_dataset(model, calibration, how, draws if how == "sample" else None, SEED, **options)
@@ -102,8 +105,8 @@ def main() -> None:
     args = options.parse_args()
     protocol = json.loads(PROTOCOL.read_text(encoding="utf-8"))
     results = {"machine": describe_machine(), "students": kept(args.output).get("students", {})}
-    for cell in args.cells:
-        for name in TEACHERS:
+    for name in TEACHERS:
+        for cell in args.cells:
             key = f"{cell}, {name}"
             if key not in results["students"]:
                 results["students"][key] = measured(cell, name, protocol, args.data, args.runs)
