@@ -47,10 +47,10 @@ demo: install
 	$(OFFLINE) $(BIN)/peft-calib demo --output-dir $(OUT) $(DEMO_ARGS)
 
 test: install
-	$(THREADS) $(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(THREADS) $(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-oldest: .venv-oldest/.installed-test
-	$(THREADS) $(OFFLINE) .venv-oldest/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(THREADS) $(OFFLINE) .venv-oldest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # The wheel in an environment of its own, run from an empty folder, so that nothing can be found in the checkout.
 test-wheel: install

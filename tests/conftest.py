@@ -28,6 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--law", metavar="MODULE:CONFIG", help="run the contract suite for a law given from outside")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: two workers share files, and one that comes last is waited for by the other."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     """How much of the contract each law holds, and what does not apply to it."""
     laws: dict[str, Counter[str]] = {}

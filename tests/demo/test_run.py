@@ -55,6 +55,7 @@ def base(config, num_labels=7):
     )
 
 
+@pytest.mark.slow
 def test_what_is_written(run):
     folder, report, *_ = run
     assert json.loads((folder / "report.json").read_text()) == report

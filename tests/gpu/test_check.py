@@ -26,6 +26,7 @@ def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
+@pytest.mark.slow
 def test_the_script_runs_to_its_end(tmp_path):
     command = [sys.executable, "-W", "ignore", str(BENCHMARKS / "gpu_check.py"), "--output-dir", str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=600)

@@ -109,6 +109,7 @@ def in_another_process(hub, tmp_path, *arguments: object) -> dict[str, np.ndarra
     return {name: np.array(found) for name, found in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
+@pytest.mark.slow
 def test_from_the_hub_all_methods_answer_as_before_with_and_without_this_package(
     hub, tmp_path, tiny_model_folder, reports
 ):

@@ -130,6 +130,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path):
     run_ranks(worker, tmp_path)
     model = bayesian(BERT)

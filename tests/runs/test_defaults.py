@@ -57,6 +57,7 @@ def task_rows(task: str, count: int, seed: int = 0) -> list[dict]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("task", TASKS)
 def test_no_optional_flag(quick, tmp_path, tiny_model_folder, tiny_decoder_folder, task, method, capsys):

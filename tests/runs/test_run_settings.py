@@ -187,6 +187,7 @@ def test_unknown_places(place, tmp_path):
     assert "\n" not in worse
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_replaced(trained, train_file, tiny_model_folder):
     run = trained["lora"]
     before = (run / "run.json").read_bytes()

@@ -16,6 +16,7 @@ def built(tmp_path_factory):
     return documentation_sentences(500, 200, cache_dir=tmp_path_factory.mktemp("cache"))
 
 
+@pytest.mark.slow
 def test_counts_and_order(built):
     inside, outside = built
     assert Counter(row.label for row in inside) == {library.label: 500 for library in CLASSES}

@@ -65,6 +65,7 @@ def worker(rank, kind, method, folder):
         torch.save(got, folder / "grads.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", CONFIGS)
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_gradients_equal_one_process(tmp_path, kind, method):
