@@ -198,12 +198,21 @@ def _judged(
 ) -> tuple[FeatureSet, np.ndarray, Verdict]:  # fmt: skip
     """The items that judge a head, its scores of them, and whether it helps."""
     if calibration is None:
-        errors, all_scores = found.held.errors.numpy(), found.scores
-        could_be = np.concatenate([found.base[None], all_scores]) if settings.keep_base else all_scores
-        return found.held, all_scores[best], judge(errors, found.base, all_scores[best], could_be, settings.seed)
-    scores = Scorer(head, calibration, settings).all([delta[None] for delta in deltas])[0].double().numpy()
+        others = found.all_scores
+        could_be = np.concatenate([found.base[None], others]) if settings.keep_base else others
+        scores = found.scores[best]
+        return found.held, scores, _judge(found.held, found.base, scores, could_be, settings)
+    scores = Scorer(head, calibration, settings).all([delta[None] for delta in deltas])[0].numpy()
     base = anchors_of(calibration, settings).numpy()
-    return calibration, scores, judge(calibration.errors.numpy(), base, scores, None, settings.seed)
+    return calibration, scores, _judge(calibration, base, scores, None, settings)
+
+
+def _judge(
+    rows: FeatureSet, base: np.ndarray, scores: np.ndarray, could_be: np.ndarray | None, settings: HeadSettings
+) -> Verdict:
+    groups = None if rows.items is None else rows.items[:, 0].numpy()
+    folds = settings.folds if settings.split == "cross" and could_be is not None else None
+    return judge(rows.errors.numpy(), base, scores, could_be, groups, folds, settings.seed)
 
 
 def _results(found: Candidates) -> tuple[TrialResult, ...]:

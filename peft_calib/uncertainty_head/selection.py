@@ -30,7 +30,8 @@ class Candidates:
         held: Items that no score here was fitted on.
         base: `(N,)` float64, the frozen model's own score of them.
         scores: `(T, N)` float32, each trial's, after the epochs it is kept at.
-        aurocs: `(T,)`, error AUROC of these.
+        all_scores: `(M, N)` float32, of every epoch that a trial could have been kept at.
+        aurocs: `(T,)`, error AUROC of `scores`.
         epochs: `(T,)`, the epochs they were trained for.
         distances: `(T,)`, squared distance of the parameters from their start; of the mean over folds.
         deltas: Each trained tensor stacked, `(T, ...)`; None where the chosen one is still to be fitted on all rows.
@@ -40,6 +41,7 @@ class Candidates:
     held: FeatureSet
     base: np.ndarray
     scores: np.ndarray
+    all_scores: np.ndarray
     aurocs: np.ndarray
     epochs: np.ndarray
     distances: np.ndarray
@@ -68,16 +70,20 @@ def on_held_rows(head: CopiedHead, fitted: FeatureSet, held: FeatureSet, setting
     errors, best = held.errors.numpy(), _Best(len(trials), settings.patience)
     scorer, scores = Scorer(head, held, settings), np.empty((len(trials), len(held)), np.float32)
     deltas = [torch.empty(len(trials), *delta.shape) for delta in head.delta]
+    seen: list[np.ndarray] = []
     for places in _together(trials, head):
         for epoch, found in enumerate(training(head, fitted, [trials[i] for i in places], settings), 1):
+            if settings.patience is None and epoch < trials[places[0]].epochs:
+                continue  # the last one is kept whatever it is
             said = scorer.all(found).numpy()
+            seen.append(said)
             improved = best.update(places, epoch, aurocs(said, errors))
             scores[places[improved]] = said[improved]
             for kept, delta in zip(deltas, found, strict=True):
                 kept[places[improved]] = delta[improved]
             if not best.going[places].any():
                 break
-    return _candidates(trials, held, settings, scores, best, _squared(deltas), deltas)
+    return _candidates(held, settings, scores, seen, best, _squared(deltas), deltas)
 
 
 def over_folds(head: CopiedHead, rows: FeatureSet, settings: HeadSettings) -> Candidates:
@@ -85,6 +91,7 @@ def over_folds(head: CopiedHead, rows: FeatureSet, settings: HeadSettings) -> Ca
     trials, folds = settings.trials, folds_of(rows, settings)
     errors, best = rows.errors.numpy(), _Best(len(trials), settings.patience)
     scores, distances = np.empty((len(trials), len(rows)), np.float32), np.zeros(len(trials))
+    all_scores: list[np.ndarray] = []
     for places in _together(trials, head):
         these = [trials[i] for i in places]
         said = np.empty((these[0].epochs, len(these), len(rows)), np.float32)
@@ -95,11 +102,12 @@ def over_folds(head: CopiedHead, rows: FeatureSet, settings: HeadSettings) -> Ca
             for epoch, found in enumerate(training(head, rows.select(seen), these, settings, key=fold + 1)):
                 said[epoch][:, unseen.numpy()] = scorer.all(found).numpy()
                 moved[epoch] += _squared(found) / settings.folds
+        all_scores += list(said if settings.patience else said[-1:])
         for epoch in range(len(said)):
             improved = best.update(places, epoch + 1, aurocs(said[epoch], errors))
             scores[places[improved]] = said[epoch][improved]
             distances[places[improved]] = moved[epoch][improved]
-    return _candidates(trials, rows, settings, scores, best, distances, None)
+    return _candidates(rows, settings, scores, all_scores, best, distances, None)
 
 
 def refit(head: CopiedHead, rows: FeatureSet, trial: Trial, epochs: int, settings: HeadSettings) -> Deltas:
@@ -151,11 +159,12 @@ class _Best:
 
 
 def _candidates(
-    trials: tuple[Trial, ...], held: FeatureSet, settings: HeadSettings, scores: np.ndarray, best: _Best,
+    held: FeatureSet, settings: HeadSettings, scores: np.ndarray, seen: list[np.ndarray], best: _Best,
     distances: np.ndarray, deltas: Deltas | None,
 ) -> Candidates:  # fmt: skip
     base = anchors_of(held, settings).numpy()
-    return Candidates(trials, held, base, scores, best.aurocs, best.epochs, distances, deltas)
+    all_scores = np.concatenate(seen)
+    return Candidates(settings.trials, held, base, scores, all_scores, best.aurocs, best.epochs, distances, deltas)
 
 
 def _together(trials: Sequence[Trial], head: CopiedHead) -> Iterator[np.ndarray]:

@@ -12,6 +12,8 @@ from .selection import aurocs
 
 #: Resamples; an interval of 95 % needs some hundreds.
 NUM_RESAMPLES = 500
+#: Resamples in which is chosen anew: their mean is taken, which needs fewer.
+NUM_CHOICES = 100
 # Numbers of resampled items held at a time.
 _ENTRIES = 1 << 22
 
@@ -68,7 +70,13 @@ class Verdict:
 
 
 def judge(
-    errors: np.ndarray, base: np.ndarray, chosen: np.ndarray, candidates: np.ndarray | None = None, seed: int = 0
+    errors: np.ndarray,
+    base: np.ndarray,
+    chosen: np.ndarray,
+    candidates: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    folds: int | None = None,
+    seed: int = 0,
 ) -> Verdict:
     """Hold a chosen score against the base score on the same items.
 
@@ -80,44 +88,79 @@ def judge(
         errors: `(N,)` bool.
         base: `(N,)`, the base score.
         chosen: `(N,)`, the head's.
-        candidates: `(T, N)` scores among which `chosen` was chosen on these items, the base score among them where it
+        candidates: `(M, N)` scores among which `chosen` was chosen on these items, the base score among them where it
             could have been; None where other items chose.
+        groups: `(N,)` the row of each item, where a row has several: rows are resampled whole.
+        folds: Number K of folds, where the scores of each were fitted on the others. A bootstrap does not see that
+            these share most of their rows; the interval is widened by `sqrt(1 + K / (K - 1))` (Nadeau & Bengio, 2003).
         seed: Of the resamples.
     """
-    both = np.stack([base, chosen]) if candidates is None else np.concatenate([[base, chosen], candidates])
-    whole, drawn = aurocs(both, errors), resampled_aurocs(both, errors, seed)
-    gains = drawn[:, 1] - drawn[:, 0]
+    drawn = Resamples.of(errors, groups, seed)
+    pair = np.stack([base, chosen])
+    whole, gains = aurocs(pair, errors), np.diff(drawn.aurocs(pair), axis=1)[:, 0]
     optimism = 0.0
     if candidates is not None:
-        best = 2 + drawn[:, 2:].argmax(1)
-        there = np.take_along_axis(drawn, best[:, None], axis=1)[:, 0] - drawn[:, 0]
-        optimism = max(0.0, float((there - (whole[best] - whole[0])).mean()))
-    low, high = np.quantile(gains, (0.025, 0.975)) - optimism
-    difference = float(whole[1] - whole[0]) - optimism
+        few = drawn.first(NUM_CHOICES)
+        there, here = few.aurocs(candidates), aurocs(candidates, errors)
+        best = np.nan_to_num(there, nan=-1.0).argmax(1)
+        ahead = np.take_along_axis(there, best[:, None], axis=1) - few.aurocs(base[None])
+        optimism = max(0.0, float(np.nanmean(ahead[:, 0] - (here[best] - whole[0]))))
+    gain = float(whole[1] - whole[0])
+    wider = 1.0 if folds is None else (1 + folds / (folds - 1)) ** 0.5
+    low, high = (gain - optimism + wider * (end - gain) for end in np.nanquantile(gains, (0.025, 0.975)))
     return Verdict(
-        float(whole[0]), float(whole[1]), difference, float(low), float(high), optimism, len(errors), int(errors.sum())
+        base=float(whole[0]),
+        head=float(whole[1]),
+        difference=gain - optimism,
+        low=float(low),
+        high=float(high),
+        optimism=optimism,
+        num_items=len(errors),
+        num_errors=int(errors.sum()),
     )
 
 
-def resampled_aurocs(scores: np.ndarray, errors: np.ndarray, seed: int) -> np.ndarray:
-    """`(R, T)` error AUROC of `(T, N)` scores on the same resampled items; errors and the rest are resampled apart.
+@dataclass(frozen=True)
+class Resamples:
+    """Resampled items: how often each occurs in each of R resamples.
 
-    Apart, since an AUROC is that of given numbers of both, and every resample then has it.
+    Attributes:
+        errors: `(N,)` bool.
+        weights: `(R, N)` float32.
     """
-    generator, (count, size) = np.random.default_rng([seed, 4]), scores.shape
-    wrong = int(errors.sum())
-    weights = np.zeros((NUM_RESAMPLES, size), np.float32)
-    for of in (errors, ~errors):
-        weights[:, of] = generator.multinomial(of.sum(), np.full(of.sum(), 1 / of.sum()), NUM_RESAMPLES)
-    found, rows = np.empty((NUM_RESAMPLES, count)), max(1, _ENTRIES // size)
-    for place, values in enumerate(scores):
-        order = np.argsort(values, kind="stable")
-        starts = np.flatnonzero(np.append(True, np.diff(values[order]) != 0))
-        mistaken = errors[order].astype(np.float32)
-        for begin in range(0, NUM_RESAMPLES, rows):
-            part = weights[begin : begin + rows, order]
-            bad = np.add.reduceat(part * mistaken, starts, axis=1)
-            good = np.add.reduceat(part * (1 - mistaken), starts, axis=1)
-            surer = np.cumsum(good, axis=1, dtype=np.float64) - 0.5 * good
-            found[begin : begin + rows, place] = (bad * surer).sum(1) / (wrong * (size - wrong))
-    return found
+
+    errors: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, errors: np.ndarray, groups: np.ndarray | None, seed: int) -> Resamples:
+        """Rows drawn with replacement, each with all its items."""
+        group = np.arange(len(errors)) if groups is None else np.unique(groups, return_inverse=True)[1]
+        count = int(group.max()) + 1
+        drawn = np.random.default_rng([seed, 4]).multinomial(count, np.full(count, 1 / count), NUM_RESAMPLES)
+        return cls(errors, drawn.astype(np.float32)[:, group])
+
+    def first(self, count: int) -> Resamples:
+        """Some of them."""
+        return Resamples(self.errors, self.weights[:count])
+
+    def aurocs(self, scores: np.ndarray) -> np.ndarray:
+        """`(R, M)` error AUROC of `(M, N)` scores in each resample; NaN where it has no error, or nothing else."""
+        count, size = self.weights.shape
+        wrong = self.weights @ self.errors.astype(np.float32)
+        right = self.weights.sum(1) - wrong
+        pairs = np.where(wrong * right > 0, wrong * right, np.nan)
+        found, block = np.empty((count, len(scores))), max(1, _ENTRIES // size)
+        for place, values in enumerate(scores):
+            order = np.argsort(values, kind="stable")
+            starts = np.flatnonzero(np.append(True, np.diff(values[order]) != 0))
+            mistaken = self.errors[order].astype(np.float32)
+            for begin in range(0, count, block):
+                part = self.weights[begin : begin + block, order]
+                bad = part * mistaken
+                good = part - bad
+                if len(starts) < size:
+                    bad, good = (np.add.reduceat(side, starts, axis=1) for side in (bad, good))
+                surer = np.cumsum(good, axis=1, dtype=np.float64) - 0.5 * good
+                found[begin : begin + block, place] = (bad * surer).sum(1)
+        return found / pairs[:, None]
