@@ -20,6 +20,7 @@ def card_body(facts: CardFacts, repo_id: str, pictures: Mapping[str, str]) -> st
         _numbers(facts, pictures),
         _usage(facts, repo_id),
         _rule(facts),
+        "" if facts.head_report is None else f"## P(error) of each answer\n\n{_told(facts.head_report)}",
         _origins(facts),
         _limits(),
     ]
@@ -133,6 +134,13 @@ def _method_of(way: Mapping[str, Any]) -> str:
     told = str(way.get("method")) + (f", T = {scale:.6g}" if isinstance(scale, (int, float)) else "")
     digest = str(fitted.get("digest", ""))[:16]
     return told + (f", fitted on {fitted.get('num_rows'):,} rows (`{digest}`)" if fitted.get("num_rows") else "")
+
+
+def _told(report: str) -> str:
+    return (
+        "`answer.error_probability` says how likely each prediction is to be wrong, from a head that changes none of "
+        "them (see `uncertainty_head.json`).\n\n" + "\n\n".join(_text(line) for line in report.splitlines())
+    )
 
 
 def _origins(facts: CardFacts) -> str:

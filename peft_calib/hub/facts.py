@@ -14,6 +14,7 @@ from ..calibration import CalibrationReport
 from ..calibration.scores.table import SCORES
 from ..identity import belongs_to_folder, folder_digest, read_config
 from ..provenance.splits import SplitRecord, read_split
+from ..uncertainty_head.stored import STEM, StoredHead
 
 #: What decides what the Hub shows a model as, by PEFT's task.
 PIPELINES = {
@@ -126,6 +127,7 @@ class CardFacts:
         splits: What the adapter was trained and calibrated on.
         measured: What was measured of it.
         subject: What only whoever trained can say.
+        head_report: What the uncertainty head beside the adapter says of itself, or None.
         has_lora: Whether the mean lies in `lora/` as a plain LoRA.
         versions: Of the packages that wrote this.
     """
@@ -141,6 +143,7 @@ class CardFacts:
     measured: tuple[Measurement, ...]
     subject: Subject
     has_lora: bool
+    head_report: str | None
     versions: Mapping[str, str]
 
     @property
@@ -181,6 +184,7 @@ def facts_of(folder: Path, name: str, subject: Subject, measured: Sequence[Measu
         measured=tuple(measured),
         subject=subject,
         has_lora=has_lora,
+        head_report=str(StoredHead.read(folder).report) if (folder / f"{STEM}.json").is_file() else None,
         versions={package: importlib.metadata.version(package) for package in PACKAGES},
     )
 

@@ -25,10 +25,12 @@ from .facts import CardFacts, Measurement, Subject, facts_of
 from .metadata import benchmark_results, check_card, metadata_of, with_metadata
 from .runs import measured_in_run
 
-CARD, LORA, HEAD = "README.md", "lora", "uncertainty_head"
+CARD, LORA = "README.md", "lora"
 #: Files of an adapter that others need; what a training keeps beside it is nobody's business.
 OURS = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, ARTEFACT_FILE, CLASSES_FILE, RECALIBRATION_FILE, SPLIT_FILE)
 OURS += ("distillation.json",)
+#: Of an uncertainty head, whatever its name.
+HEADS = ("uncertainty_head*.json", "uncertainty_head*.safetensors")
 TOKENIZER = (
     "tokenizer*",
     "vocab*",
@@ -39,7 +41,7 @@ TOKENIZER = (
     "*.jinja",
 )
 #: What an earlier push may have left that this one does not write again.
-MANAGED = (f"{LORA}/", f"{HEAD}/", ".eval_results/", REPORT_FILE, RELIABILITY, RISK, *OURS)
+MANAGED = (f"{LORA}/", "uncertainty_head", ".eval_results/", REPORT_FILE, RELIABILITY, RISK, *OURS)
 
 
 def stage(
@@ -96,13 +98,10 @@ def _adapter_in(source: Path) -> tuple[Path, Sequence[Measurement]]:
 
 
 def _copy(place: Path, folder: Path) -> None:
-    patterns = (*OURS, *TOKENIZER)
-    for pattern in patterns:
+    for pattern in (*OURS, *HEADS, *TOKENIZER):
         for file in place.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
-    if (place / HEAD).is_dir():
-        shutil.copytree(place / HEAD, folder / HEAD)
 
 
 def _add_lora(source: Path, place: Path, folder: Path) -> bool:

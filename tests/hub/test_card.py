@@ -23,7 +23,7 @@ def facts(*measured: Measurement, classes: tuple[str, ...] = ("down", "up"), **s
     return CardFacts(
         name="films", method="BAYESIANLORA", task="SEQ_CLS", base_model="user/base", base_revision=None,
         artefact=Artefact(classes=classes), digest="sha256:0", splits=SplitRecord(), measured=measured,
-        subject=Subject(**subject), has_lora=True, versions={"peft-calib": "0"},
+        subject=Subject(**subject), has_lora=True, head_report="It helps.", versions={"peft-calib": "0"},
     )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def test_what_a_card_tells():
         "T = 3",
     ):
         assert told in text or (told == "T = 3" and "temperature 3" in text), told
-    assert one.verdict in text
+    assert one.verdict in text and "It helps." in text
     assert "**Not measured.**" in card_of(facts())
 
 
