@@ -13,8 +13,8 @@ from torch import nn
 from ..prediction.engine import BatchPredictor, choose_source
 from ..prediction.heads import NextTokenHead
 
-#: What transformers calls the head of a classifier.
-HEAD_NAMES = ("classifier", "score")
+#: What transformers calls the head of a classifier; the first two are those that PEFT trains along.
+HEAD_NAMES = ("classifier", "score", "classification_head", "logits_proj")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _find(
     if len(whole) == 1:
         return whole[0]
     raise ValueError(
-        f"{type(root).__name__} has no classification head by the name of {' or '.join(HEAD_NAMES)}. Its parts are "
+        f"{type(root).__name__} has no classification head by one of the names {', '.join(HEAD_NAMES)}. Its parts are "
         f"{_children(root)}. Name the module that answers with logits: head_module='...'."
     )
 

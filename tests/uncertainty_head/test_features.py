@@ -7,6 +7,16 @@ import torch
 from classifiers import CLASSIFIERS, classifier, rows
 from datasets import Dataset
 from torch import nn
+from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
+    BertConfig,
+    BertForMultipleChoice,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from peft_calib import predict_dataset
 from peft_calib.identity import adapter_digest
@@ -121,7 +131,30 @@ def test_a_model_without_an_adapter_has_a_head_too():
     assert found.adapter is None and found.logits.shape == (1, 3, 3)
 
 
+TINY = {"vocab_size": 50, "pad_token_id": 1}
+LAYERS = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 16}
+
+
+def test_pictures_and_encoder_decoders_have_heads_too():
+    image = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=3, **LAYERS)).eval()
+    pictures = [{"pixel_values": torch.full((3, 8, 8), float(i)), "labels": i % 3} for i in range(4)]
+    assert extract_features(image, pictures).features.shape == (1, 4, 16)
+    sides = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("attention_heads", "ffn_dim")}
+    config = BartConfig(d_model=16, encoder_layers=1, decoder_layers=1, num_labels=3, eos_token_id=2, **TINY, **sides)
+    data = [row | {"input_ids": [*row["input_ids"][:-1], 2], "attention_mask": [1] * 9} for row in rows(4)]
+    assert extract_features(BartForSequenceClassification(config).eval(), data).features.shape == (1, 4, 16)
+
+
 # ------------------------------------------------------------------------------------------- what is refused, and how
+
+
+def test_a_soft_cap_of_a_real_model_and_one_input_for_each_choice_are_refused():
+    capped = Gemma2Config(num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.5, **LAYERS, **TINY)
+    with pytest.raises(ValueError, match=r"Gemma2ForCausalLM: they differ by .*soft cap"):
+        extract_features(Gemma2ForCausalLM(capped).eval(), rows(4), label_tokens=[5, 6, 7])
+    choices = [{"input_ids": [[5, 6, 7], [8, 9, 10]], "labels": 0} for _ in range(3)]
+    with pytest.raises(ValueError, match=r"one input an item.*multiple choice"):
+        extract_features(BertForMultipleChoice(BertConfig(**LAYERS, **TINY)).eval(), choices)
 
 
 class Scaled(nn.Module):
@@ -152,7 +185,7 @@ def test_another_module_than_the_head_is_refused():
 
 def test_a_model_without_a_classification_head_is_refused():
     model = nn.Sequential(nn.Linear(3, 2))
-    with pytest.raises(ValueError, match=r"no classification head by the name of classifier or score.*'0'"):
+    with pytest.raises(ValueError, match=r"no classification head by one of the names classifier.*'0'"):
         extract_features(model, [{"input": torch.ones(3)}])
     with pytest.raises(ValueError, match="answers with numbers"):
         extract_features(classifier("bert", num_labels=1), rows(3, num_labels=1))
