@@ -11,6 +11,7 @@ from ..calibration.fingerprint import SplitFingerprint
 from ..calibration.recalibrate.base import MAX_OVERLAP, Recalibrator
 from .copied import CopiedHead
 from .features import FeatureSet
+from .fresh import fresh_head, from_frozen
 from .grid import HeadSettings
 from .mapping import fit_map, with_prior
 from .reading import TOLERANCES
@@ -49,6 +50,7 @@ def fit_rows(
 ) -> Fitted:
     """Fit a head to checked features; see `UncertaintyHead.fit_features`."""
     fitted, held = _split(train, validation, settings)
+    frozen, head = head, fresh_head(head, settings.seed) if settings.init == "random" else head
     why = _too_few(fitted, held, settings)
     found = best = None
     if why is None:
@@ -65,6 +67,7 @@ def fit_rows(
         deltas = _deltas(best, found, head, fitted, settings)
         prior = float(fitted.errors.double().mean()) if settings.balance else None
         judged, scores, verdict = _judged(best, found, head, deltas, calibration, settings)
+        deltas = deltas if head is frozen else from_frozen(deltas, head, frozen)
     mapped, told = fit_map(settings.calibrate, with_prior(scores, prior), judged.errors.numpy(), settings.fewest)
     report = HeadReport(
         split=settings.split,

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn.functional import binary_cross_entropy
 from torch.optim.lr_scheduler import OneCycleLR
 
-from peft_calib.uncertainty_head import HeadSettings
+from peft_calib.uncertainty_head import HeadSettings, UncertaintyHead
 from peft_calib.uncertainty_head.grid import Trial
 from peft_calib.uncertainty_head.mapping import PlattScaling, fit_map, log_odds, probability_of_error, with_prior
 from peft_calib.uncertainty_head.scores import base_score, uncertainty
@@ -63,6 +63,20 @@ def test_an_order_has_every_item_once_or_errors_as_often_as_the_rest():
     assert not torch.equal(Order(errors, HeadSettings(seed=1), 0).next_epoch(), first)
     balanced = Order(errors, HeadSettings(balance=True), 0).next_epoch()
     assert errors[balanced].float().mean() == pytest.approx(0.5, abs=0.08)  # 5 sd of 1000 draws
+
+
+def test_a_random_start_forgets_the_frozen_head():
+    """The ablation: with a rate of 0 the head is a fresh one, drawn by its seed within torch's bound."""
+    options = {"split": "train", "init": "random", "lr": 0.0, "keep_base": False, "calibrate": "none"}
+    features, head = drawn(300), copied()
+    found = [UncertaintyHead.fit_features(features, drawn(300, seed=1), head, seed=s, **options) for s in (0, 0, 1)]
+    weights = [one.stored.deltas["weight"] + head.starts[0]["weight"] for one in found]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert 0.2 < weights[0].abs().max() <= 0.25 + 1e-6  # 1 / sqrt(16)
+    bias = found[0].stored.deltas["bias"]
+    logits = features.features @ weights[0].T + bias
+    wanted = uncertainty(logits.double(), "entropy")
+    torch.testing.assert_close(found[0].predict_features(features).uncertainty, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_is_its_own_and_keeps_the_mean():
