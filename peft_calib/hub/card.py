@@ -70,7 +70,8 @@ def _table(measured: Measurement) -> str:
     lines[0] += f", temperature {temperature:.4g}" if temperature not in (None, 1.0) else ", no temperature"
     intervals, floor = measured.after.get("intervals") or {}, measured.after.get("noise_floor") or {}
     heads = ["score", *(["before", "after"] if recalibrated else ["value"])]
-    heads += (["95 % interval"] if intervals else []) + (["if calibrated"] if floor else []) + ["meaning"]
+    level = f"{measured.after['settings'].get('confidence_level') or 0.95:.0%}"
+    heads += ([f"{level} interval"] if intervals else []) + (["if calibrated"] if floor else []) + ["meaning"]
     lines += ["", f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 2) + "---|"]
     for key in SHOWN:
         value = measured.number(key)

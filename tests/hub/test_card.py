@@ -92,7 +92,7 @@ def test_what_a_card_tells():
     assert "peft-calib" in head["tags"] and "base_model:adapter:user/base" in head["tags"]
     for told in (
         "| before | after |",
-        "95 % interval",
+        "95% interval",
         "if calibrated",
         "import peft_calib",
         'subfolder="lora"',
