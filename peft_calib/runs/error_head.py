@@ -131,7 +131,8 @@ def head_report(run: FinishedRun, head: BoundHead, rows: Dataset, seed: int, pro
         **_measured(chance.numpy(), base.numpy(), wrong, seed),
     }
     if 0 < wrong.sum() < len(wrong) and not about["kept_base"]:
-        about["verdict"] = str(judge(wrong, base.numpy(), found.uncertainty.numpy(), seed=seed))
+        rows_of = None if features.items is None else features.items[:, 0].numpy()
+        about["verdict"] = str(judge(wrong, base.numpy(), found.uncertainty.numpy(), groups=rows_of, seed=seed))
     if features.items is not None:
         about |= _of_groups(run, features, chance, base, seed)
     return about
