@@ -165,11 +165,14 @@ def train(
 def evaluate(run: RunDir, outside: Outside = None, seed: Seed = 0, **how: Any) -> None:
     """Measure a finished run on rows it has not seen: scores with intervals, before and after its temperature."""
     from .runs.evaluation import evaluate_run
-    from .runs.tables import evaluation_table, verdict_of_baseline, verdict_of_head
+    from .runs.tables import evaluation_table, head_table, verdict_of_baseline, verdict_of_head
 
     console = _main_console()
     found = evaluate_run(run, seed=seed, progress=console.is_terminal, outside=outside, **how)
     console.print(evaluation_table(found.content, how["metrics"] or found.content["metrics"]))
+    head = head_table(found.content)
+    if head is not None:
+        console.print(head)
     for told in (verdict_of_head(found.content), verdict_of_baseline(found.content)):
         if told is not None:
             console.print(told, markup=False, highlight=False)

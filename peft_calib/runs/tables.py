@@ -14,6 +14,12 @@ from .temperatures import shown
 #: How a way of predicting is called in a table.
 NAMES = {"mean": "mean adapter", "sample": "draws"}
 
+#: What a table about an uncertainty head has to be read with.
+HEAD_CAPTION = (
+    "Error AUROC: how well it tells errors from correct items; AURC: mean error rate of the surest items. The ECE of "
+    "1 - P(error) is against correctness. The base score is the frozen model's own, which the head has to beat."
+)
+
 #: Lines of a table about rows of other origin.
 OUTSIDE = {"mean_confidence": "outside: confidence", "auroc": "outside: AUROC"}
 
@@ -35,8 +41,7 @@ def evaluation_table(content: Mapping[str, Any], metrics: Sequence[str]) -> Tabl
 def evaluation_markdown(content: Mapping[str, Any], metrics: Sequence[str]) -> str:
     """The same as Markdown, with the verdicts in words."""
     header, lines = _cells(content, metrics, " ")
-    table = [f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 1)]
-    table += [f"| {' | '.join(line)} |" for line in lines]
+    table = _markdown(header, lines)
     verdicts = [
         f"- {NAMES[variant]}, {stage} temperature: {found[stage]['verdict']}"
         for variant, found in content["variants"].items()
@@ -44,12 +49,51 @@ def evaluation_markdown(content: Mapping[str, Any], metrics: Sequence[str]) -> s
         if "verdict" in found.get(stage, {})
     ]
     verdicts += [f"- {told}" for told in (verdict_of_head(content), verdict_of_baseline(content)) if told is not None]
-    return "\n".join([f"# {_title(content)}", "", *table, "", _caption(content), "", *verdicts]).rstrip() + "\n"
+    head = _head(content)
+    told = [] if head is None else ["", "## Uncertainty head", "", *_markdown(*_head_cells(head)), "", HEAD_CAPTION]
+    return "\n".join([f"# {_title(content)}", "", *table, "", _caption(content), "", *verdicts, *told]).rstrip() + "\n"
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    return [
+        f"| {' | '.join(header)} |",
+        "|---|" + "---:|" * (len(header) - 1),
+        *(f"| {' | '.join(line)} |" for line in lines),
+    ]
 
 
 def verdict_of_baseline(content: Mapping[str, Any]) -> str | None:
     """That the run is no better than the most frequent class, where that is so."""
     return (content.get("baseline") or {}).get("verdict")
+
+
+def head_table(content: Mapping[str, Any]) -> Table | None:
+    """What the run's uncertainty head is worth, beside the frozen model's own score; None where there is no head."""
+    found = _head(content)
+    if found is None:
+        return None
+    table = Table(
+        title=f"Uncertainty head: {found['errors']} errors", caption=HEAD_CAPTION, caption_justify="left",
+        box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True,
+    )  # fmt: skip
+    header, lines = _head_cells(found)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index else "left")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def _head_cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """A line a score; of a tagger also those of entities and sentences."""
+    lines = []
+    for level in ("", *(name for name in ("entities", "sentences") if name in found)):
+        part = found[level] if level else found
+        reports = part["error_probability"], part["base"]
+        for key in ("error_auroc", "aurc", "ece"):
+            lines.append([f"{key}, {level}" if level else key, *(_cell(report, key, " ") for report in reports)])
+    return ["score", "1 - P(error)", f"base score ({found['score']})"], lines
 
 
 def verdict_of_head(content: Mapping[str, Any]) -> str | None:
@@ -83,11 +127,6 @@ def _caption(content: Mapping[str, Any]) -> str:
             f"{CALLED.capitalize()}: always answering {content['baseline']['answer']!r}, with the shares of the "
             "classes in the training rows for its probabilities."
         )
-    if _head(content) is not None:
-        lines.append(
-            "Head: its P(error), whose ECE is against errors; base score: the frozen model's own, which the head has "
-            "to beat. Error AUROC: how well each tells errors from correct rows."
-        )
     if content.get("outside"):
         about = content["outside"]
         lines.append(
@@ -109,15 +148,10 @@ def _cells(content: Mapping[str, Any], metrics: Sequence[str], gap: str) -> tupl
         columns.append((name, found["before"]))
         columns.append((f"{name}, {shown(found.get('temperature_fit'), found['temperature'])}", found["after"]))
         outside += [found["outside"][stage] for stage in ("before", "after") if "outside" in found]
-    head = _head(content)
-    if head is not None:
-        columns.append(("1 - P(error) of the head", _of_errors(head["error_probability"])))
-        columns.append((f"base score ({head['score']})", head["base"]))
     if content.get("baseline"):
         columns.append((CALLED, content["baseline"]))
     rows = [name for name in metrics if any(name in report for _, report in columns)]
     rows += [name for name in ("perplexity",) if name in columns[0][1]]  # of texts
-    rows += [name for name in ("error_auroc",) if head is not None and name not in rows]
     lines = [[name, *(_cell(report, name, gap) for _, report in columns)] for name in rows]
     if "ece" in rows and columns[0][1].get("noise_floor"):
         floors = [(report.get("noise_floor") or {}).get("ece") for _, report in columns]
@@ -128,12 +162,6 @@ def _cells(content: Mapping[str, Any], metrics: Sequence[str], gap: str) -> tupl
         for key, name in OUTSIDE.items():
             lines.append([name, *(f"{found[key]:.3f}" for found in outside), *empty])
     return ["score", *(name for name, _ in columns)], lines
-
-
-def _of_errors(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the scores of a P(error) those that mean in other columns what they mean here."""
-    kept = ("ece", "smooth_ece", "aurc", "error_auroc", "intervals", "noise_floor")
-    return {name: report[name] for name in kept}
 
 
 def _cell(report: Mapping[str, Any], name: str, gap: str) -> str:

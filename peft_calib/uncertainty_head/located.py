@@ -10,11 +10,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
+from ..calibration.recalibrate.temperature import HEAD_NAMES
 from ..prediction.engine import BatchPredictor, choose_source
 from ..prediction.heads import NextTokenHead
-
-#: What transformers calls the head of a classifier; the first two are those that PEFT trains along.
-HEAD_NAMES = ("classifier", "score", "classification_head", "logits_proj")
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ def test_a_head_is_written_beside_the_adapter_and_measured_with_the_run(lora, fi
     assert (lora / "adapter" / "adapter_model.safetensors").read_bytes() == before
     assert peft_calib("evaluate", lora, "--data", files[1]) is None
     shown = capsys.readouterr().out
-    assert "1 - P(error) of the head" in shown and "base score (entropy)" in shown and "error_auroc" in shown
+    assert "1 - P(error)" in shown and "base score (entropy)" in shown and "error_auroc" in shown
+    assert "## Uncertainty head" in next(lora.glob("evaluation/*/report.md")).read_text()
     content = json.loads(next(lora.glob("evaluation/*/report.json")).read_text())
     found = content["variants"]["mean"]["head"]
     assert found["error_probability"]["settings"]["num_rows"] == 60

@@ -19,7 +19,7 @@ __all__ = ["BOUNDS", "FEWEST_ROWS", "TemperatureFit", "TemperatureScaling", "che
 #: What a stored temperature may be at all; far beyond what is ever fitted.
 POSSIBLE = (1e-6, 1e6)
 #: Names of classification heads.
-HEAD_NAMES = ("classifier", "score", "classification_head", "qa_outputs", "head")
+HEAD_NAMES = ("classifier", "score", "classification_head", "logits_proj", "qa_outputs", "head")
 
 
 class TemperatureScaling(LogitScaling):
