@@ -78,7 +78,7 @@ def copy_head(
         task: What the logits are.
         label_tokens: For a language model, the tokens that stand for the classes: their rows are copied.
         tokenizer: For texts among the label tokens.
-        head_module: Name of the head in the base model, where it is no `classifier`, `score` or the like, nor the output layer.
+        head_module: Name of the head in the base model, where it has another name than `classifier`, `score` ...
         num_samples: Number of functions K.
         seed: Key of the draws.
         dropout: Probability of Monte Carlo dropout.

@@ -123,7 +123,7 @@ def extract_features(
         task: `"classification"`, `"token"`, `"next_token"` or `"auto"`.
         label_tokens: For a language model, the tokens that stand for the classes: ids, or texts of one token each.
         tokenizer: Pads the rows of a batch, and reads texts among the label tokens.
-        head_module: Name of the head in the base model, where it is no `classifier`, `score` or the like, nor the output layer.
+        head_module: Name of the head in the base model, where it has another name than `classifier`, `score` ...
         num_samples: Number of functions K: 1 for the deterministic model, more for draws of its adapter; as many as
             `predict` makes by itself when `None`.
         seed: Key of the draws.
