@@ -11,6 +11,7 @@ that what is not finished goes on where it stood.
     python benchmarks/uncertainty_head.py table --place DIR --output benchmarks/results/uncertainty_head.json
     python benchmarks/uncertainty_head.py page --output benchmarks/results/uncertainty_head.json
 
+`uncertainty_head_decoder.py` prepares the same for a small decoder; its results are `uncertainty_head_decoder.json`.
 `--runs` is what `evidence.py run` wrote, `--data` what it read.
 """
 
@@ -149,11 +150,15 @@ def of_functions(passes: FeatureSet, source: str) -> dict[str, Any]:
 def fit_one(cell: str, run: int, seed: int, protocol: dict[str, Any], place: Path, names: list[str]) -> dict[str, Any]:
     """All methods on one run and one draw of rows."""
     folder = place / f"{cell}-{run}"
-    rows = drawn(read(folder / "pool.safetensors"), seed, protocol) | {"own": read(folder / "own.safetensors")}
+    rows = drawn(read(folder / "pool.safetensors"), seed, protocol)
+    if (folder / "own.safetensors").is_file():
+        rows["own"] = read(folder / "own.safetensors")
     aside = ("pool", "own", "dropout", "head")
     tests = {path.stem: read(path) for path in sorted(folder.glob("*.safetensors")) if path.stem not in aside}
     found: dict[str, Any] = {"methods": {}, "seconds": {}}
-    for name in (name for name in names if seed == 0 or name not in ONCE):
+    names = [name for name in names if seed == 0 or name not in ONCE]
+    names = [name for name in names if name not in HEADS or HEADS[name][0] in rows]
+    for name in names:
         start = time.process_time()
         if name in BASELINES:
             found["methods"][name] = of_baseline(name, rows, tests)
@@ -205,6 +210,13 @@ def extract_all(args: argparse.Namespace, protocol: dict[str, Any]) -> None:
             )
 
 
+def stored(output: Path) -> dict[str, Any]:
+    """The results for a page, those of the decoder among them where there are some."""
+    results = json.loads(output.read_text(encoding="utf-8"))
+    file = output.with_name("uncertainty_head_decoder.json")
+    return results | ({"decoder": json.loads(file.read_text(encoding="utf-8"))} if file.is_file() else {})
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("what", choices=("extract", "fit", "table", "page"))
@@ -223,7 +235,7 @@ def main() -> None:
     elif args.what == "table":
         write(args.output, table(args.place, protocol, sampled_one) | {"machine": describe_machine()})
     else:
-        put_into(PAGE, json.loads(args.output.read_text(encoding="utf-8")))
+        put_into(PAGE, stored(args.output))
 
 
 if __name__ == "__main__":

