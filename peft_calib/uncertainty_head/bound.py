@@ -9,16 +9,18 @@ import torch
 from torch import nn
 
 from .answer import ErrorPrediction
-from .asked import Asked, Belonging, check_belongs
-from .copied import CopiedHead, copy_head
-from .features import FeatureSet, extract_features
+from .asked import Belonging, check_belongs
+from .copied import CopiedHead
+from .features import FeatureSet, read_features
+from .located import locate
 from .mapping import probability_of_error, with_prior
+from .reading import FeatureReader
 from .stored import StoredHead
 from .training import Scorer, anchors_of
 
 
 class BoundHead:
-    """A head and the model that it belongs to, as it is now.
+    """A head and the model that it belongs to, as it is now: it must be neither trained on nor moved afterwards.
 
     Args:
         stored: The head.
@@ -36,7 +38,8 @@ class BoundHead:
                 "fit it with UncertaintyHead.fit(model, ...)."
             )
         self.stored, self.model, self.asked = stored, model, stored.asked
-        self.head = copy_head(model, **self.asked.words)
+        self._readers: dict[int, FeatureReader] = {}
+        self.head = self._copied(self.asked.seed)
         if stored.belongs is not None:
             check_belongs(stored.belongs, Belonging.of(model, self.asked, self.head), allow_other)
         _check_shapes(stored, self.head)
@@ -47,13 +50,23 @@ class BoundHead:
         Args:
             rows: What `extract_features` takes.
             seed: Key of the draws; that of the fit when None.
-            how: Further arguments of `extract_features`.
+            how: Further arguments of `read_features`.
         """
-        asked: Asked = self.asked if seed is None else replace(self.asked, seed=seed)
-        features = extract_features(self.model, rows, **asked.words, **how)
-        shared = len(self.head.starts) == 1 or asked == self.asked
-        head = self.head if shared else copy_head(self.model, **asked.words)  # other draws have other heads
-        return features, errors_of(self.stored, features, head)
+        seed = self.asked.seed if seed is None else seed
+        features = read_features(self._reader(seed), rows, None, **how)
+        return features, errors_of(self.stored, features, self._copied(seed))
+
+    def _reader(self, seed: int) -> FeatureReader:
+        """What reads the functions of a seed; set up once, with the copy of their heads."""
+        if seed not in self._readers:
+            located = locate(self.model, **replace(self.asked, seed=seed).words)
+            self._readers = {seed: FeatureReader(located)}  # one is kept: another seed has other functions
+        return self._readers[seed]
+
+    def _copied(self, seed: int) -> CopiedHead:
+        copy = self._reader(seed).copy
+        assert copy is not None
+        return copy
 
 
 def errors_of(stored: StoredHead, features: FeatureSet, head: CopiedHead) -> ErrorPrediction:

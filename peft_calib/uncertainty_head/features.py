@@ -155,21 +155,33 @@ def extract_features(
     ways: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "dropout": dropout}
     words: dict[str, Any] = {"task": task, "label_tokens": label_tokens, "tokenizer": tokenizer}
     located = locate(model, head_module=head_module, adapter_names=adapter_names, **ways, **words)
-    reader = FeatureReader(located, check)
+    how: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": batch_size, "collate_fn": collate_fn}
+    how |= {"options": options, "progress": progress, "accelerator": accelerator}
+    return read_features(FeatureReader(located, check), rows, digest_of_functions(model, adapter_names), **how)
+
+
+def read_features(
+    reader: FeatureReader,
+    rows: Any,
+    adapter: str | None,
+    *,
+    tokenizer: Any = None,
+    options: Any = None,
+    batch_size: int = 32,
+    collate_fn: Callable[[list], Mapping[str, Any]] | None = None,
+    progress: bool = False,
+    accelerator: Any = None,
+) -> FeatureSet:
+    """The same with a reader that was set up before, for an adapter of a known digest."""
     if isinstance(rows, Mapping):
-        parts = [(0, reader(rows))]
-    else:
-        state = PartialState() if accelerator is None else accelerator
-        root = located.predictor.source.root
-        loader, count = loader_of(rows, root, reader.of_tokens, batch_size, tokenizer, collate_fn, state)
-        batches = dealt_batches(loader, count, "rows", state, progress and state.is_main_process)
-        parts = [(index, reader(batch)) for index, batch in batches]
-        parts = gather_object(parts) if state.num_processes > 1 else parts
-    return joined(
-        [part for _, part in sorted(parts, key=lambda part: part[0])],
-        digest_of_functions(model, adapter_names),
-        options,
-    )
+        return joined([reader(rows)], adapter, options)
+    state = PartialState() if accelerator is None else accelerator
+    root = reader.predictor.source.root
+    loader, count = loader_of(rows, root, reader.of_tokens, batch_size, tokenizer, collate_fn, state)
+    batches = dealt_batches(loader, count, "rows", state, progress and state.is_main_process)
+    parts = [(index, reader(batch)) for index, batch in batches]
+    parts = gather_object(parts) if state.num_processes > 1 else parts
+    return joined([part for _, part in sorted(parts, key=lambda part: part[0])], adapter, options)
 
 
 def joined(parts: Sequence[Read], adapter: str | None, options: Any = None) -> FeatureSet:

@@ -234,7 +234,7 @@ class UncertaintyHead:
         """The head on a model, held against it once, for many predictions; `predict` does it every time.
 
         Args:
-            model: That the head was fitted for; it must not be trained on while it is bound.
+            model: That the head was fitted for; it must be neither trained on nor moved while it is bound.
 
         Raises:
             ValueError: If the head was fitted for another model, or to features.

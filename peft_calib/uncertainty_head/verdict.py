@@ -47,8 +47,8 @@ class Verdict:
 
     @property
     def harms(self) -> bool:
-        """Whether the whole interval is below 0."""
-        return self.high < 0
+        """Whether the interval is below 0 even where no optimism is taken off, which is against the head, too."""
+        return self.high + self.optimism < 0
 
     def __str__(self) -> str:
         told = "The head helps" if self.helps else "The head does harm" if self.harms else "It cannot be told to help"
