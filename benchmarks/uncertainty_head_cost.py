@@ -1,8 +1,8 @@
 """What an uncertainty head costs: its fit beside the training of the adapter it sits on, its answer beside a forward.
 
 MiniLM with a LoRA on sentences of library documentation, of 64 tokens at most, one thread, seconds of this process'
-own CPU time, arms in turn. An adapter is trained for one epoch, where `peft-calib train` makes 3 at least: the share of
-a training is a third of what is given here, or less. Features of as many held-out rows are read before, timed by
+own CPU time, arms in turn. An adapter is trained for one epoch, where `peft-calib train` makes 3 at least: the share
+of a training is a third of what is given here, or less. Features of as many held-out rows are read before, timed by
 itself. A prediction with a head is held against the same prediction without it, over the same rows.
 
     python benchmarks/uncertainty_head_cost.py --output benchmarks/results/uncertainty_head_cost.json
