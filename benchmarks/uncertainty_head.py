@@ -3,8 +3,8 @@
 The adapters are the finished LoRA runs of `benchmarks/evidence.py`. Features of a run are extracted once; then every
 seed draws rows to fit on and rows to choose by, of the training split and unseen by the run, and all methods are
 fitted to them: the papers' presets v1 (AdUE) and v2 (ALIEN), our default, the ablations of v2, and every baseline.
-Fits and cells are in `benchmarks/uncertainty_head/protocol.json`, written before them; a finished one is a file, so
-that what is not finished goes on where it stood.
+Fits and cells are in `benchmarks/uncertainty_head/protocol.json`, written after one trial fit; a finished one is a
+file, so that what is not finished goes on where it stood.
 
     python benchmarks/uncertainty_head.py extract --data DIR --runs DIR --place DIR
     python benchmarks/uncertainty_head.py fit --place DIR
