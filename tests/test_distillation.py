@@ -7,7 +7,7 @@ import pytest
 import torch
 from gauss_lora import GaussLoraConfig
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from peft_calib import (
     BayesianLoraConfig,
@@ -20,6 +20,7 @@ from peft_calib import (
 )
 from peft_calib.calibration import TemperatureScaling
 from peft_calib.identity import adapter_digest
+from peft_calib.methods.distillation import _parts
 
 TARGETS = ["query", "value", "intermediate.dense", "output.dense"]
 CONFIGS = {
@@ -73,8 +74,7 @@ def test_what_it_measures_is_what_the_two_answer(tiny_classifier):
     teacher = moved(get_peft_model(tiny_classifier(), CONFIGS["members"]()))
     rows = rows_of(40)
     student = distill(teacher, rows, seed=3, arguments={"num_train_epochs": 1})
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(3)).tolist()
-    held = [rows[i] for i in order[:4]]
+    held = [rows[i] for i in _parts(rows, 3)[0]]
     p = predict_dataset(teacher, held, "sample", progress=False).probabilities.double()
     q = predict_dataset(student, held, "mean", progress=False).probabilities.double()
     found = distillation_of(student)
@@ -185,6 +185,34 @@ def test_refused(tiny_classifier, change, message):
     asked = {"rows": rows_of(30), **change}
     with pytest.raises((ValueError, TypeError), match=message):
         distill(teacher, asked.pop("rows"), **asked)
+
+
+def test_arguments_of_the_trainer_itself(tiny_classifier, tmp_path):
+    teacher = moved(get_peft_model(tiny_classifier(), CONFIGS["members"]()))
+    given = TrainingArguments(tmp_path / "out", num_train_epochs=1, report_to=[], use_cpu=True, save_strategy="no")
+    distill(teacher, rows_of(40), arguments=given)
+    assert given.remove_unused_columns  # whoever gave it finds it as it was
+    distill(teacher, rows_of(40), arguments={"num_train_epochs": 1, "remove_unused_columns": True})
+
+
+def test_a_sure_student_has_a_record_that_can_be_read(tiny_classifier, tmp_path):
+    teacher = moved(get_peft_model(tiny_classifier(), CONFIGS["members"]()))
+    with torch.no_grad():
+        for name, parameter in teacher.named_parameters():
+            if "classifier" in name:
+                parameter.mul_(500)
+    student = distill(teacher, rows_of(40), arguments={"num_train_epochs": 1})
+    assert np.isfinite(distillation_of(student).divergence)
+    student.save_pretrained(tmp_path)
+    assert distillation_of(tmp_path) == distillation_of(student)
+
+
+def test_equal_rows_stay_on_one_side():
+    held, kept = _parts([row for row in rows_of(30) for _ in range(2)], seed=0)
+    assert len(held) == 6 and len(held) + len(kept) == 60
+    assert not {number // 2 for number in held} & {number // 2 for number in kept}
+    with pytest.raises(ValueError, match="too much alike"):
+        _parts(rows_of(1) * 30, seed=0)
 
 
 def test_one_function_needs_no_student(tiny_classifier):

@@ -66,8 +66,9 @@ def _table(measured: Measurement) -> str:
     """Eight scores before and after, with interval and noise floor where the report has them."""
     temperature = measured.temperature
     recalibrated = measured.is_recalibrated
-    lines = [f"**{_text(measured.way)}**, {measured.num_rows:,} rows of `{_text(measured.split)}`"]
-    lines[0] += f", temperature {temperature:.4g}" if temperature not in (None, 1.0) else ", no temperature"
+    lines = [f"**{_text(measured.way)}**, {measured.num_rows:,} rows{_of(measured)}"]
+    if temperature is not None:
+        lines[0] += ", no temperature" if temperature == 1 else f", temperature {temperature:.4g}"
     intervals, floor = measured.after.get("intervals") or {}, measured.after.get("noise_floor") or {}
     heads = ["score", *(["before", "after"] if recalibrated else ["value"])]
     level = f"{measured.after['settings'].get('confidence_level') or 0.95:.0%}"
@@ -90,6 +91,10 @@ def _table(measured: Measurement) -> str:
     if measured.verdict:
         lines += ["", measured.verdict]
     return "\n".join(lines)
+
+
+def _of(measured: Measurement) -> str:
+    return "" if measured.split is None else f" of `{_text(measured.split)}`"
 
 
 def _pair(interval: Any) -> str:
@@ -151,7 +156,7 @@ def _origins(facts: CardFacts) -> str:
     for what, kinds in sets:
         rows += [_row(f"{what} ({_text(kind)})", len(found), found.digest) for kind, found in kinds.items()]
     for measured in facts.measured:
-        what = f"measured on ({_text(measured.split)}, {_text(measured.way)})"
+        what = f"measured on ({', '.join(map(_text, filter(None, (measured.split, measured.way))))})"
         rows.append(_row(what, measured.num_rows, measured.rows_digest))
     versions = ", ".join(f"{package} {version}" for package, version in facts.versions.items())
     seeds = sorted({measured.seed for measured in facts.measured if measured.seed is not None})

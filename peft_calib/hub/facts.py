@@ -14,7 +14,8 @@ from ..calibration import CalibrationReport
 from ..calibration.scores.table import SCORES
 from ..identity import belongs_to_folder, folder_digest, read_config
 from ..provenance.splits import SplitRecord, read_split
-from ..uncertainty_head.stored import STEM, StoredHead
+from ..uncertainty_head import UncertaintyHead
+from ..uncertainty_head.stored import STEM
 
 #: What decides what the Hub shows a model as, by PEFT's task.
 PIPELINES = {
@@ -57,6 +58,12 @@ class Subject:
     examples: Sequence[str] = ()
     intended_use: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("language", "training_datasets", "examples"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not all(isinstance(text, str) for text in value):
+                raise TypeError(f"{name} is a list of texts, got {value!r}. Write {name}=[...].")
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -64,10 +71,10 @@ class Measurement:
 
     Attributes:
         way: In words, such as `"mean adapter"` or `"8 draws"`.
-        split: Name of the rows.
+        split: Name of the rows, if they have one.
         before: Report before the recalibration, as `CalibrationReport.to_dict` gives it.
         after: Report after it; the same where there is none.
-        temperature: Of the recalibration, where it has one.
+        temperature: Of the recalibration; 1 where none was applied, None where nobody said.
         rows_digest: Fingerprint of the rows.
         seed: Of draws and intervals.
         verdict: The report's sentence on its ECE.
@@ -75,7 +82,7 @@ class Measurement:
     """
 
     way: str
-    split: str
+    split: str | None
     before: Mapping[str, Any]
     after: Mapping[str, Any]
     temperature: float | None = None
@@ -88,8 +95,16 @@ class Measurement:
     def of(cls, after: CalibrationReport, before: CalibrationReport | None = None, **about: Any) -> Measurement:
         """Of reports at hand."""
         found = after.to_dict()
-        values = {"way": "as predicted", "split": "test", "verdict": after.verdict(), "pictures": after, **about}
+        values = {"way": "as predicted", "split": None, "verdict": after.verdict(), "pictures": after, **about}
         return cls(before=found if before is None else before.to_dict(), after=found, **values)
+
+    def __post_init__(self) -> None:
+        rows = [of["settings"]["num_rows"] for of in (self.before, self.after)]
+        if rows[0] != rows[1]:
+            raise ValueError(
+                f"The report before the recalibration is of {rows[0]} rows and the one after it of {rows[1]}: measure "
+                "both on the same rows."
+            )
 
     @property
     def num_rows(self) -> int:
@@ -162,21 +177,28 @@ def facts_of(folder: Path, name: str, subject: Subject, measured: Sequence[Measu
     """Read what a card says from an adapter's folder.
 
     Raises:
-        ValueError: If the base model is a folder that nobody else has, or the recalibration there is of another
-            adapter.
+        ValueError: If the base model is a folder that nobody else has, or a recalibration or an uncertainty head there
+            is of another adapter.
     """
     config = read_config(folder)
     artefact = read_artefact(folder) or Artefact()
     if artefact.ways and not all(belongs_to_folder(digest, folder) for digest in artefact.adapters.values()):
         raise ValueError(
-            f"The recalibration in {folder} was fitted for other weights than those that lie there. Fit it again on a "
+            "The recalibration beside the adapter was fitted for other weights than these. Fit it again on a "
             "calibration split, or take the file away."
         )
+    if getattr(config, "anchor_adapters", None):
+        raise ValueError(
+            "The curve's anchors lie in folders of their own, so the adapter is not complete by itself. Save it with "
+            "save_anchors=True in its configuration."
+        )
+    heads = {place.stem.removeprefix(STEM).removeprefix(".") for place in folder.glob(f"{STEM}*.json")}
+    reports = {head: str(UncertaintyHead.from_pretrained(folder, name=head or "default").report) for head in heads}
     return CardFacts(
         name=name,
         method=str(getattr(config.peft_type, "value", config.peft_type)),
         task=None if config.task_type is None else str(getattr(config.task_type, "value", config.task_type)),
-        base_model=base_of(config.base_model_name_or_path, subject, folder),
+        base_model=base_of(config.base_model_name_or_path, subject),
         base_revision=config.revision,
         artefact=artefact,
         digest=folder_digest(folder),
@@ -184,18 +206,18 @@ def facts_of(folder: Path, name: str, subject: Subject, measured: Sequence[Measu
         measured=tuple(measured),
         subject=subject,
         has_lora=has_lora,
-        head_report=str(StoredHead.read(folder).report) if (folder / f"{STEM}.json").is_file() else None,
+        head_report=reports.get(""),
         versions={package: importlib.metadata.version(package) for package in PACKAGES},
     )
 
 
-def base_of(found: str | None, subject: Subject, folder: Path) -> str:
+def base_of(found: str | None, subject: Subject) -> str:
     """The name of the base model that others can load."""
     if subject.base_model is not None:
         return subject.base_model
     if not found or Path(found).exists() or Path(found).is_absolute() or found.count("/") > 1:
         raise ValueError(
-            f"The adapter in {folder} names its base model as {found!r}, which nobody else can load. Say which model "
+            f"The adapter names its base model as {found!r}, which nobody else can load. Say which model "
             "of the Hub that is: base_model='organisation/name' (--base-model)."
         )
     return found

@@ -81,7 +81,7 @@ def check_card(text: str, metadata: dict[str, Any]) -> None:
     Raises:
         CardMismatchError: Naming the first field that differs.
     """
-    head = yaml.safe_load(text.split("---\n")[1])
+    head = yaml.safe_load(text.removeprefix("---\n").split("\n---\n")[0])
     if head != metadata:
         wrong = next(key for key in {**head, **metadata} if head.get(key) != metadata.get(key))
         raise CardMismatchError(f"The card's {wrong} is read back as {head.get(wrong)!r:.200}.")

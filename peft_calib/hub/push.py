@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ def push_to_hub(
     source: nn.Module | str | Path,
     repo_id: str,
     *,
-    report: CalibrationReport | Mapping[str, CalibrationReport] | None = None,
+    report: CalibrationReport | Mapping[str, CalibrationReport] | Measurement | None = None,
     private: bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
@@ -50,7 +51,7 @@ def push_to_hub(
             the card.
         repo_id: `"user/name"`; made if it does not exist.
         report: What was measured of it: a report of `calibration_report`, or two as `{"before": ..., "after": ...}`
-            a recalibration.
+            a recalibration; a `peft_calib.hub.Measurement` says the name of the rows and the temperature, too.
         private: Whether a repository that is made is private.
         revision: Branch; made from the main one if it does not exist.
         create_pr: Open a pull request instead of committing to the branch.
@@ -89,7 +90,7 @@ def write_card(
     folder: str | Path,
     *,
     repo_id: str = "user/name",
-    report: CalibrationReport | Mapping[str, CalibrationReport] | None = None,
+    report: CalibrationReport | Mapping[str, CalibrationReport] | Measurement | None = None,
     **about: Any,
 ) -> Path:
     """Write what `push_to_hub` would push into a folder, to look at it first.
@@ -126,6 +127,8 @@ def _subject(about: dict[str, Any]) -> Subject:
 def _measured(report: Any) -> tuple[Measurement, ...]:
     if report is None:
         return ()
+    if isinstance(report, Measurement):
+        return (report,)
     if isinstance(report, CalibrationReport):
         return (Measurement.of(report),)
     if isinstance(report, Mapping) and set(report) == {"before", "after"}:
@@ -148,16 +151,29 @@ def _committed(api: HfApi, name: str, folder: Path, revision: str | None, create
     operations = [CommitOperationAdd(file, folder / file) for file in files]
     operations += [CommitOperationDelete(file) for file in gone]
     options: dict[str, Any] = {"commit_message": message, "revision": revision, "create_pr": create_pr}
-    parent = None if head is None else head.sha
+    mark = _mark(folder, files)
+    options |= {"commit_description": mark, "parent_commit": None if head is None else head.sha}
     try:
-        return _again(lambda: api.create_commit(name, operations, parent_commit=parent, **options))
+        return _again(lambda: api.create_commit(name, operations, **options))
     except HfHubHTTPError as error:
-        if _status(error) in CONFLICTS:
-            raise ValueError(
-                f"Somebody else pushed to {name} meanwhile, so nothing was written. Look at what is there now, and "
-                "push again."
-            ) from error
-        raise
+        if _status(error) not in CONFLICTS:
+            raise
+        made = api.list_repo_commits(name, revision=revision)[0]
+        if mark in made.message:  # an earlier try was carried out, though its answer did not arrive
+            url = f"{api.endpoint}/{name}/commit/{made.commit_id}"
+            return CommitInfo(commit_url=url, commit_message=message, commit_description=mark, oid=made.commit_id)
+        raise ValueError(
+            f"Somebody else pushed to {name} meanwhile, so nothing was written. Look at what is there now, and "
+            "push again."
+        ) from error
+
+
+def _mark(folder: Path, files: Sequence[str]) -> str:
+    """What tells a commit of these files from others: their digest."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file}\0{hashlib.sha256((folder / file).read_bytes()).hexdigest()}\n".encode())
+    return f"Content sha256:{digest.hexdigest()}"
 
 
 def _again(ask: Callable[[], T]) -> T:

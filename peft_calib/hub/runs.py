@@ -52,7 +52,7 @@ def _measurements(evaluation: Evaluation) -> list[Measurement]:
         found.append(
             Measurement(
                 way="mean adapter" if variant == "mean" else f"{count} draws",
-                split=Path(str(content["data"])).stem if Path(str(content["data"])).is_absolute() else content["data"],
+                split=_name_of(str(content["data"])),
                 before=about[BEFORE],
                 after=about[AFTER],
                 temperature=about["temperature"],
@@ -63,3 +63,10 @@ def _measurements(evaluation: Evaluation) -> list[Measurement]:
             )
         )
     return sorted(found, key=lambda one: one.pictures is not None)
+
+
+def _name_of(data: str) -> str:
+    """What rows are called on a card: a Hub id as it is, and of a path its last part."""
+    path = Path(data)
+    is_path = path.is_absolute() or path.suffix or data.startswith(".") or path.exists() or data.count("/") > 1
+    return path.stem if is_path else data

@@ -16,7 +16,8 @@ from ..artefact import ARTEFACT_FILE, CLASSES_FILE, RECALIBRATION_FILE, RUN_FINI
 from ..calibration.report.plots import reliability_figure, risk_coverage_diagram
 from ..export import export_lora
 from ..files import write_atomically
-from ..json_files import without_nan
+from ..identity import read_config
+from ..json_files import read_json, without_nan
 from ..predictor.loading import load
 from ..provenance.splits import SPLIT_FILE
 from ..tuners.laws import laws_of
@@ -40,6 +41,18 @@ TOKENIZER = (
     "*.model",
     "*.jinja",
 )
+#: Fields of a configuration that name a folder which training began from, and no prediction asks for.
+STARTS = ("init_from",)
+#: Fields of a tokenizer's configuration that name a file or a folder of whoever saved it.
+PLACES = (
+    "name_or_path",
+    "_name_or_path",
+    "tokenizer_file",
+    "special_tokens_map_file",
+    "vocab_file",
+    "merges_file",
+    "cache_dir",
+)
 #: What an earlier push may have left that this one does not write again.
 MANAGED = (f"{LORA}/", "uncertainty_head", ".eval_results/", REPORT_FILE, RELIABILITY, RISK, *OURS)
 
@@ -60,7 +73,7 @@ def stage(
         measured = (*measured, *found)
     else:
         _check_model(source)
-        source.save_pretrained(str(folder))
+        source.save_pretrained(str(folder), selected_adapters=["default"])
         (folder / CARD).unlink(missing_ok=True)
         has_lora = any(laws_of(source, active=True)) and export_lora(source, folder / LORA).is_dir()
     facts = facts_of(folder, repo_id.rpartition("/")[2], subject, measured, has_lora)
@@ -88,6 +101,7 @@ def _check_model(model: Any) -> None:
 def _adapter_in(source: Path) -> tuple[Path, Sequence[Measurement]]:
     """Where the adapter of a folder lies, and what was measured of it there."""
     if (source / CONFIG_NAME).is_file():
+        read_config(source)  # a message about a damaged file names this folder, not the one that is pushed
         return source, ()
     if not (source / RUN_FINISHED).is_file():
         raise FileNotFoundError(
@@ -124,12 +138,13 @@ def _name_base(folder: Path, facts: CardFacts) -> None:
         if file.is_file():
             content = json.loads(file.read_text(encoding="utf-8"))
             content["base_model_name_or_path"] = facts.base_model
+            content.update({name: None for name in STARTS if name in content})
             write_atomically(file, json.dumps(content, indent=2, sort_keys=True))
     file = folder / "tokenizer_config.json"
     if file.is_file():
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if Path(str(content.pop("name_or_path", ""))).is_absolute():
-            write_atomically(file, json.dumps(content, indent=2, ensure_ascii=False))
+        content = read_json(file).content
+        kept = {name: value for name, value in content.items() if name not in PLACES}
+        write_atomically(file, json.dumps(kept, indent=2, ensure_ascii=False))
 
 
 def _write_report(folder: Path, measured: Sequence[Measurement]) -> Mapping[str, str]:

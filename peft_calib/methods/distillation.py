@@ -23,6 +23,7 @@ from ..json_files import parse_json, read_json
 from ..prediction import Prediction, predict_dataset
 from ..prediction.dataset import model_columns
 from ..provenance.companions import attach_file, attached_file
+from ..provenance.row_hashes import hash_rows
 from ..tuners.laws import laws_of
 from .student import start_of, train_student, training_arguments
 
@@ -32,6 +33,8 @@ LABELS = ("labels", "label", "label_ids")
 MEND = "Restore it from a copy, or distil again"
 #: Share of the rows that a student is not trained on, so that it can be held against its teacher there.
 HELD_OUT = 0.1
+#: What a probability that underflowed counts as: the smallest normal number of 32 bits.
+SMALLEST = float(np.finfo(np.float32).tiny)
 #: Fewer rows say nothing of how close a student came.
 FEWEST_ROWS = 20
 
@@ -45,7 +48,7 @@ class Distillation:
         num_held_out: Rows it was held against its teacher on.
         num_samples: Draws of the teacher, whose probabilities were averaged.
         seed: Of the draws and of the training.
-        divergence: Mean `KL(teacher || student)`, nats a row.
+        divergence: Mean `KL(teacher || student)`, nats a row; a probability that is exactly 0 counts as 1.2e-38.
         start_divergence: The same before the training: what the student's starting point, the teacher's mean or first
             member, leaves of it.
         agreement: Share of rows with the same predicted class.
@@ -208,9 +211,17 @@ def _parts(rows: Any, seed: int) -> tuple[list[int], list[int]]:
         raise TypeError(f"rows must be a datasets.Dataset or another map-style dataset, got {type(rows).__name__}.")
     if len(rows) < FEWEST_ROWS:
         raise ValueError(f"{len(rows)} rows are too few to distil on; give at least {FEWEST_ROWS}, better 1,000.")
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = max(2, round(HELD_OUT * len(rows)))
-    return order[:count], order[count:]
+    _, inverse = np.unique(hash_rows(rows)[1], return_inverse=True)  # equal rows stay on one side
+    order = torch.randperm(int(inverse.max()) + 1, generator=torch.Generator().manual_seed(seed)).numpy()
+    ranks = np.empty_like(order)
+    ranks[order] = np.arange(len(order))
+    sequence = np.argsort(ranks[inverse], kind="stable")
+    last = sequence[max(2, round(HELD_OUT * len(rows))) - 1]
+    is_held = ranks[inverse] <= ranks[inverse[last]]
+    held, kept = (np.flatnonzero(part).tolist() for part in (is_held, ~is_held))
+    if not kept:
+        raise ValueError("The rows are too much alike: give at least 20 different ones.")
+    return held, kept
 
 
 def _check_varies(model: PeftModel, adapter_names: Sequence[str] | None) -> None:
@@ -239,7 +250,7 @@ def _targets(taught: Any, recalibration: Recalibrator | None, count: int) -> tor
 
 def _measured(targets: torch.Tensor, before: Any, after: Any, count: int, num_samples: int, seed: int) -> Distillation:
     p = targets.double().numpy()
-    start, q = (np.asarray(of.probabilities.double().cpu()) for of in (before, after))
+    start, q = (np.maximum(of.probabilities.double().cpu().numpy(), SMALLEST) for of in (before, after))
     return Distillation(
         num_rows=count,
         num_held_out=len(p),

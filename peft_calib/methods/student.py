@@ -38,23 +38,24 @@ def training_arguments(
 ) -> TrainingArguments:
     """The Trainer's arguments; what is given as a mapping takes the place of `ARGUMENTS`."""
     if isinstance(given, TrainingArguments):
+        given = copy.copy(given)
+        given.remove_unused_columns = False  # no model takes the column of the probabilities
         return given
     known = {field.name for field in fields(TrainingArguments)}
     unknown = sorted(set(given or {}) - known)
     if unknown:
         raise ValueError(f"transformers.TrainingArguments has no field {', '.join(unknown)}.")
+    needed = {"remove_unused_columns": False}  # no model takes the column of the probabilities
     own: dict[str, Any] = {
         "seed": seed,
-        "remove_unused_columns": False,
         "report_to": [],
         "save_strategy": "no",
         "logging_strategy": "no",
         "disable_tqdm": not progress,
     }
     place = {"output_dir": str(Path(tempfile.gettempdir()) / "peft_calib_student")}  # nothing is written there
-    return TrainingArguments(
-        **{**ARGUMENTS, **own, **place, "use_cpu": not torch.cuda.is_available(), **(given or {})}
-    )
+    values = {**ARGUMENTS, **own, **place, "use_cpu": not torch.cuda.is_available(), **(given or {}), **needed}
+    return TrainingArguments(**values)
 
 
 def start_of(model: PeftModel, adapter_names: Sequence[str] | None, seed: int) -> PeftModel:

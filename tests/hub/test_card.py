@@ -14,6 +14,7 @@ from peft_calib.hub import Measurement, Subject
 from peft_calib.hub.card import card_body
 from peft_calib.hub.facts import CardFacts, base_of
 from peft_calib.hub.metadata import CardMismatchError, benchmark_results, check_card, metadata_of, with_metadata
+from peft_calib.hub.runs import _name_of
 from peft_calib.provenance.splits import SplitRecord
 
 SETTINGS = {"num_rows": 200}
@@ -117,8 +118,44 @@ def test_a_benchmarks_result_is_what_the_library_writes():
 
 
 @pytest.mark.parametrize("name", [None, "", "/models/base", "a/b/c", "."])
-def test_only_a_base_model_that_others_have(name, tmp_path):
+def test_only_a_base_model_that_others_have(name):
     with pytest.raises(ValueError, match="nobody else can load"):
-        base_of(name, Subject(), tmp_path)
-    assert base_of(name, Subject(base_model="user/base"), tmp_path) == "user/base"
-    assert base_of("user/other", Subject(), tmp_path) == "user/other"
+        base_of(name, Subject())
+    assert base_of(name, Subject(base_model="user/base")) == "user/base"
+    assert base_of("user/other", Subject()) == "user/other"
+
+
+def test_nothing_is_said_that_nobody_said():
+    p, labels = np.random.default_rng(0).dirichlet([1, 1], 60), np.arange(60) % 2
+    one = Measurement.of(calibration_report(p, labels, confidence_level=None))
+    text = card_of(facts(one))
+    assert "no temperature" not in text and "`test`" not in text and "None" not in text
+    assert ModelCard(text).data.eval_results[0].dataset_split is None
+    assert "no temperature" in card_of(facts(Measurement.of(calibration_report(p, labels), temperature=1.0)))
+
+
+def test_a_text_in_the_place_of_a_list_and_reports_of_other_rows_are_refused():
+    for name in ("language", "training_datasets", "examples"):
+        with pytest.raises(TypeError, match=name):
+            Subject(**{name: "en"})
+    with pytest.raises(ValueError, match="100 rows"):
+        Measurement("mean", "test", scores(settings={"num_rows": 100}), scores())
+
+
+def test_a_text_that_ends_like_the_head_of_a_card():
+    assert ModelCard(card_of(facts(measured(1), examples=["Breaking news ---", "---", "a\n---\nb"]))).data.widget[
+        1
+    ] == {"text": "---"}
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("/home/me/x/held.csv", "held"),
+        ("secret/held.csv", "held"),
+        ("../x/held.jsonl", "held"),
+        ("nyu-mll/glue", "nyu-mll/glue"),
+    ],
+)
+def test_rows_are_called_by_no_path(data, name):
+    assert _name_of(data) == name

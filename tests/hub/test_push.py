@@ -205,6 +205,52 @@ def test_two_pushes_at_once(hub, tiny_model_folder):
     assert hub.files("user/adapter") == {}
 
 
+def test_a_commit_whose_answer_was_lost_is_told_as_made(hub, tiny_model_folder):
+    lost = iter([True])
+    hub.lost = lambda request: "commit/main" in request and next(lost, False)
+    told = package.push_to_hub(trained(tiny_model_folder), "user/adapter", base_model="user/base")
+    assert hub.repositories["user/adapter"].commits == 1
+    assert told.oid == hub.repositories["user/adapter"].branches["main"].sha
+
+
+def test_other_adapters_of_the_model_stay_at_home(hub, tiny_model_folder):
+    model = trained(tiny_model_folder, "lora")
+    model.add_adapter("private", LoraConfig(task_type="SEQ_CLS", target_modules=TARGETS))
+    package.push_to_hub(model, "user/adapter", base_model="user/base")
+    assert not [name for name in hub.files("user/adapter") if "private" in name]
+    assert str(tiny_model_folder).encode() not in b"".join(hub.files("user/adapter").values())
+
+
+def test_a_head_of_other_weights_is_not_vouched_for(tmp_path, tiny_model_folder):
+    model = trained(tiny_model_folder, "lora")
+    rows = [{"input_ids": torch.randint(3, 64, (5,)), "labels": i % 3} for i in range(120)]
+    head = package.UncertaintyHead.fit(model, None, rows)
+    head.attach(model)
+    write_card(model, tmp_path / "right", base_model="user/base")
+    assert "P(error) of each answer" in (tmp_path / "right" / "README.md").read_text()
+    detached = {name for name in os.listdir(tmp_path / "right") if name.startswith("uncertainty_head")}
+    assert len(detached) == 2
+    trained(tiny_model_folder, "bayesian").save_pretrained(tmp_path / "other")
+    for name in detached:
+        (tmp_path / "other" / name).write_bytes((tmp_path / "right" / name).read_bytes())
+    with pytest.raises(ValueError, match="fitted for another adapter"):
+        write_card(tmp_path / "other", tmp_path / "wrong", base_model="user/base")
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_paths_of_this_machine_are_in_no_file(hub, tmp_path, tiny_model_folder):
+    place = tmp_path / "zq_hidden"
+    model = trained(tiny_model_folder)
+    model.peft_config["default"].init_from = str(place)
+    model.save_pretrained(place)
+    AutoTokenizer.from_pretrained(tiny_model_folder).save_pretrained(place)
+    about = json.loads((place / "tokenizer_config.json").read_text())
+    about |= {"name_or_path": "../zq_hidden", "special_tokens_map_file": str(place / "x.json")}
+    (place / "tokenizer_config.json").write_text(json.dumps(about))
+    package.push_to_hub(place, "user/adapter", base_model="user/base")
+    assert b"zq_hidden" not in b"".join(hub.files("user/adapter").values())
+
+
 def test_a_wrong_token_is_the_hubs_own_error(hub, tiny_model_folder):
     with pytest.raises(HfHubHTTPError) as error:
         package.push_to_hub(trained(tiny_model_folder), "user/a", base_model="user/base", token="hf_wrong")

@@ -24,6 +24,7 @@ class Commit:
     sha: str
     files: dict[str, bytes] = field(default_factory=dict)
     message: str = ""
+    description: str = ""
 
 
 @dataclass
@@ -41,6 +42,7 @@ class HubServer:
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.answer: Callable[[int, str], int | str | None] = lambda number, request: None
+        self.lost: Callable[[str], bool] = lambda request: False  # carried out, but answered by an error
         self.lock = threading.RLock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -100,6 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         writes = self.command not in ("GET", "HEAD") and not path.startswith("/lfs/")
         if writes and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._send(401, {"error": "Invalid credentials in Authorization header"})
+        self.is_lost = hub.lost(hub.requests[-1])
         with hub.lock:
             self._answer(path, body)
 
@@ -151,6 +154,10 @@ class _Handler(BaseHTTPRequestHandler):
             files = {} if commit is None else commit.files
             told = [{"type": "file", "oid": _oid(f), "size": len(f), "path": path} for path, f in files.items()]
             return self._send(200, told)
+        if what == "commits":
+            commit = self._commit_of(repository, revision)
+            told = {"id": commit.sha, "title": commit.message, "message": commit.description, "authors": []}
+            return self._send(200, [{**told, "date": "2026-01-01T00:00:00.000Z"}])
         if what == "branch":
             if revision in repository.branches:
                 return self._send(409, {"error": "Reference already exists"})
@@ -186,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
                 del files[value["path"]]
         repository.commits += 1
         sha = hashlib.sha1(f"{name} {repository.commits}".encode()).hexdigest()
-        new, pull = Commit(sha, files, head["summary"]), {}
+        new, pull = Commit(sha, files, head["summary"], head.get("description", "")), {}
         if "create_pr" in self.query:
             repository.branches["refs/pr/1"] = new
             pull = {"pullRequestUrl": f"{self.hub.url}/{name}/discussions/1"}
@@ -203,6 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": commit.sha})
 
     def _send(self, status: int, content: dict | list | bytes, headers: dict[str, str] | None = None) -> None:
+        status = 504 if getattr(self, "is_lost", False) else status
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
