@@ -98,10 +98,36 @@ def adapter_digest(model: nn.Module, adapter_name: str | None = None) -> str:
         >>> adapter_digest(model) == folder_digest(folder)
         True
     """
+    return Identity.of(*_live(model, adapter_name)).digest
+
+
+def adapter_form(model: nn.Module, adapter_name: str | None = None) -> str:
+    """What a live adapter's digest would have in common with that of the same adapter in other data types.
+
+    PEFT keeps `modules_to_save` in the base model's data type, so that an adapter on a base in half precision has
+    another digest than its folder.
+
+    Args:
+        model: As for `adapter_digest`.
+        adapter_name: As for `adapter_digest`.
+
+    Returns:
+        The data types of its own floating-point tensors, a colon, and a digest of its configuration and of the names
+        and shapes of all its tensors.
+    """
+    config, state = _live(model, adapter_name)
+    own = {name.removeprefix(_PREFIX): value for name, value in state.items() if is_own(name, config)}
+    shapes = {name: list(own[name].shape) for name in sorted(own)}
+    content = json.dumps([function_fields(config), shapes], sort_keys=True, ensure_ascii=True)
+    dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in own.values() if value.is_floating_point()})
+    return f"{'+'.join(dtypes)}:{hashlib.sha256(content.encode()).hexdigest()[:32]}"
+
+
+def _live(model: nn.Module, adapter_name: str | None) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
+    """Configuration and tensors of a live adapter, as they would be saved."""
     model = unwrapped(model)
     name = active_adapter(model, adapter_name)
-    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    return Identity.of(model.peft_config[name], state).digest
+    return model.peft_config[name], get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
 
 
 def folder_digest(folder: str | Path) -> str:

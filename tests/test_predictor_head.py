@@ -169,3 +169,31 @@ def test_where_a_method_may_change_predictions_the_head_is_silent(tiny_model_fol
     folder = _saved(tmp_path / "vector", tiny_model_folder, _lora(), method=VectorScaling)
     out = peft_calib.load(folder, device="cpu").predict(TEXTS[:4])
     assert out.error_probability is None and "VectorScaling may predict other classes" in out.error_head
+
+
+@pytest.mark.parametrize("kind", ["saved", "drawn"])
+def test_a_base_in_half_precision_rounds_the_adapter_that_the_head_belongs_to(kind, request, tmp_path):
+    """PEFT keeps `modules_to_save` in the base's data type, so that the live adapter has another digest."""
+    folder = request.getfixturevalue(kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        rounded = peft_calib.load(folder, device="cpu", dtype=torch.bfloat16)
+    said, exact = (one.predict(TEXTS).error_probability for one in (rounded, peft_calib.load(folder, device="cpu")))
+    assert (said - exact).abs().median() < 0.05  # of a bfloat16 model, whose logits differ
+    rounded.model.save_pretrained(tmp_path / "again")  # another adapter now, without the head of the first
+    assert not (tmp_path / "again" / "uncertainty_head.json").exists()
+    head = UncertaintyHead.from_pretrained(folder)
+    with pytest.warns(UserWarning, match=r"bfloat16.*and were float32 .*its values are the same cannot be told"):
+        head.bind(rounded.model)
+    rounded.model.peft_config["default"].lora_alpha = 77
+    with pytest.raises(ValueError, match="another adapter, or one that has been trained on"):
+        head.bind(rounded.model)
+
+
+def test_in_half_precision_the_folder_is_held_against_the_head(saved, tmp_path, tiny_model_folder):
+    model = get_peft_model(AutoModelForSequenceClassification.from_pretrained(tiny_model_folder), _lora())
+    model.save_pretrained(tmp_path)
+    for name in ("uncertainty_head.json", "uncertainty_head.safetensors"):
+        shutil.copy(saved / name, tmp_path)
+    with pytest.raises(ValueError, match="fitted for another adapter than lies there now"):
+        peft_calib.load(tmp_path, device="cpu", dtype=torch.bfloat16)

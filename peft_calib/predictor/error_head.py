@@ -13,6 +13,7 @@ from peft import PeftModel
 
 from ..artefact import Artefact
 from ..calibration.recalibrate import Recalibrator, TemperatureScaling
+from ..identity import adapter_digest
 from ..prediction import Prediction
 from ..uncertainty_head.bound import BoundHead
 from ..uncertainty_head.head import UncertaintyHead
@@ -100,9 +101,9 @@ def head_beside(folder: Path, places: Mapping[str, Path], model: PeftModel) -> E
             stored = replace(
                 stored, asked=replace(stored.asked, adapter_names=tuple(places))
             )  # as they are called here
-        bound = BoundHead(stored, model)
-        if len(places) == 1:
-            head.attach(model)  # who saves the model saves all
+        bound = BoundHead(stored, model, folders=places)
+        if len(places) == 1 and (stored.belongs is None or adapter_digest(model) in stored.belongs.adapters):
+            head.attach(model)  # who saves the model saves all; of a rounded adapter it would not be the head
     except ValueError as error:
         raise ValueError(f"{error} recalibrate=False loads the adapter without it.") from error
     return ErrorHead(bound, "")

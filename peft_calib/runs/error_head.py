@@ -13,6 +13,7 @@ from ..calibration import confidence_report
 from ..console import quiet
 from ..uncertainty_head import UncertaintyHead, entities, sentences
 from ..uncertainty_head.bound import BoundHead
+from ..uncertainty_head.copies import row_groups
 from ..uncertainty_head.features import FeatureSet
 from ..uncertainty_head.stored import file_names
 from ..uncertainty_head.verdict import judge
@@ -131,8 +132,8 @@ def head_report(run: FinishedRun, head: BoundHead, rows: Dataset, seed: int, pro
         **_measured(chance.numpy(), base.numpy(), wrong, seed),
     }
     if 0 < wrong.sum() < len(wrong) and not about["kept_base"]:
-        rows_of = None if features.items is None else features.items[:, 0].numpy()
-        about["verdict"] = str(judge(wrong, base.numpy(), found.uncertainty.numpy(), groups=rows_of, seed=seed))
+        groups = row_groups(features)
+        about["verdict"] = str(judge(wrong, base.numpy(), found.uncertainty.numpy(), groups=groups, seed=seed))
     if features.items is not None:
         about |= _of_groups(run, features, chance, base, seed)
     return about

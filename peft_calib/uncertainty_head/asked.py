@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..base_models import base_fingerprint, is_other_base
-from ..identity import active_adapter, adapter_digest, digest_of_folder, tensor_hash
+from ..identity import active_adapter, adapter_digest, adapter_form, digest_of_folder, folder_digest, tensor_hash
 from ..json_files import Fields
 from ..prediction.heads import TASKS
 from ..provenance.splits import RowSet, check_unseen, read_split
@@ -82,24 +82,35 @@ class Belonging:
         adapters: Digest of each adapter that is a function; one where one adapter is all of them, none without one.
         base: Fingerprint of the base model; None where it has none.
         start: Hash of the frozen heads' parameters.
+        forms: What of each adapter stays in other data types (`identity.adapter_form`).
     """
 
     adapters: tuple[str, ...]
     base: str | None
     start: str
+    forms: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, model: nn.Module, asked: Asked, head: CopiedHead) -> Belonging:
-        """Of a live model."""
+    def of(
+        cls, model: nn.Module, asked: Asked, head: CopiedHead, folders: Mapping[str, Path] | None = None
+    ) -> Belonging:
+        """Of a live model; its adapters by the folders that they were just loaded from, where these are known."""
         if not getattr(model, "peft_config", None):
             return cls((), base_fingerprint(model), start_hash(head))
         names = asked.adapter_names or (active_adapter(model),)
-        digests = tuple(adapter_digest(model, name) for name in names)
-        return cls(digests, base_fingerprint(model), start_hash(head))
+        digests = (adapter_digest(model, name) if folders is None else folder_digest(folders[name]) for name in names)
+        forms = tuple(adapter_form(model, name) for name in names)
+        return cls(tuple(digests), base_fingerprint(model), start_hash(head), forms)
+
+    def is_rounded(self, found: Belonging) -> bool:
+        """Whether adapters differ in the data types of their tensors, so that values cannot be held against values."""
+        ours, theirs = ([form.partition(":") for form in one.forms] for one in (self, found))
+        alike = bool(ours) and [form[2] for form in ours] == [form[2] for form in theirs]
+        return self.adapters != found.adapters and alike and ours != theirs
 
     def difference(self, found: Belonging) -> str | None:
-        """In words, what is another one; None if all is the same."""
-        if self.adapters != found.adapters:
+        """In words, what is another one; None if all is the same, or as far as other data types let it be told."""
+        if self.adapters != found.adapters and not self.is_rounded(found):
             return "another adapter, or one that has been trained on, edited or replaced since"
         if is_other_base(self.base, found.base):
             return "another base model"
@@ -115,7 +126,8 @@ class Belonging:
     def from_fields(cls, fields: Fields) -> Belonging:
         """The inverse of `asdict`, checked."""
         adapters = tuple(fields.listing("adapters", str))
-        return cls(adapters, fields.text("base", default=None), fields.text("start"))
+        forms = fields.listing("forms", str, None) or ()  # earlier heads have none
+        return cls(adapters, fields.text("base", default=None), fields.text("start"), tuple(forms))
 
 
 def start_hash(head: CopiedHead) -> str:
@@ -132,6 +144,15 @@ def check_belongs(recorded: Belonging, found: Belonging, allow_other: bool) -> N
     other = recorded.difference(found)
     if other is not None:
         _refuse(f"The uncertainty head was not fitted for this model, which has {other}", allow_other)
+    elif recorded.is_rounded(found):
+        here, there = (" and ".join(form.partition(":")[0] for form in one.forms) for one in (found, recorded))
+        warnings.warn(
+            f"The tensors of this model's adapter are {here}, and were {there} where the uncertainty head was fitted: "
+            "it is an adapter of the same configuration and shapes, but that its values are the same cannot be told. "
+            "Load the base model in the data type of the fit to be sure.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def check_folder(recorded: Belonging, folder: Path, allow_other: bool) -> None:

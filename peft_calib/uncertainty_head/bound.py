@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,12 +28,20 @@ class BoundHead:
         stored: The head.
         model: The model.
         allow_other: Whether another model than it was fitted for is a warning instead of an error.
+        folders: Where each adapter of the model was just loaded from, to know it by: on a base in half precision its
+            tensors are rounded.
 
     Raises:
         ValueError: If the head was fitted for another model, or to features.
     """
 
-    def __init__(self, stored: StoredHead, model: nn.Module, allow_other: bool = False) -> None:
+    def __init__(
+        self,
+        stored: StoredHead,
+        model: nn.Module,
+        allow_other: bool = False,
+        folders: Mapping[str, Path] | None = None,
+    ) -> None:
         if stored.asked is None:
             raise ValueError(
                 "This head was fitted to features, so how the model was asked is not known. Use predict_features, or "
@@ -41,7 +51,7 @@ class BoundHead:
         self._readers: dict[int, FeatureReader] = {}
         self.head = self._copied(self.asked.seed)
         if stored.belongs is not None:
-            check_belongs(stored.belongs, Belonging.of(model, self.asked, self.head), allow_other)
+            check_belongs(stored.belongs, Belonging.of(model, self.asked, self.head, folders), allow_other)
         _check_shapes(stored, self.head)
 
     def read(self, rows: Any, seed: int | None = None, **how: Any) -> tuple[FeatureSet, ErrorPrediction]:

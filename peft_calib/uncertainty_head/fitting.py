@@ -10,6 +10,7 @@ import torch
 from ..calibration.fingerprint import SplitFingerprint
 from ..calibration.recalibrate.base import MAX_OVERLAP, Recalibrator
 from .copied import CopiedHead
+from .copies import num_different, row_groups, share_of_copies
 from .features import FeatureSet
 from .fresh import fresh_head, from_frozen
 from .grid import HeadSettings
@@ -153,7 +154,8 @@ def _check_pair(first: str, a: FeatureSet, second: str, b: FeatureSet) -> None:
         raise ValueError(f"The {first} and the {second} features were extracted with different adapters.")
     if a.hashes is None or b.hashes is None:
         return
-    shared = SplitFingerprint.of_hashes(a.hashes).repeated(b.hashes)
+    # hashes know rows of a fit at other places, too; features know rows that occur here and there in other numbers
+    shared = max(SplitFingerprint.of_hashes(a.hashes).repeated(b.hashes), share_of_copies(a, b))
     if shared > MAX_OVERLAP:
         raise ValueError(
             f"{shared:.0%} of the {second} items are among the {first} items. A head must be chosen and calibrated on "
@@ -176,13 +178,17 @@ def _split(train: FeatureSet | None, validation: FeatureSet, settings: HeadSetti
 def _too_few(fitted: FeatureSet, held: FeatureSet, settings: HeadSettings) -> str | None:
     """Why a head cannot be fitted, in words."""
     for rows, what in ((fitted, "to fit on"), (held, "to choose by")):
-        wrong = int(rows.errors.sum())
-        for count, name in ((wrong, "errors"), (len(rows) - wrong, "correct items")):
+        groups, wrong = row_groups(rows), rows.errors.numpy()
+        for these, name in ((wrong, "errors"), (~wrong, "correct items")):
+            count = num_different(groups, rows, these)
             if count < settings.fewest:
+                copies = "" if count == these.sum() else ", copies counted once,"
                 return (
-                    f"{count} {name} among the {len(rows)} items {what} ({_PLACES[settings.split]}) are fewer than "
-                    f"the {settings.fewest} that a head needs."
+                    f"{count} {name} among the {len(rows)} items {what} ({_PLACES[settings.split]}){copies} are fewer "
+                    f"than the {settings.fewest} that a head needs."
                 )
+    if settings.split == "cross" and (different := len(np.unique(row_groups(held)))) < settings.folds:
+        return f"{different} different rows cannot be dealt to {settings.folds} folds."
     return None
 
 
@@ -213,9 +219,8 @@ def _judged(
 def _judge(
     rows: FeatureSet, base: np.ndarray, scores: np.ndarray, could_be: np.ndarray | None, settings: HeadSettings
 ) -> Verdict:
-    groups = None if rows.items is None else rows.items[:, 0].numpy()
     folds = settings.folds if settings.split == "cross" and could_be is not None else None
-    return judge(rows.errors.numpy(), base, scores, could_be, groups, folds, settings.seed)
+    return judge(rows.errors.numpy(), base, scores, could_be, row_groups(rows), folds, settings.seed)
 
 
 def _results(found: Candidates) -> tuple[TrialResult, ...]:

@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 from ..calibration.scores.selective import auroc_of_pairs
 from ..tuners.seeding import keyed_generator
 from .copied import CopiedHead
+from .copies import row_groups
 from .features import FeatureSet
 from .grid import HeadSettings, Trial
 from .training import Deltas, Scorer, anchors_of, training
@@ -119,7 +120,7 @@ def refit(head: CopiedHead, rows: FeatureSet, trial: Trial, epochs: int, setting
 
 
 def folds_of(rows: FeatureSet, settings: HeadSettings) -> np.ndarray:
-    """`(N,)` fold of each item, errors spread evenly; the tokens of a row stay together."""
+    """`(N,)` fold of each item, errors spread evenly; the tokens of a row, and its copies, stay together."""
     return _spread(rows, settings.seed) % settings.folds
 
 
@@ -130,9 +131,8 @@ def held_part(rows: FeatureSet, settings: HeadSettings) -> torch.Tensor:
 
 
 def _spread(rows: FeatureSet, seed: int) -> np.ndarray:
-    """`(N,)` place of each item's row in a shuffled order that has the rows with errors last."""
-    groups = np.arange(len(rows)) if rows.items is None else rows.items[:, 0].numpy()
-    _, group = np.unique(groups, return_inverse=True)
+    """`(N,)` place of each item's row, and of its copies, in a shuffled order that has the rows with errors last."""
+    group = row_groups(rows)
     wrong = np.bincount(group, weights=rows.errors.numpy()) > 0
     order = torch.randperm(len(wrong), generator=keyed_generator(seed, _FOLDS)).numpy()
     place = np.empty(len(wrong), np.int64)

@@ -90,7 +90,8 @@ def judge(
         chosen: `(N,)`, the head's.
         candidates: `(M, N)` scores among which `chosen` was chosen on these items, the base score among them where it
             could have been; None where other items chose.
-        groups: `(N,)` the row of each item, where a row has several: rows are resampled whole.
+        groups: `(N,)` the row of each item, where a row has several or occurs several times (`row_groups`): rows are
+            resampled whole.
         folds: Number K of folds, where the scores of each were fitted on the others. A bootstrap does not see that
             these share most of their rows; the interval is widened by `sqrt(1 + K / (K - 1))` (Nadeau & Bengio, 2003).
         seed: Of the resamples.
