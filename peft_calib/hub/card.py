@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..calibration.scores.table import DEFINITIONS
+from ..calibration.scores.table import DEFINITIONS, TABLED
 from ..tuners.config import REMEDY
-from .facts import SHOWN, CardFacts, Measurement
+from .facts import CardFacts, Measurement
 
 REPORT_FILE, RELIABILITY, RISK = "report.json", "reliability.png", "risk_coverage.png"
 
@@ -63,7 +63,7 @@ def _numbers(facts: CardFacts, pictures: Mapping[str, str]) -> str:
 
 
 def _table(measured: Measurement) -> str:
-    """Eight scores before and after, with interval and noise floor where the report has them."""
+    """The scores of every table, before and after, with interval and noise floor where the report has them."""
     temperature = measured.temperature
     recalibrated = measured.is_recalibrated
     lines = [f"**{_text(measured.way)}**, {measured.num_rows:,} rows{_of(measured)}"]
@@ -74,7 +74,7 @@ def _table(measured: Measurement) -> str:
     level = f"{measured.after['settings'].get('confidence_level') or 0.95:.0%}"
     heads += ([f"{level} interval"] if intervals else []) + (["if calibrated"] if floor else []) + ["meaning"]
     lines += ["", f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 2) + "---|"]
-    for key in SHOWN:
+    for key in TABLED:
         value = measured.number(key)
         if value is None:
             continue

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..artefact import Artefact, read_artefact
 from ..calibration import CalibrationReport
-from ..calibration.scores.table import SCORES
+from ..calibration.scores.table import SCORES, TABLED
 from ..identity import belongs_to_folder, folder_digest, read_config
 from ..provenance.splits import SplitRecord, read_split
 from ..uncertainty_head import UncertaintyHead
@@ -24,8 +24,6 @@ PIPELINES = {
     "CAUSAL_LM": "text-generation",
     "SEQ_2_SEQ_LM": "text2text-generation",
 }
-#: Scores of a card's table, the first eight of a report.
-SHOWN = ("accuracy", "nll", "brier", "ece", "smooth_ece", "ace", "mce", "aurc")
 #: Packages whose versions a card names.
 PACKAGES = ("peft-calib", "peft", "transformers", "torch")
 
@@ -114,7 +112,7 @@ class Measurement:
     @property
     def is_recalibrated(self) -> bool:
         """Whether there is a before and an after."""
-        return any(self.number(key, self.before) != self.number(key) for key in SHOWN)
+        return any(self.number(key, self.before) != self.number(key) for key in TABLED)
 
     def number(self, key: str, of: Mapping[str, Any] | None = None) -> float | None:
         """A score as a plain float; None where it is not defined."""

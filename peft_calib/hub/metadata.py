@@ -11,10 +11,13 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
+from ..calibration.scores.table import HEADLINES
 from .facts import CardFacts, Measurement
 
 #: Names of the scores as the Hub's metrics are called, where they have another name there.
 METRIC_TYPES = {"brier": "brier_score", "ece": "expected_calibration_error"}
+#: Scores in the note of a benchmark's result, whose value is the accuracy.
+NOTED = tuple(key for key in HEADLINES if key != "accuracy")
 TAGS = ("peft-calib", "calibration", "uncertainty-quantification")
 #: What makes a result of a model index.
 RESULT_FIELDS = ("task_type", "task_name", "dataset_type", "dataset_name", "dataset_config", "dataset_split")
@@ -120,7 +123,7 @@ def benchmark_results(facts: CardFacts) -> dict[str, str]:
     best = facts.measured[-1]
     about = {"id": subject.dataset, "task_id": subject.benchmark_task, "revision": subject.dataset_revision}
     scores = best.scores()
-    notes = ", ".join(f"{key} {scores[key]:.4f}" for key in ("nll", "brier", "ece") if key in scores)
+    notes = ", ".join(f"{key} {scores[key]:.4f}" for key in NOTED if key in scores)
     entry = {
         "dataset": {key: value for key, value in about.items() if value is not None},
         "value": scores["accuracy"],

@@ -91,7 +91,7 @@ def _head_cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     for level in ("", *(name for name in ("entities", "sentences") if name in found)):
         part = found[level] if level else found
         reports = part["error_probability"], part["base"]
-        for key in ("error_auroc", "aurc", "ece"):
+        for key in CONFIDENCE:
             lines.append([f"{key}, {level}" if level else key, *(_cell(report, key, " ") for report in reports)])
     return ["score", "1 - P(error)", f"base score ({found['score']})"], lines
 

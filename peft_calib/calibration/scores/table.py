@@ -37,6 +37,7 @@ class Score:
     unordered: bool = False  # Whether the top label's equal-width bins and sums over rows are all it needs
     compared: bool = False  # Whether models are compared by it unless others are named
     tabled: bool = False  # Whether tables of runs show it unless others are named
+    confidence: bool = False  # Whether tables of a confidence that is no class probability show it
     watched: bool = False  # Whether a training logs it at every evaluation unless others are named
 
 
@@ -62,7 +63,7 @@ SCORES: tuple[Score, ...] = (
     Score(
         "brier_within_bin", "what binning leaves: brier - (reliability - resolution + uncertainty)", "classes", None
     ),
-    _error("ece", "top label, equal-width bins (lo, hi], L1", "top", unordered=True, **_EVERYWHERE),
+    _error("ece", "top label, equal-width bins (lo, hi], L1", "top", unordered=True, confidence=True, **_EVERYWHERE),
     _error("mce", "as ece, largest gap of a bin that is not empty", "top", unordered=True, watched=True),
     _error("rmsce", "as ece, L2", "top", unordered=True),
     _error("rmsce_debiased", "as rmsce, sampling variance removed (Kumar et al., 2019)", "top", unordered=True),
@@ -96,11 +97,14 @@ SCORES: tuple[Score, ...] = (
     Score("mean_entropy", "mean entropy of the predicted distribution, nats", "rows", None),
     Score(
         "error_auroc", "probability that an error is less confident than a correct row, ties half", "areas", "high",
-        watched=True,
+        watched=True, confidence=True,
     ),
     Score("error_aupr", "average precision, errors positive", "precisions", "high"),
     Score("success_aupr", "average precision, correct rows positive", "precisions", "high"),
-    Score("aurc", "mean error rate of the k surest rows over k = 1..N, ties in expectation", "areas", **_EVERYWHERE),
+    Score(
+        "aurc", "mean error rate of the k surest rows over k = 1..N, ties in expectation", "areas", confidence=True,
+        **_EVERYWHERE,
+    ),
     Score("e_aurc", "aurc above the oracle order's", "areas"),
     Score("augrc", "area under generalised risk and coverage (Traub et al., 2024)", "areas"),
 )  # fmt: skip
@@ -123,6 +127,7 @@ COMPARED = tuple(score.key for score in SCORES if score.compared)
 # Of those the scores that need no ranking: one column each of a narrow table.
 HEADLINES = tuple(key for key in COMPARED if key not in RANKED)
 TABLED = tuple(score.key for score in SCORES if score.tabled)
+CONFIDENCE = tuple(score.key for score in SCORES if score.confidence)
 WATCHED = tuple(score.key for score in SCORES if score.watched)
 
 
