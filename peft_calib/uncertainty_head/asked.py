@@ -155,10 +155,11 @@ def check_belongs(recorded: Belonging, found: Belonging, allow_other: bool) -> N
         )
 
 
-def check_folder(recorded: Belonging, folder: Path, allow_other: bool) -> None:
+def check_folder(recorded: Belonging, folder: Path, allow_other: bool, called: str | None = None) -> None:
     """The same for the adapter that lies in a folder, if one does and it is the only one of the head."""
     if len(recorded.adapters) == 1 and digest_of_folder(folder) not in (None, *recorded.adapters):
-        _refuse(f"The uncertainty head in {folder} was fitted for another adapter than lies there now", allow_other)
+        place = f"in {folder}" if called is None else f"for {called}"
+        _refuse(f"The uncertainty head {place} was fitted for another adapter than lies there now", allow_other)
 
 
 def _refuse(told: str, allow_other: bool) -> None:
