@@ -149,6 +149,10 @@ def test_it_is_uploaded_in_one_commit(fitted, monkeypatch):
         def __init__(self, token=None):
             asked["token"] = token
 
+        def file_exists(self, repo_id, name, revision):
+            asked["looked"] = repo_id, name, revision
+            return False
+
         def create_repo(self, repo_id, **options):
             asked["repo"] = repo_id, options
 
@@ -161,6 +165,7 @@ def test_it_is_uploaded_in_one_commit(fitted, monkeypatch):
     assert asked["token"] == "t" and asked["repo"] == ("me/adapter", {"private": None, "exist_ok": True})
     repo, files, options = asked["commit"]
     assert repo == "me/adapter" and files == head.stored.files() and options["revision"] == "main"
+    assert asked["looked"] == ("me/adapter", "adapter_model.safetensors", "main")
 
 
 def test_labels_out_of_range_are_refused(fitted):
@@ -226,3 +231,20 @@ def test_rows_without_labels_or_without_a_head_are_refused(fitted):
         head.predict(fitted[0], {})
     with pytest.raises(ValueError, match=re.escape("Give head=copy_head(model)")):
         UncertaintyHead(head.stored).predict_features(drawn(10))
+
+
+@pytest.mark.parametrize("mark", [-1, -100, 7, 0.5])
+def test_labels_do_not_matter_where_errors_are_predicted(fitted, mark):
+    """Test sets mark rows without a label, as those of GLUE do by -1; a fit refuses them."""
+    model, data, head = fitted
+    bare = [{name: value for name, value in row.items() if name != "labels"} for row in data[:6]]
+    wanted = head.predict(model, bare)
+    marked = [row | {"labels": mark} for row in bare]
+    some = [row | {"labels": mark if place else 0} for place, row in enumerate(bare)]
+    batch = {name: torch.tensor([row[name] for row in marked]) for name in marked[0]}
+    for given in (marked, some, batch):
+        assert torch.equal(head.predict(model, given, batch_size=6).error_probability, wanted.error_probability)
+    with pytest.raises(ValueError, match=r"no class of the model|one class id an item"):
+        UncertaintyHead.fit(model, None, marked)
+    options = torch.tensor([[True, True, False]]).expand(6, 3)
+    head.predict(model, [row | {"labels": 2} for row in bare], options=options)
