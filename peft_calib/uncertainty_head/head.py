@@ -117,7 +117,7 @@ class UncertaintyHead:
             >>> head.predict(model, batch).error_probability  # doctest: +SKIP
         """
         settings = HeadSettings.of(score, paper, seed=seed, **options)
-        how = {"task": task, "head_module": head_module, "num_samples": num_samples, "seed": seed}
+        how = {"task": task, "head_module": head_module, "num_samples": num_samples, "seed": settings.seed}
         asked = Asked.of(model, label_tokens, tokenizer, dropout=dropout, adapter_names=adapter_names, **how)
         refuse_trained_on(model, validation_dataset, "choose an uncertainty head by")
         refuse_trained_on(model, calibration_dataset, "calibrate an uncertainty head on")
@@ -329,4 +329,13 @@ class UncertaintyHead:
 
 
 def _read(model: nn.Module, asked: Asked, rows: Any, **how: Any) -> FeatureSet | None:
-    return None if rows is None else extract_features(model, rows, **asked.words, **how)
+    if rows is None:
+        return None
+    found = extract_features(model, rows, **asked.words, **how)
+    if found.labels is None and asked.label_tokens is not None:
+        raise ValueError(
+            "The rows have no class ids, so that errors are unknown. With label_tokens= a row's `labels` is one whole "
+            f"number: which of the {len(asked.label_tokens)} label tokens is its answer, 0 ... "
+            f"{len(asked.label_tokens) - 1}, and not the ids of its tokens as for training."
+        )
+    return found
