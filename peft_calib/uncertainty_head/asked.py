@@ -47,7 +47,7 @@ class Asked:
         """The same with texts among the label tokens as their ids, and with as many functions as there will be."""
         located = locate(model, label_tokens=label_tokens, tokenizer=tokenizer, **how)
         names, tokens = how.pop("adapter_names", None), located.label_tokens
-        how["num_samples"] = located.predictor.num_samples
+        how["num_samples"] = int(located.predictor.num_samples)
         return cls(
             label_tokens=None if tokens is None else tuple(tokens),
             adapter_names=None if names is None else tuple(names),

@@ -181,7 +181,7 @@ def read_features(
         return joined([reader(rows)], adapter, options, lenient)
     state = PartialState() if accelerator is None else accelerator
     root = reader.predictor.source.root
-    loader, count = loader_of(rows, root, reader.of_tokens, batch_size, tokenizer, collate_fn, state)
+    loader, count = loader_of(rows, root, reader.of_tokens, batch_size, tokenizer, collate_fn, state, "tokenizer")
     batches = dealt_batches(loader, count, "rows", state, progress and state.is_main_process)
     parts = [(index, reader(batch)) for index, batch in batches]
     parts = gather_object(parts) if state.num_processes > 1 else parts
