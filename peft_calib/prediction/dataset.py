@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -159,8 +160,9 @@ def loader_of(
     processing_class: Any,
     collate_fn: Callable | None,
     state: Any,
+    called: str = "processing_class",
 ) -> tuple[Any, int | None]:
-    """The batches in order, and their number if known."""
+    """The batches in order, and their number if known; `called` is the caller's argument for what pads rows."""
     if isinstance(data, DataLoader):
         _check_loader(data, state)
         try:
@@ -178,7 +180,7 @@ def loader_of(
     if isinstance(data, datasets.Dataset):
         data = model_columns(data, root)
     if collate_fn is None:
-        collate_fn = collator_for(processing_class, of_tokens)
+        collate_fn = partial(_collate_checked, collator_for(processing_class, of_tokens, called), root)
     return DataLoader(data, batch_size=batch_size, collate_fn=collate_fn), -(-len(data) // batch_size)
 
 
@@ -194,25 +196,47 @@ def _check_loader(loader: DataLoader, state: Any) -> None:
         )
 
 
-def collator_for(processing_class: Any, of_tokens: bool = False) -> Callable[[list], Mapping[str, Any]]:
+def collator_for(
+    processing_class: Any, of_tokens: bool = False, called: str = "processing_class"
+) -> Callable[[list], Mapping[str, Any]]:
     """What makes a batch of rows: padded by a tokenizer or processor, or else of rows that are of one length."""
     if processing_class is None:
-        return _collate_equal
+        return partial(_collate_equal, called=called)
     return (DataCollatorForTokenClassification if of_tokens else DataCollatorWithPadding)(processing_class)
 
 
 def model_columns(data: datasets.Dataset, root: nn.Module) -> datasets.Dataset:
     """Only the columns that the model takes, and labels, as `Trainer` does."""
-    known = {*inspect.signature(root.forward).parameters, "label", "labels", "label_ids"}
-    kept = [name for name in data.column_names if name in known]
-    if not set(kept) - {"label", "labels", "label_ids"}:
+    return data.select_columns(_taken(data.column_names, root))
+
+
+def _taken(names: Iterable[str], root: nn.Module) -> list[str]:
+    """Those of some columns that are inputs of a model, or labels."""
+    labels = {"label", "labels", "label_ids"}
+    kept = [name for name in names if name in {*inspect.signature(root.forward).parameters, *labels}]
+    if not set(kept) - labels:
         raise ValueError(
-            f"None of the columns {data.column_names} is an input of {type(root).__name__}. Tokenise the data first."
+            f"None of the columns {list(names)} is an input of {type(root).__name__}. Tokenise the data first."
         )
-    return data.select_columns(kept)
+    return kept
 
 
-def _collate_equal(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+def _collate_checked(collate: Callable[[list], Mapping[str, Any]], root: nn.Module, rows: list) -> Mapping[str, Any]:
+    """A batch of rows, of which texts and what is no mapping (or object with attributes) are refused in words."""
+    wrong = next((row for row in rows if not isinstance(row, Mapping)), None)
+    if isinstance(wrong, str):
+        raise TypeError("The rows are texts. Tokenise them first: a row is a mapping such as tokenizer(text).")
+    if wrong is not None and not hasattr(wrong, "__dict__"):
+        raise TypeError(
+            "A row must be a mapping of input names to values, such as tokenizer(text) or a row of a "
+            f"datasets.Dataset, got {type(wrong).__name__}. Give collate_fn= for rows of another kind."
+        )
+    if wrong is None and any(isinstance(value, str) for value in rows[0].values()):
+        _taken(rows[0], root)
+    return collate(rows)
+
+
+def _collate_equal(rows: list[Mapping[str, Any]], called: str = "processing_class") -> dict[str, Any]:
     """Rows as they are, which must be of one length."""
     for name in rows[0] if isinstance(rows[0], Mapping) else ():
         values = [row.get(name) for row in rows]
@@ -220,7 +244,7 @@ def _collate_equal(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
         if len(lengths) > 1:
             raise ValueError(
                 f"The rows of a batch have different lengths in {name!r} ({sorted(lengths)[:8]}), so they have to be "
-                "padded. Pass the tokenizer (or processor) as processing_class=, a collator as collate_fn=, or use "
+                f"padded. Pass the tokenizer (or processor) as {called}=, a collator as collate_fn=, or use "
                 "batch_size=1."
             )
     return default_data_collator(rows)

@@ -47,7 +47,7 @@ class Asked:
         """The same with texts among the label tokens as their ids, and with as many functions as there will be."""
         located = locate(model, label_tokens=label_tokens, tokenizer=tokenizer, **how)
         names, tokens = how.pop("adapter_names", None), located.label_tokens
-        how["num_samples"] = located.predictor.num_samples
+        how["num_samples"] = int(located.predictor.num_samples)
         return cls(
             label_tokens=None if tokens is None else tuple(tokens),
             adapter_names=None if names is None else tuple(names),
@@ -155,10 +155,11 @@ def check_belongs(recorded: Belonging, found: Belonging, allow_other: bool) -> N
         )
 
 
-def check_folder(recorded: Belonging, folder: Path, allow_other: bool) -> None:
+def check_folder(recorded: Belonging, folder: Path, allow_other: bool, called: str | None = None) -> None:
     """The same for the adapter that lies in a folder, if one does and it is the only one of the head."""
     if len(recorded.adapters) == 1 and digest_of_folder(folder) not in (None, *recorded.adapters):
-        _refuse(f"The uncertainty head in {folder} was fitted for another adapter than lies there now", allow_other)
+        place = f"in {folder}" if called is None else f"for {called}"
+        _refuse(f"The uncertainty head {place} was fitted for another adapter than lies there now", allow_other)
 
 
 def _refuse(told: str, allow_other: bool) -> None:

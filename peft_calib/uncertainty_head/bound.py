@@ -63,7 +63,8 @@ class BoundHead:
             how: Further arguments of `read_features`.
         """
         seed = self.asked.seed if seed is None else seed
-        features = read_features(self._reader(seed), rows, None, **how)
+        # what predicts uses no labels; rows without one often have -1 or -100 in its place
+        features = read_features(self._reader(seed), rows, None, lenient=True, **how)
         return features, errors_of(self.stored, features, self._copied(seed))
 
     def _reader(self, seed: int) -> FeatureReader:

@@ -171,31 +171,37 @@ def read_features(
     collate_fn: Callable[[list], Mapping[str, Any]] | None = None,
     progress: bool = False,
     accelerator: Any = None,
+    lenient: bool = False,
 ) -> FeatureSet:
-    """The same with a reader that was set up before, for an adapter of a known digest."""
+    """The same with a reader that was set up before, for an adapter of a known digest.
+
+    With `lenient` labels of which one is no class are left out, all of them, instead of refused.
+    """
     if isinstance(rows, Mapping):
-        return joined([reader(rows)], adapter, options)
+        return joined([reader(rows)], adapter, options, lenient)
     state = PartialState() if accelerator is None else accelerator
     root = reader.predictor.source.root
-    loader, count = loader_of(rows, root, reader.of_tokens, batch_size, tokenizer, collate_fn, state)
+    loader, count = loader_of(rows, root, reader.of_tokens, batch_size, tokenizer, collate_fn, state, "tokenizer")
     batches = dealt_batches(loader, count, "rows", state, progress and state.is_main_process)
     parts = [(index, reader(batch)) for index, batch in batches]
     parts = gather_object(parts) if state.num_processes > 1 else parts
-    return joined([part for _, part in sorted(parts, key=lambda part: part[0])], adapter, options)
+    return joined([part for _, part in sorted(parts, key=lambda part: part[0])], adapter, options, lenient)
 
 
-def joined(parts: Sequence[Read], adapter: str | None, options: Any = None) -> FeatureSet:
+def joined(parts: Sequence[Read], adapter: str | None, options: Any = None, lenient: bool = False) -> FeatureSet:
     """The features of batches in order, checked, as one set."""
     if not parts or not sum(part.features.shape[1] for part in parts):
         raise ValueError("The rows hold no item to predict: there is none, or no token of them has a label.")
     features, logits = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("features", "logits"))
     labelled = [part.labels for part in parts if part.labels is not None]
+    if lenient and (len(labelled) < len(parts) or not are_classes(torch.cat(labelled), logits.shape[-1])):
+        labelled = []
     if labelled and len(labelled) < len(parts):
         raise ValueError("Some batches have labels and some have none. Give labels for all rows, or for none.")
     labels = _class_ids(torch.cat(labelled), logits.shape[-1]) if labelled else None
     rows = sum(part.rows for part in parts)
     cost = sum(part.num_forwards * part.rows for part in parts) / rows
-    allowed = _options(options, logits, labels)
+    allowed = _options(options, logits, None if lenient else labels)
     found = FeatureSet(features, logits, labels, options=allowed, adapter=adapter, num_forwards=cost)
     if parts[0].positions is not None:
         first = np.cumsum([0, *(part.rows for part in parts)]).tolist()
@@ -216,6 +222,12 @@ def digest_of_functions(model: nn.Module, adapter_names: Sequence[str] | None = 
         return adapter_digest(model)
     except TypeError:
         return None
+
+
+def are_classes(labels: torch.Tensor, num_classes: int) -> bool:
+    """Whether labels are one class of a model each."""
+    whole = labels.dim() == 1 and not labels.dtype.is_floating_point and labels.dtype != torch.bool
+    return whole and bool(((labels >= 0) & (labels < num_classes)).all())
 
 
 def _class_ids(labels: torch.Tensor, num_classes: int) -> torch.Tensor:

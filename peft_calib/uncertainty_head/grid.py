@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
+import numpy as np
+import torch
+
 from ..json_files import describe
 from .scores import AGGREGATES, SCORES, check_choice
 
@@ -66,6 +69,8 @@ class HeadSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         for name in ("lr", "epochs", "alpha", "beta"):
             value = getattr(self, name)
             values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
@@ -146,6 +151,13 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "fewest": (int, 1, 1e9),
     "seed": (int, 0, 2**63),
 }
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and torch, alone, in arrays and in sequences, as Python's own."""
+    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
+        return value.tolist()
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
 def _each(value: Any) -> tuple:

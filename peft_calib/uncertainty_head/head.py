@@ -19,7 +19,7 @@ from .features import FeatureSet, extract_features
 from .fitting import check_rows, check_shapes, fit_rows
 from .grid import HeadSettings
 from .report import HeadReport
-from .stored import StoredHead, folder_of_head, upload
+from .stored import StoredHead, adapter_there, folder_of_head, upload
 
 
 class UncertaintyHead:
@@ -117,7 +117,7 @@ class UncertaintyHead:
             >>> head.predict(model, batch).error_probability  # doctest: +SKIP
         """
         settings = HeadSettings.of(score, paper, seed=seed, **options)
-        how = {"task": task, "head_module": head_module, "num_samples": num_samples, "seed": seed}
+        how = {"task": task, "head_module": head_module, "num_samples": num_samples, "seed": settings.seed}
         asked = Asked.of(model, label_tokens, tokenizer, dropout=dropout, adapter_names=adapter_names, **how)
         refuse_trained_on(model, validation_dataset, "choose an uncertainty head by")
         refuse_trained_on(model, calibration_dataset, "calibrate an uncertainty head on")
@@ -195,7 +195,8 @@ class UncertaintyHead:
 
         Args:
             model: The model that the head was fitted for.
-            batch: One batch (a mapping of tensors), or a data set as for `predict_dataset`.
+            batch: One batch (a mapping of tensors), or a data set as for `predict_dataset`. Labels are not used, but
+                for the tokens of a token classification that have one.
             tokenizer: Pads the rows of a batch of a data set.
             batch_size: Rows of a batch of a data set.
             collate_fn: Makes a batch of a list of rows.
@@ -268,6 +269,8 @@ class UncertaintyHead:
     def push_to_hub(self, repo_id: str, name: str = "default", *, token: str | bool | None = None, **hub: Any) -> Any:
         """Upload the head into an adapter's repository on the Hub, in one commit.
 
+        An adapter that lies there is held against the head first: beside another one, who loads it would be refused.
+
         Args:
             repo_id: Of the adapter.
             name: Of the head.
@@ -277,7 +280,15 @@ class UncertaintyHead:
 
         Returns:
             What the Hub says of the commit.
+
+        Raises:
+            ValueError: If the head was fitted for another adapter than lies there; nothing is uploaded. With
+                `allow_other=True` at loading it is a warning.
         """
+        if self.stored.belongs is not None:
+            place = adapter_there(repo_id, token, hub.get("revision"))
+            if place is not None:
+                check_folder(self.stored.belongs, place, self.allow_other, repo_id)
         return upload(self.stored.files(name), repo_id, token, **hub)
 
     @classmethod
@@ -318,4 +329,13 @@ class UncertaintyHead:
 
 
 def _read(model: nn.Module, asked: Asked, rows: Any, **how: Any) -> FeatureSet | None:
-    return None if rows is None else extract_features(model, rows, **asked.words, **how)
+    if rows is None:
+        return None
+    found = extract_features(model, rows, **asked.words, **how)
+    if found.labels is None and asked.label_tokens is not None:
+        raise ValueError(
+            "The rows have no class ids, so that errors are unknown. With label_tokens= a row's `labels` is one whole "
+            f"number: which of the {len(asked.label_tokens)} label tokens is its answer, 0 ... "
+            f"{len(asked.label_tokens) - 1}, and not the ids of its tokens as for training."
+        )
+    return found

@@ -54,7 +54,7 @@ def locate(
     """Find the head of a model that is to be asked in some way; the arguments are those of `extract_features`."""
     how = "mean" if num_samples == 1 and dropout is None and adapter_names is None else "sample"
     source = choose_source(model, how, seed, dropout, adapter_names)
-    _check_enabled(source.root)
+    _check_in_place(source.root)
     options: dict[str, Any] = {"task": task, "label_tokens": label_tokens, "tokenizer": tokenizer}
     count = None if num_samples == 1 and adapter_names is not None else num_samples
     predictor = BatchPredictor(source, how, count, seed, budget=memory_budget, **options)
@@ -105,6 +105,12 @@ def _children(root: nn.Module) -> list[str]:
     return [name for name, _ in root.named_children()]
 
 
-def _check_enabled(root: nn.Module) -> None:
-    if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in root.modules()):
+def _check_in_place(root: nn.Module) -> None:
+    layers = [module for module in root.modules() if isinstance(module, BaseTunerLayer)]
+    if any(layer.disable_adapters for layer in layers):
         raise ValueError("The adapter is disabled, so its errors cannot be seen. Enable it first.")
+    if any(layer.merged for layer in layers):
+        raise ValueError(
+            "The adapter is merged into the base weights, which are then those of another base model: a head that was "
+            "fitted so would belong to none that can be loaded. Call unmerge_adapter() first, or do not merge."
+        )

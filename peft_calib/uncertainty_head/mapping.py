@@ -34,8 +34,10 @@ class PlattScaling(LogitScaling):
     def __init__(self, fewest: int = 20) -> None:
         super().__init__()
         self.fewest = fewest
+        self.turned_around = False  # whether a slope was fitted that turns the order around
 
     def _fit(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        self.turned_around = False
         odds, wrong = logits[:, 1] - logits[:, 0], int(labels.sum())
         right = len(labels) - wrong
         if min(wrong, right) >= self.fewest:
@@ -43,6 +45,7 @@ class PlattScaling(LogitScaling):
             self.slope, self.intercept = map(float, logistic_regression(odds[:, None], targets))
             if self.slope > 0:
                 return
+            self.turned_around = self.slope < 0 and float(np.ptp(odds)) > 0
         share = (wrong + 1) / (len(labels) + 2)
         self.slope = 1.0
         self.intercept = float(brentq(lambda b: expit(odds + b).mean() - share, -200.0, 200.0))
@@ -74,6 +77,11 @@ def fit_map(method: str, scores: np.ndarray, errors: np.ndarray, fewest: int) ->
     if method == "isotonic":
         why = f" Steps (isotonic) need {FEWEST_FOR_ISOTONIC} errors."
     platt = PlattScaling(fewest).fit(odds, errors.astype(np.int64))
+    if platt.turned_around:
+        return platt, (
+            f"Shifted in log-odds to the share of errors: on these items the score ranks errors backwards ({count}; a "
+            f"fitted slope is below 0), so that P(error) says little of which predictions are wrong.{why}"
+        )
     if platt.slope == 1.0:
         return platt, f"Shifted in log-odds to the share of errors: {count} support no slope.{why}"
     return platt, f"A line in log-odds (Platt), slope {platt.slope:.3g}, fitted to {count}.{why}"

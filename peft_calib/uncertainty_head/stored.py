@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -123,6 +123,17 @@ def folder_of_head(folder: str | Path, name: str, **hub: Any) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         told = str(error).strip().partition("\n")[0]
         raise FileNotFoundError(f"{folder} is no folder here, and cannot be read from the Hub: {told}") from error
+
+
+def adapter_there(repo_id: str, token: str | bool | None, revision: str | None) -> Path | None:
+    """The adapter of a repository on the Hub, fetched; None where there is none, or the Hub must not be asked."""
+    try:
+        if not HfApi(token=token).file_exists(repo_id, SAFETENSORS_WEIGHTS_NAME, revision=revision):
+            return None
+    except OfflineModeIsEnabled:
+        return None  # nothing can be uploaded either
+    wanted = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME]
+    return Path(snapshot_download(repo_id, allow_patterns=wanted, token=token, revision=revision))
 
 
 def upload(files: Mapping[str, bytes], repo_id: str, token: str | bool | None, **hub: Any) -> Any:

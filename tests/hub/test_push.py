@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from hub_server import TOKEN
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from methods import METHODS
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -22,6 +22,7 @@ import peft_calib as package
 from peft_calib.calibration import TemperatureScaling, calibration_report
 from peft_calib.cli import main
 from peft_calib.hub import write_card
+from peft_calib.identity import folder_digest
 from peft_calib.provenance.companions import attach_recalibration
 from peft_calib.provenance.splits import record_split
 
@@ -300,3 +301,35 @@ def test_a_card_is_written_to_look_at(tmp_path, tiny_model_folder, reports):
         write_card(trained(tiny_model_folder), tmp_path / "out", **about)
     with pytest.raises(TypeError, match="licence"):
         write_card(trained(tiny_model_folder), tmp_path / "two", licence="mit")
+
+
+def test_a_head_is_not_uploaded_beside_another_adapter(hub, tmp_path):
+    from peft_calib import UncertaintyHead
+    from peft_calib.uncertainty_head import HeadSettings
+    from peft_calib.uncertainty_head.asked import Asked, Belonging
+    from peft_calib.uncertainty_head.report import HeadReport
+    from peft_calib.uncertainty_head.stored import StoredHead
+
+    files = {name: adapter_folder(tmp_path / name, seed) for seed, name in enumerate(("own", "other"))}
+    report = HeadReport("cross", 0, 0, 0, 0, "no errors", None, (), None, "")
+
+    def head(name: str) -> UncertaintyHead:
+        belongs = Belonging((folder_digest(files[name]),), None, "")
+        return UncertaintyHead(StoredHead(HeadSettings(), Asked(), belongs, None, None, None, report))
+
+    head("own").push_to_hub("me/new", token=TOKEN)  # there is nothing to hold it against
+    HfApi(token=TOKEN).upload_folder(repo_id="me/new", folder_path=files["own"])
+    head("own").push_to_hub("me/new", token=TOKEN)
+    before = dict(hub.files("me/new"))
+    with pytest.raises(ValueError, match="head for me/new was fitted for another adapter than lies there now"):
+        head("other").push_to_hub("me/new", token=TOKEN)
+    assert hub.files("me/new") == before
+    with pytest.warns(UserWarning, match="another adapter than lies there"):
+        UncertaintyHead(head("other").stored, allow_other=True).push_to_hub("me/new", token=TOKEN)
+
+
+def adapter_folder(folder, seed: int):
+    torch.manual_seed(seed)
+    config = LoraConfig(target_modules=["0"], init_lora_weights=False)
+    get_peft_model(torch.nn.Sequential(torch.nn.Linear(2, 2)), config).save_pretrained(folder)
+    return folder

@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 
 import peft_calib
 from peft_calib import BayesianLoraConfig, EnsembleLoraConfig
-from peft_calib.uncertainty_head import copy_head, extract_features
+from peft_calib.uncertainty_head import UncertaintyHead, copy_head, extract_features
 
 ANSWERS = [5, 9, 11, 30]
 
@@ -106,3 +106,12 @@ def test_options_that_cannot_be_are_refused(decoder):
     with pytest.raises(ValueError, match=r"a bool mask \(4, 4\)"):
         extract_features(model, data, label_tokens=ANSWERS, options=[4, 4])
     assert extract_features(model, data, label_tokens=ANSWERS, options=[4, 4, 4, 4]).options is None
+
+
+def test_token_ids_are_no_class_ids(decoder):
+    """Rows as they are trained on have the ids of the answer among their labels, which say nothing of classes."""
+    model = decoder()
+    data = [row | {"labels": [-100] * 6 + [ANSWERS[row["labels"]]]} for row in prompts(left=True)]
+    for given in (data, [{name: value for name, value in row.items() if name != "labels"} for row in data]):
+        with pytest.raises(ValueError, match=r"which of the 4 label tokens is its answer, 0 ... 3, and not the ids"):
+            UncertaintyHead.fit(model, None, given, label_tokens=ANSWERS)

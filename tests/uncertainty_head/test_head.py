@@ -1,5 +1,6 @@
 """Fitting, what is written and read, and what is refused."""
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -13,7 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from peft_calib.provenance.splits import record_split
-from peft_calib.uncertainty_head import HeadSettings, UncertaintyHead
+from peft_calib.uncertainty_head import HeadSettings, UncertaintyHead, extract_features
 from peft_calib.uncertainty_head.selection import aurocs, folds_of, held_part
 
 SMALL = {"lr": (1e-2, 1e-3), "epochs": 4, "alpha": (0.1,), "beta": (0.01,), "folds": 2}
@@ -149,6 +150,10 @@ def test_it_is_uploaded_in_one_commit(fitted, monkeypatch):
         def __init__(self, token=None):
             asked["token"] = token
 
+        def file_exists(self, repo_id, name, revision):
+            asked["looked"] = repo_id, name, revision
+            return False
+
         def create_repo(self, repo_id, **options):
             asked["repo"] = repo_id, options
 
@@ -161,6 +166,7 @@ def test_it_is_uploaded_in_one_commit(fitted, monkeypatch):
     assert asked["token"] == "t" and asked["repo"] == ("me/adapter", {"private": None, "exist_ok": True})
     repo, files, options = asked["commit"]
     assert repo == "me/adapter" and files == head.stored.files() and options["revision"] == "main"
+    assert asked["looked"] == ("me/adapter", "adapter_model.safetensors", "main")
 
 
 def test_labels_out_of_range_are_refused(fitted):
@@ -226,3 +232,68 @@ def test_rows_without_labels_or_without_a_head_are_refused(fitted):
         head.predict(fitted[0], {})
     with pytest.raises(ValueError, match=re.escape("Give head=copy_head(model)")):
         UncertaintyHead(head.stored).predict_features(drawn(10))
+
+
+@pytest.mark.parametrize("mark", [-1, -100, 7, 0.5])
+def test_labels_do_not_matter_where_errors_are_predicted(fitted, mark):
+    """Test sets mark rows without a label, as those of GLUE do by -1; a fit refuses them."""
+    model, data, head = fitted
+    bare = [{name: value for name, value in row.items() if name != "labels"} for row in data[:6]]
+    wanted = head.predict(model, bare)
+    marked = [row | {"labels": mark} for row in bare]
+    some = [row | {"labels": mark if place else 0} for place, row in enumerate(bare)]
+    batch = {name: torch.tensor([row[name] for row in marked]) for name in marked[0]}
+    for given in (marked, some, batch):
+        assert torch.equal(head.predict(model, given, batch_size=6).error_probability, wanted.error_probability)
+    with pytest.raises(ValueError, match=r"no class of the model|one class id an item"):
+        UncertaintyHead.fit(model, None, marked)
+    options = torch.tensor([[True, True, False]]).expand(6, 3)
+    head.predict(model, [row | {"labels": 2} for row in bare], options=options)
+
+
+def test_rows_that_cannot_be_read_are_refused_in_words(fitted):
+    model, data, _ = fitted
+    ragged = [row | {"input_ids": row["input_ids"][: 3 + place % 3]} for place, row in enumerate(data)]
+    with pytest.raises(ValueError, match="as tokenizer=, a collator as collate_fn="):
+        UncertaintyHead.fit(model, None, [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in ragged])
+    with pytest.raises(TypeError, match=r"rows are texts. Tokenise them first"):
+        UncertaintyHead.fit(model, None, ["abc"] * 40)
+    with pytest.raises(ValueError, match=r"None of the columns \['text', 'label'\] is an input of .*Tokenise"):
+        UncertaintyHead.fit(model, None, [{"text": "abc", "label": 1}] * 40)
+    with pytest.raises(TypeError, match=r"A row must be a mapping of input names to values, .*got tuple"):
+        UncertaintyHead.fit(model, None, [([2, 3], 1)] * 40)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(fitted, tmp_path):
+    model, data, _ = fitted
+    grid = {
+        "lr": np.array([1e-3, 1e-2]),
+        "epochs": np.int64(2),
+        "alpha": torch.tensor([0.1]),
+        "beta": [np.float32(0.5)],
+    }
+    head = UncertaintyHead.fit(model, None, data, seed=np.int64(3), keep_base=np.bool_(False), **grid)
+    same = HeadSettings(
+        lr=(1e-3, 1e-2), epochs=2, alpha=(float(torch.tensor(0.1)),), beta=0.5, seed=3, keep_base=False
+    )
+    assert head.settings == same
+    head.save_pretrained(tmp_path)
+    assert UncertaintyHead.from_pretrained(tmp_path).settings == same
+    with pytest.raises(ValueError, match="seed must be a whole number"):
+        UncertaintyHead.fit(model, None, data, seed=np.array([1, 2]))
+
+
+def test_a_merged_adapter_is_refused(fitted):
+    """Its base model would be another one, and the head that of no model that can be loaded."""
+    model, data, head = fitted
+    merged = copy.deepcopy(model)
+    merged.merge_adapter()
+    for asked in (
+        lambda: UncertaintyHead.fit(merged, None, data),
+        lambda: extract_features(merged, data),
+        lambda: head.predict(merged, data),
+    ):
+        with pytest.raises(ValueError, match=r"merged into the base weights.*unmerge_adapter\(\)"):
+            asked()
+    merged.unmerge_adapter()
+    extract_features(merged, data[:4])

@@ -180,7 +180,7 @@ def test_where_a_slope_has_no_support_the_share_of_errors_is_kept(wrong, count):
     errors = np.arange(count) < wrong  # the surest are wrong
     method, told = fit_map("platt", scores, errors, fewest=20)
     found = probability_of_error(method, scores)
-    assert method.slope == 1.0 and "no slope" in told
+    assert method.slope == 1.0 and ("ranks errors backwards" if wrong == 60 else "no slope") in told
     assert found.mean() == pytest.approx((wrong + 1) / (count + 2), abs=1e-9)
     assert (np.diff(found) > 0).all()
 
@@ -205,3 +205,14 @@ def test_the_smallest_scores_keep_their_order():
     assert np.isfinite(odds).all() and (np.diff(odds[:, 1] - odds[:, 0]) > 0).all()
     np.testing.assert_allclose(with_prior(np.array([0.5, 0.9]), 0.1), [0.1, 0.5], atol=1e-12)
     assert with_prior(scores, None) is scores
+
+
+def test_a_score_that_ranks_backwards_is_told():
+    generator = np.random.default_rng(0)
+    scores = generator.random(400)
+    errors = generator.random(400) < 0.6 * (1 - scores)
+    method, told = fit_map("platt", scores, errors, fewest=20)
+    assert "ranks errors backwards" in told and "no slope" not in told and method.slope == 1
+    _, few = fit_map("platt", scores[:30], errors[:30], fewest=20)
+    _, one = fit_map("platt", np.full(400, 0.3), errors, fewest=20)
+    assert "support no slope" in few and "backwards" not in few + one
