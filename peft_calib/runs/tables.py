@@ -8,6 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from ..calibration.scores.table import CONFIDENCE
 from .baseline import CALLED
 from .temperatures import shown
 
