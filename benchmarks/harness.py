@@ -30,6 +30,15 @@ if TYPE_CHECKING:  # where there is little more than torch and transformers, the
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def training_arguments(folder: str, epochs: int, *, use_cpu: bool = True) -> Any:
+    """The stock Trainer's arguments of a training that is measured: nothing is saved, logged or shown."""
+    from transformers import TrainingArguments
+
+    quiet = {"save_strategy": "no", "logging_strategy": "no", "report_to": [], "disable_tqdm": True}
+    rows = {"num_train_epochs": epochs, "per_device_train_batch_size": 32, "learning_rate": 2e-3}
+    return TrainingArguments(folder, use_cpu=use_cpu, **rows, **quiet)
+
+
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """A command line with the script's docstring for its help, and `--output`; the libraries are made silent."""
     logging.set_verbosity_error()

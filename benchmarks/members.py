@@ -18,7 +18,17 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from harness import DEVICE, alone, describe_machine, kept, parser, resident_bytes, take_turns, write
+from harness import (
+    DEVICE,
+    alone,
+    describe_machine,
+    kept,
+    parser,
+    resident_bytes,
+    take_turns,
+    training_arguments,
+    write,
+)
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 from transformers import (
@@ -28,7 +38,6 @@ from transformers import (
     BertForSequenceClassification,
     DataCollatorWithPadding,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 
@@ -80,17 +89,7 @@ def training(model: str, arm: str, rows: int, epochs: int, measure: Callable[[],
     adapted = get_peft_model(MODELS[model](classes), configure())
     callback = TrunkCacheCallback()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder,
-            num_train_epochs=epochs,
-            per_device_train_batch_size=32,
-            learning_rate=2e-3,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            use_cpu=DEVICE == "cpu",
-            disable_tqdm=True,
-        )
+        arguments = training_arguments(folder, epochs, use_cpu=DEVICE == "cpu")
         trainer = Trainer(
             adapted, arguments, train_dataset=train, data_collator=collate, callbacks=[callback] if keep else []
         )

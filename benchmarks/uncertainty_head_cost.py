@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from harness import describe_machine, parser, seconds, take_turns, write
+from harness import describe_machine, parser, seconds, take_turns, training_arguments, write
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 
@@ -50,17 +49,7 @@ def trained(rows: Dataset, collate: DataCollatorWithPadding, classes: int, epoch
         base, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"])
     )
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder,
-            num_train_epochs=epochs,
-            per_device_train_batch_size=32,
-            learning_rate=2e-3,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            use_cpu=True,
-            disable_tqdm=True,
-        )
+        arguments = training_arguments(folder, epochs)
         Trainer(model, arguments, train_dataset=rows, data_collator=collate).train()
     return model.eval()
 

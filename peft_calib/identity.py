@@ -171,6 +171,12 @@ def belongs_to_folder(digest: str | None, folder: str | Path) -> bool:
     return digest in (digest_of(tensors), digest_of(own))
 
 
+def saved_alone(model: nn.Module, name: str, folder: Path) -> Path:
+    """Save one adapter of a model, and say where in the folder PEFT puts it: at its top, or under its name."""
+    model.save_pretrained(str(folder), selected_adapters=[name])
+    return folder if name == "default" else folder / name
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model with adapters inside what compilers and data parallelism put around it."""
     while not hasattr(model, "peft_config"):

@@ -20,13 +20,12 @@ from transformers import (
 )
 
 import peft_calib
-from peft_calib import BayesianLoraConfig, CalibratedPrediction, Prediction, predict_dataset
+from peft_calib import BayesianLoraConfig, CalibratedPrediction, Prediction, fetching, predict_dataset
 from peft_calib.artefact import ARTEFACT_FILE, Artefact, Inputs, read_artefact
 from peft_calib.base_models import seeded_base
 from peft_calib.calibration import TemperatureScaling, log_probabilities
 from peft_calib.calibration.recalibrate import VectorScaling
 from peft_calib.identity import folder_digest
-from peft_calib.predictor import loading
 from peft_calib.provenance.companions import attach_recalibration
 
 BEFORE = Path(__file__).parent / "data" / "before" / "runs"
@@ -293,7 +292,7 @@ def test_an_adapter_of_the_hub(bayesian, predictor, monkeypatch):
         asked.update(options, name=name)
         return str(bayesian.parent)
 
-    monkeypatch.setattr(loading, "snapshot_download", fetch)
+    monkeypatch.setattr(fetching, "snapshot_download", fetch)
     found = peft_calib.load("someone/adapters", subfolder="bayesian", revision="v1", device="cpu")
     assert (asked["name"], asked["revision"]) == ("someone/adapters", "v1")
     assert not any("pt" in pattern or "bin" in pattern for pattern in asked["allow_patterns"])

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
@@ -18,9 +18,11 @@ from ..export import export_lora
 from ..files import write_atomically
 from ..identity import read_config
 from ..json_files import read_json, without_nan
+from ..methods.distillation import DISTILLATION_FILE
 from ..predictor.loading import load
 from ..provenance.splits import SPLIT_FILE
 from ..tuners.laws import laws_of
+from ..uncertainty_head.stored import STEM
 from .card import RELIABILITY, REPORT_FILE, RISK, card_body
 from .facts import CardFacts, Measurement, Subject, facts_of
 from .metadata import benchmark_results, check_card, metadata_of, with_metadata
@@ -29,9 +31,9 @@ from .runs import measured_in_run
 CARD, LORA = "README.md", "lora"
 #: Files of an adapter that others need; what a training keeps beside it is nobody's business.
 OURS = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, ARTEFACT_FILE, CLASSES_FILE, RECALIBRATION_FILE, SPLIT_FILE)
-OURS += ("distillation.json",)
+OURS += (DISTILLATION_FILE,)
 #: Of an uncertainty head, whatever its name.
-HEADS = ("uncertainty_head*.json", "uncertainty_head*.safetensors")
+HEADS = (f"{STEM}*.json", f"{STEM}*.safetensors")
 TOKENIZER = (
     "tokenizer*",
     "vocab*",
@@ -54,7 +56,7 @@ PLACES = (
     "cache_dir",
 )
 #: What an earlier push may have left that this one does not write again.
-MANAGED = (f"{LORA}/", "uncertainty_head", ".eval_results/", REPORT_FILE, RELIABILITY, RISK, *OURS)
+MANAGED = (f"{LORA}/", STEM, ".eval_results/", REPORT_FILE, RELIABILITY, RISK, *OURS)
 
 
 def stage(
@@ -120,7 +122,7 @@ def _copy(place: Path, folder: Path) -> None:
 
 def _add_lora(source: Path, place: Path, folder: Path) -> bool:
     """The mean as a plain LoRA: what lies there already, or else exported; a plain LoRA needs none."""
-    if json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["peft_type"] == "LORA":
+    if read_config(folder).peft_type == PeftType.LORA:
         return False
     for made in (place / LORA, source / LORA):
         if (made / CONFIG_NAME).is_file():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from ..identity import saved_alone
 from ..items import count_batch, count_items
 from ..tuners.bayesian_lora import BayesianLaw, BayesianLoraConfig
 
@@ -56,8 +57,7 @@ def bayesianize(
     if "num_train_examples" not in fields:
         fields["num_train_examples"] = _num_examples(batches, model)
     with tempfile.TemporaryDirectory() as scratch:
-        model.save_pretrained(scratch, selected_adapters=[adapter_name])
-        folder = Path(scratch) if adapter_name == "default" else Path(scratch) / adapter_name
+        folder = saved_alone(model, adapter_name, Path(scratch))
         inherited = {name: getattr(config, name) for name in _FROM_LORA}
         fitted = BayesianLoraConfig(**{**inherited, **fields, "init_from": str(folder)})
         bayesian = get_peft_model(model.unload(), fitted, adapter_name=adapter_name)

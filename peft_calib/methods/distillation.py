@@ -24,6 +24,7 @@ from ..prediction import Prediction, predict_dataset
 from ..prediction.dataset import model_columns
 from ..provenance.companions import attach_file, attached_file
 from ..provenance.row_hashes import hash_rows
+from ..provenance.splits import held_out_rows
 from ..tuners.laws import laws_of
 from .student import start_of, train_student, training_arguments
 
@@ -211,17 +212,11 @@ def _parts(rows: Any, seed: int) -> tuple[list[int], list[int]]:
         raise TypeError(f"rows must be a datasets.Dataset or another map-style dataset, got {type(rows).__name__}.")
     if len(rows) < FEWEST_ROWS:
         raise ValueError(f"{len(rows)} rows are too few to distil on; give at least {FEWEST_ROWS}, better 1,000.")
-    _, inverse = np.unique(hash_rows(rows)[1], return_inverse=True)  # equal rows stay on one side
-    order = torch.randperm(int(inverse.max()) + 1, generator=torch.Generator().manual_seed(seed)).numpy()
-    ranks = np.empty_like(order)
-    ranks[order] = np.arange(len(order))
-    sequence = np.argsort(ranks[inverse], kind="stable")
-    last = sequence[max(2, round(HELD_OUT * len(rows))) - 1]
-    is_held = ranks[inverse] <= ranks[inverse[last]]
-    held, kept = (np.flatnonzero(part).tolist() for part in (is_held, ~is_held))
-    if not kept:
+    hashes = hash_rows(rows)[1]
+    if (hashes == hashes[0]).all():
         raise ValueError("The rows are too much alike: give at least 20 different ones.")
-    return held, kept
+    is_held = held_out_rows(hashes, HELD_OUT, seed)
+    return np.flatnonzero(is_held).tolist(), np.flatnonzero(~is_held).tolist()
 
 
 def _check_varies(model: PeftModel, adapter_names: Sequence[str] | None) -> None:

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ..console import quiet
 from ..export import export_lora
-from ..identity import active_adapter
+from ..identity import active_adapter, saved_alone
 from ..prediction.dataset import collator_for
 from ..prediction.heads import Head, check_label_tokens, choose_head, logits_of
 from ..tuners.rows import count_rows, main_input_name
@@ -65,10 +65,10 @@ def start_of(model: PeftModel, adapter_names: Sequence[str] | None, seed: int) -
     """
     name = active_adapter(model) if adapter_names is None else adapter_names[0]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = _written(model, name, Path(scratch), seed) if adapter_names is None else Path(scratch)
-        if adapter_names is not None:
-            model.save_pretrained(scratch, selected_adapters=[name])
-            folder = folder if name == "default" else folder / name
+        if adapter_names is None:
+            folder = _written(model, name, Path(scratch), seed)
+        else:
+            folder = saved_alone(model, name, Path(scratch))
         student = PeftModel.from_pretrained(_base_of(model), folder, adapter_name=name, is_trainable=True)
     return student.eval()
 

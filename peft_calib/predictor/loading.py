@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import PeftConfig, PeftModel, TaskType
 from peft.utils import CONFIG_NAME
 from torch import nn
@@ -26,6 +24,7 @@ from ..artefact import ARTEFACT_FILE, HERE, Artefact, is_earlier_run, place_of, 
 from ..base_models import able_to_pad, base_fingerprint, is_other_base, position_limit, seeded_base
 from ..classes import class_options
 from ..console import own_random_state
+from ..fetching import local_folder
 from ..identity import open_weights, read_config
 from ..prediction.heads import check_label_tokens
 from ..provenance.companions import attach_file
@@ -160,18 +159,7 @@ def _assembled(
 
 def _folder_of(adapter: str | Path, subfolder: str | None, **hub: Any) -> Path:
     """Where the files of an adapter lie, fetched from the Hub if they are not here."""
-    folder = Path(adapter)
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(str(adapter), allow_patterns=FETCHED, **hub))
-        except HFValidationError:
-            raise FileNotFoundError(
-                f"{adapter} is no folder here and no Hub id, so there is no adapter to load."
-            ) from None
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            told = str(error).strip().partition("\n")[0]
-            raise FileNotFoundError(f"{adapter} is no folder here, and cannot be read from the Hub: {told}") from error
-    folder = folder / (subfolder or "")
+    folder = local_folder(adapter, FETCHED, "adapter", **hub) / (subfolder or "")
     if any((folder / name).is_file() for name in (CONFIG_NAME, ARTEFACT_FILE)) or is_earlier_run(folder):
         return folder
     if (folder / OF_A_RUN / CONFIG_NAME).is_file():

@@ -173,12 +173,23 @@ def calibration_split(
         raise ValueError(f"fraction must lie between 0 and 1, got {fraction!r}.")
     rows = as_rows(dataset)
     _, hashes = hash_rows(rows)
-    strata = np.zeros(len(hashes), np.int64) if stratify_by is None else _strata(rows, stratify_by)
+    strata = None if stratify_by is None else _strata(rows, stratify_by)
+    inside = held_out_rows(hashes, fraction, seed, strata)
+    return pick_rows(dataset, np.flatnonzero(~inside)), pick_rows(dataset, np.flatnonzero(inside))
+
+
+def held_out_rows(hashes: np.ndarray, fraction: float, seed: int, strata: np.ndarray | None = None) -> np.ndarray:
+    """`(N,)` bool, which rows of these hashes are held out: rows of equal inputs on one side, see `calibration_split`.
+
+    Raises:
+        ValueError: If all rows have the same input.
+    """
     groups, first, group_of_row, sizes = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
     if len(groups) < 2:
         raise ValueError(
             f"All {len(hashes)} rows have the same input, so no split can keep training and calibration rows apart."
         )
+    strata = np.zeros(len(hashes), np.int64) if strata is None else strata
     order = np.argsort(_keyed(groups, seed), kind="stable")
     held_out = np.zeros(len(groups), bool)
     for stratum in np.unique(strata):
@@ -188,8 +199,7 @@ def calibration_split(
         # strata too small to be cut one by one
         held_out[:] = False
         held_out[_fill(order, sizes, fraction) or int(np.argmin(sizes))] = True  # at least one input
-    inside = held_out[group_of_row]
-    return pick_rows(dataset, np.flatnonzero(~inside)), pick_rows(dataset, np.flatnonzero(inside))
+    return held_out[group_of_row]
 
 
 def record_split(

@@ -53,7 +53,12 @@ class CopiedHead(nn.Module):
 
     def squared_distance(self) -> torch.Tensor:
         """`sum_k |theta_k - theta0_k|^2` over all tensors, biases included: a number, not averaged."""
-        return sum((delta.square().sum() for delta in self.delta), start=torch.zeros(()))
+        return squared_distances([delta[None] for delta in self.delta])[0]
+
+
+def squared_distances(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+    """`(T,)` squared distances from the start, of T stacked distances of each trained tensor, `(T, ...)`."""
+    return torch.stack([delta.flatten(1).square().sum(1) for delta in deltas]).sum(0)
 
 
 def copy_head(

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 from ..calibration.scores.selective import auroc_of_pairs
 from ..tuners.seeding import keyed_generator
-from .copied import CopiedHead
+from .copied import CopiedHead, squared_distances
 from .copies import row_groups
 from .features import FeatureSet
 from .grid import HeadSettings, Trial
@@ -177,4 +177,4 @@ def _together(trials: Sequence[Trial], head: CopiedHead) -> Iterator[np.ndarray]
 
 
 def _squared(deltas: Deltas) -> np.ndarray:
-    return torch.stack([delta.flatten(1).square().sum(1) for delta in deltas]).sum(0).numpy().astype(np.float64)
+    return squared_distances(deltas).numpy().astype(np.float64)

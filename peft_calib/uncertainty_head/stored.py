@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import OfflineModeIsEnabled
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ..calibration.recalibrate import load_state
 from ..calibration.recalibrate.base import Recalibrator
+from ..fetching import local_folder
 from ..files import file_hash
 from ..json_files import Fields, read_json
 from .asked import Asked, Belonging
@@ -112,17 +113,7 @@ def file_names(name: str) -> tuple[str, str]:
 
 def folder_of_head(folder: str | Path, name: str, **hub: Any) -> Path:
     """Where the files of a head lie, fetched from the Hub if they are not here."""
-    place = Path(folder)
-    if place.is_dir():
-        return place
-    wanted = [*file_names(name), CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME]
-    try:
-        return Path(snapshot_download(str(folder), allow_patterns=wanted, **hub))
-    except HFValidationError:
-        raise FileNotFoundError(f"{folder} is no folder here and no Hub id, so there is no head to load.") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        told = str(error).strip().partition("\n")[0]
-        raise FileNotFoundError(f"{folder} is no folder here, and cannot be read from the Hub: {told}") from error
+    return local_folder(folder, [*file_names(name), CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME], "head", **hub)
 
 
 def adapter_there(repo_id: str, token: str | bool | None, revision: str | None) -> Path | None:

@@ -15,7 +15,7 @@ from torch.func import vmap
 from torch.optim.lr_scheduler import OneCycleLR
 
 from ..tuners.seeding import keyed_generator
-from .copied import CopiedHead
+from .copied import CopiedHead, squared_distances
 from .features import FeatureSet
 from .grid import HeadSettings, Trial
 from .objective import objective
@@ -136,7 +136,7 @@ class _Stack:
     def step(self, score: Scorer, batch: torch.Tensor, errors: torch.Tensor, anchors: torch.Tensor) -> None:
         """One step of all trials on the items of a batch."""
         deltas = self._joined()
-        distances = torch.stack([delta.flatten(1).square().sum(1) for delta in deltas]).sum(0)
+        distances = squared_distances(deltas)
         losses = objective(score(deltas, batch), errors, anchors, distances, self.alpha, self.beta)
         self.optimiser.zero_grad(set_to_none=True)
         losses.sum().backward()

@@ -85,6 +85,7 @@ FLOORS = {
         "internals",
         "files",
         "json_files",
+        "fetching",
         "registry",
         "identity",
         "artefact",

@@ -7,11 +7,12 @@ import torch
 from families import FAMILIES, logits, perturb
 from methods import METHODS
 from peft import PeftModel, get_peft_model
+from quantized import quantized
 
 from peft_calib import HyperLoraConfig, export_lora
 from peft_calib.tuners.layer import FactorLinear
 
-bnb = pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
+pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
 
 
 def quantize(model, kind):
@@ -19,14 +20,7 @@ def quantize(model, kind):
     for name, module in list(model.named_modules()):
         if type(module) is torch.nn.Linear and "lm_head" not in name:
             parent = model.get_submodule(name.rpartition(".")[0])
-            sizes = (module.in_features, module.out_features, module.bias is not None)
-            if kind == "8bit":
-                new = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False)
-                new.weight = bnb.nn.Int8Params(module.weight.data.clone(), requires_grad=False)
-            else:
-                new = bnb.nn.Linear4bit(*sizes, compute_dtype=torch.float32, quant_type="nf4")
-                new.weight = bnb.nn.Params4bit(module.weight.data.clone(), requires_grad=False, quant_type="nf4")
-            setattr(parent, name.rpartition(".")[2], new.to("cpu"))
+            setattr(parent, name.rpartition(".")[2], quantized(module, kind))
     setattr(model, f"is_loaded_in_{kind}", True)
     return model
 

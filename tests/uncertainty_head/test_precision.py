@@ -4,6 +4,7 @@ import pytest
 import torch
 from classifiers import CLASSIFIERS, classifier, rows, vary
 from peft import LoraConfig, get_peft_model
+from quantized import quantized
 
 from peft_calib.uncertainty_head import copy_head, extract_features
 from peft_calib.uncertainty_head.reading import QUANTISED, TOLERANCES
@@ -35,18 +36,11 @@ def test_autocast_changes_the_model_but_not_the_copy(family):
 
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
 def test_a_quantised_base_under_a_lora_has_an_exact_head(kind):
-    bnb = pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
+    pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
     model = classifier("bert", adapt=False, hidden_size=64, intermediate_size=64)
     layers = {name: module for name, module in model.bert.named_modules() if isinstance(module, torch.nn.Linear)}
     for name, module in layers.items():
-        sizes = (module.in_features, module.out_features, module.bias is not None)
-        if kind == "8bit":
-            new = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False)
-            new.weight = bnb.nn.Int8Params(module.weight.data.clone(), requires_grad=False)
-        else:
-            new = bnb.nn.Linear4bit(*sizes, compute_dtype=torch.float32, quant_type="nf4")
-            new.weight = bnb.nn.Params4bit(module.weight.data.clone(), requires_grad=False, quant_type="nf4")
-        model.bert.set_submodule(name, new.to("cpu"))
+        model.bert.set_submodule(name, quantized(module, kind))
     setattr(model, f"is_loaded_in_{kind}", True)
     config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
     assert gap(vary(get_peft_model(model, config)).eval()) < 1e-5

@@ -8,8 +8,8 @@ import numpy as np
 from scipy.linalg import LinAlgError, cholesky, solve_triangular
 from scipy.special import logsumexp
 
-from .distances import DistanceBaseline, class_means
-from .estimators import Covariance, check_covariance, fitted_covariance, kernel_components, robust_covariance
+from .distances import CovarianceBaseline, DistanceBaseline, class_means
+from .estimators import Covariance, fitted_covariance, kernel_components, robust_covariance
 
 
 class RobustDensity(DistanceBaseline):
@@ -54,7 +54,7 @@ class RobustDensity(DistanceBaseline):
         return robust.mahalanobis(kernel.transform(phi))
 
 
-class DeepDeterministic(DistanceBaseline):
+class DeepDeterministic(CovarianceBaseline):
     """DDU: minus the log-density of features, one Gaussian a class (Mukhoti et al., 2023).
 
     `-log sum_c pi_c N(phi; mu_c, S_c)`, with the share `pi_c` of a class, its mean and its own covariance. The paper
@@ -81,9 +81,7 @@ class DeepDeterministic(DistanceBaseline):
     name = "ddu"
 
     def __init__(self, *, covariance: Covariance = "ledoit_wolf", **options: Any) -> None:
-        super().__init__(**options)
-        check_covariance(covariance)
-        self.covariance: Covariance = covariance
+        super().__init__(covariance=covariance, **options)
 
     def _fit_one(self, phi: np.ndarray, labels: np.ndarray) -> Any:
         means = class_means(phi, labels)

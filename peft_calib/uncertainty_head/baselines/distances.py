@@ -54,7 +54,16 @@ class DistanceBaseline(Baseline):
         """`(N,)` distances of one function."""
 
 
-class Mahalanobis(DistanceBaseline):
+class CovarianceBaseline(DistanceBaseline):
+    """A distance in the widths of a covariance, which may be shrunk."""
+
+    def __init__(self, *, covariance: Covariance = "empirical", **options: Any) -> None:
+        super().__init__(**options)
+        check_covariance(covariance)
+        self.covariance: Covariance = covariance
+
+
+class Mahalanobis(CovarianceBaseline):
     """Squared distance to the nearest class mean, `min_c (phi - mu_c)' S^-1 (phi - mu_c)` (Lee et al., 2018).
 
     `S` is the covariance within classes, one for all: `S = (1/N) sum_c sum_{i in c} (phi_i - mu_c)(phi_i - mu_c)'`.
@@ -74,11 +83,6 @@ class Mahalanobis(DistanceBaseline):
     """
 
     name = "mahalanobis"
-
-    def __init__(self, *, covariance: Covariance = "empirical", **options: Any) -> None:
-        super().__init__(**options)
-        check_covariance(covariance)
-        self.covariance: Covariance = covariance
 
     def _fit_one(self, phi: np.ndarray, labels: np.ndarray) -> Any:
         means = class_means(phi, labels)
