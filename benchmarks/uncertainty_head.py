@@ -21,6 +21,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,11 @@ import numpy as np
 import torch
 from harness import describe_machine, parser, write
 from uncertainty_head_page import put_into
-from uncertainty_head_rows import extract, read, read_head, rows_of
+from uncertainty_head_rows import OF_FUNCTIONS, extract, passes_of, read, read_head, rows_of
 from uncertainty_head_table import table
 
 from peft_calib.files import write_atomically
-from peft_calib.uncertainty_head import CopiedHead, FeatureSet, UncertaintyHead
+from peft_calib.uncertainty_head import FeatureSet, UncertaintyHead
 from peft_calib.uncertainty_head.baselines import ProbeTraining, baseline, ensemble_of
 
 HERE = Path(__file__).parent
@@ -43,8 +44,6 @@ PAGE = HERE.parent / "docs" / "uncertainty-head.md"
 TUNED = ProbeTraining(learning_rates=(3e-5, 3e-4, 3e-3))
 BRIEF = ProbeTraining(learning_rates=(3e-3,), epochs=60, patience=8)
 BCE_ONLY = {"alpha": 0.0, "beta": 0.0}
-#: Starts at fresh parameters of the head's shape, not at the head.
-RANDOM = "head v2, random, BCE only"
 
 #: Name to the baseline and its options; all that are fitted to one function's features.
 BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -60,8 +59,6 @@ BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
     "linear probe": ("linear_probe", {"training": TUNED}),
     "attention probe": ("attention_probe", {"training": BRIEF}),
 }
-#: Fitted for the first draw of rows only, for what it costs.
-ONCE = ("RDE, normalised",)
 SAMPLED = ("sampled_response", "predictive_entropy", "bald", "ensemble_variance")
 #: Name to the rows fitted on and the options of `UncertaintyHead.fit_features`; "held out" has no rows of its own.
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -72,7 +69,7 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "head v1, own rows": ("own", {"paper": "v1"}),
     "head v2, own rows": ("own", {"paper": "v2"}),
     "head v2, BCE only": ("unseen", {"paper": "v2", **BCE_ONLY}),
-    RANDOM: ("unseen", {"paper": "v2", **BCE_ONLY}),
+    "head v2, random, BCE only": ("unseen", {"paper": "v2", "init": "random", **BCE_ONLY}),
 }
 
 
@@ -111,8 +108,6 @@ def of_head(
     which, options = HEADS[name]
     held_out = which == "held out"
     train, validation = (None, rows[which]) if held_out else (rows[which], rows["validation"])
-    if name == RANDOM:
-        start_afresh(head, seed)
     found = UncertaintyHead.fit_features(train, validation, head, **options, calibrate="platt", seed=seed)
 
     def asked(part: FeatureSet) -> dict[str, np.ndarray]:
@@ -127,38 +122,31 @@ def of_head(
     return scored(asked, tests) | {"about": about}
 
 
-def start_afresh(head: CopiedHead, seed: int) -> None:
-    """Put the copy of a linear head to where a new linear layer would start."""
-    weight = head.starts[0]["weight"]
-    bound = weight.shape[1] ** -0.5
-    generator = torch.Generator().manual_seed(seed)
-    for name, delta in zip(head.trained, head.delta, strict=True):
-        start = head.starts[0][name]
-        delta.data = (2 * torch.rand(start.shape, generator=generator) - 1) * bound - start
+def of_functions(name: str, rows: FeatureSet, errors: torch.Tensor, tests: dict[str, FeatureSet]) -> dict[str, Any]:
+    """A score of several functions; nothing is fitted but its map to the errors of the run that predicts."""
+    # a map is fitted to what the functions' own mean gets wrong; with these labels that is what the run gets wrong
+    labels = torch.where(errors, (rows.predicted + 1) % rows.num_classes, rows.predicted)
+    found = baseline(name).fit(rows).calibrate(replace(rows, labels=labels))
+
+    def asked(part: FeatureSet) -> dict[str, np.ndarray]:
+        own = {"own": found.score(part)} if found.is_probability else {}
+        return {"score": found.score(part), "mapped": found.error_probability(part), **own}
+
+    return scored(asked, tests)
 
 
-def of_functions(passes: FeatureSet, source: str) -> dict[str, Any]:
-    """Scores of several functions, which nothing is fitted for."""
-    return {
-        f"{source}, {kind.replace('_', ' ')}": scored(
-            lambda part, kind=kind: {"score": baseline(kind).fit(part).score(part)}, {"test": passes}
-        )
-        for kind in SAMPLED
-    }
-
-
-def fit_one(cell: str, run: int, seed: int, protocol: dict[str, Any], place: Path, names: list[str]) -> dict[str, Any]:
-    """All methods on one run and one draw of rows."""
+def fit_one(
+    cell: str, run: int, seed: int, protocol: dict[str, Any], place: Path, names: list[str], found: dict[str, Any]
+) -> dict[str, Any]:
+    """Methods on one run and one draw of rows, added to those that were fitted before."""
     folder = place / f"{cell}-{run}"
     rows = drawn(read(folder / "pool.safetensors"), seed, protocol)
     if (folder / "own.safetensors").is_file():
         rows["own"] = read(folder / "own.safetensors")
-    aside = ("pool", "own", "dropout", "head")
-    tests = {path.stem: read(path) for path in sorted(folder.glob("*.safetensors")) if path.stem not in aside}
-    found: dict[str, Any] = {"methods": {}, "seconds": {}}
-    names = [name for name in names if seed == 0 or name not in ONCE]
-    names = [name for name in names if name not in HEADS or HEADS[name][0] in rows]
+    tests = {path.stem: read(path) for path in sorted(folder.glob("*.safetensors")) if is_test(path.stem)}
     for name in names:
+        if name in HEADS and HEADS[name][0] not in rows:
+            continue
         start = time.process_time()
         if name in BASELINES:
             found["methods"][name] = of_baseline(name, rows, tests)
@@ -170,31 +158,60 @@ def fit_one(cell: str, run: int, seed: int, protocol: dict[str, Any], place: Pat
     return found
 
 
-def sampled_one(cell: str, run: int, protocol: dict[str, Any], place: Path) -> dict[str, Any]:
-    """Passes with dropout of one run, and the ensemble of all runs as a score of this one's errors."""
-    passes = place / f"{cell}-{run}" / "dropout.safetensors"
-    found = of_functions(read(passes), "dropout") if passes.is_file() else {}
-    if protocol["members"] < 2:
-        return {"methods": found}
-    members = [
-        read(place / f"{cell}-{other}" / "test.safetensors", tokens=False) for other in range(protocol["members"])
-    ]
-    ensemble = ensemble_of(members)
-    found |= of_functions(ensemble, "ensemble")
-    return {"methods": found, "accuracy_of_ensemble": 1 - float(ensemble.errors.double().mean())}
+def is_test(name: str) -> bool:
+    return name not in ("pool", "own", "head") and not name.endswith(passes_of(""))
+
+
+def functions_of(cell: str, run: int, protocol: dict[str, Any], place: Path) -> dict[str, dict[str, FeatureSet]]:
+    """Rows to map on and rows to test on of passes with dropout, and of an ensemble of all runs of the cell."""
+    found = {}
+    passes = {name: place / f"{cell}-{run}" / f"{passes_of(name)}.safetensors" for name in OF_FUNCTIONS}
+    if all(file.is_file() for file in passes.values()):
+        found["dropout"] = {name: read(file) for name, file in passes.items()}
+    if protocol["members"] > 1:
+        others = [other for other in range(protocol["members"]) if other != run]
+        found["ensemble"] = {
+            name: ensemble_of(
+                [read(place / f"{cell}-{member}" / f"{name}.safetensors", tokens=False) for member in (run, *others)]
+            )
+            for name in OF_FUNCTIONS
+        }
+    return found
+
+
+def sampled_one(cell: str, run: int, protocol: dict[str, Any], place: Path) -> dict[int, dict[str, Any]]:
+    """By seed: passes with dropout of one run, and the ensemble of all runs, as scores of this one's errors."""
+    sources = functions_of(cell, run, protocol, place)
+    own = read(place / f"{cell}-{run}" / "pool.safetensors", tokens=False)
+    found: dict[int, dict[str, Any]] = {}
+    for seed in range(protocol["seeds"]):
+        methods = {}
+        errors = drawn(own, seed, protocol)["validation"].errors
+        for source, rows in sources.items():
+            held = drawn(rows["pool"], seed, protocol)["validation"]
+            for kind in SAMPLED:
+                name = f"{source}, {kind.replace('_', ' ')}"
+                methods[name] = of_functions(kind, held, errors, {"test": rows["test"]})
+        found[seed] = {"methods": methods}
+        if "ensemble" in sources:
+            found[seed]["accuracy_of_ensemble"] = 1 - float(sources["ensemble"]["test"].errors.double().mean())
+    return found
 
 
 def fit(args: argparse.Namespace, protocol: dict[str, Any]) -> None:
     """What is not there yet; runs last, so that every seed of few runs is there first."""
-    names = args.methods or [*BASELINES, *HEADS]
     for run in range(protocol["runs"]):
         for cell in args.cells or protocol["cells"]:
             if not (args.place / f"{cell}-{run}" / "head.safetensors").is_file():
                 continue
             for seed in range(protocol["seeds"]):
                 file = args.place / "fits" / f"{cell}-{run}-{seed}.json"
-                if not file.is_file():
-                    found = fit_one(cell, run, seed, protocol, args.place, names)
+                found = {"methods": {}, "seconds": {}}
+                if file.is_file():
+                    found = json.loads(file.read_text(encoding="utf-8"))
+                missing = [name for name in args.methods or [*BASELINES, *HEADS] if name not in found["methods"]]
+                if missing:
+                    found = fit_one(cell, run, seed, protocol, args.place, missing, found)
                     file.parent.mkdir(parents=True, exist_ok=True)
                     write_atomically(file, json.dumps(found) + "\n")
                     print(f"{file.stem}: {sum(found['seconds'].values()):.0f} s", flush=True)

@@ -70,7 +70,7 @@ def setting(results: dict[str, Any]) -> str:
         f"{protocol['validation_rows']} to choose by (the default head: both together), 500 rows to test on; errors "
         f"of the classifier: {rates}. AUROC and AURC are of errors, ECE is of `1 - P(error)` against being right, "
         "after the same map (Platt) on the rows to choose by, and as it is where a score is a probability by itself. "
-        "A rank is the mean over data sets, runs and draws; RDE was fitted for the first draw only. An ensemble is "
+        "A rank is the mean over data sets, runs and draws. An ensemble is "
         f"{protocol['members']} training runs, of which one made the predictions."
     )
 

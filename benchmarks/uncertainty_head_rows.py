@@ -26,6 +26,8 @@ from peft_calib.uncertainty_head.baselines import token_states
 from peft_calib.uncertainty_head.baselines.sequences import with_tokens
 
 TENSORS = ("features", "logits", "labels", "tokens", "ends")
+#: Sets of rows that several functions are asked about: to test on, and to map their scores on.
+OF_FUNCTIONS = ("pool", "test")
 
 
 def jsonl(path: Path) -> list[dict[str, Any]]:
@@ -56,30 +58,49 @@ def loaded(folder: Path) -> FinishedRun:
 
 
 def extract(cell: str, seed: int, rows: dict[str, list], protocol: dict[str, Any], runs: Path, place: Path) -> None:
-    """Features of all sets of rows of one run; of a run that is a member of the ensemble only, the test rows."""
+    """Features of all sets of rows of one run; of a run that is a member of the ensemble only, logits of some."""
     folder = place / f"{cell}-{seed}"
-    if not (folder / "head.safetensors").is_file():  # written last
-        member_only = seed >= protocol["runs"]
+    member_only = seed >= protocol["runs"]
+    sets = {name: rows[name] for name in OF_FUNCTIONS} if member_only else rows
+    wanted = files_of(sets, None if member_only else protocol["dropout"])
+    if not all((folder / f"{name}.safetensors").is_file() for name in wanted):
         found = loaded(runs / "runs" / f"{cell}-{protocol['method']}-{seed}")
-        dropout = None if member_only else protocol["dropout"]
-        extract_run(found, {"test": rows["test"]} if member_only else rows, folder, dropout)
+        extract_run(found, sets, folder, None if member_only else protocol["dropout"], tokens=not member_only)
 
 
-def extract_run(found: FinishedRun, rows: dict[str, list], folder: Path, dropout: dict[str, Any] | None) -> None:
-    """Features of sets of rows, passes with dropout over the test rows, and the head."""
+def files_of(rows: dict[str, list], dropout: dict[str, Any] | None) -> list[str]:
+    """Names of the files of a run; the head is written last."""
+    passes = [passes_of(name) for name in OF_FUNCTIONS if name in rows] if dropout else []
+    return [*rows, *passes, "head"]
+
+
+def passes_of(name: str) -> str:
+    return f"{name}_dropout"
+
+
+def extract_run(
+    found: FinishedRun, rows: dict[str, list], folder: Path, dropout: dict[str, Any] | None, tokens: bool = True
+) -> None:
+    """Features of sets of rows, passes with dropout over some of them, and the head; what is there stays."""
     words: dict[str, Any] = {"task": found.task.predict_task, "tokenizer": found.tokenizer}
     words["label_tokens"] = found.task.answer_tokens(found.tokenizer)
+    wanted = [name for name in files_of(rows, dropout) if not (folder / f"{name}.safetensors").is_file()]
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in rows.items():
+        if not {name, passes_of(name)} & set(wanted):
+            continue
         canonical = found.task.canonical(Dataset.from_list(part), name, "test")
         canonical = trained_on(found, canonical) if name == "own" else canonical
         encoded = found.task.encode_prediction(canonical, found.tokenizer)
-        save(folder / f"{name}.safetensors", token_states(found.model, encoded, batch_size=32, **words))
-        if name == "test" and dropout is not None:
-            passes = extract_features(found.model, encoded, batch_size=32, **words, **dropout)
-            save(folder / "dropout.safetensors", replace(passes, features=passes.features[..., :0]))
-    head = copy_head(found.model, **words)
-    save_file({name: value.contiguous() for name, value in head.starts[0].items()}, folder / "head.safetensors")
+        if name in wanted:
+            read_states = token_states if tokens else extract_features
+            save(folder / f"{name}.safetensors", read_states(found.model, encoded, batch_size=32, **words))
+        if passes_of(name) in wanted:
+            passes = extract_features(found.model, encoded, batch_size=32, **words, **(dropout or {}))
+            save(folder / f"{passes_of(name)}.safetensors", replace(passes, features=passes.features[..., :0]))
+    if "head" in wanted:
+        head = copy_head(found.model, **words)
+        save_file({name: value.contiguous() for name, value in head.starts[0].items()}, folder / "head.safetensors")
 
 
 def trained_on(found: FinishedRun, rows: Dataset) -> Dataset:
@@ -97,7 +118,7 @@ def save(path: Path, features: FeatureSet) -> None:
 
 
 def read(path: Path, tokens: bool = True) -> FeatureSet:
-    """Features as `save` wrote them them, with the states of their tokens if asked for."""
+    """Features as `save` wrote them, with the states of their tokens if asked for."""
     with safe_open(path, "pt") as file:
         names = set(file.keys())
         tensors = {name: file.get_tensor(name) for name in names if tokens or name not in ("tokens", "ends")}

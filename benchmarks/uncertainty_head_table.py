@@ -49,11 +49,12 @@ def read_fits(place: Path, protocol: dict[str, Any], sampled: Callable[..., dict
             files = {seed: place / "fits" / f"{cell}-{run}-{seed}.json" for seed in range(protocol["seeds"])}
             if not all(file.is_file() for file in files.values()):
                 continue
-            functions = sampled(cell, run, protocol, place) if whole else {"methods": {}}
+            functions = sampled(cell, run, protocol, place) if whole else {}
             for seed, file in files.items():
                 found = json.loads(file.read_text(encoding="utf-8"))
-                found["methods"] |= functions["methods"]
-                found["accuracy_of_ensemble"] = functions.get("accuracy_of_ensemble")
+                of_seed = functions.get(seed, {"methods": {}})
+                found["methods"] |= of_seed["methods"]
+                found["accuracy_of_ensemble"] = of_seed.get("accuracy_of_ensemble")
                 fits.setdefault(cell, {}).setdefault(run, {})[seed] = found
     return fits
 
@@ -67,7 +68,7 @@ def measured(fits: dict[int, dict[int, dict[str, Any]]], part: str, protocol: di
     size = len(first["errors"][part])
     generator = np.random.default_rng(0)
     draws = [np.arange(size), *(generator.integers(0, size, size) for _ in range(protocol["num_resamples"]))]
-    names = [name for name, of in first["methods"].items() if part in of]  # the first draw has all methods
+    names = [name for name, of in first["methods"].items() if part in of]
     found: dict[str, Values] = {}
     for name in names:
         table = np.full((len(fits), len(next(iter(fits.values()))), len(draws), len(SCORES)), np.nan)
