@@ -17,6 +17,7 @@ from ..console import own_random_state, quiet
 from ..files import fill_folder, folder_lock
 from ..provenance.splits import SplitRecord
 from ..runs.embedded import called, embedded_model
+from ..runs.error_head import train_head
 from ..runs.evaluation import AFTER, BEFORE, Evaluation, evaluate_run
 from ..runs.folder import STAGE, RunFolder, read_json, write_json
 from ..runs.loading import FinishedRun
@@ -32,6 +33,8 @@ from .table import Line, reliability_grid, result_table
 FINISHED = "report.json"  # written last: a folder that has it holds a finished demonstration
 #: How the table calls a method, and how the command line does.
 METHODS = {"LoRA": "lora", "HyperLoRA": "hyper-lora", "BayesianLoRA": "bayesian-lora"}
+#: What gets an uncertainty head, fitted on the calibration rows.
+WITH_HEAD = ("LoRA",)
 #: Nothing is watched or continued here; grouping by length is a third less padding, hence time.
 TRAINER = {"eval_strategy": "no", "train_sampling_strategy": "group_by_length"}
 NO_CHECKPOINTS = 1e9
@@ -82,7 +85,7 @@ def run_demo(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Train LoRA, HyperLoRA and BayesianLoRA alike and report how calibrated each is.
+    """Train LoRA, HyperLoRA and BayesianLoRA alike and report how calibrated each is, LoRA with an uncertainty head.
 
     BayesianLoRA is measured twice: its mean, which costs what LoRA costs, and the mean of the probabilities of 8
     draws. The folder gets the runs, their adapters, HyperLoRA also as a plain LoRA, `reliability.png`, and
@@ -110,6 +113,9 @@ def _make(config: RunConfig, outside: Any, about: dict[str, Any], folder: Path, 
     for name, method in METHODS.items():
         place = RunFolder(folder / "runs" / name.lower())
         facts = train_in(replace(config, method=method), place, console)
+        if name in WITH_HEAD:
+            with console.status(f"an uncertainty head for {name}"):
+                train_head(place.path, progress=False)
         with console.status(f"measuring {name}"):
             runs[name] = evaluate_run(place.path, outside=outside, seed=config.seed, progress=False)
         _copy(place.adapter(ADAPTER), folder / name.lower())
@@ -153,7 +159,8 @@ def _numbers(evaluation: Evaluation, variant: str) -> dict[str, Any]:
     found = evaluation.content["variants"][variant]
     outside = found.get("outside", {})
     stages = {stage: {"test": found[stage], "outside": outside.get(stage)} for stage in (BEFORE, AFTER)}
-    return {"temperature": found["temperature"], "temperature_fit": found["temperature_fit"], **stages}
+    head = {} if "head" not in found else {"head": found["head"]}
+    return {"temperature": found["temperature"], "temperature_fit": found["temperature_fit"], **stages, **head}
 
 
 def _about_draws(evaluation: Evaluation) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ..calibration.report.plots import draw_histogram, draw_reliability, new_fig
 from ..calibration.scores.table import HEADLINES
 from ..runs.baseline import CALLED
 from ..runs.evaluation import AFTER, BEFORE, Evaluation
+from ..runs.tables import verdict_of_head
 
 
 class Line(NamedTuple):
@@ -41,6 +42,8 @@ def result_table(lines: Sequence[Line], title: str | None, baseline: Mapping[str
         number = f"{line.found['temperature']:.2f}" if line.found["temperature_fit"]["applied"] else "none"
         for name, temperature, stage in ((line.name, "", BEFORE), ("+ temperature", number, AFTER)):
             table.add_row(name, temperature, *_cells(line.found[stage], line.found.get("outside", {}).get(stage)))
+        if "head" in line.found:
+            table.add_row("its head", "", *_head_cells(line.found))
         table.add_section()
     table.add_row(CALLED, "", *_cells(baseline, None))
     return table
@@ -65,10 +68,22 @@ def reliability_grid(lines: Sequence[Line]) -> Figure:
 
 
 def _cells(report: Mapping[str, Any], outside: Mapping[str, float] | None) -> list[str]:
-    cells = [f"{report[key]:.3f}" for key in HEADLINES]
+    return [*(f"{report[key]:.3f}" for key in HEADLINES), *_beside(report, outside)]
+
+
+def _beside(report: Mapping[str, Any], outside: Mapping[str, float] | None) -> list[str]:
+    """The interval of the ECE, and what is said of texts of other origin."""
     intervals = report.get("intervals")
-    cells.append("{:.2f}-{:.2f}".format(*intervals["ece"]) if intervals else "")
+    cells = ["{:.2f}-{:.2f}".format(*intervals["ece"]) if intervals else ""]
     return cells if outside is None else [*cells, f"{outside['mean_confidence']:.3f}", f"{outside['auroc']:.3f}"]
+
+
+def _head_cells(found: Mapping[str, Any]) -> list[str]:
+    """Of an uncertainty head: the class stays, `1 - P(error)` is its confidence; scores of all classes it has not."""
+    of_errors = found["head"]["error_probability"]
+    scores = {"accuracy": found[BEFORE]["accuracy"], "ece": of_errors["ece"]}
+    cells = [f"{scores[key]:.3f}" if key in scores else "" for key in HEADLINES]
+    return [*cells, *_beside(of_errors, found["head"].get("outside"))]
 
 
 def _caption(lines: Sequence[Line], has_outside: bool) -> str:
@@ -78,4 +93,8 @@ def _caption(lines: Sequence[Line], has_outside: bool) -> str:
     told += [f"{line.name}: {line.found['temperature_fit']['reason']}" for line in lines]
     if has_outside:
         told.append("OOD: mean confidence on texts of other origin; how well confidence tells them.")
+    for line in lines:
+        verdict = verdict_of_head(line.evaluation.content)
+        if "head" in line.found and verdict is not None:
+            told.append(f"Its head: the same answers with 1 - P(error) for their confidence. {verdict}.")
     return "\n".join(told)

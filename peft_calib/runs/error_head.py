@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from ..calibration import confidence_report
 from ..console import quiet
-from ..uncertainty_head import UncertaintyHead, entities, sentences
+from ..uncertainty_head import ErrorPrediction, UncertaintyHead, entities, sentences
 from ..uncertainty_head.bound import BoundHead
 from ..uncertainty_head.copies import row_groups
 from ..uncertainty_head.features import FeatureSet
@@ -20,6 +20,7 @@ from ..uncertainty_head.verdict import judge
 from .folder import RunFolder, read_json
 from .loading import FinishedRun, head_folder, head_hash, load_task
 from .methods import prediction_variants
+from .outside import told_apart
 from .processes import processes
 from .rows import RunRows, load_run_rows
 from .tasks import Task
@@ -118,10 +119,15 @@ def load_head(run: FinishedRun) -> tuple[BoundHead, str] | None:
     return BoundHead(stored, run.model), "sample" if several else "mean"
 
 
-def head_report(run: FinishedRun, head: BoundHead, rows: Dataset, seed: int, progress: bool) -> dict[str, Any]:
+def head_report(
+    run: FinishedRun, head: BoundHead, rows: Dataset, seed: int, progress: bool, outside: Dataset | None = None
+) -> dict[str, Any]:
     """What a head is worth on labelled rows that it has not seen, beside the frozen model's own score."""
-    encoded = run.task.encode_prediction(rows, run.tokenizer)
-    features, found = head.read(encoded, progress=progress, **_reading(run))
+
+    def read(part: Dataset) -> tuple[FeatureSet, ErrorPrediction]:
+        return head.read(run.task.encode_prediction(part, run.tokenizer), progress=progress, **_reading(run))
+
+    features, found = read(rows)
     chance, base, stored = found.error_probability, found.base_uncertainty, head.stored
     wrong = features.errors.numpy()
     about: dict[str, Any] = {
@@ -136,6 +142,8 @@ def head_report(run: FinishedRun, head: BoundHead, rows: Dataset, seed: int, pro
         about["verdict"] = str(judge(wrong, base.numpy(), found.uncertainty.numpy(), groups=groups, seed=seed))
     if features.items is not None:
         about |= _of_groups(run, features, chance, base, seed)
+    if outside is not None:
+        about["outside"] = told_apart(1 - chance.numpy(), 1 - read(outside)[1].error_probability.numpy())
     return about
 
 

@@ -235,7 +235,9 @@ def _class_report(
             elsewhere = run.predict(outside.rows, variant, count, seed, progress)
             content[variant]["outside"] = outside_report(prediction, elsewhere, scaling)
         if head is not None and head[1] == variant:
-            content[variant]["head"] = head_report(run, head[0], rows.rows, seed, progress)
+            content[variant]["head"] = head_report(
+                run, head[0], rows.rows, seed, progress, None if outside is None else outside.rows
+            )
         html = reports[AFTER].to_html()  # of the last variant, the one the method is made for
     about: dict[str, Any] = {"items": len(labels), "variants": content}
     if outside is not None:

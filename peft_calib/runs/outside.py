@@ -24,13 +24,14 @@ def outside_report(inside: Prediction, outside: Prediction, scaling: Temperature
     return report
 
 
+def told_apart(inside: np.ndarray, outside: np.ndarray) -> dict[str, float]:
+    """Of confidences `(N,)` and `(M,)`: their mean on rows of other origin, and the AUROC of test rows having more."""
+    return {"mean_confidence": float(outside.mean()), "auroc": _auroc(1 - inside, 1 - outside)}
+
+
 def _told_apart(inside: np.ndarray, outside: np.ndarray) -> dict[str, float]:
     entropy = -np.sum(outside * np.log(np.maximum(outside, np.finfo(float).tiny)), axis=1)
-    return {
-        "mean_confidence": float(outside.max(axis=1).mean()),
-        "mean_entropy": float(entropy.mean()),
-        "auroc": _auroc(1 - inside.max(axis=1), 1 - outside.max(axis=1)),
-    }
+    return {**told_apart(inside.max(axis=1), outside.max(axis=1)), "mean_entropy": float(entropy.mean())}
 
 
 def _auroc(inside: np.ndarray, outside: np.ndarray) -> float:

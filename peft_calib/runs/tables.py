@@ -94,6 +94,8 @@ def _head_cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         reports = part["error_probability"], part["base"]
         for key in CONFIDENCE:
             lines.append([f"{key}, {level}" if level else key, *(_cell(report, key, " ") for report in reports)])
+    for key, name in OUTSIDE.items() if "outside" in found else ():
+        lines.append([name, f"{found['outside'][key]:.3f}", ""])
     return ["score", "1 - P(error)", f"base score ({found['score']})"], lines
 
 

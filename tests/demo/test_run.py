@@ -13,6 +13,7 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import peft_calib
 from peft_calib import predict
 from peft_calib.demo import run as module
 from peft_calib.demo.run import demo_config, run_demo
@@ -85,6 +86,22 @@ def test_what_is_reported(run):
                 assert f"{value:.3f}" in printed
         assert method["after"]["test"]["accuracy"] == method["before"]["test"]["accuracy"]
     assert report["export"]["max_abs_logit_difference"] < 1e-5
+
+
+def test_the_row_of_the_uncertainty_head(run):
+    """The same answers with `1 - P(error)` for their confidence: no score of all classes, its own ECE and OOD."""
+    folder, report, printed, *_ = run
+    found = evaluation(folder, "lora").content["variants"]["mean"]["head"]
+    assert report["methods"]["LoRA"]["head"] == found
+    assert "head" not in report["methods"]["HyperLoRA"]
+    (line,) = [line.split() for line in printed.splitlines() if line.strip().startswith("its head")]
+    ece, outside = found["error_probability"]["ece"], found["outside"]
+    interval = "{:.2f}-{:.2f}".format(*found["error_probability"]["intervals"]["ece"])
+    accuracy = report["methods"]["LoRA"]["before"]["test"]["accuracy"]
+    numbers = (accuracy, ece), (outside["mean_confidence"], outside["auroc"])
+    assert line[2:] == [*(f"{v:.3f}" for v in numbers[0]), interval, *(f"{v:.3f}" for v in numbers[1])]
+    assert "Its head: the same answers" in " ".join(printed.split())
+    assert peft_calib.load(folder / "lora").predict(["Return the rows."]).error_probability is not None
 
 
 def test_draws_are_reported(run):
