@@ -24,23 +24,65 @@ from peft_calib.predictor import shards
 WORDS = "the weather was seen again today over a long river and some old trees near our house".split()
 TEXTS = [" ".join(WORDS[i % 7 : i % 7 + 2 + i % 5]) for i in range(23)]
 ROWS = Dataset.from_dict({"id": list(range(23)), "text": TEXTS})
+#: Ends processes of one and of two ranks at five places each; the model is loaded once, before they are forked.
 KILLED = """
 import os, signal, sys
+from types import SimpleNamespace
 import torch
 torch.set_num_threads(1)
 import peft_calib
 from datasets import Dataset
 from peft_calib.predictor import shards
-write = shards.pq.write_table
-def killed(table, path):
-    if "shard-000002" in str(path):
-        open(path, "wb").write(b"PAR1 and no more")
-        os.kill(os.getpid(), signal.SIGKILL)
+
+def killed(*args):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def half(table, path):
+    open(path, "wb").write(b"PAR1 and no more")
+    killed()
+
+def at(shard, how):
+    write = shards.pq.write_table
+    def written(table, path):
+        if shard not in str(path):
+            return write(table, path)
+        how(table, path)
+    shards.pq.write_table = written
+
+def unnamed(table, path, write=shards.pq.write_table):
     write(table, path)
-shards.pq.write_table = killed
-predictor = peft_calib.load(sys.argv[1], device="cpu", recalibrate=False)
-rows = Dataset.from_parquet(sys.argv[3])
-peft_calib.predict_to(sys.argv[2], predictor, rows, shard_rows=5, progress=False)
+    killed()
+
+def at_the_end(write=shards._write):
+    shards._write = lambda path, content: write(path, content) if content["shards"] is None else killed()
+
+PLACES = {
+    "before the manifest": lambda: setattr(shards, "write_atomically", killed),
+    "in the first shard": lambda: at("shard-000000", half),
+    "in the third shard": lambda: at("shard-000002", half),
+    "before the last shard has its name": lambda: at("shard-000004", unnamed),
+    "at the end": at_the_end,
+}
+folder, out, rows = sys.argv[1:]
+predictor = peft_calib.load(folder, device="cpu", recalibrate=False)
+rows = Dataset.from_parquet(rows)
+for count in (1, 2):
+    for name, prepare in PLACES.items():
+        for index in ((0,), (0, 1, 0))[count - 1]:  # the first one finishes, once all shards are there
+            place = f"{out}/{count} {name}"
+            # a second rank does not come past a first one that is gone before it wrote the manifest
+            wait = lambda: index and not os.path.exists(f"{place}/predictions.json") and os._exit(0)
+            state = SimpleNamespace(
+                num_processes=count, process_index=index, is_main_process=index == 0, wait_for_everyone=wait
+            )
+            child = os.fork()
+            if child == 0:
+                prepare()
+                try:
+                    peft_calib.predict_to(place, predictor, rows, shard_rows=5, progress=False, accelerator=state)
+                finally:
+                    os._exit(0)
+            print(count, index, name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), sep="|")
 """
 
 
@@ -97,19 +139,25 @@ def test_as_many_processes_as_one_likes(predictor, whole, tmp_path):
 
 
 def test_a_killed_process_is_continued(predictor, whole, tmp_path, monkeypatch):
+    """At five places, of one process and of two: what is there stays, what is half written does not count."""
     ROWS.to_parquet(tmp_path / "rows.parquet")
-    rows, out = Dataset.from_parquet(str(tmp_path / "rows.parquet")), tmp_path / "out"
-    words = [str(predictor.folder), str(out), str(tmp_path / "rows.parquet")]
-    done = subprocess.run([sys.executable, "-c", KILLED, *words], check=False, capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    left = {path.name for path in out.glob("shard-*")}
-    assert left == {"shard-000000.parquet", "shard-000001.parquet"}
-    assert json.loads((out / "predictions.json").read_text())["shards"] is None
+    rows = Dataset.from_parquet(str(tmp_path / "rows.parquet"))
+    words = [str(predictor.folder), str(tmp_path), str(tmp_path / "rows.parquet")]
+    done = subprocess.run([sys.executable, "-c", KILLED, *words], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ends = [line.split("|") for line in done.stdout.splitlines()]
+    cases = {f"{count} {name}" for count, _, name, _ in ends}
+    assert len(cases) == 10
+    for case in cases:  # somebody was killed; a second rank may have had nothing to do with the place
+        assert str(-signal.SIGKILL) in [code for count, _, name, code in ends if f"{count} {name}" == case], case
     made = []
     monkeypatch.setattr(shards, "encode", lambda rows, *rest, _encode=shards.encode: made.append(len(rows)) or _encode(rows, *rest))  # noqa: E501  # fmt: skip
-    predict_to(out, predictor, rows, shard_rows=5, progress=False)
-    assert made == [5, 5, 3]  # only what was not there
-    assert contents(out) == contents(whole)
+    for case in sorted(cases):
+        out, there = tmp_path / case, len(list((tmp_path / case).glob("shard-??????.parquet")))
+        predict_to(out, predictor, rows, shard_rows=5, progress=False)
+        assert contents(out) == contents(whole), case
+        assert len(made) == 5 - there, case  # only what was not there
+        made.clear()
 
 
 def test_streams_texts_and_pages(predictor, tmp_path):

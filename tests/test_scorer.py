@@ -1,6 +1,7 @@
 """`Scorer`: what a predictor says, in whatever process and in whatever batches it is asked."""
 
 import pickle
+import tempfile
 
 import numpy as np
 import pytest
@@ -76,3 +77,21 @@ def test_an_empty_batch_has_the_columns(scorer):
 def test_a_column_that_is_taken_is_refused(scorer):
     with pytest.raises(ValueError, match="prefix="):
         scorer({"text": TEXTS[:1], "entropy": [0.1]})
+
+
+@pytest.mark.slow
+def test_ray_data_deals_batches_to_two_workers(scorer, expected):
+    """`map_batches` takes it as it is; rows come back with their columns, in some order of batches."""
+    ray = pytest.importorskip("ray", reason="ray is not installed (the extra `ray`)")
+    data = pytest.importorskip("ray.data")
+    with tempfile.TemporaryDirectory(prefix="ray") as place:  # a short path: that of a socket has 107 bytes at most
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False, _temp_dir=place)
+        try:
+            data.DataContext.get_current().enable_progress_bars = False
+            rows = data.from_items([{"id": number, "text": text} for number, text in enumerate(TEXTS)])
+            answered = rows.map_batches(scorer, batch_size=5, concurrency=2).take_all()
+        finally:
+            ray.shutdown()
+    answered.sort(key=lambda row: row["id"])
+    assert [row["text"] for row in answered] == TEXTS
+    assert_as({name: [row[name] for row in answered] for name in answered[0]}, expected)
