@@ -11,11 +11,10 @@ Example:
 
 import lazy_loader
 
-from .versions import check_peft_version
+from .versions import __version__, check_peft_version
 from .with_peft import register_with_peft
 
 check_peft_version()  # a PEFT that cannot work is refused first
 register_with_peft()
 
-__version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

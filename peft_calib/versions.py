@@ -1,10 +1,12 @@
-"""Which releases of PEFT this package may be used with, asked without loading it."""
+"""This release, and which releases of PEFT it may be used with, asked without loading that."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
 
 from packaging.version import Version
+
+__version__ = "0.1.0"
 
 #: The PEFT releases whose (internal) state-dict hooks the tuners are written and tested against.
 MINIMUM_PEFT, BELOW_PEFT = Version("0.21.2"), Version("0.22")

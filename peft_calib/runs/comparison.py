@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.console import RenderableType
 
 from ..calibration import Comparison, compare_many
 from ..calibration.scores.table import COMPARED
@@ -46,7 +46,7 @@ class RunComparison:
         """The verdict and the table of every pair."""
         return "\n".join(pair.to_markdown() for pair in self.comparisons)
 
-    def to_table(self) -> Table:
+    def to_table(self) -> RenderableType:
         """One line a run, for a terminal."""
         items = "" if self.items == self.rows else f", {self.items} items"
         title = f"{self.rows} rows that all runs were measured on and none has seen{items}"

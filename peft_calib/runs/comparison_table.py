@@ -6,25 +6,41 @@ import math
 from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from ..calibration import Comparison
 from ..calibration.resampling.comparison import Difference
 from ..calibration.resampling.groups import GroupComparison, GroupDifference
 
+#: Scores that stand beside the names of the runs on a terminal of 80 columns.
+ABREAST = 5
 
-def comparison_table(pairs: Sequence[Comparison], others: Mapping[str, Mapping[str, float]], title: str) -> Table:
-    """One line a run, below each score the difference to the run it is compared with; `others` are not compared."""
+
+def comparison_table(
+    pairs: Sequence[Comparison], others: Mapping[str, Mapping[str, float]], title: str
+) -> RenderableType:
+    """One line a run, below each score the difference to the run it is compared with; `others` are not compared.
+
+    More scores than fit side by side stand in tables below each other.
+    """
     scores = [difference.score for difference in pairs[0].differences]
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.caption_justify = "left"
-    table.caption = (
+    parts = [scores[start : start + ABREAST] for start in range(0, len(scores), ABREAST)]
+    tables = [_table(pairs, others, part) for part in parts]
+    tables[0].title = title
+    caption = (
         "Below each score: its difference to the run named on the left, and its p-value. * marks what the rows can "
         "tell apart (p < .05, corrected for the number of pairs)."
     )
     if isinstance(pairs[0], GroupComparison):
-        table.caption += " ± is the standard deviation between the runs of a method, whose mean stands before it."
-    table.add_column("run")
+        caption += " ± is the standard deviation between the runs of a method, whose mean stands above it."
+    return Group(*tables, Text(caption, style="table.caption"))
+
+
+def _table(pairs: Sequence[Comparison], others: Mapping[str, Mapping[str, float]], scores: Sequence[str]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("run", overflow="fold")
     for score in scores:
         table.add_column(score, justify="right", no_wrap=True)
     known: set[str] = set()
@@ -47,7 +63,7 @@ def comparison_table(pairs: Sequence[Comparison], others: Mapping[str, Mapping[s
 
 def _over_runs(found: Difference, side: str) -> str:
     """How far the runs of a method lie apart, where there are several."""
-    return f" ±{getattr(found, f'run_sd_{side}'):.4f}" if isinstance(found, GroupDifference) else ""
+    return f"\n±{getattr(found, f'run_sd_{side}'):.4f}" if isinstance(found, GroupDifference) else ""
 
 
 def _signed(value: float) -> str:

@@ -10,23 +10,46 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from .settings import METHODS, RunConfig, default_of, parse_assignments, read_yaml
+from ..calibration.scores.table import KEYS
+from .settings import METHODS, MODES, TASKS, RunConfig, default_of, parse_assignments, read_yaml
 
 #: Names of flags where a mapping is given piece by piece.
 PIECES = {"adapter": "adapter-option", "trainer": "trainer-option"}
+#: Headings of the help, with the settings below each.
+PANELS = {
+    "Rows": (
+        "data", "subset", "encoding", "delimiter", "drop_missing", "train_split", "max_train_rows",
+        "calibration_fraction", "test_fraction",
+    ),
+    "Columns": (
+        "text_column", "label_column", "label_names", "question_column", "choices_column", "prompt", "tokens_column",
+        "tags_column",
+    ),
+    "Model and method": (
+        "model", "revision", "task", "method", "max_length", "rank", "lora_alpha", "lora_dropout", "target_modules",
+        "adapter",
+    ),
+    "Of one method": ("num_samples", "members", "anchors", "handles", "mode"),
+    "Training": (
+        "epochs", "learning_rate", "batch_size", "gradient_accumulation_steps", "weight_decay", "warmup",
+        "save_steps", "trainer", "best_metric", "metrics", "seed",
+    ),
+}  # fmt: skip
+#: What a shell completes.
+CHOICES = {"task": TASKS, "method": METHODS, "mode": MODES, "best_metric": ("nll", "brier"), "metrics": KEYS}
 
 
-def with_flags(annotations: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_flags(annotations: Mapping[str, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command, in the place of its `**flags`, one flag each; what the user did not give arrives as `None`."""
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function, eval_str=True)
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         kind = inspect.Parameter.KEYWORD_ONLY
         flags = [inspect.Parameter(n, kind, default=None, annotation=hint) for n, hint in annotations.items()]
 
-        def command(**arguments: Any) -> None:
-            function(**arguments)
+        def command(**arguments: Any) -> Any:
+            return function(**arguments)
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         parameters = [p.replace(kind=kind) for p in own] + flags
@@ -66,8 +89,11 @@ def given(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None and value != []}
 
 
-def setting_flags(names: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def setting_flags(
+    names: Sequence[str] = (), defaults: Mapping[str, Any] | None = None, panel: str | None = None
+) -> dict[str, Any]:
     """A flag for each setting of a run; or for some, with their bounds, and perhaps with other defaults."""
+    heading = {name: title for title, under in PANELS.items() for name in under}
     hints = get_type_hints(RunConfig)
     found = {}
     for item in fields(RunConfig):
@@ -80,7 +106,10 @@ def setting_flags(names: Sequence[str] = (), defaults: Mapping[str, Any] | None 
         name = PIECES.get(item.name, item.name.replace("_", "-"))
         low = (item.metadata["least"] or item.metadata["above"]) if names else None
         text = _help(item, (defaults or {}).get(item.name, default_of(item)))
-        option = typer.Option(f"--{name}", help=text, show_default=False, min=low)
+        option = typer.Option(
+            f"--{name}", help=text, show_default=False, min=low, metavar=f"<{'str' if several else kind.__name__}>",
+            rich_help_panel=panel or heading[item.name], autocompletion=_completed(item.name),
+        )  # fmt: skip
         found[item.name] = Annotated[list[str] | None if several else kind | None, option]
     return found
 
@@ -91,6 +120,14 @@ def _help(item: Any, default: Any) -> str:
         return f"{text} As name=value; may be repeated."
     if isinstance(default, list):
         return f"{text} May be repeated. Default: {', '.join(default)}."
+    if "\n" in str(default):
+        return f"{text} Default: {item.metadata['unset']}."
     if default is None or default is False or default == "":  # a 0 is told
         return f"{text} Default: {item.metadata['unset']}." if item.metadata["unset"] else text
     return f"{text} Default: {default!r}."
+
+
+def _completed(name: str) -> Callable[[str], list[str]] | None:
+    """What a shell offers for a flag; None for what it cannot know."""
+    known = CHOICES.get(name)
+    return None if known is None else lambda incomplete: [word for word in known if word.startswith(incomplete)]

@@ -38,7 +38,7 @@ class Predicted:
     def lines(self) -> list[str]:
         """What a user should know of it."""
         found = self.prediction
-        counts = {name: found.labels_predicted.count(name) for name in found.label_names}
+        counts = self.to_dict()["labels_predicted"]
         told = ", ".join(f"{name} {count}" for name, count in counts.items())
         draws = f"{found.num_samples} draws" if found.how != "mean" else "the mean adapter"
         lines = [f"{len(found)} rows by {draws}, {found.recalibration}: {told}"]
@@ -49,6 +49,20 @@ class Predicted:
         if self.without_value:
             lines.append(f"{self.without_value} row(s) without a text were left out")
         return [*lines, f"Written to {self.path}"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `peft-calib predict --json` prints."""
+        found = self.prediction
+        return {
+            "output": str(self.path),
+            "rows": len(found),
+            "how": found.how,
+            "num_samples": found.num_samples,
+            "recalibration": found.recalibration,
+            "labels_predicted": {name: found.labels_predicted.count(name) for name in found.label_names},
+            "rows_cut": found.num_cut,
+            "rows_without_text": self.without_value,
+        }
 
 
 def predict_table(

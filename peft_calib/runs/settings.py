@@ -12,8 +12,6 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
-
 from ..calibration.scores.table import KEYS, TABLED
 
 TASKS = ("seq-cls", "multiple-choice", "token-cls", "causal-lm")
@@ -65,7 +63,11 @@ class RunConfig:
     label_names: list[str] | None = _setting(None, "Names of the classes in order, where the labels need a mapping.")
     question_column: str = _setting("question", "Column of a multiple-choice question.")
     choices_column: list[str] = _setting(["choices"], "Column with the list of choices, or one column a choice.")
-    prompt: str = _setting("{question}\n{choices}\nAnswer:", "Multiple-choice prompt; choices come as lettered lines.")
+    prompt: str = _setting(
+        "{question}\n{choices}\nAnswer:",
+        "Multiple-choice prompt; choices come as lettered lines.",
+        "the question, the choices, and 'Answer:'",
+    )
     tokens_column: str = _setting("tokens", "Column with the words of a text (token-cls).")
     tags_column: str = _setting("tags", "Column with the tag of each word (token-cls).")
     max_length: int = _setting(256, "Tokens a row is cut to.", least=4)
@@ -93,7 +95,7 @@ class RunConfig:
     weight_decay: float = _setting(0.0, "Of AdamW.")
     warmup: float = _setting(0.06, "Share of the steps with a rising learning rate.")
     save_steps: float = _setting(0.2, "Steps between two checkpoints; below 1 a share of the training.", above=0)
-    trainer: dict[str, Any] = _setting({}, "Further fields of transformers.TrainingArguments, such as bf16.")
+    trainer: dict[str, Any] = _setting({}, "Further TrainingArguments of transformers, such as bf16.")
     metrics: list[str] = _setting(
         list(TABLED), "Scores shown while training and in tables, also separated by commas; files hold all."
     )
@@ -174,6 +176,8 @@ def named_class(name: str, what: str, base: type) -> Any:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The settings of a YAML file."""
+    import yaml  # a help does without it
+
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"there is no configuration file {path}")
@@ -191,6 +195,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def parse_assignments(name: str, lines: Sequence[str]) -> dict[str, Any]:
     """`["kl_weight=0.1", "posterior=full"]` as a mapping; values are read as YAML."""
+    import yaml
+
     values = {}
     for line in lines:
         key, sign, value = line.partition("=")

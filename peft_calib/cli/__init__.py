@@ -1,0 +1,14 @@
+"""The command line: `peft-calib`, one small file a command.
+
+`command` says what all commands share, `options` what several take; nothing here loads torch before a command runs.
+"""
+
+# In the order of the help. Importing a command's module registers it.
+from . import demo, train, train_head, evaluate, compare, predict, export, card, push  # noqa: I001
+from .command import INTERRUPTED, app
+from .main import main
+
+__all__ = [
+    "INTERRUPTED", "app", "card", "compare", "demo", "evaluate", "export", "main", "predict", "push", "train",
+    "train_head",
+]  # fmt: skip
