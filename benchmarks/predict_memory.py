@@ -1,8 +1,8 @@
 """Memory of predicting a million rows with eight draws: all at once, and shard by shard into files.
 
-A BayesianLoRA on a BERT of width 16 with four classes: rows are cheap, and what is kept of them counts. Each way and each
-number of rows runs in a process of its own. Its figure is the peak of the resident set over what the model, the rows
-and one small prediction took. Rows come from a generator, and all at once from a list of texts.
+A BayesianLoRA on a BERT of width 16 with four classes: rows are cheap, and what is kept of them counts. Each way, and
+each number of rows, runs in a process of its own. Its figure is the peak of the resident set over what the model, the
+rows and one small prediction took. Rows come from a generator, and all at once from a list of texts.
 
     python benchmarks/predict_memory.py --output benchmarks/results/predict_memory.json
 """
