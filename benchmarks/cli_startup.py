@@ -1,6 +1,6 @@
 """CPU seconds of a help and a version, ours and trl's, measured in turns so that both see the same machine.
 
-    python benchmarks/cli_startup.py --output benchmarks/results/cli_startup.json
+python benchmarks/cli_startup.py --output benchmarks/results/cli_startup.json
 """
 
 import argparse

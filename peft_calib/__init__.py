@@ -11,7 +11,8 @@ Example:
 
 import lazy_loader
 
-from .versions import __version__, check_peft_version
+from .versions import __version__ as __version__
+from .versions import check_peft_version
 from .with_peft import register_with_peft
 
 check_peft_version()  # a PEFT that cannot work is refused first

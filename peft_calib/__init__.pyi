@@ -16,6 +16,7 @@ from . import (
 )
 from .export import export_lora
 from .hub import push_to_hub
+from .llama_cpp import export_gguf
 from .methods.bayesian import bayesianize
 from .methods.curve import (
     LossProfile,

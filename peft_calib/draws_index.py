@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import write_atomically
+from .files import file_hash, write_atomically
 from .identity import folder_digest
 from .json_files import inside, read_json
 
@@ -20,8 +20,20 @@ def write_draws_index(folder: Path, draws: Sequence[str], mean: str | None, **fa
     """Write the index of a folder of draws."""
     names = [*draws, *([mean] if mean is not None else [])]
     index = {"num_samples": len(draws), **facts, "draws": list(draws), "mean": mean}
-    index["digests"] = {name: folder_digest(folder / name) for name in names}
+    index["digests"] = {name: _digest(folder / name) for name in names}
     write_atomically(folder / DRAWS_INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def copy_draws_index(source: Path, folder: Path, suffix: str) -> None:
+    """Write the index of the same draws in another form: files with a suffix."""
+    draws, mean = read_draws_index(source)
+    told = read_json(source / DRAWS_INDEX, _MEND).content
+    facts = {name: told[name] for name in told if name not in ("num_samples", "draws", "mean", "digests")}
+    write_draws_index(folder, [f"{name}{suffix}" for name in draws], mean and f"{mean}{suffix}", **facts)
+
+
+def _digest(place: Path) -> str:
+    return folder_digest(place) if place.is_dir() else file_hash(place)
 
 
 def read_draws_index(folder: str | Path) -> tuple[list[str], str | None]:
@@ -42,14 +54,14 @@ def read_draws_index(folder: str | Path) -> tuple[list[str], str | None]:
         raise ValueError(f"{place} names {twice!r} twice. {_MEND}.")
     digests = index.mapping("digests", None)
     for name in names:
-        if not inside(folder, name, str(place)).is_dir():
+        if not inside(folder, name, str(place)).exists():
             raise FileNotFoundError(f"{place} names {name!r}, but there is no such folder. {_MEND}.")
-        if digests is not None and digests.text(name) != folder_digest(folder / name):
+        if digests is not None and digests.text(name) != _digest(folder / name):
             raise ValueError(f"{folder / name} is not the draw that was written there: it has changed. {_MEND}.")
     return draws, mean
 
 
 def _number(name: str) -> int:
     """Draw k is draw k of a prediction with the same seed: in another order weights would go to the wrong draws."""
-    digits = name.rpartition("-")[2]
+    digits = name.rpartition("-")[2].partition(".")[0]
     return int(digits) if digits.isascii() and digits.isdigit() else 0

@@ -95,7 +95,16 @@ FLOORS = {
     ),
     "foundations": ("tuners", "calibration"),
     "what lies on one of them": ("provenance", "splits", "draws_index", "edits", "items", "prediction"),
-    "tools": ("with_peft", "export", "methods", "metrics", "uncertainty_head", "predictor", "trainer_callbacks"),
+    "tools": (
+        "with_peft",
+        "export",
+        "llama_cpp",
+        "methods",
+        "metrics",
+        "uncertainty_head",
+        "predictor",
+        "trainer_callbacks",
+    ),
     "roads": ("runs", "hub", "demo", "cli"),
 }
 
