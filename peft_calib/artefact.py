@@ -22,6 +22,8 @@ ARTEFACT_FILE = "predictor.json"
 FORMAT_VERSION = 1
 #: What earlier versions wrote.
 CLASSES_FILE, RECALIBRATION_FILE = "classes.json", "recalibration.json"
+#: Rules that decide over its predictions, fitted on rows of their own, by what they answer with.
+DECISION_FILES = {"threshold": "decision.threshold.json", "sets": "decision.sets.json"}
 #: What a run says of itself: its settings, that it is finished, its temperatures.
 RUN_CONFIG, RUN_FINISHED, RUN_TEMPERATURE = "config.json", "run.json", "temperature.json"
 #: Ways of predicting that have a recalibration of their own; `"late"` gives the draws of `"sample"` and has theirs.

@@ -96,4 +96,8 @@ def test_commands_run_as_printed(page, place, monkeypatch):
         with monkeypatch.context() as patch, client_of_a_hub(patch) if words[1] == "push" else nullcontext():
             with pytest.raises(SystemExit) as stopped:
                 main(words[1:])
-        assert stopped.value.code in (None, 0), f"{shlex.join(words)}: {stopped.value.code}"
+        ended = stopped.value.code
+        if "--risk" in words:  # a model of random weights keeps no promise, and says how many rows it would take
+            assert ended in (None, 0) or "No threshold" in str(ended) or "takes" in str(ended), ended
+            continue
+        assert ended in (None, 0), f"{shlex.join(words)}: {ended}"

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..calibration.scores.table import DEFINITIONS, TABLED
+from ..predictor.stored_decision import HEAD
 from ..tuners.config import REMEDY
 from .facts import CardFacts, Measurement
 
 REPORT_FILE, RELIABILITY, RISK = "report.json", "reliability.png", "risk_coverage.png"
+DECISION = "decision.png"
+#: What a user writes for what a rule of each kind says.
+ANSWERS = {"threshold": "answer.answered", "sets": "answer.label_sets"}
 
 
 def card_body(facts: CardFacts, repo_id: str, pictures: Mapping[str, str]) -> str:
@@ -21,6 +25,7 @@ def card_body(facts: CardFacts, repo_id: str, pictures: Mapping[str, str]) -> st
         _usage(facts, repo_id),
         _rule(facts),
         "" if facts.head_report is None else f"## P(error) of each answer\n\n{_told(facts.head_report)}",
+        _decisions(facts),
         _origins(facts),
         _limits(),
     ]
@@ -147,6 +152,24 @@ def _told(report: str) -> str:
         "`answer.error_probability` says how likely each prediction is to be wrong, from a head that changes none of "
         "them (see `uncertainty_head.json`).\n\n" + "\n\n".join(_text(line) for line in report.splitlines())
     )
+
+
+def _decisions(facts: CardFacts) -> str:
+    """What each rule promises, what it rests on, and what it reached on the rows that were measured on."""
+    if not facts.decisions:
+        return ""
+    parts = ["## Deciding"]
+    for kind, one in facts.decisions.items():
+        known = ", ".join(f"`{rows.digest[:16]}`" for rows in one.rows.values())
+        goes = " It goes by 1 - P(error) of the uncertainty head." if one.to.by == HEAD else ""
+        parts.append(f"`{ANSWERS[kind]}`, for {one.to.way}, fitted on {one.num_rows:,} rows ({known}).{goes}")
+        parts.append(one.rule.to_markdown())
+        if kind == "threshold":
+            parts.append(f"![Risk and coverage on the rows of the fit, with the bound]({DECISION})")
+        for measured in facts.measured:
+            if kind in measured.decisions:
+                parts.append(f"Reached ({_text(measured.way)}{_of(measured)}):\n\n{measured.decisions[kind]}")
+    return "\n\n".join(parts)
 
 
 def _origins(facts: CardFacts) -> str:

@@ -11,8 +11,10 @@ from typing import Any
 
 from ..artefact import Artefact, read_artefact
 from ..calibration import CalibrationReport
+from ..calibration.recalibrate import load_state
 from ..calibration.scores.table import SCORES, TABLED
 from ..identity import belongs_to_folder, folder_digest, read_config
+from ..predictor.stored_decision import StoredDecision, read_decisions
 from ..provenance.splits import SplitRecord, read_split
 from ..uncertainty_head import UncertaintyHead
 from ..uncertainty_head.stored import STEM
@@ -76,6 +78,7 @@ class Measurement:
         rows_digest: Fingerprint of the rows.
         seed: Of draws and intervals.
         verdict: The report's sentence on its ECE.
+        decisions: What the decision rules beside the adapter reach on these rows, as Markdown by kind.
         pictures: The report that pictures are drawn from, or None.
     """
 
@@ -87,6 +90,7 @@ class Measurement:
     rows_digest: str | None = None
     seed: int | None = None
     verdict: str | None = None
+    decisions: Mapping[str, str] = field(default_factory=dict)
     pictures: CalibrationReport | None = field(default=None, repr=False)
 
     @classmethod
@@ -141,6 +145,7 @@ class CardFacts:
         measured: What was measured of it.
         subject: What only whoever trained can say.
         head_report: What the uncertainty head beside the adapter says of itself, or None.
+        decisions: The decision rules beside the adapter, by kind.
         has_lora: Whether the mean lies in `lora/` as a plain LoRA.
         versions: Of the packages that wrote this.
     """
@@ -158,6 +163,7 @@ class CardFacts:
     has_lora: bool
     head_report: str | None
     versions: Mapping[str, str]
+    decisions: Mapping[str, StoredDecision] = field(default_factory=dict)
 
     @property
     def pipeline(self) -> str | None:
@@ -175,8 +181,8 @@ def facts_of(folder: Path, name: str, subject: Subject, measured: Sequence[Measu
     """Read what a card says from an adapter's folder.
 
     Raises:
-        ValueError: If the base model is a folder that nobody else has, or a recalibration or an uncertainty head there
-            is of another adapter.
+        ValueError: If the base model is a folder that nobody else has, or a recalibration, an uncertainty head
+            or a decision rule there is of another adapter.
     """
     config = read_config(folder)
     artefact = read_artefact(folder) or Artefact()
@@ -191,7 +197,8 @@ def facts_of(folder: Path, name: str, subject: Subject, measured: Sequence[Measu
             "save_anchors=True in its configuration."
         )
     heads = {place.stem.removeprefix(STEM).removeprefix(".") for place in folder.glob(f"{STEM}*.json")}
-    reports = {head: str(UncertaintyHead.from_pretrained(folder, name=head or "default").report) for head in heads}
+    found = {head: UncertaintyHead.from_pretrained(folder, name=head or "default") for head in heads}
+    default = found.get("")
     return CardFacts(
         name=name,
         method=str(getattr(config.peft_type, "value", config.peft_type)),
@@ -204,9 +211,21 @@ def facts_of(folder: Path, name: str, subject: Subject, measured: Sequence[Measu
         measured=tuple(measured),
         subject=subject,
         has_lora=has_lora,
-        head_report=reports.get(""),
+        head_report=None if default is None else str(default.report),
         versions={package: importlib.metadata.version(package) for package in PACKAGES},
+        decisions=_decisions(folder, artefact, default),
     )
+
+
+def _decisions(folder: Path, artefact: Artefact, head: UncertaintyHead | None) -> dict[str, StoredDecision]:
+    """The decision rules in an adapter's folder, held against what lies there."""
+    found = read_decisions(folder)
+    methods = {how: load_state(state) for how, state in artefact.ways.items()}
+    for one in found.values():
+        other = one.unlike([folder], methods.get(one.to.how), None if head is None else head.stored.digest)
+        if other is not None:
+            raise ValueError(one.refused(folder, other))
+    return found
 
 
 def base_of(found: str | None, subject: Subject) -> str:

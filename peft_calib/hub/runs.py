@@ -59,6 +59,7 @@ def _measurements(evaluation: Evaluation) -> list[Measurement]:
                 rows_digest=content["rows_digest"],
                 seed=content["seed"],
                 verdict=about[AFTER].get("verdict"),
+                decisions={kind: one["told"] for kind, one in about.get("decision", {}).items() if "told" in one},
                 pictures=report,
             )
         )

@@ -12,7 +12,8 @@ from peft import PeftModel, PeftType
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
-from ..artefact import ARTEFACT_FILE, CLASSES_FILE, RECALIBRATION_FILE, RUN_FINISHED
+from ..artefact import ARTEFACT_FILE, CLASSES_FILE, DECISION_FILES, RECALIBRATION_FILE, RUN_FINISHED
+from ..calibration import threshold_diagram
 from ..calibration.report.plots import reliability_figure, risk_coverage_diagram
 from ..export import export_lora
 from ..files import write_atomically
@@ -23,7 +24,7 @@ from ..predictor.loading import load
 from ..provenance.splits import SPLIT_FILE
 from ..tuners.laws import laws_of
 from ..uncertainty_head.stored import STEM
-from .card import RELIABILITY, REPORT_FILE, RISK, card_body
+from .card import DECISION, RELIABILITY, REPORT_FILE, RISK, card_body
 from .facts import CardFacts, Measurement, Subject, facts_of
 from .metadata import benchmark_results, check_card, metadata_of, with_metadata
 from .runs import measured_in_run
@@ -31,7 +32,7 @@ from .runs import measured_in_run
 CARD, LORA = "README.md", "lora"
 #: Files of an adapter that others need; what a training keeps beside it is nobody's business.
 OURS = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, ARTEFACT_FILE, CLASSES_FILE, RECALIBRATION_FILE, SPLIT_FILE)
-OURS += (DISTILLATION_FILE,)
+OURS += (DISTILLATION_FILE, *DECISION_FILES.values())
 #: Of an uncertainty head, whatever its name.
 HEADS = (f"{STEM}*.json", f"{STEM}*.safetensors")
 TOKENIZER = (
@@ -56,7 +57,7 @@ PLACES = (
     "cache_dir",
 )
 #: What an earlier push may have left that this one does not write again.
-MANAGED = (f"{LORA}/", STEM, ".eval_results/", REPORT_FILE, RELIABILITY, RISK, *OURS)
+MANAGED = (f"{LORA}/", STEM, ".eval_results/", REPORT_FILE, RELIABILITY, RISK, DECISION, *OURS)
 
 
 def stage(
@@ -81,6 +82,8 @@ def stage(
     facts = facts_of(folder, repo_id.rpartition("/")[2], subject, measured, has_lora)
     _name_base(folder, facts)
     pictures = _write_report(folder, facts.measured)
+    if "threshold" in facts.decisions:
+        threshold_diagram(facts.decisions["threshold"].rule).savefig(folder / DECISION, dpi=110)
     metadata = metadata_of(facts)
     text = with_metadata(metadata, card_body(facts, repo_id, pictures))
     check_card(text, metadata)
@@ -155,7 +158,7 @@ def _write_report(folder: Path, measured: Sequence[Measurement]) -> Mapping[str,
         return {}
     content = [
         {"way": one.way, "split": one.split, "temperature": one.temperature, "rows_digest": one.rows_digest,
-         "seed": one.seed, "before": one.before, "after": one.after}
+         "seed": one.seed, "before": one.before, "after": one.after, "decisions": dict(one.decisions)}
         for one in measured
     ]  # fmt: skip
     text = json.dumps(without_nan(content), indent=2, allow_nan=False, default=float)

@@ -35,10 +35,14 @@ class CalibratedPrediction(Prediction):
         error_probability: Float64 (N,), how likely the predicted class is wrong, by the uncertainty head beside the
             adapter; None where there is none.
         error_head: In words, which head that is, or why there is none.
+        answered: Bool (N,), which rows the decision rule beside the adapter answers, False where it passes on; None
+            where there is no such rule for this way of predicting.
+        sets: Bool (N, C), the classes in the prediction set of each row; None where there is no such rule.
+        decision: In words, what the rules promise, or why one is not applied.
     """
 
     item_tensors: ClassVar[tuple[str, ...]] = ("calibrated",)
-    optional_item_tensors: ClassVar[tuple[str, ...]] = ("error_probability",)
+    optional_item_tensors: ClassVar[tuple[str, ...]] = ("error_probability", "answered", "sets")
     calibrated: torch.Tensor
     label_names: tuple[str, ...] = ()
     temperature: float | None = None
@@ -46,6 +50,9 @@ class CalibratedPrediction(Prediction):
     num_cut: int = 0
     error_probability: torch.Tensor | None = None
     error_head: str = ""
+    answered: torch.Tensor | None = None
+    sets: torch.Tensor | None = None
+    decision: str = ""
 
     @classmethod
     def of(cls, prediction: Prediction, method: Recalibrator | None, **said: Any) -> CalibratedPrediction:
@@ -82,6 +89,18 @@ class CalibratedPrediction(Prediction):
         """Name of the most probable class of each row."""
         return [self.label_names[position] for position in self.predictions.tolist()]
 
+    @property
+    def label_sets(self) -> list[list[str]] | None:
+        """Names of the classes in each row's prediction set, the most probable first; None without `sets`."""
+        if self.sets is None:
+            return None
+        order = self.calibrated.argsort(dim=-1, descending=True, stable=True)
+        held = self.sets.gather(-1, order)
+        return [
+            [self.label_names[k] for k, inside in zip(row, kept, strict=True) if inside]
+            for row, kept in zip(order.tolist(), held.tolist(), strict=True)
+        ]
+
     @cached_property
     def mutual_information(self) -> torch.Tensor:  # type: ignore[override]
         """What the draws at this temperature disagree on, nats, float64 (N,); 0 for one draw."""
@@ -89,21 +108,23 @@ class CalibratedPrediction(Prediction):
         return self._mean(divergence.sum(-1, keepdim=True)).squeeze(-1).clamp_min(0)
 
     def to_dataset(self) -> Any:
-        """One row for each item, as of a `Prediction`, the name of the predicted class, and P(error) where known."""
+        """One row for each item, as of a `Prediction`, the predicted class, and P(error) and decision where known."""
         found = super().to_dataset().add_column("predicted_label", self.labels_predicted)
-        if self.error_probability is None:
-            return found
-        return found.add_column("error_probability", self.error_probability.tolist())
+        for name in ("error_probability", "answered"):
+            if getattr(self, name) is not None:
+                found = found.add_column(name, getattr(self, name).tolist())
+        return found if self.label_sets is None else found.add_column("set", self.label_sets)
 
     def _facts(self) -> list[str]:
         cut = [f"{self.num_cut} rows cut"] if self.num_cut else []
-        head = [self.error_head] if self.error_head else []
-        return [*super()._facts(), self.recalibration, *head, *cut]
+        further = [told for told in (self.error_head, self.decision) if told]
+        return [*super()._facts(), self.recalibration, *further, *cut]
 
     @property
     def _made_by(self) -> dict[str, Any]:
         own = {"label_names": tuple(self.label_names), "temperature": self.temperature}
         said = {"recalibration": self.recalibration, "num_cut": self.num_cut, "error_head": self.error_head}
+        said["decision"] = self.decision
         return super()._made_by | own | said
 
     @classmethod
@@ -114,6 +135,7 @@ class CalibratedPrediction(Prediction):
             "recalibration": facts.text("recalibration"),
             "num_cut": facts.integer("num_cut", least=0),
             "error_head": facts.text("error_head", default=""),
+            "decision": facts.text("decision", default=""),
         }
 
 

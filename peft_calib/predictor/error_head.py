@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,9 +37,7 @@ class ErrorHead:
     @property
     def digest(self) -> str | None:
         """One text for all of the head."""
-        if self.bound is None:
-            return None
-        return hashlib.sha256(b"".join(self.bound.stored.files().values())).hexdigest()
+        return None if self.bound is None else self.bound.stored.digest
 
     def serves(self, how: str, count: int | None, method: Recalibrator | None, artefact: Artefact) -> tuple[bool, str]:
         """Whether it says how likely a prediction of some way is wrong, and what is to be said of it."""

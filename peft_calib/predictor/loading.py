@@ -22,12 +22,14 @@ from transformers import (
 
 from ..artefact import ARTEFACT_FILE, HERE, Artefact, is_earlier_run, place_of, read_artefact
 from ..base_models import able_to_pad, base_fingerprint, is_other_base, position_limit, seeded_base
+from ..calibration.recalibrate import load_state
 from ..classes import class_options
 from ..console import own_random_state
 from ..fetching import local_folder
 from ..identity import open_weights, read_config
 from ..prediction.heads import check_label_tokens
 from ..provenance.companions import attach_file
+from .decisions import Decisions, decisions_beside
 from .error_head import ErrorHead, head_beside
 from .inputs import letter_tokens, with_limits
 from .predictor import Predictor
@@ -48,6 +50,7 @@ def load(
     device: str | torch.device | None = None,
     base_model: str | Path | None = None,
     recalibrate: bool = True,
+    decisions: bool = True,
     label_names: Sequence[str] | None = None,
     label_tokens: Sequence[int | str] | None = None,
     max_length: int | None = None,
@@ -67,8 +70,9 @@ def load(
         adapter: Folder of an adapter or of a run, or a Hub id.
         device: Where to; an accelerator if there is one.
         base_model: The base model, where it is not to be found under the name that the adapter was trained with.
-        recalibrate: False applies no stored recalibration and no uncertainty head; weights or a base model other
-            than those that they were fitted for are then a warning.
+        recalibrate: False applies no stored recalibration, uncertainty head and decision rule; weights or a base
+            model other than those that they were fitted for are then a warning.
+        decisions: False applies no stored decision rule, whatever it was fitted for.
         label_names: Names of the classes, where they are not stored or others are wanted.
         label_tokens: Tokens that stand for the classes of a language model, ids or texts of one token each.
         max_length: Tokens that texts are cut to; as in training, or what the base model takes.
@@ -102,7 +106,7 @@ def load(
     _check_adapters(artefact, folder, recalibrate)
     if not recalibrate:
         artefact = replace(artefact, ways={})
-    found = _assembled(folder, artefact, device, base_model, label_tokens, model_options, recalibrate)
+    found = _assembled(folder, artefact, device, base_model, label_tokens, model_options, recalibrate, decisions)
     if not found.artefact.ways and recalibrate:
         warnings.warn(
             f"{adapter} has no temperature: its probabilities are as the model gives them, calibrated or not. Train "
@@ -121,6 +125,7 @@ def _assembled(
     label_tokens: Sequence[int | str] | None,
     model_options: dict[str, Any],
     recalibrate: bool,
+    decide: bool,
 ) -> Predictor:
     """A predictor of the adapters that an artefact names, which lie in a folder."""
     places = {_name_of(name): place_of(folder, name) for name in artefact.names}
@@ -153,8 +158,13 @@ def _assembled(
     if "device_map" not in model_options:
         model.to(chosen or "cpu")
     model.eval()
-    head = head_beside(folder, places, model) if recalibrate else ErrorHead()
-    return Predictor(model, tokenizer, artefact, folder, artefact.classes, tuple(places), head)
+    names, head, decisions = tuple(places), ErrorHead(), Decisions()
+    if recalibrate:
+        head = head_beside(folder, places, model)
+    if recalibrate and decide:
+        methods = {how: load_state(state) for how, state in artefact.ways.items()}
+        decisions = decisions_beside(folder, places, model, methods, head.digest, len(artefact.classes))
+    return Predictor(model, tokenizer, artefact, folder, artefact.classes, names, head, decisions)
 
 
 def _folder_of(adapter: str | Path, subfolder: str | None, **hub: Any) -> Path:

@@ -22,8 +22,10 @@ from ..prediction.members import predict_members
 from ..prediction.sources import LawDraws
 from ..tuners.laws import laws_of
 from .answer import CalibratedPrediction
+from .decisions import Decisions
 from .error_head import NONE, ErrorHead
 from .inputs import Encoded, encode
+from .table import ERROR
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,6 +40,7 @@ class Predictor:
         label_names: Names of the classes, in order.
         adapter_names: The adapters in the model; several for an ensemble.
         error_head: The uncertainty head beside the adapter.
+        decisions: The decision rules beside the adapter.
     """
 
     model: PeftModel
@@ -47,6 +50,7 @@ class Predictor:
     label_names: tuple[str, ...]
     adapter_names: tuple[str, ...] = ("default",)
     error_head: ErrorHead = field(default_factory=ErrorHead)
+    decisions: Decisions = field(default_factory=Decisions)
     _methods: dict[str, Recalibrator] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -108,7 +112,8 @@ class Predictor:
         Returns:
             The prediction, in the order of the rows, with `label_names`, `labels_predicted`, calibrated
             `probabilities` (N, C), `temperature`, `entropy` and `mutual_information` (nats), and with an uncertainty
-            head beside the adapter `error_probability`, from the same forward. Texts that are longer than what the
+            head beside the adapter `error_probability`, from the same forward. With a decision rule there it has
+            `answered` (N,) or `sets` (N, C), and in `decision` what these promise. Texts that are longer than what the
             adapter was trained on are cut as in training; `num_cut` counts them, and a warning says so.
 
         Raises:
@@ -165,7 +170,8 @@ class Predictor:
             said["error_head"] = head
         if errors is not None:
             said["error_probability"] = errors[back]
-        return CalibratedPrediction.of(made.select(back), method, **said)
+        answer = CalibratedPrediction.of(made.select(back), method, **said)
+        return self.decisions.applied(answer, how, self.count_of(how, count), seed, self.artefact)
 
     def gives_errors(self, how: str | None, num_samples: int | None) -> bool:
         """Whether predictions that are asked for in this way have an `error_probability`."""
@@ -173,11 +179,23 @@ class Predictor:
         count = self.num_samples_for(way) if num_samples is None else num_samples
         return self.error_head.serves(way, self.count_of(way, count), self.recalibration(way)[0], self.artefact)[0]
 
+    def further_columns(self, how: str | None, num_samples: int | None, seed: int) -> list[str]:
+        """What a table that is predicted in this way has besides label and probabilities: P(error), decisions."""
+        errors, way = self.gives_errors(how, num_samples), self.way_of(how, num_samples)
+        count = self.count_of(way, self.num_samples_for(way) if num_samples is None else num_samples)
+        return [*([ERROR] if errors else []), *self.decisions.columns(way, count, seed, errors, self.artefact)]
+
     def count_of(self, how: str, count: int | None) -> int | None:
-        """How many draws a prediction has where their number was left to the adapter, for a head of draws."""
-        if how != "sample" or count is not None or self.error_head.bound is None:
+        """How many draws a prediction has where their number was left to the adapter, for a head or rule of draws."""
+        asked = self.error_head.bound is not None or bool(self.decisions.stored)
+        if how not in ("sample", "late") or count is not None or not asked:
             return count
         return LawDraws(self.model, 0).default_num_samples
+
+    def seed_of(self, how: str, seed: int) -> int | None:
+        """The seed that a way of predicting hangs on: that of a stochastic law's draws, and else None."""
+        drawn = how != "mean" and len(self.adapter_names) == 1 and any(law.stochastic for law in self._laws())
+        return seed if drawn else None
 
     def recalibration(self, how: str) -> tuple[Recalibrator | None, str]:
         """What is applied to a way of predicting, None for nothing; and in words."""

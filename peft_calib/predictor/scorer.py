@@ -76,8 +76,8 @@ class Scorer:
         """
         predictor = self._loaded(rank)
         columns = {name: batch[name] for name in batch}
-        errors = predictor.gives_errors(self.made["how"], self.made["num_samples"])
-        names = added_names(self.prefix, predictor.label_names if self.all_probabilities else (), errors)
+        further = predictor.further_columns(self.made["how"], self.made["num_samples"], self.made["seed"])
+        names = added_names(self.prefix, predictor.label_names if self.all_probabilities else (), further)
         refuse_clash(list(columns), names, "the batch", "prefix=, such as prefix='model_'")
         if not columns or not len(next(iter(columns.values()))):
             return {**columns, **{name: [] for name in names}}  # engines ask an empty batch for its columns

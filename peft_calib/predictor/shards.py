@@ -95,8 +95,8 @@ def predict_to(
     state = PartialState() if accelerator is None else accelerator
     place = Path(folder)
     way = predictor.way_of(how, num_samples)
-    errors = predictor.gives_errors(how, num_samples)
-    names = added_names(prefix, predictor.label_names if all_probabilities else (), errors)
+    further = predictor.further_columns(how, num_samples, seed)
+    names = added_names(prefix, predictor.label_names if all_probabilities else (), further)
     made = {
         "num_samples": predictor.num_samples_for(way) if num_samples is None else num_samples,
         "how": way,
@@ -134,6 +134,7 @@ def _about(predictor: Predictor, how: str) -> dict[str, Any]:
         "recalibration": told,
         "parameters": None if method is None else method.state()["parameters"],
         "error_head": predictor.error_head.digest,
+        "decisions": predictor.decisions.digest,
         "base": base_fingerprint(predictor.model),
         "label_names": list(predictor.label_names),
         "label_tokens": artefact.label_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset
@@ -11,13 +12,16 @@ from .answer import CalibratedPrediction
 
 #: Names of the added columns; a prefix stands before each.
 LABEL, PROBABILITY, ENTROPY, INFORMATION = "predicted_label", "probability", "entropy", "mutual_information"
-ERROR = "error_probability"
+ERROR, ANSWERED, SET = "error_probability", "answered", "set"
 
 
-def added_names(prefix: str, classes: Sequence[str], errors: bool = False) -> list[str]:
-    """Names of the added columns; `classes` are those whose probabilities are added, too, `errors` adds P(error)."""
+def added_names(prefix: str, classes: Sequence[str], further: Sequence[str] = ()) -> list[str]:
+    """Names of the added columns; `classes` are those whose probabilities are added, too.
+
+    `further` are those of `ERROR`, `ANSWERED` and `SET` that the predictor gives.
+    """
     each = [f"{PROBABILITY}_{name}" for name in classes]
-    own = (LABEL, PROBABILITY, ENTROPY, INFORMATION, *((ERROR,) if errors else ()))
+    own = (LABEL, PROBABILITY, ENTROPY, INFORMATION, *(name for name in (ERROR, ANSWERED, SET) if name in further))
     return [f"{prefix}{name}" for name in (*own, *each)]
 
 
@@ -36,6 +40,8 @@ def added_columns(found: CalibratedPrediction, names: Sequence[str]) -> dict[str
     columns = [found.labels_predicted, found.probabilities.amax(-1).tolist()]
     columns += [found.entropy.tolist(), found.mutual_information.tolist()]
     columns += [] if found.error_probability is None else [found.error_probability.tolist()]
+    columns += [] if found.answered is None else [found.answered.tolist()]
+    columns += [] if found.sets is None else [found.label_sets]
     columns += found.probabilities.T.tolist()
     return dict(zip(names, columns, strict=False))  # the classes' own columns where they are named
 
@@ -44,5 +50,10 @@ def arrow_table(rows: Dataset, added: dict[str, list]) -> pa.Table:
     """Rows with further columns behind their own, in the types that the rows have."""
     table: pa.Table = rows.with_format("arrow")[:]
     for name, values in added.items():
-        table = table.append_column(name, pa.array(values, pa.string() if isinstance(values[0], str) else None))
+        table = table.append_column(name, pa.array(values, _type_of(values[0])))
     return table
+
+
+def _type_of(value: Any) -> pa.DataType | None:
+    """The type of a column, where its values alone would not say it: a first list may be empty."""
+    return pa.string() if isinstance(value, str) else pa.list_(pa.string()) if isinstance(value, list) else None

@@ -11,7 +11,7 @@ from peft import PeftConfig, TaskType
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import nn
 
-from ..artefact import ARTEFACT_FILE, HERE, Artefact
+from ..artefact import ARTEFACT_FILE, DECISION_FILES, HERE, Artefact
 from ..base_models import base_fingerprint
 from ..files import write_atomically
 from ..identity import active_adapter, adapter_digest, unwrapped
@@ -47,6 +47,8 @@ def attach_recalibration(
     described = _described(model, label_tokens)
     found = described.with_way(how, num_samples or 1, seed, state, **more)
     attach_file(model, ARTEFACT_FILE, found.text())
+    for name in DECISION_FILES.values():  # a rule that was fitted to probabilities before it is none of these
+        detach_file(model, name)
     return found
 
 

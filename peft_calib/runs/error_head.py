@@ -119,15 +119,23 @@ def load_head(run: FinishedRun) -> tuple[BoundHead, str] | None:
     return BoundHead(stored, run.model), "sample" if several else "mean"
 
 
+def read_head(
+    run: FinishedRun, head: BoundHead, rows: Dataset, seed: int, progress: bool
+) -> tuple[FeatureSet, ErrorPrediction]:
+    """What a head says of canonical rows, with draws of a seed, and the features that it says it of."""
+    encoded = run.task.encode_prediction(rows, run.tokenizer)
+    return head.read(encoded, seed, progress=progress, **_reading(run))
+
+
 def head_report(
-    run: FinishedRun, head: BoundHead, rows: Dataset, seed: int, progress: bool, outside: Dataset | None = None
+    run: FinishedRun,
+    head: BoundHead,
+    features: FeatureSet,
+    found: ErrorPrediction,
+    seed: int,
+    outside: ErrorPrediction | None = None,
 ) -> dict[str, Any]:
     """What a head is worth on labelled rows that it has not seen, beside the frozen model's own score."""
-
-    def read(part: Dataset) -> tuple[FeatureSet, ErrorPrediction]:
-        return head.read(run.task.encode_prediction(part, run.tokenizer), progress=progress, **_reading(run))
-
-    features, found = read(rows)
     chance, base, stored = found.error_probability, found.base_uncertainty, head.stored
     wrong = features.errors.numpy()
     about: dict[str, Any] = {
@@ -143,7 +151,7 @@ def head_report(
     if features.items is not None:
         about |= _of_groups(run, features, chance, base, seed)
     if outside is not None:
-        about["outside"] = told_apart(1 - chance.numpy(), 1 - read(outside)[1].error_probability.numpy())
+        about["outside"] = told_apart(1 - chance.numpy(), 1 - outside.error_probability.numpy())
     return about
 
 

@@ -25,7 +25,8 @@ from ..json_files import without_nan
 from ..prediction import Prediction
 from ..predictor.answer import logits_of
 from .baseline import MostFrequent
-from .error_head import head_report, load_head
+from .decided import Decidable, RunDecisions, reached_in
+from .error_head import head_report, load_head, read_head
 from .folder import RunFolder, read_fields, read_json, write_json
 from .loading import FinishedRun, load_task, read_record, run_identity
 from .methods import prediction_variants
@@ -92,6 +93,7 @@ def evaluate_run(
     delimiter: str | None = None,
     drop_missing: bool = False,
     outside: Any = None,
+    group_column: str | None = None,
 ) -> Evaluation:
     """Measure a finished run on rows that it was neither trained nor calibrated on.
 
@@ -114,6 +116,8 @@ def evaluate_run(
         drop_missing: Leave out rows without a text or a label.
         outside: Rows of other origin, without labels or with any: how sure the run is of them, and how well its
             confidence, and what its draws disagree on, tell them from the test rows.
+        group_column: A column of the test rows that says which group each belongs to: scores of every group, and
+            what a decision rule reaches in it.
 
     Returns:
         The evaluation.
@@ -127,7 +131,7 @@ def evaluate_run(
     folder = RunFolder(Path(run_dir).absolute())
     task = load_task(folder)
     variants = _variants(task.config, num_samples)
-    where = TestData(data, subset, split, FileFormat(encoding, delimiter), drop_missing)
+    where = TestData(data, subset, split, FileFormat(encoding, delimiter), drop_missing, group_column)
     with quiet():
         rows = load_test_rows(task, read_record(folder, task), where)
         other = None if outside is None else load_outside_rows(task, outside, where.form, drop_missing)
@@ -211,18 +215,20 @@ def _class_report(
     """Reports of every variant before and after its temperature."""
     content: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
-    html, head = None, load_head(run)
+    html, pages, head = None, "", load_head(run)
+    scalings = {variant: run.temperature(variant) for variant in variants}
+    digest = None if head is None else head[0].stored.digest
+    decisions = RunDecisions.of(run.folder, run.task.config, scalings, digest)
     for variant, count in variants.items():
         prediction = run.predict(rows.rows, variant, count, seed, progress)
         assert prediction.labels is not None
         labels = prediction.labels.numpy()
         logits = logits_of(prediction.probabilities)
         arrays |= {f"log_probabilities.{variant}": logits, **_items(prediction, rows, labels)}
-        scaling = run.temperature(variant)
-        reports = {
-            BEFORE: calibration_report(prediction.probabilities, labels, seed=seed),
-            AFTER: calibration_report(scaling.transform(logits), labels, seed=seed),
-        }
+        scaling, calibrated = scalings[variant], scalings[variant].transform(logits)
+        groups = _item_groups(prediction, rows)
+        report = calibration_report(calibrated, labels, seed=seed, groups=groups)
+        reports = {BEFORE: calibration_report(prediction.probabilities, labels, seed=seed), AFTER: report}
         content[variant] = {
             "num_samples": count,
             "num_forwards": prediction.num_forwards,
@@ -234,11 +240,17 @@ def _class_report(
         if outside is not None:
             elsewhere = run.predict(outside.rows, variant, count, seed, progress)
             content[variant]["outside"] = outside_report(prediction, elsewhere, scaling)
+        errors = None
         if head is not None and head[1] == variant:
-            content[variant]["head"] = head_report(
-                run, head[0], rows.rows, seed, progress, None if outside is None else outside.rows
-            )
-        html = reports[AFTER].to_html()  # of the last variant, the one the method is made for
+            read = read_head(run, head[0], rows.rows, seed, progress)
+            far = None if outside is None else read_head(run, head[0], outside.rows, seed, progress)[1]
+            content[variant]["head"] = head_report(run, head[0], *read, seed, far)
+            errors = read[1].error_probability.numpy()
+        if decisions.stored:
+            given = Decidable(np.asarray(calibrated), labels, errors, rows)
+            content[variant]["decision"], page = reached_in(decisions, variant, count, seed, given)
+            pages += page
+        html = report.to_html(pages)  # of the last variant, the one the method is made for
     about: dict[str, Any] = {"items": len(labels), "variants": content}
     if outside is not None:
         about["outside"] = {"data": outside.name, "rows": len(outside.rows)}
@@ -267,6 +279,14 @@ def _items(prediction: Prediction, rows: TestRows, labels: np.ndarray) -> dict[s
     return {"keys": rows.keys[of_row].view(np.int64), "positions": positions, "labels": labels}
 
 
+def _item_groups(prediction: Prediction, rows: TestRows) -> list[Any] | None:
+    """The group of each item; None without groups."""
+    if rows.groups is None:
+        return None
+    where = prediction.positions
+    return list(rows.groups) if where is None else [rows.groups[row] for row in where[:, 0].tolist()]
+
+
 def _variants(config: RunConfig, num_samples: int | None) -> dict[str, int]:
     """Ways of predicting, with the asked number of draws where there are draws."""
     variants = prediction_variants(config)
@@ -287,6 +307,7 @@ def _name(rows: TestRows, variants: dict[str, int], seed: int, outside: TestRows
     labels = next((str(rows.rows[name][:]) for name in ("label", "labels") if name in rows.rows.column_names), "")
     content = rows.keys.tobytes() + json.dumps([variants, seed, labels]).encode()
     content += b"" if outside is None else outside.keys.tobytes()
+    content += b"" if rows.groups is None else json.dumps(rows.groups, default=str).encode()
     return f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
@@ -296,7 +317,8 @@ def _by_length(rows: TestRows, run: FinishedRun) -> TestRows:
     if len(encoded) != len(rows.rows):  # texts without a second token have left
         return rows
     order = np.argsort([len(ids) for ids in encoded["input_ids"][:]], kind="stable")
-    return replace(rows, rows=rows.rows.select(order), keys=rows.keys[order])
+    groups = None if rows.groups is None else tuple(rows.groups[place] for place in order)
+    return replace(rows, rows=rows.rows.select(order), keys=rows.keys[order], groups=groups)
 
 
 def _write(place: Path, made: Made) -> None:

@@ -12,7 +12,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from ..artefact import Artefact
+from ..artefact import DECISION_FILES, Artefact
 from ..base_models import base_fingerprint
 from ..calibration import TemperatureScaling
 from ..calibration.recalibrate.temperature import POSSIBLE
@@ -142,15 +142,17 @@ def adapter_digests(folder: RunFolder, config: RunConfig) -> dict[str, str]:
 
 
 def run_identity(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
-    """All that an evaluation of a run hangs on: adapters, settings, classes, temperatures and uncertainty head."""
+    """All that an evaluation of a run hangs on: adapters, settings, classes, temperatures, head and decision rules."""
     settings = read_json(folder.config)
     temperatures = read_fields(folder.temperature)
     head = head_hash(folder, config)
+    rules = decision_hashes(folder, config)
     return {
         "adapters": adapter_digests(folder, config),
         "settings": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         "temperatures": {n: temperatures.mapping(n).mapping("parameters").get("temperature") for n in temperatures},
         **({} if head is None else {"uncertainty_head": head}),
+        **({} if not rules else {"decisions": rules}),
     }
 
 
@@ -164,6 +166,12 @@ def head_hash(folder: RunFolder, config: RunConfig) -> str | None:
     """What the uncertainty head of a run is; None where there is none."""
     place = head_folder(folder, config) / file_names("default")[1]  # it knows the other file
     return file_hash(place) if place.is_file() else None
+
+
+def decision_hashes(folder: RunFolder, config: RunConfig) -> dict[str, str]:
+    """What the decision rules of a run are, by kind."""
+    paths = {kind: head_folder(folder, config) / name for kind, name in DECISION_FILES.items()}
+    return {kind: file_hash(path) for kind, path in paths.items() if path.is_file()}
 
 
 def adapter_names(config: RunConfig) -> tuple[str, ...]:

@@ -44,11 +44,23 @@ class Predicted:
         lines = [f"{len(found)} rows by {draws}, {found.recalibration}: {told}"]
         if found.error_probability is not None:
             lines.append(f"{found.error_head}: {float(found.error_probability.mean()):.1%} errors expected")
+        if found.answered is not None:
+            lines.append(f"{int(found.answered.sum())} of {len(found)} rows are answered")
+        if found.sets is not None:
+            lines.append(f"a set holds {self.mean_set_size:.2f} classes on average")
+        if found.decision:
+            lines.append(found.decision)
         if found.num_cut:
             lines.append(f"{found.num_cut} row(s) are longer than what the adapter was trained on, and were cut")
         if self.without_value:
             lines.append(f"{self.without_value} row(s) without a text were left out")
         return [*lines, f"Written to {self.path}"]
+
+    @property
+    def mean_set_size(self) -> float | None:
+        """Classes in a prediction set; None where there is no rule that gives sets."""
+        sets = self.prediction.sets
+        return None if sets is None else float(sets.double().sum(-1).mean())
 
     def to_dict(self) -> dict[str, Any]:
         """What `peft-calib predict --json` prints."""
@@ -60,6 +72,8 @@ class Predicted:
             "num_samples": found.num_samples,
             "recalibration": found.recalibration,
             "labels_predicted": {name: found.labels_predicted.count(name) for name in found.label_names},
+            **({} if found.answered is None else {"rows_answered": int(found.answered.sum())}),
+            **({} if found.sets is None else {"mean_set_size": self.mean_set_size}),
             "rows_cut": found.num_cut,
             "rows_without_text": self.without_value,
         }
@@ -118,14 +132,14 @@ def predict_table(
     """
     out = _checked_output(Path(output), overwrite)
     name, form = source_name(data), FileFormat(encoding, delimiter)
-    rows = _chosen(read_splits(data, subset, form), split, name)
+    rows = chosen_split(read_splits(data, subset, form), split, name)
     with quiet():
-        predictor = _loaded(adapter, loading)
+        predictor = loaded_predictor(adapter, loading)
         artefact, inputs = predictor.artefact, predictor.artefact.inputs
         if text_column:
             inputs = replace(inputs, text_columns=tuple(text_column))
-        errors = predictor.gives_errors(how, num_samples)
-        added = added_names(prefix, predictor.label_names if all_probabilities else (), errors)
+        further = predictor.further_columns(how, num_samples, seed)
+        added = added_names(prefix, predictor.label_names if all_probabilities else (), further)
         refuse_clash(rows.column_names, added, name, "--prefix, such as --prefix model_")
         dropped = 0
         if drop_missing:
@@ -177,14 +191,15 @@ def _checked_output(path: Path, overwrite: bool) -> Path:
     return path
 
 
-def _chosen(splits: Any, split: str | None, source: str) -> Dataset:
+def chosen_split(splits: Any, split: str | None, source: str) -> Dataset:
+    """The split that was named, the only one, or `test`."""
     name = split or next(iter(splits)) if len(splits) == 1 else split or "test"
     if name not in splits:
         raise ValueError(f"{source} has no split {name!r}; it has {', '.join(splits)}: name one with --split")
     return splits[name]
 
 
-def _loaded(adapter: str | Path, loading: dict[str, Any]) -> Predictor:
+def loaded_predictor(adapter: str | Path, loading: dict[str, Any]) -> Predictor:
     """A predictor of a run, of a folder or of the Hub."""
     folder = RunFolder(Path(adapter).absolute())
     if folder.finished.is_file():

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from ..provenance.columns import without_missing
+from ..provenance.columns import check_column, without_missing
 from ..provenance.row_hashes import hash_rows
 from ..provenance.splits import MAX_OVERLAP, RowSet, SplitRecord, calibration_split, check_unseen
 from .settings import RunConfig
 from .sources import FileFormat, read_splits, source_name
 from .tasks import Task, task_class
+
+#: A column that says where a row stood; as a number of rows it is no part of their hashes.
+PLACE = "row_id"
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class RunRows:
 
 @dataclass(frozen=True)
 class TestData:
-    """Where to find rows to test on; the run's own test rows if nothing is said."""
+    """Where to find rows to test on (the run's own if nothing is said), and which column says their groups."""
 
     __test__ = False  # the name begins like a test's
 
@@ -41,11 +44,12 @@ class TestData:
     split: str | None = None
     form: FileFormat = field(default_factory=FileFormat)
     drop_missing: bool = False
+    group_column: str | None = None
 
 
 @dataclass(frozen=True)
 class TestRows:
-    """Rows a finished run is measured on and has not seen; `keys` are uint64 hashes of their inputs."""
+    """Rows a finished run is measured on and has not seen, perhaps in groups; `keys` are hashes of their inputs."""
 
     __test__ = False  # the name begins like a test's
 
@@ -54,6 +58,7 @@ class TestRows:
     keys: np.ndarray
     left_out: int
     without_value: int = 0
+    groups: tuple[Any, ...] | None = None
 
 
 def load_run_rows(config: RunConfig) -> tuple[Task, RunRows]:
@@ -83,11 +88,13 @@ def limited(rows: Dataset, config: RunConfig) -> Dataset:
     return cut_rows(rows, config.max_train_rows / len(rows), config.seed)[1]
 
 
-def load_test_rows(task: Task, record: SplitRecord, where: TestData | None = None) -> TestRows:
+def load_test_rows(
+    task: Task, record: SplitRecord, where: TestData | None = None, purpose: str = "reported on"
+) -> TestRows:
     """Rows to report on: those named, or the run's own; rows of which it has seen more than 5 % are refused.
 
-    Without a split: what the run held out (`test_fraction`), a labelled `test`, or else `validation`; a source of one
-    split stands for itself.
+    `purpose` is what they are for, in messages. Without a split: what the run held out (`test_fraction`), a labelled
+    `test`, or else `validation`; a source of one split stands for itself.
     """
     config, where = task.config, where or TestData()
     own = where.source is None
@@ -101,11 +108,20 @@ def load_test_rows(task: Task, record: SplitRecord, where: TestData | None = Non
     drop = where.drop_missing or config.drop_missing
     rows, without_value = filled(_split(splits, chosen, source), type(task), config, source, drop)
     canonical = task.canonical(rows, source, chosen)
+    groups = None
+    if where.group_column is not None:
+        check_column(rows, where.group_column, "group", source)
+        groups = rows[where.group_column][:]
+        canonical = canonical.add_column(PLACE, list(range(len(canonical))))
     if held_out:
         name, canonical = f"{source} (held out)", cut_rows(canonical, config.test_fraction, config.seed)[1]
     else:
         name = source if len(splits) == 1 else f"{source} ({chosen})"
-    return replace(without_seen_rows(name, canonical, record), without_value=without_value)
+    found = replace(without_seen_rows(name, canonical, record, purpose), without_value=without_value)
+    if groups is None:
+        return found
+    of_rows = tuple(groups[place] for place in found.rows[PLACE])
+    return replace(found, rows=found.rows.remove_columns(PLACE), groups=of_rows)
 
 
 def load_outside_rows(task: Task, source: Any, form: FileFormat, drop_missing: bool = False) -> TestRows:
@@ -118,15 +134,15 @@ def load_outside_rows(task: Task, source: Any, form: FileFormat, drop_missing: b
     return TestRows(name, canonical, hash_rows(canonical)[1], 0, without_value)
 
 
-def without_seen_rows(name: str, rows: Dataset, record: SplitRecord) -> TestRows:
+def without_seen_rows(name: str, rows: Dataset, record: SplitRecord, purpose: str = "reported on") -> TestRows:
     """Leave out the few rows that a run has seen by chance; refuse rows of which it has seen many."""
     kind, keys = hash_rows(rows)
     known = [s[kind].hashes for s in (record.trained_on, record.calibrated_on) if kind in s]
     seen = np.isin(keys, np.concatenate(known)) if known else np.zeros(len(keys), bool)
     if seen.sum() > MAX_OVERLAP * len(rows):
-        check_unseen(record, rows)  # says which rows and what to do
+        check_unseen(record, rows, purpose)  # says which rows and what to do
         raise ValueError(
-            f"{seen.sum()} of the {len(rows)} rows to be reported on are among those that the run was trained or "
+            f"{seen.sum()} of the {len(rows)} rows to be {purpose} are among those that the run was trained or "
             "calibrated on: the result would flatter. Name rows that were held out."
         )
     kept = np.flatnonzero(~seen)

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..calibration.scores.table import CONFIDENCE
+from ..predictor.stored_decision import HEAD
 from .baseline import CALLED
 from .temperatures import shown
 
@@ -20,6 +21,9 @@ HEAD_CAPTION = (
     "Error AUROC: how well it tells errors from correct items; AURC: mean error rate of the surest items. The ECE of "
     "1 - P(error) is against correctness. The base score is the frozen model's own, which the head has to beat."
 )
+
+#: How the parts about decision rules are called.
+DECISIONS = {"threshold": "Which rows to answer", "sets": "Prediction sets"}
 
 #: Lines of a table about rows of other origin.
 OUTSIDE = {"mean_confidence": "outside: confidence", "auroc": "outside: AUROC"}
@@ -52,6 +56,8 @@ def evaluation_markdown(content: Mapping[str, Any], metrics: Sequence[str]) -> s
     verdicts += [f"- {told}" for told in (verdict_of_head(content), verdict_of_baseline(content)) if told is not None]
     head = _head(content)
     told = [] if head is None else ["", "## Uncertainty head", "", *_markdown(*_head_cells(head)), "", HEAD_CAPTION]
+    for title, text in decisions_told(content).items():
+        told += ["", f"## {title}", "", text]
     return "\n".join([f"# {_title(content)}", "", *table, "", _caption(content), "", *verdicts, *told]).rstrip() + "\n"
 
 
@@ -97,6 +103,20 @@ def _head_cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     for key, name in OUTSIDE.items() if "outside" in found else ():
         lines.append([name, f"{found['outside'][key]:.3f}", ""])
     return ["score", "1 - P(error)", f"base score ({found['score']})"], lines
+
+
+def decisions_told(content: Mapping[str, Any]) -> dict[str, str]:
+    """What the run's decision rules reach on these rows, as Markdown by title, or why nothing is said of one."""
+    told = {}
+    for found in content["variants"].values():
+        for kind, one in found.get("decision", {}).items():
+            text = one.get("refused") or one["told"]
+            if one.get("rows_left_out"):
+                text += f"\n\n{one['rows_left_out']} row(s) that the rule was fitted on were left out."
+            if "groups" in one:
+                text += f"\n\n{one['groups']['told']}"
+            told[DECISIONS[kind] + (" (by P(error))" if one["by"] == HEAD else "")] = text
+    return told
 
 
 def verdict_of_head(content: Mapping[str, Any]) -> str | None:

@@ -73,6 +73,11 @@ class StoredHead:
         }
         return {weights: tensors, config: (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()}
 
+    @property
+    def digest(self) -> str:
+        """One text for all of the head."""
+        return hashlib.sha256(b"".join(self.files().values())).hexdigest()
+
     @classmethod
     def read(cls, folder: str | Path, name: str = "default") -> StoredHead:
         """The inverse of `files`, checked.

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..report.plots import BLACK, BLUE, GREEN, VERMILLION, new_figure
+from ..report.forest import LONGEST_NAME, MOST_DRAWN
+from ..report.plots import BLACK, BLUE, GREEN, GREY, VERMILLION, as_written, new_figure
+from ..report.tables import one_line
 from .bounds import percent
+from .by_group import GroupReach, GroupsReached
 from .set_report import SetReport
 from .threshold import SelectiveThreshold
 
@@ -96,3 +99,48 @@ def set_size_diagram(report: SetReport) -> Figure:
     axes.legend(frameon=False)
     axes.grid(alpha=0.3, axis="y")
     return figure
+
+
+def reach_diagram(found: GroupsReached) -> Figure:
+    """A forest plot of what a rule reaches in each group: the share of failures with its interval, and the target.
+
+    Squares lie above the target with their whole bar; groups of which nothing is decided are left empty.
+
+    Args:
+        found: Of `reached_by_group`. Of more than 40 groups those with the largest shares are drawn.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    drawn = list(found.groups)
+    if len(drawn) > MOST_DRAWN:
+        largest = sorted(drawn, key=lambda one: -np.nan_to_num(one.share, nan=-1.0))[:MOST_DRAWN]
+        drawn = [one for one in drawn if one in largest]
+    figure = new_figure(5.4, 1.2 + 0.3 * len(drawn))
+    axes = figure.subplots()
+    if found.target is not None:
+        axes.axvline(found.target, color=BLACK, ls=":", lw=1.4, label=f"target {percent(found.target)}")
+        axes.legend(frameon=False, fontsize=8)
+    for place, one in enumerate(drawn):
+        if one.decided:
+            above = found.target is not None and one.interval[0] > found.target
+            color = VERMILLION if above else BLUE
+            axes.plot(one.interval, [place, place], color=color, lw=1.8)
+            axes.plot(one.share, place, "s" if above else "o", color=color, ms=5)
+        else:
+            axes.plot(0.0, place, "o", color=GREY, mfc="white", ms=5)
+    axes.set_yticks(range(len(drawn)), [_called(one) for one in drawn], fontsize=8)
+    axes.set_ylim(len(drawn) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlabel=f"share {found.what}", xlim=(0, None))
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def _called(one: GroupReach) -> str:
+    name = one_line(one.name)
+    short = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    return as_written(f"{short} ({one.decided:,} of {one.num_rows:,})")

@@ -221,13 +221,17 @@ class ConformalSets(DecisionRule):
         level = check_share(confidence_level, "confidence_level", 0.95)
         taken = self._unseen(probabilities, labels, input, mask, ignore_index)
         self._check_groups(groups)
-        rows = _groups_of(self.grouping, taken, groups, labels)
-        place = None if rows is None else self._places(rows)
+        place = self._places_of(taken, groups, labels)
         sets = self._sets(taken.values, place)
         if place is None:
             return report_on(sets, taken.labels, self.alpha, level, self.parts[0].law, [])
         named = [(part.group, place == k, part.law) for k, part in enumerate(self.parts)]
         return report_on(sets, taken.labels, self.alpha, level, None, [one for one in named if one[1].any()])
+
+    def _places_of(self, taken: Taken, groups: Any = None, labels: Any = None) -> np.ndarray | None:
+        """`(N,)` the part of each labelled row; None without groups."""
+        rows = _groups_of(self.grouping, taken, groups, labels)
+        return None if rows is None else self._places(rows)
 
     @property
     def num_rows(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...json_files import read_json
+from ...json_files import Fields, read_json
 from .base import MEND
 from .sets import ConformalSets
 from .threshold import SelectiveThreshold
@@ -16,7 +16,7 @@ OF_THRESHOLDS = ("risk", "target_coverage", "costs")
 
 
 def load_decision(path: str | Path) -> SelectiveThreshold | ConformalSets:
-    """Reads a rule of either kind, as its `save` wrote it.
+    """Reads a rule of either kind, as its `save` wrote it, or as it lies beside an adapter.
 
     Args:
         path: The JSON file.
@@ -24,7 +24,13 @@ def load_decision(path: str | Path) -> SelectiveThreshold | ConformalSets:
     Raises:
         ValueError: If it is no such file; the message names file, field and value.
     """
-    fields = read_json(path, MEND)
+    return decision_of(read_json(path, MEND))
+
+
+def decision_of(fields: Fields) -> SelectiveThreshold | ConformalSets:
+    """The rule in the fields of a file, which beside an adapter stands among what it belongs to."""
+    if isinstance(fields.get("rule"), dict):
+        fields = fields.mapping("rule")
     rule = RULES[fields.text("rule", among=tuple(RULES))]
     return rule.from_state(fields)
 

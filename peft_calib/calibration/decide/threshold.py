@@ -11,7 +11,7 @@ from ...json_files import Fields
 from ..answers import as_given
 from ..bins import top_label
 from ..recalibrate.temperature import TemperatureScaling
-from .base import DecisionRule
+from .base import DecisionRule, Taken
 from .bounds import NoGuaranteeError, check_seed, check_share, percent
 from .curve import RiskCurve, curve_of
 from .search import NEVER, Found, Prefixes, checked_costs, for_costs, for_coverage, for_risk
@@ -243,6 +243,10 @@ class SelectiveThreshold(DecisionRule):
         _, predicted, correct = _outcomes(taken.values, taken.labels)
         groups = predicted if self.per_class else None
         return reached_by(self._accepted(taken.values), correct, level, self.promise(), self._target(), groups)
+
+    def _decided(self, taken: Taken) -> tuple[np.ndarray, np.ndarray]:
+        """`(N,)` which rows are answered, and which predictions are right."""
+        return self._accepted(taken.values), _outcomes(taken.values, taken.labels)[2]
 
     def _target(self) -> dict[str, Any]:
         asked = {"risk": self.risk, "coverage": self.target_coverage, "costs": self.costs}

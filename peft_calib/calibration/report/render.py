@@ -80,8 +80,11 @@ def report_markdown(report: ReportRecord) -> str:
     return "\n".join([*lines, *_notes(report), *sections, f"({settings})"]) + "\n"
 
 
-def report_html(report: ReportRecord) -> str:
-    """The report as one self-contained page: inline style, inline pictures, no script, no network."""
+def report_html(report: ReportRecord, further: str = "") -> str:
+    """The report as one self-contained page: inline style, inline pictures, no script, no network.
+
+    `further` is HTML that comes after the scores.
+    """
     header = "".join(f"<th>{html.escape(name)}</th>" for name in (*_header(report), "meaning"))
     body = []
     for key, cells in zip(report.scores, _table(report), strict=True):
@@ -97,7 +100,7 @@ def report_html(report: ReportRecord) -> str:
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>\n'
         f'<h1>Calibration report</h1>\n<p class="verdict">{verdict(report, in_html)}</p>\n'
         f"{_pictures(report)}\n<table><thead><tr>{header}</tr></thead><tbody>\n{chr(10).join(body)}\n</tbody></table>\n"
-        f"{notes}{sections}<h2>Settings</h2><ul>{settings}</ul>\n</body></html>\n"
+        f"{notes}{sections}{further}<h2>Settings</h2><ul>{settings}</ul>\n</body></html>\n"
     )
 
 
@@ -146,7 +149,7 @@ def _pictures(report: ReportRecord) -> str:
         named.append(("Confidence of correct and wrong rows", plots.confidence_histogram(*pair)))
     if report.class_bins is not None:
         named.append(("Every class", plots.classwise_figure(report.class_bins, class_names=report.class_names)))
-    return "\n".join(_picture(name, figure) for name, figure in named)
+    return "\n".join(picture(name, figure) for name, figure in named)
 
 
 def _group_picture(report: ReportRecord) -> str:
@@ -157,10 +160,11 @@ def _group_picture(report: ReportRecord) -> str:
     what = "Every group less all rows" if drawn == all_groups else f"{drawn} of {all_groups:,} groups less all rows"
     if report.intervals is not None:
         what += "; bars hold for all groups at once, squares lie on the worse side, open circles have too few rows"
-    return _picture(what, forest.group_diagram(report)) + "\n"
+    return picture(what, forest.group_diagram(report)) + "\n"
 
 
-def _picture(name: str, figure: Figure) -> str:
+def picture(name: str, figure: Figure) -> str:
+    """A figure with its caption, as HTML that holds it."""
     buffer, text = io.BytesIO(), html.escape(name)
     figure.savefig(buffer, format="png", dpi=110)
     data, width = base64.b64encode(buffer.getvalue()).decode("ascii"), int(110 * figure.get_figwidth() * 0.8)

@@ -36,9 +36,13 @@ class CalibrationReport(ReportRecord):
         """A table with one line a score, and the verdict on the calibration error, in Markdown."""
         return render.report_markdown(self)
 
-    def to_html(self) -> str:
-        """One self-contained page, pictures included, that needs no network."""
-        return render.report_html(self)
+    def to_html(self, further: str = "") -> str:
+        """One self-contained page, pictures included, that needs no network.
+
+        Args:
+            further: HTML that comes after the scores, such as `decision_html` gives.
+        """
+        return render.report_html(self, further)
 
     def verdict(self) -> str:
         """In words: how the ECE compares with that of a perfectly calibrated model, and whether a group is worse."""

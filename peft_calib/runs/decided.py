@@ -1,0 +1,103 @@
+"""What the decision rules of a run reach on rows that they were not fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..artefact import DECISION_FILES
+from ..calibration import decision_html, reached_by_group
+from ..calibration.recalibrate import Recalibrator
+from ..predictor.decisions import rule_input, rule_rows
+from ..predictor.stored_decision import HEAD, StoredDecision, read_decisions
+from ..provenance.row_hashes import hash_rows
+from ..provenance.splits import MAX_OVERLAP
+from .folder import RunFolder
+from .loading import adapter_names, head_folder
+from .rows import TestRows
+from .settings import RunConfig
+
+
+@dataclass(frozen=True)
+class RunDecisions:
+    """The rules beside the adapter of a run, and why one is not that of the run as it is now."""
+
+    stored: Mapping[str, StoredDecision]
+    stale: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls, folder: RunFolder, config: RunConfig, methods: Mapping[str, Recalibrator], head: str | None
+    ) -> RunDecisions:
+        """Of a run; `methods` are the temperatures of its ways of predicting, `head` is the hash of its head."""
+        place, found = head_folder(folder, config), read_decisions(head_folder(folder, config))
+        adapters = [folder.adapter(name) for name in adapter_names(config)]
+        others = {kind: one.unlike(adapters, methods.get(one.to.how), head) for kind, one in found.items()}
+        stale = {kind: found[kind].refused(place, other) for kind, other in others.items() if other is not None}
+        return cls(found, stale)
+
+
+@dataclass(frozen=True)
+class Decidable:
+    """Predictions of test rows that a rule may decide over."""
+
+    probabilities: np.ndarray  # `(N, C)` after the temperature
+    labels: np.ndarray
+    errors: np.ndarray | None  # `(N,)` P(error); None without a head for this way
+    rows: TestRows
+
+
+def reached_in(
+    decisions: RunDecisions, how: str, count: int, seed: int, given: Decidable
+) -> tuple[dict[str, Any], str]:
+    """What the rules for a way of predicting reach: their part of a report by kind, and the same as HTML."""
+    content, pages = {}, []
+    for kind, one in decisions.stored.items():
+        if kind not in decisions.stale and one.to.how != how:
+            continue
+        if kind in decisions.stale:
+            found: tuple[dict[str, Any], str] = _refused(one, decisions.stale[kind])
+        else:
+            found = _reached(one, how, count, seed, given)
+        content[kind] = {"promise": one.rule.promise(), "by": one.to.by, "fitted_rows": one.num_rows, **found[0]}
+        pages.append(found[1])
+    return content, "".join(pages)
+
+
+def _reached(one: StoredDecision, how: str, count: int, seed: int, given: Decidable) -> tuple[dict[str, Any], str]:
+    why = one.silent_for(how, count, seed, one.to.label_tokens)
+    if why is None and one.to.by == HEAD and given.errors is None:
+        why = f"the rule in {DECISION_FILES[one.kind]} goes by P(error), which is not known of these predictions"
+    if why is not None:
+        return _refused(one, f"Not measured: {why}.")
+    kind, hashes = hash_rows(given.rows.rows)
+    own = np.isin(hashes, one.rows[kind].hashes) if kind in one.rows else np.zeros(len(hashes), bool)
+    if own.mean() > MAX_OVERLAP:
+        return _refused(
+            one,
+            f"Refused: {own.sum()} of the {len(own)} rows are among the {one.num_rows} that the rule was fitted on, "
+            "and would flatter it. Evaluate on other rows.",
+        )
+    values = np.asarray(rule_rows(one, given.probabilities, given.errors))
+    labels = given.labels
+    if one.to.by == HEAD:
+        labels = (given.probabilities.argmax(1) == labels).astype(int)
+    options: dict[str, Any] = {"input": rule_input(one), "mask": ~own}
+    try:
+        reached = one.rule.evaluate(values, labels, **options)
+    except ValueError as error:
+        return _refused(one, f"Refused: {error}")
+    groups = None
+    if given.rows.groups is not None:
+        groups = reached_by_group(one.rule, values, labels, list(given.rows.groups), **options)
+    content = {"reached": reached.to_dict(), "told": reached.to_markdown(), "rows_left_out": int(own.sum())}
+    if groups is not None:
+        content["groups"] = {**groups.to_dict(), "told": groups.to_markdown()}
+    return content, decision_html(one.rule, reached, groups)
+
+
+def _refused(one: StoredDecision, told: str) -> tuple[dict[str, Any], str]:
+    return {"refused": told}, decision_html(one.rule, told)

@@ -1,0 +1,359 @@
+"""`peft-calib decide`: rules with a guarantee, fitted on rows that an adapter has not seen, and kept beside it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peft.utils import CONFIG_NAME
+
+from ..artefact import ARTEFACT_FILE, DECISION_FILES, place_of
+from ..base_models import base_fingerprint
+from ..calibration import ConformalSets, SelectiveThreshold
+from ..calibration.decide.groups import BY_LABEL, BY_PREDICTION
+from ..console import quiet
+from ..identity import folder_digest
+from ..predictor import CalibratedPrediction, Predictor
+from ..predictor.decisions import rule_input, rule_rows
+from ..predictor.inputs import NONE, Encoded, encode
+from ..predictor.stored_decision import BY, HEAD, PROBABILITY, FittedTo, StoredDecision, recalibration_of
+from ..provenance.columns import MEND, without_missing
+from ..provenance.splits import RowSet, SplitRecord, check_unseen, read_split
+from .folder import RunFolder
+from .loading import head_folder, load_task, read_record
+from .predicting import chosen_split, loaded_predictor
+from .processes import processes
+from .rows import TestData, load_test_rows
+from .sources import FileFormat, read_splits, source_name
+
+#: What rows are wanted for, in messages.
+PURPOSE = "decided on"
+#: Tasks whose rows are independent and have one answer each.
+TASKS = ("seq-cls", "multiple-choice")
+#: Arguments of sets, and what they are called in the command.
+OF_SETS = {"score": "--score", "groups": "--groups", "randomized": "--randomized", "confidence": "--sets-confidence"}
+#: Arguments that ask for a threshold.
+OF_THRESHOLDS = ("risk", "target_coverage", "costs")
+
+
+@dataclass(frozen=True)
+class Decided:
+    """Rules that lie beside an adapter; `left_out` rows had been seen, by chance, and were not used."""
+
+    folder: Path
+    data: str
+    stored: tuple[StoredDecision, ...]
+    left_out: int = 0
+
+    def lines(self) -> list[str]:
+        """What a user should know of them."""
+        first = self.stored[0]
+        lines = [f"Fitted on {first.num_rows} rows of {self.data}, for {first.to.way}."]
+        if self.left_out:
+            lines.append(f"{self.left_out} row(s) that were trained or calibrated on were left out.")
+        for one in self.stored:
+            lines += ["", *one.rule.to_markdown().splitlines()]
+        files = " and ".join(DECISION_FILES[one.kind] for one in self.stored)
+        return [*lines, "", f"Written to {self.folder}: {files}"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `peft-calib decide --json` prints: the rules come without the hashes of their rows."""
+        first = self.stored[0]
+        rules = {
+            one.kind: {"promise": one.rule.promise(), "by": one.to.by, **one.rule.to_dict()} for one in self.stored
+        }
+        rows = {"data": self.data, "rows": first.num_rows, "rows_left_out": self.left_out}
+        return {"folder": str(self.folder), **rows, "way": first.to.way, "rules": rules}
+
+
+def decide(
+    adapter: str | Path,
+    data: Any = None,
+    *,
+    risk: float | None = None,
+    target_coverage: float | None = None,
+    costs: tuple[float, float] | None = None,
+    per_class: bool = False,
+    confidence: float = 0.95,
+    by: str = PROBABILITY,
+    alpha: float | None = None,
+    score: str | None = None,
+    groups: str | None = None,
+    randomized: bool = False,
+    sets_confidence: float | None = None,
+    how: str | None = None,
+    num_samples: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+    batch_size: int | None = None,
+    base_model: str | Path | None = None,
+    **where: Any,
+) -> Decided:
+    """Fit a threshold, prediction sets or both on rows that an adapter has not seen, and keep them beside it.
+
+    `peft_calib.load` then answers with `answered` and `sets`; `peft-calib evaluate` says what is reached on other
+    rows. A promise holds for this adapter, its temperature and this way of predicting, and for rows drawn like these.
+
+    Args:
+        adapter: Folder of a finished run, or of an adapter.
+        data: Labelled rows that nothing was fitted on, and nothing will be reported on: a path, a Hub id or a table;
+            of a run its own source, where a `split` of it is named.
+        risk: Of what is answered at most this share is wrong, in (0, 1); 0.05 if nothing is asked for.
+        target_coverage: Instead: at least this share of the rows is answered.
+        costs: Instead: costs of a wrong answer and of a row passed on.
+        per_class: Whether the risk holds for what is answered as any one class.
+        confidence: Probability with which a threshold's promise holds.
+        by: What a threshold goes by: `"probability"` of the predicted class, or `"head"`, 1 - P(error) of the
+            uncertainty head beside the adapter.
+        alpha: Highest share of prediction sets that may miss the label, in (0, 1); for sets beside a threshold that
+            was asked for, or alone.
+        score: Of the sets: `"lac"` (the default), `"aps"` or `"raps"`.
+        groups: `"label"` or `"predicted"`, where the sets' coverage shall hold for each class.
+        randomized: Whether chance decides at the edge of the sets.
+        sets_confidence: Probability over calibration splits with which the sets' coverage holds; None: on average.
+        how: Way of predicting; that of the adapter if not given.
+        num_samples: Draws; as many as the temperature was fitted with if not given.
+        seed: Key of the draws, and of what is left to chance. Draws of another seed are other functions, for which
+            nothing is promised.
+        overwrite: Replace rules of the same kind that lie there.
+        progress: Show a bar.
+        batch_size: Rows of a forward.
+        base_model: Where the base model lies now, if it has moved.
+        where: Which rows of the data: `split`, `subset`, `encoding`, `delimiter`, `drop_missing`, and for an adapter
+            that is no run `text_column` and `label_column`.
+
+    Returns:
+        The rules, and where they lie.
+
+    Raises:
+        NoGuaranteeError: If the rows do not allow what is asked for; a ValueError that says how many it takes.
+        FileExistsError: If a rule of the kind lies there.
+        FileNotFoundError: If there is no adapter.
+        ValueError: For bad arguments, or rows that the adapter was trained or calibrated on.
+    """
+    if by not in BY:
+        raise ValueError(f"--by must be one of {', '.join(BY)}, got {by!r}")
+    asked = {"risk": risk, "target_coverage": target_coverage, "costs": costs}
+    of_threshold = {"per_class": per_class, "confidence": confidence, "seed": seed}
+    of_sets = {"score": score, "groups": groups, "randomized": randomized, "confidence": sets_confidence}
+    rules = _rules(asked, of_threshold, alpha, of_sets, seed, by)
+    place = Path(adapter).absolute()
+    folder = _folder_of(place)
+    _check_free(folder, rules, overwrite)
+    with quiet():
+        given = _rows_for(place, data, where)
+        predictor = loaded_predictor(adapter, {"base_model": base_model, "decisions": False})
+        rows = given(predictor)
+        making: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+        found = predictor.predict_encoded(rows.encoded, num_samples, how, seed, **making)
+        to = _fitted_to(predictor, found, seed, by)
+        stored = tuple(_stored(predictor, found, rule, to, rows) for rule in rules)
+        if processes().is_main_process:
+            for one in stored:
+                one.write(folder)
+        processes().wait_for_everyone()
+    return Decided(folder, rows.name, stored, rows.left_out)
+
+
+# ------------------------------------------------------------------------------------------------------ what is asked
+
+
+def _rules(
+    asked: Mapping[str, Any],
+    of_threshold: Mapping[str, Any],
+    alpha: float | None,
+    of_sets: Mapping[str, Any],
+    seed: int,
+    by: str,
+) -> list[SelectiveThreshold | ConformalSets]:
+    """The rules that were asked for, not fitted yet; whatever is wrong with them is said before anything is read."""
+    wanted = {name: value for name, value in asked.items() if value is not None}
+    rules: list[SelectiveThreshold | ConformalSets] = []
+    if wanted or alpha is None:
+        rules.append(SelectiveThreshold(**wanted, **of_threshold))
+    elif of_threshold["per_class"] or by == HEAD:
+        raise ValueError("--per-class and --by are of a threshold: ask for one with --risk beside --alpha")
+    if by == HEAD and of_threshold["per_class"]:
+        raise ValueError("--per-class goes by the probabilities of the classes: leave out --by head")
+    given = {name: value for name, value in of_sets.items() if value not in (None, False)}
+    if alpha is None:
+        if given:
+            raise ValueError(f"{OF_SETS[next(iter(given))]} is of prediction sets: ask for them with --alpha")
+        return rules
+    if of_sets["groups"] not in (None, BY_LABEL, BY_PREDICTION):
+        raise ValueError(f"--groups must be {BY_LABEL} or {BY_PREDICTION}, got {of_sets['groups']!r}")
+    return [*rules, ConformalSets(alpha=alpha, seed=seed, **given)]
+
+
+def _folder_of(place: Path) -> Path:
+    """Where the rules of a run or an adapter lie: where its uncertainty head does."""
+    run = RunFolder(place)
+    if run.finished.is_file():
+        task = load_task(run)
+        if task.config.task not in TASKS:
+            raise ValueError(
+                f"a rule decides over rows that are independent, with one answer each; a run of --task "
+                f"{task.config.task} answers with tokens. Decide over whole texts or entities with "
+                "peft_calib.calibration.SelectiveThreshold and input='confidence'"
+            )
+        return head_folder(run, task.config)
+    if not any((place / name).is_file() for name in (CONFIG_NAME, ARTEFACT_FILE)):
+        raise FileNotFoundError(
+            f"{place} holds neither a finished run nor an adapter; a rule is written beside one, so name its folder"
+        )
+    return place
+
+
+def _check_free(folder: Path, rules: Sequence[Any], overwrite: bool) -> None:
+    kinds = ["threshold" if isinstance(rule, SelectiveThreshold) else "sets" for rule in rules]
+    there = [DECISION_FILES[kind] for kind in kinds if (folder / DECISION_FILES[kind]).is_file()]
+    if there and not overwrite:
+        raise FileExistsError(f"{folder} holds {there[0]}; pass --overwrite to replace it")
+
+
+# ------------------------------------------------------------------------------------------------------------ the rows
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Labelled rows as inputs, the hashes they are known by, and how many had been seen and were left out."""
+
+    name: str
+    encoded: Encoded
+    known: Mapping[str, RowSet]
+    left_out: int = 0
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.asarray(self.encoded.labels)
+
+
+def _rows_for(place: Path, data: Any, where: dict[str, Any]) -> Callable[[Predictor], _Rows]:
+    """What reads the rows once there is a predictor; whatever can be refused without one is refused at once."""
+    unknown = set(where) - {"split", "subset", "encoding", "delimiter", "drop_missing", "text_column", "label_column"}
+    if unknown:
+        raise TypeError(f"decide() has no argument {', '.join(sorted(unknown))}")
+    form = FileFormat(where.get("encoding"), where.get("delimiter"))
+    source = TestData(data, where.get("subset"), where.get("split"), form, bool(where.get("drop_missing")))
+    run = RunFolder(place)
+    if not run.finished.is_file():
+        return _rows_of_adapter(source, where.get("text_column"), where.get("label_column"))
+    if where.get("text_column") or where.get("label_column"):
+        raise ValueError("the columns of a run are those of its training: leave out --text-column and --label-column")
+    if data is None and source.split is None:
+        raise ValueError(
+            "name labelled rows to fit the rule on with --data, or a split of the run's own data with --split; rows "
+            "that the run has not seen, and that you will not report on"
+        )
+    return _rows_of_run(run, source)
+
+
+def _rows_of_run(run: RunFolder, source: TestData) -> Callable[[Predictor], _Rows]:
+    task = load_task(run)
+    rows = load_test_rows(task, read_record(run, task), source, PURPOSE)
+
+    def encoded(predictor: Predictor) -> _Rows:
+        inputs = task.encode_prediction(rows.rows, predictor.tokenizer)
+        columns = {name: inputs[name][:] for name in inputs.column_names if name != "labels"}
+        known = RowSet.of(rows.rows)
+        return _Rows(rows.name, Encoded(columns, inputs["labels"][:]), {known.kind: known}, rows.left_out)
+
+    return encoded
+
+
+def _rows_of_adapter(source: TestData, texts: Sequence[str] | None, label: str | None) -> Callable[[Predictor], _Rows]:
+    if source.source is None:
+        raise ValueError("name labelled rows to fit the rule on with --data: rows that nothing was fitted on")
+    name = source_name(source.source)
+    table = chosen_split(read_splits(source.source, source.subset, source.form), source.split, name)
+
+    def encoded(predictor: Predictor) -> _Rows:
+        inputs = predictor.artefact.inputs
+        inputs = replace(inputs, text_columns=tuple(texts) if texts else inputs.text_columns)
+        inputs = replace(inputs, label_column=label or inputs.label_column)
+        rows = table
+        if source.drop_missing:
+            rows, _ = without_missing(rows, [*(inputs.text_columns or ("text",)), *inputs.choices_columns])
+        found = encode(rows, replace(predictor.artefact, inputs=inputs), predictor.tokenizer, name, MEND)
+        unlabelled = len(found) if found.labels is None else found.labels.count(NONE)
+        if unlabelled:
+            raise ValueError(
+                f"{name}: {unlabelled} of {len(found)} rows have no label that is one of the classes "
+                f"({', '.join(predictor.label_names[:8])}); a rule is fitted on labelled rows (--label-column)"
+            )
+        forms = [found.as_dataset(range(len(found)))]
+        forms += [rows] if "input_ids" not in rows.column_names else []
+        known = {one.kind: one for one in map(RowSet.of, forms)}
+        _check_unseen(read_split(place_of(predictor.folder, predictor.artefact.names[0])), known, name)
+        return _Rows(name, found, known)
+
+    return encoded
+
+
+def _check_unseen(record: SplitRecord, known: Mapping[str, RowSet], name: str) -> None:
+    """Refuse rows that the adapter's record knows, in whatever form it knows rows."""
+    forms = {*record.trained_on, *record.calibrated_on}
+    for kind in sorted(forms & set(known)):
+        seen = ({k: v for k, v in rows.items() if k == kind} for rows in (record.trained_on, record.calibrated_on))
+        check_unseen(SplitRecord(*seen), known[kind], PURPOSE)
+    if forms and not forms & set(known):
+        warnings.warn(
+            f"The adapter knows the rows it was trained on as {', '.join(sorted(forms))}, and those of {name} are "
+            f"{', '.join(sorted(known))}: that none of them was trained on cannot be checked.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------- the fit
+
+
+def _fitted_to(predictor: Predictor, found: CalibratedPrediction, seed: int, by: str) -> FittedTo:
+    """The way of predicting that a rule is fitted to."""
+    if by == HEAD and found.error_probability is None:
+        why = found.error_head or "there is no uncertainty head beside the adapter"
+        raise ValueError(f"--by head goes by P(error), and {why}: fit one with peft-calib train-head")
+    how = "mean" if found.how == "mean" else "sample"
+    if found.how == "linear":
+        raise ValueError("a rule is for --how mean or sample; of linear there is no temperature")
+    return FittedTo(
+        how=how,
+        num_samples=found.num_samples,
+        seed=predictor.seed_of(how, seed),
+        recalibration=recalibration_of(predictor.recalibration(how)[0]),
+        by=by,
+        head=predictor.error_head.digest if by == HEAD else None,
+        label_tokens=predictor.artefact.label_tokens,
+    )
+
+
+def _stored(predictor: Predictor, found: CalibratedPrediction, rule: Any, to: FittedTo, rows: _Rows) -> StoredDecision:
+    """A rule fitted to predictions, with what it belongs to."""
+    names = predictor.artefact.names
+    is_threshold = isinstance(rule, SelectiveThreshold)
+    made = StoredDecision(
+        rule=rule,
+        to=to if is_threshold else replace(to, by=PROBABILITY, head=None),
+        adapters=tuple(folder_digest(place_of(predictor.folder, name)) for name in names),
+        base=base_fingerprint(predictor.model),
+        rows=rows.known,
+    )
+    values, labels = rule_rows(made, found.probabilities, found.error_probability), rows.labels
+    if is_threshold:
+        correct = (found.predictions.numpy() == labels).astype(int)
+        rule.fit(values, correct if made.to.by == HEAD else labels, input=rule_input(made))
+        return made
+    rule.fit(values, labels)
+    if rule.grouping == BY_PREDICTION and len(rule.parts) < len(predictor.label_names):
+        known = {part.group for part in rule.parts}
+        missing = [name for k, name in enumerate(predictor.label_names) if k not in known]
+        raise ValueError(
+            f"--groups predicted needs rows of every predicted class, and {missing[0]} was predicted for none of the "
+            f"{len(labels)} rows: bring more rows, or leave out --groups"
+        )
+    return made
