@@ -30,7 +30,7 @@ FITTED_ON = {
     panel=MEASURING,
     examples=(
         "run --data decide.csv --risk 0.05",
-        "run --data decide.csv --risk 0.1 --by head --alpha 0.1 --score aps --randomized",
+        "run --data decide.csv --alpha 0.1 --score aps --randomized",
     ),
     after_interrupt="Interrupted. No rule was written; run the same command again.",
 )
