@@ -133,7 +133,7 @@ def reached_by_group(
         >>> rule = SelectiveThreshold(risk=0.2).fit([[0.9, 0.1]] * 30, [0] * 30)
         >>> found = reached_by_group(rule, [[0.8, 0.2], [0.95, 0.05]] * 10, [0, 1] * 10, ["a", "b"] * 10)
         >>> [(one.name, one.decided, one.failures) for one in found.groups]
-        [('a', 0, 0), ('b', 10, 10)]
+        [('a', 10, 0), ('b', 10, 10)]
     """
     level = check_share(confidence_level, "confidence_level", 0.95)
     target: float | None
