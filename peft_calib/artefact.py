@@ -9,7 +9,7 @@ predicting, and which adapter and base model all that holds for. Earlier version
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,28 @@ class Artefact:
         """The same with the recalibration of one way of predicting: its `state`, and what else was chosen with it."""
         entry = {"num_samples": num_samples, "seed": seed, **state, **more}
         return replace(self, ways={**self.ways, how: Fields(entry, ARTEFACT_FILE, MEND)})
+
+    def exported(self, how: str, digests: Mapping[str, str], num_samples: int = 1) -> Artefact:
+        """The same for plain LoRAs that were written of the adapter: draws, or its mean.
+
+        Args:
+            how: The way of predicting that they stand for, whose recalibration they keep.
+            digests: Digest of each, by its folder.
+            num_samples: How many draws they are; with another number than T was fitted with, that is kept beside it.
+        """
+        ways = {}
+        if how in self.ways:
+            entry = dict(self.ways[how].content)
+            fitted = self.ways[how].integer("num_samples", least=1)
+            entry |= {"num_samples": num_samples, "fitted_num_samples": fitted} if fitted != num_samples else {}
+            ways[how] = Fields(entry, ARTEFACT_FILE, MEND)
+        return replace(self, adapters=dict(digests), ways=ways)
+
+    def exported_draws(self, folder: Path, names: Sequence[str], mean: str | None = None) -> None:
+        """Write it into a folder of draws, and beside the mean there."""
+        self.exported("sample", {name: folder_digest(folder / name) for name in names}, len(names)).write(folder)
+        if mean is not None:
+            self.exported("mean", {HERE: folder_digest(folder / mean)}).write(folder / mean)
 
     def with_temperatures(self, temperatures: Fields, adapters: Mapping[str, str]) -> Artefact:
         """The same with those of a run's file, fitted for the adapters that it names, or else for those given."""

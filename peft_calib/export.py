@@ -18,11 +18,13 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, get_peft_model_sta
 from safetensors.torch import save_file
 from torch import nn
 
+from .artefact import ARTEFACT_FILE, HERE, Artefact
 from .draws_index import DRAWS_INDEX, write_draws_index
 from .files import replace_folder
-from .identity import adapter_digest
+from .identity import adapter_digest, folder_digest
 from .internals.torch import without_compiler
-from .json_files import read_json
+from .json_files import parse_json, read_json
+from .provenance.companions import attached_file
 from .tuners.factors import Draw, Law, Mean, Points, Sample
 from .tuners.holder import FactorHolder
 from .tuners.layer import FactorLinear
@@ -139,7 +141,8 @@ def export_lora(
     `r` and `lora_alpha` say everything, also to servers that know no patterns and no `use_rslora`. Where the modules
     have them in common, `lora_A` and `lora_B` are the law's, bit by bit; elsewhere B carries the rest of the scale
     (exact if that is a power of two, else rounded once to 32 bits: 6e-8 of each entry), and ranks are filled up with
-    zeros. Modules trained whole (`modules_to_save`) are written along.
+    zeros. Modules trained whole (`modules_to_save`) are written along, and `predictor.json` with the classes and the
+    temperature where the adapter has one: `peft_calib.load` takes the folder, and a server's client applies it.
 
     Args:
         model: A model with an adapter of this package: a `PeftModel`, a transformers model with `add_adapter`, or
@@ -171,11 +174,19 @@ def export_lora(
     _check_draws(adapter.law, num_samples, t, antithetic)
     slots = adapter.slots
     form = _CommonForm.of(slots, config.r, config.lora_alpha)
+    told = _told(adapter)
     lora_config = _lora_config(config, slots, form)
     others = _other_tensors(adapter)
     if num_samples is None:
-        tensors = _drawn_tensors(adapter, form, _single_draw(adapter, t)) | others
-        return _replace(Path(path), CONFIG_NAME, tensors, 1, lambda folder: _write(folder, lora_config, tensors))
+        draw = _single_draw(adapter, t)
+        tensors = _drawn_tensors(adapter, form, draw) | others
+
+        def write_one(folder: Path) -> None:
+            _write(folder, lora_config, tensors)
+            if told is not None and draw == Mean():
+                told.exported("mean", {HERE: folder_digest(folder)}).write(folder)
+
+        return _replace(Path(path), CONFIG_NAME, tensors, 1, write_one)
     digest = adapter_digest(adapter.carrier, adapter.name)
     draws = (Sample(seed=seed, first=k, total=num_samples, antithetic=antithetic) for k in range(num_samples))
     first = _drawn_tensors(adapter, form, next(draws)) | others
@@ -193,8 +204,20 @@ def export_lora(
             _write(folder / mean, lora_config, _drawn_tensors(adapter, form, Mean()) | others)
         facts = {"seed": seed, "adapter": digest, **({"antithetic": True} if antithetic else {})}
         write_draws_index(folder, names, mean, **facts)
+        if told is not None:
+            told.exported_draws(folder, names, mean)
 
     return _replace(Path(path), DRAWS_INDEX, first, num_samples + 1, write_draws)
+
+
+def _told(adapter: _Adapter) -> Artefact | None:
+    """What is saved beside the adapter; without its recalibrations where it has been trained on since."""
+    text = attached_file(adapter.carrier, ARTEFACT_FILE, adapter.name)
+    if text is None:
+        return None
+    known = Artefact.from_fields(parse_json(text, ARTEFACT_FILE))
+    fits = list(known.adapters.values()) == [adapter_digest(adapter.carrier, adapter.name)]
+    return known if fits else replace(known, ways={})
 
 
 def _check_draws(law: Law, num_samples: int | None, t: float | None, antithetic: bool) -> None:

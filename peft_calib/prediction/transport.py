@@ -21,6 +21,14 @@ LARGEST_ANSWER = 16 * 2**20
 MOST_REDIRECTS = 5
 
 
+class Refused(ConnectionError):
+    """A server that answered with an error of HTTP: its code, and what it said."""
+
+    def __init__(self, url: str, code: int, said: str) -> None:
+        super().__init__(f"{url} answered {code}: {said}")
+        self.code, self.said = code, said
+
+
 class Server:
     """A base URL with the key or password that goes to it, and to no other origin, and is not shown."""
 
@@ -34,6 +42,7 @@ class Server:
         host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else str(parts.hostname)
         port = "" if parts.port is None else f":{parts.port}"
         self.shown = f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
+        self.root = self.shown.removesuffix("/v1")
         self.headers = {"Content-Type": "application/json", "Accept": "application/json"}
         self._secrets = [secret for secret in (api_key, password, unquote(password or "")) if secret]
         if api_key is not None:
@@ -44,11 +53,17 @@ class Server:
             self._secrets.append(token)
 
     def ask(self, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
-        """Send a request and read its answer, all within `timeout` seconds but for the look-up of the host's name."""
+        """Send a request and read its answer, all within `timeout` seconds but for the look-up of the host's name.
+
+        A path that begins with a slash counts from above `/v1`.
+        """
         check_timeout(timeout)
-        url, deadline = f"{self.shown}/{path}", _Deadline(timeout)
+        url = f"{self.root}{path}" if path.startswith("/") else f"{self.shown}/{path}"
+        deadline = _Deadline(timeout)
         try:
             return _parsed(self._read(url, body, deadline), url)
+        except Refused as error:
+            raise Refused(url, error.code, self._hidden(error.said)) from None
         except ConnectionError as error:
             # a server may send back what it was sent
             raise ConnectionError(self._hidden(str(error))) from None
@@ -71,8 +86,7 @@ class Server:
                 with error:
                     location = error.headers.get("Location") if 300 <= error.code < 400 else None
                     if location is None:
-                        said = _one_line(error.read(2000).decode(errors="replace"))[:500]
-                        raise ConnectionError(f"{url} answered {error.code}: {said}") from None
+                        raise Refused(url, error.code, _message(error.read(8000))) from None
                 target = _followed(target, location, is_get=data is None)
         raise ConnectionError(f"{url} redirects more than {MOST_REDIRECTS} times.")
 
@@ -158,6 +172,19 @@ def _parsed(data: bytes, url: str) -> Any:
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else _one_line(error)
         raise ConnectionError(f"{url} did not answer in JSON that can be read ({why}).") from None
+
+
+def _message(body: bytes) -> str:
+    """What an answer that is an error says, in one line: the message in it, or all of it."""
+    text = body.decode(errors="replace")
+    try:
+        found = json.loads(text)
+        for name in ("error", "message"):
+            found = found.get(name, found) if isinstance(found, dict) else found
+        text = found if isinstance(found, str) else text
+    except (ValueError, RecursionError):
+        pass
+    return _one_line(text)[:500]
 
 
 def _one_line(text: object) -> str:

@@ -4,6 +4,7 @@ from .answer import CalibratedPrediction
 from .loading import load
 from .predictor import Predictor
 from .scorer import Scorer
+from .served import predict_served
 from .shards import predict_to
 
-__all__ = ["CalibratedPrediction", "Predictor", "Scorer", "load", "predict_to"]
+__all__ = ["CalibratedPrediction", "Predictor", "Scorer", "load", "predict_served", "predict_to"]

@@ -97,7 +97,7 @@ def load(
         ...
         FileNotFoundError: no such adapter is no folder here and no Hub id, so there is no adapter to load.
     """
-    folder = _folder_of(adapter, subfolder, revision=revision, token=token, cache_dir=cache_dir)
+    folder = folder_of(adapter, subfolder, revision=revision, token=token, cache_dir=cache_dir)
     stored = read_artefact(folder)
     artefact = stored or Artefact()
     artefact = replace(artefact, inputs=with_limits(artefact.inputs, max_length, batch_size))
@@ -130,14 +130,14 @@ def _assembled(
     """A predictor of the adapters that an artefact names, which lie in a folder."""
     places = {_name_of(name): place_of(folder, name) for name in artefact.names}
     config = read_config(next(iter(places.values())))
-    auto = _auto_model(config, folder)
+    auto = auto_model(config, folder)
     name = str(base_model or config.base_model_name_or_path or "")
     revision = None if base_model else config.revision
     with own_random_state():
-        tokenizer = _tokenizer(next(iter(places.values())), name, revision)
+        tokenizer = base_tokenizer(next(iter(places.values())), name, revision)
         tokens = label_tokens if label_tokens is not None else artefact.label_tokens
         if auto is AutoModelForCausalLM:
-            artefact = _with_tokens(artefact, tokens, tokenizer, folder)
+            artefact = with_tokens(artefact, tokens, tokenizer, folder)
         else:
             artefact = _with_classes(artefact, next(iter(places.values())), name, revision)
         assert artefact.classes is not None
@@ -167,7 +167,7 @@ def _assembled(
     return Predictor(model, tokenizer, artefact, folder, artefact.classes, names, head, decisions)
 
 
-def _folder_of(adapter: str | Path, subfolder: str | None, **hub: Any) -> Path:
+def folder_of(adapter: str | Path, subfolder: str | None = None, **hub: Any) -> Path:
     """Where the files of an adapter lie, fetched from the Hub if they are not here."""
     folder = local_folder(adapter, FETCHED, "adapter", **hub) / (subfolder or "")
     if any((folder / name).is_file() for name in (CONFIG_NAME, ARTEFACT_FILE)) or is_earlier_run(folder):
@@ -177,7 +177,7 @@ def _folder_of(adapter: str | Path, subfolder: str | None, **hub: Any) -> Path:
     raise FileNotFoundError(f"{folder} holds no adapter: there is no {CONFIG_NAME} in it.")
 
 
-def _auto_model(config: PeftConfig, folder: Path) -> Any:
+def auto_model(config: PeftConfig, folder: Path) -> Any:
     """The class that loads the base model for an adapter's task."""
     auto = AUTO_MODELS.get(config.task_type)
     if auto is None:
@@ -190,7 +190,7 @@ def _auto_model(config: PeftConfig, folder: Path) -> Any:
     return auto
 
 
-def _tokenizer(place: Path, base: str, revision: str | None) -> PreTrainedTokenizerBase:
+def base_tokenizer(place: Path, base: str, revision: str | None) -> PreTrainedTokenizerBase:
     """The tokenizer beside the adapter, or the base model's."""
     own = (place / "tokenizer_config.json").is_file()
     try:
@@ -241,7 +241,7 @@ def _head_rows(place: Path) -> int | None:
         return file.get_slice(".".join(min(heads, key=len))).get_shape()[0] if heads else None
 
 
-def _with_tokens(
+def with_tokens(
     artefact: Artefact, tokens: Sequence[int | str] | None, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> Artefact:
     """Answer tokens as ids, and names of their classes: those stored, or the tokens themselves."""

@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..artefact import ARTEFACT_FILE, Artefact, read_artefact
 from ..console import quiet
 from ..draws_index import write_draws_index
 from ..export import export_lora
 from ..files import replace_folder
+from ..provenance.companions import attach_file
 from .folder import STAGE, RunFolder
 from .loading import FinishedRun, adapter_names, load_task
 from .methods import ADAPTER
@@ -39,16 +41,17 @@ def export_run(
         if not 1 <= count <= len(names):
             raise ValueError(f"the ensemble has {len(names)} members, {count} were asked for")
         members = {f"draw-{k}": folder.adapter(name) for k, name in enumerate(names[:count])}
-        return _copied(members, Path(output_dir))
+        return _copied(members, Path(output_dir), read_artefact(folder.path))
     options: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
     if t is not None:
         options["t"] = t
     with quiet():
         run = FinishedRun.assemble(folder, task)
+        attach_file(run.model, ARTEFACT_FILE, run.artefact().text(), ADAPTER)
         return export_lora(run.model, output_dir, adapter_name=ADAPTER, **options)
 
 
-def _copied(sources: dict[str, Path], out: Path) -> Path:
+def _copied(sources: dict[str, Path], out: Path, told: Artefact | None = None) -> Path:
     """Copy adapters, by their place in a folder that appears whole or not at all; several as `load_frozen` reads."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not empty; choose another folder")
@@ -58,5 +61,7 @@ def _copied(sources: dict[str, Path], out: Path) -> Path:
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns(STAGE), dirs_exist_ok=True)
         if "." not in sources:
             write_draws_index(folder, list(sources), None, seed=None)
+            if told is not None:
+                told.exported_draws(folder, list(sources))
 
     return replace_folder(out, write)

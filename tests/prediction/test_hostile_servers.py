@@ -24,7 +24,7 @@ def serve():
     """Start servers that answer with a function of the handler."""
     servers = []
 
-    def start(answer):
+    def start(answer, tokenizes=False):
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
@@ -40,9 +40,13 @@ def serve():
                 self.wfile.write(body)
 
             def handle_any(self):
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                self.body = json.loads(body) if body else None
                 with contextlib.suppress(OSError):  # the client has gone
-                    answer(self)
+                    if self.path == "/tokenize" and not tokenizes:
+                        self.reply(b"", 404)
+                    else:
+                        answer(self)
                 self.close_connection = True
 
             do_GET = do_POST = handle_any
@@ -272,6 +276,49 @@ def test_a_malformed_answer_is_a_connection_error(serve, answer):
         ask(serve(lambda h: h.reply(ANSWERS[answer])))
     assert "completions" in str(caught.value) and "\n" not in str(caught.value)
     assert len(str(caught.value)) < 700
+
+
+def classes(probabilities, **more):
+    return {"data": [{"index": 0, "probs": probabilities, **more}]}
+
+
+CLASSES = {
+    "nothing": {},
+    "no entry": {"data": []},
+    "two entries": {"data": classes([0.5, 0.5])["data"] * 2},
+    "no probabilities": {"data": [{"index": 0}]},
+    "one class": classes([1.0]),
+    "text": classes(["a", "b"]),
+    "null": classes([None, 1.0]),
+    "negative": classes([-0.5, 1.5]),
+    "true": classes([True, False]),
+    "too much": classes([0.9, 0.9]),
+    "scores": classes([0.1, 0.2]),
+    "another place": classes([0.5, 0.5], index=1),
+    "a place of text": classes([0.5, 0.5], index="0"),
+    "infinity": b'{"data": [{"index": 0, "probs": [1e999, 0]}]}',
+}
+
+
+@pytest.mark.parametrize("answer", CLASSES)
+def test_malformed_classes_are_a_connection_error(serve, answer):
+    with pytest.raises(ConnectionError) as caught:
+        predict_served(serve(lambda h: h.reply(CLASSES[answer])), ["x"], draws=["draw-0"])
+    assert "/classify" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("answer", [{}, [], {"tokens": "1"}, {"tokens": [1.5]}, {"tokens": [True]}, {"tokens": [-1]}])
+def test_malformed_tokens_are_a_connection_error(serve, answer):
+    with pytest.raises(ConnectionError, match="/tokenize did not answer"):
+        ask(serve(lambda h: h.reply(answer), tokenizes=True))
+
+
+def test_draws_of_different_classes_are_refused(serve):
+    def answer(handler):
+        handler.reply(classes([0.5, 0.5] if handler.body["model"] == "draw-0" else [0.2, 0.3, 0.5]))
+
+    with pytest.raises(ConnectionError, match="different numbers of classes"):
+        predict_served(serve(answer), ["x"], draws=["draw-0", "draw-1"])
 
 
 LISTS = [
