@@ -14,8 +14,9 @@ from pathlib import Path
 from datasets import Dataset, load_dataset
 
 import peft_calib
-from peft_calib.calibration import NoGuaranteeError, SelectiveThreshold
+from peft_calib.calibration import NoGuaranteeError
 from peft_calib.demo import offline_sentences, tiny_language_model
+from peft_calib.runs.deciding import decide
 from peft_calib.runs.settings import RunConfig
 from peft_calib.runs.training import train_run
 
@@ -25,7 +26,7 @@ ASKED = "{question}\nDoes the answer help?\n{choices}\nVerdict:"
 def offline_answers(each: int = 200) -> Dataset:
     """Answers that say something, and answers that refuse."""
     rows = offline_sentences("scipy", "transformers", each=each)["text"][:]
-    refused = [f"sorry , i cannot help with {text.split()[-1]}" if i % 2 else text for i, text in enumerate(rows)]
+    refused = [f"sorry , i cannot help with {text[-30:]}" if i % 2 else text for i, text in enumerate(rows)]
     return Dataset.from_dict({"prompt": refused, "label": ["no" if i % 2 else "yes" for i in range(len(rows))]})
 
 
@@ -61,27 +62,19 @@ def main() -> None:
         return rows.map(one, remove_columns=[name for name in rows.column_names if name != "label"])
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    questions(files["train"]).to_json(args.output_dir / "train.jsonl")
-    config = RunConfig(
-        data=str(args.output_dir / "train.jsonl"), model=args.model, task="multiple-choice", prompt=ASKED, **options
-    )
-    train_run(config, args.output_dir / "judge")
-
-    judge = peft_calib.load(args.output_dir / "judge")
-    held = questions(files["held_out"])
+    for name in ("train", "held_out"):
+        questions(files[name]).to_json(args.output_dir / f"{name}.jsonl")
+    train, held_out, judge = (args.output_dir / name for name in ("train.jsonl", "held_out.jsonl", "judge"))
+    train_run(RunConfig(data=str(train), model=args.model, task="multiple-choice", prompt=ASKED, **options), judge)
     try:
-        rule = SelectiveThreshold(risk=args.risk).fit(judge.predict(held).probabilities, held["label"][:])
+        print("\n".join(decide(judge, str(held_out), risk=args.risk).lines()))
     except NoGuaranteeError as error:
         raise SystemExit(f"No verdict can be promised: {error}") from None
-    rule.save(args.output_dir / "judge" / "decision.json")
-    print(rule)
 
-    found = judge.predict(questions(files["new"]))
-    kept = rule.accept(found.probabilities)
-    for prompt, p, sure in list(zip(files["new"]["prompt"], found.probabilities, kept, strict=True))[:5]:
-        verdict = args.verdicts[p.argmax()] if sure else "a person"
-        print(f"{verdict:>9} ({p.max():.2f})  {prompt[:80]}")
-    print(f"{kept.sum()} of {len(kept)} verdicts are kept")
+    found = peft_calib.load(judge).predict(questions(files["new"]))
+    for prompt, p, kept in list(zip(files["new"]["prompt"], found.probabilities, found.answered, strict=True))[:5]:
+        print(f"{args.verdicts[p.argmax()] if kept else 'a person':>9} ({p.max():.2f})  {prompt[:80]}")
+    print(f"{found.answered.sum()} of {len(found)} verdicts are kept")
 
 
 if __name__ == "__main__":

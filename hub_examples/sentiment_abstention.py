@@ -10,11 +10,14 @@ on (the threshold), and new ones. The promise: of what is answered at most `--ri
 from pathlib import Path
 
 import typer
+from rich.console import Console
 
 import peft_calib
-from peft_calib.calibration import SelectiveThreshold, load_decision
 from peft_calib.demo import embedded_model, load_text_data, offline_sentences
+from peft_calib.runs.deciding import decide
+from peft_calib.runs.evaluation import evaluate_run
 from peft_calib.runs.settings import RunConfig
+from peft_calib.runs.tables import evaluation_table
 from peft_calib.runs.training import train_run
 
 
@@ -37,23 +40,19 @@ def main(
         source, text_column=text_column, label_column=label_column, calibration_fraction=0.5, test_fraction=0.3
     )
     output_dir.mkdir(parents=True, exist_ok=True)
-    rows.train.to_json(output_dir / "train.jsonl")
-    names = list(rows.label_names)
-    config = RunConfig(data=str(output_dir / "train.jsonl"), model=model, label_names=names, **options)
-    train_run(config, output_dir / "run")
+    files = {name: output_dir / f"{name}.jsonl" for name in ("train", "calibration", "test")}
+    for name, file in files.items():
+        getattr(rows, name).to_json(file)
+    names, run = list(rows.label_names), output_dir / "run"
+    train_run(RunConfig(data=str(files["train"]), model=model, label_names=names, **options), run)
+    print("\n".join(decide(run, str(files["calibration"]), risk=risk).lines()))
+    found = evaluate_run(run, data=str(files["test"]))  # what the rule reaches on rows that decided nothing
+    Console().print(evaluation_table(found.content, found.content["metrics"]))
 
-    predictor = peft_calib.load(output_dir / "run")
-    decided_on = predictor.predict(rows.calibration["text"][:])
-    rule = SelectiveThreshold(risk=risk).fit(decided_on.probabilities, rows.calibration["label"][:])
-    rule.save(output_dir / "run" / "decision.json")
-
-    # From here on as in another process: the run and its rule, and texts nobody has seen.
-    rule = load_decision(output_dir / "run" / "decision.json")
-    new = predictor.predict(rows.test["text"][:])
-    answered = rule.accept(new.probabilities)
-    for text, label, sure in list(zip(rows.test["text"], new.labels_predicted, answered, strict=True))[:5]:
-        print(f"{label if sure else 'passed on':>14}  {text[:90]}")
-    print(f"\n{rule}\n\nOn new rows: {rule.evaluate(new.probabilities, rows.test['label'][:])}")
+    # From here on as in another process: the folder is all it takes.
+    new = peft_calib.load(run).predict(rows.test["text"][:5])
+    for text, label, answered in zip(rows.test["text"][:5], new.labels_predicted, new.answered, strict=True):
+        print(f"{label if answered else 'passed on':>14}  {text[:90]}")
 
 
 if __name__ == "__main__":
