@@ -25,6 +25,7 @@ class Rows(NamedTuple):
     kept: np.ndarray | None = None  # `(M,)` bool, which of the rows that were given these are; None if all
     # True where class 1 stands against the rest, so that its probability is the confidence, above 1/2 or below
     against_rest: bool = False
+    weights: np.ndarray | None = None  # `(N,)` float64 above 0, what each row counts; None where all count the same
 
     @property
     def num_classes(self) -> int:
@@ -32,16 +33,24 @@ class Rows(NamedTuple):
 
 
 def as_rows(
-    predictions: Any, labels: Any, *, input: str = "probabilities", mask: Any = None, ignore_index: int | None = -100
+    predictions: Any,
+    labels: Any,
+    *,
+    input: str = "probabilities",
+    mask: Any = None,
+    ignore_index: int | None = -100,
+    sample_weight: Any = None,
 ) -> Rows:
     """Checks what `calibration_report` takes, and returns it as flat float64 rows; `input` is never guessed."""
+    weights, mask = checked_weights(sample_weight, labels, mask)
     taken = _take(predictions, labels, input, mask, ignore_index)
     if input == "logits":
         probabilities = softmax(_checked_logits(taken.values, taken.binary, may_mask=False))
     else:
         probabilities = _checked_probabilities(taken.values, taken.binary, SUM_TOLERANCE + taken.resolution)
     _check_label_range(taken.labels, probabilities.shape[1])
-    return Rows(probabilities, taken.labels, taken.binary, taken.dtype, taken.kept)
+    of_rows = weights if weights is None or taken.kept is None else weights[taken.kept]
+    return Rows(probabilities, taken.labels, taken.binary, taken.dtype, taken.kept, weights=of_rows)
 
 
 class LogitRows(NamedTuple):
@@ -52,16 +61,60 @@ class LogitRows(NamedTuple):
     # `(N,)` int64 place on the first axis of what was given: rows of one sequence are not independent
     sequences: np.ndarray
     kept: np.ndarray | None = None  # As in `Rows`
+    weights: np.ndarray | None = None  # As in `Rows`
 
 
 def as_logit_rows(
-    answer: Any, labels: Any, *, input: str = "logits", mask: Any = None, ignore_index: int | None = -100
+    answer: Any,
+    labels: Any,
+    *,
+    input: str = "logits",
+    mask: Any = None,
+    ignore_index: int | None = -100,
+    sample_weight: Any = None,
 ) -> LogitRows:
     """Checks a model's answer and labels as `as_rows` does; flat float64 logits, in which -inf masks a class."""
+    weights, mask = checked_weights(sample_weight, labels, mask)
     taken = _take(answer, labels, input, mask, ignore_index)
     logits = _logits_of(taken.values, taken.binary, input, taken.resolution)
     _check_label_range(taken.labels, logits.shape[1])
-    return LogitRows(logits, taken.labels, taken.sequences, taken.kept)
+    of_rows = weights if weights is None or taken.kept is None else weights[taken.kept]
+    return LogitRows(logits, taken.labels, taken.sequences, taken.kept, of_rows)
+
+
+def checked_weights(sample_weight: Any, labels: Any, mask: Any) -> tuple[np.ndarray | None, Any]:
+    """The weights of rows, flat float64, and the mask with rows of weight 0 left out.
+
+    Raises:
+        ValueError, TypeError: For another shape than the labels', or weights that are negative, not finite or all 0.
+    """
+    if sample_weight is None:
+        return None, mask
+    shape = as_numpy(labels, "labels").shape
+    given = as_numpy(sample_weight, "sample_weight")
+    weights, _ = as_float64(given, sample_weight, "sample_weight")
+    if weights.shape == shape[:1]:  # one for all tokens of a sequence
+        weights = np.repeat(weights, int(np.prod(shape[1:])))
+    elif weights.shape != shape:
+        raise ValueError(f"sample_weight has shape {weights.shape}, but the labels have shape {shape}.")
+    weights = weights.reshape(-1)
+    if not (np.isfinite(weights).all() and (weights >= 0.0).all() and weights.any()):
+        raise ValueError(
+            "sample_weight must hold finite numbers of at least 0, some of them above it: how often each row counts."
+        )
+    if (weights == 0.0).any():
+        counts = (weights > 0.0).reshape(shape)
+        if mask is None:
+            return weights, counts
+        given_mask = as_numpy(mask, "mask")
+        if given_mask.shape == shape:  # of another shape is said by whoever takes it
+            mask = counts & given_mask.astype(bool)
+    return weights, mask
+
+
+def effective_rows(weights: np.ndarray) -> float:
+    """How many rows of equal weight say as much about a mean: `(sum w)^2 / sum w^2` (Kish, 1965)."""
+    return float(weights.sum() ** 2 / (weights @ weights)) if len(weights) else 0.0
 
 
 def as_logits(answer: Any, *, input: str = "logits") -> np.ndarray:

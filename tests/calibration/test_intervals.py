@@ -55,7 +55,7 @@ def test_a_replicate_scores_like_the_data_set_it_stands_for(kind, size, classes)
     weights[0] = 1
     columns = np.stack([np.ones(size), weights], axis=1)
     design = Design(rows, 15)
-    drawn = _collected(_weighted_sums(design, columns.sum(axis=0).astype(int), columns, list(FAMILIES)), KEYS)
+    drawn = _collected(_weighted_sums(design, columns, list(FAMILIES)), KEYS)
     plain = compute_panel(rows, 15)
     repeated = compute_panel(Rows(np.repeat(rows.probabilities, weights, axis=0), np.repeat(rows.labels, weights)), 15)
     for key in KEYS:

@@ -514,6 +514,7 @@ def test_picture_and_words(tmp_path):
 def test_the_benchmark_has_been_run_to_the_end_and_the_page_shows_it(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import decisions
+    import decisions_lora
     import decisions_text
 
     page = (BENCHMARKS.parent / "docs" / "decide.md").read_text()
@@ -521,6 +522,10 @@ def test_the_benchmark_has_been_run_to_the_end_and_the_page_shows_it(monkeypatch
     assert all(table in page for table in decisions.markdown(results))
     texts = json.loads((BENCHMARKS / "results" / "decisions_text.json").read_text())
     assert decisions_text.markdown(texts) in page
+    adapters = json.loads((BENCHMARKS / "results" / "decisions_lora.json").read_text())
+    assert decisions_lora.markdown(adapters) in page
+    like = [line for cell in adapters["cells"].values() for line in cell["summary"] if line["rows"] == "like rows"]
+    assert not any(line.get("shown to be above") for line in like)
     quoted = page.replace("> ", "")
     told = (line for name in ("rule", "rule reached", "sets reached") for line in texts["example"][name].split("\n"))
     assert all(line in quoted for line in told)

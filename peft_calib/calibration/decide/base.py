@@ -213,6 +213,16 @@ class DecisionRule(ABC):
         return self.fitted_on
 
 
+def refuse_weights(sample_weight: Any, why: str) -> None:
+    """Raise `ValueError` where rows are weighed: no promise can be made with them."""
+    if sample_weight is not None:
+        raise ValueError(
+            f"No guarantee can be given with `sample_weight`: {why} Where weights say how much oftener a row will "
+            "come than it did, keep each row with probability weight / bound, the bound being no less than any weight "
+            "can be, and fit on what is kept without weights: those are rows like the ones to come."
+        )
+
+
 def _seen_by(scaling: TemperatureScaling, rows: LogitRows) -> float:
     """Share of the rows that a temperature was fitted on, whether as logits or as probabilities."""
     assert scaling.fitted_on is not None

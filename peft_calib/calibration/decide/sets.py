@@ -11,7 +11,7 @@ from ..answers import as_given
 from ..bins import top_label
 from ..grouping import Grouping, exact, names_of
 from ..recalibrate.temperature import TemperatureScaling
-from .base import DecisionRule, Taken
+from .base import DecisionRule, Taken, refuse_weights
 from .bounds import check_seed, check_share, percent
 from .groups import BY_LABEL, BY_NAME, BY_PREDICTION, as_classes, as_names, grouping_of, places_in
 from .set_part import SetPart, fit_part, read_part
@@ -96,6 +96,7 @@ class ConformalSets(DecisionRule):
         input: str = "probabilities",
         mask: Any = None,
         ignore_index: int | None = -100,
+        sample_weight: Any = None,
     ) -> ConformalSets:
         """Finds the cuts on labelled rows that the model was not trained on.
 
@@ -107,6 +108,7 @@ class ConformalSets(DecisionRule):
             input: `"probabilities"` or `"logits"`.
             mask: Boolean; False leaves the row out.
             ignore_index: Label of rows to leave out, or None.
+            sample_weight: Refused, with the reason and what to do instead.
 
         Returns:
             The object itself.
@@ -116,6 +118,11 @@ class ConformalSets(DecisionRule):
                 that says which, and how many it takes.
             ValueError: For bad input, or a temperature that was fitted on these rows.
         """
+        refuse_weights(
+            sample_weight,
+            "the cut of weighted rows hangs on the weight of each new row as well (Tibshirani et al., 2019), so that "
+            "there is none to keep.",
+        )
         if groups is not None and self.grouping in (BY_LABEL, BY_PREDICTION):
             raise ValueError(f"These sets have groups={self.grouping!r}; leave `groups` out of fit.")
         grouping = self.grouping if groups is None else BY_NAME

@@ -11,7 +11,7 @@ from ...json_files import Fields
 from ..answers import as_given
 from ..bins import top_label
 from ..recalibrate.temperature import TemperatureScaling
-from .base import DecisionRule, Taken
+from .base import DecisionRule, Taken, refuse_weights
 from .bounds import NoGuaranteeError, check_seed, check_share, percent
 from .curve import RiskCurve, curve_of
 from .search import NEVER, Found, Prefixes, checked_costs, for_costs, for_coverage, for_risk
@@ -101,6 +101,7 @@ class SelectiveThreshold(DecisionRule):
         input: str = "probabilities",
         mask: Any = None,
         ignore_index: int | None = -100,
+        sample_weight: Any = None,
     ) -> SelectiveThreshold:
         """Finds the threshold on labelled rows that the model was not trained on.
 
@@ -112,6 +113,7 @@ class SelectiveThreshold(DecisionRule):
             input: `"probabilities"`, `"logits"` or `"confidence"`.
             mask: Boolean; False leaves the row out.
             ignore_index: Label of rows to leave out, or None.
+            sample_weight: Refused, with the reason and what to do instead.
 
         Returns:
             The object itself.
@@ -121,6 +123,11 @@ class SelectiveThreshold(DecisionRule):
                 would take.
             ValueError: For bad input, or a temperature that was fitted on these rows.
         """
+        refuse_weights(
+            sample_weight,
+            "a threshold rests on exact binomial tests, which count rows, each an independent draw like the rows to "
+            "come; no exact test counts weights.",
+        )
         options = {"input": input, "mask": mask, "ignore_index": ignore_index}
         taken = self._take(probabilities, labels, **options)
         confidence, predicted, correct = _outcomes(taken.values, taken.labels)

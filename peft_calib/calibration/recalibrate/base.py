@@ -77,7 +77,9 @@ class Recalibrator(ABC):
         Raises:
             ValueError: For NaN or +inf, class ids in place of logits, labels out of range, or too few rows.
         """
-        rows = as_logit_rows(logits, labels, input=input, mask=mask, ignore_index=ignore_index)
+        return self._fitted_to(as_logit_rows(logits, labels, input=input, mask=mask, ignore_index=ignore_index))
+
+    def _fitted_to(self: Self, rows: LogitRows) -> Self:
         self._fit_rows(rows)
         self.num_classes = rows.logits.shape[1]
         self.fitted_on = SplitFingerprint.of(rows.logits, rows.labels)

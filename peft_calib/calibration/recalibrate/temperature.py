@@ -10,7 +10,7 @@ from torch import nn
 
 from ...json_files import Fields
 from ..fingerprint import SplitFingerprint, softmax_hashes
-from ..inputs import LogitRows
+from ..inputs import LogitRows, as_logit_rows
 from .base import LogitScaling
 from .temperature_fit import BOUNDS, FEWEST_ROWS, TemperatureFit, check_enough_rows, temperature_fit
 
@@ -48,6 +48,37 @@ class TemperatureScaling(LogitScaling):
     temperature: float
     fit_result: TemperatureFit | None = None
     fitted_on_softmax: SplitFingerprint | None = None
+
+    def fit(  # type: ignore[override]
+        self,
+        logits: Any,
+        labels: Any,
+        *,
+        input: str = "logits",
+        mask: Any = None,
+        ignore_index: int | None = -100,
+        sample_weight: Any = None,
+    ) -> TemperatureScaling:
+        """Fits the temperature on a calibration split.
+
+        Args:
+            logits: A model's answer on it.
+            labels: Integer class ids, `(N,)` or `(N, T)`.
+            input: `"logits"`, or `"probabilities"` where there are no logits, as for the mean of several draws.
+            mask: Boolean, of the labels' shape; False leaves the row out.
+            ignore_index: Label of rows to leave out, or None.
+            sample_weight: How much each row counts, numbers of at least 0, `(N,)` or of the labels' shape. The
+                temperature is that of the weighted NLL, a row of weight 2 being there twice; for its interval a row
+                stays one observation.
+
+        Returns:
+            The object itself.
+
+        Raises:
+            ValueError: For NaN or +inf, class ids in place of logits, labels or weights out of range, or too few rows.
+        """
+        options: dict[str, Any] = {"input": input, "mask": mask, "ignore_index": ignore_index}
+        return self._fitted_to(as_logit_rows(logits, labels, **options, sample_weight=sample_weight))
 
     def _fit_rows(self, rows: LogitRows) -> None:
         check_enough_rows(len(rows.labels))

@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 
 from ...json_files import check_fields
 from ..answers import without_masks
-from ..inputs import LogitRows
+from ..inputs import LogitRows, effective_rows
 
 # Temperatures outside this range mean that the data do not determine one.
 BOUNDS = (1e-2, 1e3)
@@ -100,7 +100,8 @@ def temperature_fit(rows: LogitRows) -> TemperatureFit:
     The interval holds every `b` with `2 N (L(b) - L(b_min)) <= t^2 max(1, K / H)`: likelihood ratio, with Student's
     quantile for few rows, widened where the derivatives of the rows' losses scatter more (`K`) than the model says
     (`H`), as they do when no temperature is quite right (Kent, 1982). Those of one sequence's tokens are added up
-    before their scatter `K` is taken.
+    before their scatter `K` is taken. With weights `L` is the weighted mean, `K` that of the weighted derivatives, and
+    a row is one observation whatever its weight: Student's quantile is that of `(sum w)^2 / sum w^2` rows.
 
     The temperature is left off where the interval holds 1, and where every row is right, so that the likelihood grows
     without end as `T` falls: such rows say that the model is too careful, not by how much.
@@ -152,6 +153,8 @@ class Likelihood:
             logits = np.where(np.isneginf(of_label), without_masks(logits), logits)
             of_label = (logits[np.arange(len(labels)), labels] - top[:, 0])[:, None]
         self.num_rows, self.of_label = len(labels), of_label[:, 0]
+        self.weights = np.ones(len(labels)) if rows.weights is None else rows.weights
+        self.total = float(self.weights.sum())
         self.sequences = rows.sequences
         size = max(1, BLOCK // logits.shape[1])
         starts = range(0, len(labels), size)
@@ -161,8 +164,12 @@ class Likelihood:
 
     def value(self, inverse: float) -> float:
         """Mean NLL."""
-        total = sum(float(np.log(np.exp(block * inverse).sum(axis=0)).sum()) for block in self.blocks)
-        return total / self.num_rows - inverse * float(self.of_label.mean())
+        total, start = 0.0, 0
+        for block in self.blocks:
+            weights = self.weights[start : start + block.shape[1]]
+            total += float(np.log(np.exp(block * inverse).sum(axis=0)) @ weights)
+            start += block.shape[1]
+        return total / self.total - inverse * self.mean_of_label
 
     def moments(self, inverse: float) -> tuple[np.ndarray, np.ndarray]:
         """`(N,)` mean and variance of each row's logits (its largest being 0) under its own distribution."""
@@ -176,14 +183,19 @@ class Likelihood:
             variances.append(np.einsum("kn,kn->n", weights, values) / norm - means[-1] ** 2)
         return np.concatenate(means), np.maximum(np.concatenate(variances), 0.0)
 
+    @property
+    def mean_of_label(self) -> float:
+        """Mean logit of the label, the largest being 0."""
+        return float(self.of_label @ self.weights) / self.total
+
     def slope(self, inverse: float) -> float:
         """Derivative of the mean NLL."""
-        return float((self.moments(inverse)[0] - self.of_label).mean())
+        return float((self.moments(inverse)[0] - self.of_label) @ self.weights) / self.total
 
 
 def _best_inverse(likelihood: Likelihood) -> tuple[float, str | None]:
     low, high = 1.0 / BOUNDS[1], 1.0 / BOUNDS[0]
-    if float(likelihood.of_label.mean()) == 0.0 or likelihood.slope(high) <= 0.0:
+    if likelihood.mean_of_label == 0.0 or likelihood.slope(high) <= 0.0:
         return high, "low"
     if likelihood.slope(low) > 0.0:
         return low, "high"
@@ -196,11 +208,15 @@ def _interval(likelihood: Likelihood, best: float) -> tuple[float, float]:
     mean, variance = likelihood.moments(best)
     # Rows of one sequence are added up first: they lean the same way.
     _, member = np.unique(likelihood.sequences, return_inverse=True)
-    scores = np.bincount(member.reshape(-1), weights=mean - likelihood.of_label)
-    size = max(len(scores), 2)
-    scatter, expected = float(scores @ scores) * size / (size - 1), float(variance.sum())
-    widened = max(1.0, scatter / expected) if expected > 0.0 else 1.0
-    allowed = float(stdtrit(size - 1, 0.5 + 0.5 * LEVEL)) ** 2 * widened / (2.0 * likelihood.num_rows)
+    weights = likelihood.weights
+    scores = np.bincount(member.reshape(-1), weights=weights * (mean - likelihood.of_label))
+    of_sequence = np.bincount(member.reshape(-1), weights=weights) / np.bincount(member.reshape(-1))
+    size = max(effective_rows(of_sequence), 2.0)
+    scatter, expected = float(scores @ scores) * size / (size - 1), float(variance @ weights)
+    # what a row of weight w adds to the scatter is w^2 times its own
+    modelled = float(variance @ weights**2)
+    widened = max(modelled, scatter) / expected if expected > 0.0 else float(weights @ weights) / likelihood.total
+    allowed = float(stdtrit(size - 1, 0.5 + 0.5 * LEVEL)) ** 2 * widened / (2.0 * likelihood.total)
     least = likelihood.value(best)
 
     def excess(log_inverse: float) -> float:

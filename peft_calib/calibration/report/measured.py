@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..inputs import Rows, check_confidence_level
+from ..inputs import Rows, check_confidence_level, effective_rows
 from ..resampling.intervals import (
     NoiseFloor,
     bootstrap_intervals,
@@ -70,6 +70,8 @@ def measured(rows: Rows, asked: ReportSettings, *, warn: bool = True) -> Measure
         "convention": asked.convention,
         "confidence_level": None,
     }
+    if rows.weights is not None:
+        settings |= {"sum_of_weights": float(rows.weights.sum()), "effective_rows": effective_rows(rows.weights)}
     intervals = floor = None
     if asked.confidence_level is not None:
         level = check_confidence_level(asked.confidence_level)

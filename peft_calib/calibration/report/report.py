@@ -7,6 +7,7 @@ from typing import Any
 
 from ..grouping import as_groups
 from ..inputs import as_rows, check_num_bins
+from ..scores.weighted import drawn_bins
 from . import render
 from .classes import checked_class_names, class_rows
 from .groups import measured_groups
@@ -68,6 +69,7 @@ def calibration_report(
     groups: Any = None,
     per_class: bool = False,
     class_names: Sequence[str] | None = None,
+    sample_weight: Any = None,
 ) -> CalibrationReport:
     """Measures accuracy, proper scores, calibration and selective prediction of one set of predictions.
 
@@ -90,6 +92,10 @@ def calibration_report(
         per_class: Whether the report has a line for every class: rows, recall, precision, ECE and Brier score against
             the rest, with intervals. For classes that are not equally frequent, where averages over rows hide some.
         class_names: What to call the classes there and in pictures.
+        sample_weight: How much each row counts, numbers of at least 0, of the labels' shape or one for each entry of
+            their first axis: survey or importance weights. In every score a row of weight 2 is there twice; for
+            intervals and noise floor a row stays one observation, whatever it weighs, and all weights times a number
+            change neither. Not together with `groups`, `per_class` or another `convention`.
 
     Raises:
         ValueError, TypeError: For anything that is not what it should be, see `as_rows`.
@@ -101,15 +107,37 @@ def calibration_report(
         (0.266667, 0.173333)
     """
     num_bins = check_num_bins(num_bins)
-    rows = as_rows(probabilities, labels, input=input, mask=mask, ignore_index=ignore_index)
+    options = {"input": input, "mask": mask, "ignore_index": ignore_index}
+    if sample_weight is not None:
+        _refuse_with_weights(groups=groups is not None, per_class=per_class, convention=convention != OURS)
+    rows = as_rows(probabilities, labels, **options, sample_weight=sample_weight)
     asked = ReportSettings(num_bins, convention, confidence_level, num_resamples, interval_method, seed)
     names = checked_class_names(class_names, rows.num_classes)
     grouping = None if groups is None else as_groups(groups, labels, rows.kept)
     found = measured(rows, asked)
+    bins, class_bins = found.tables.sums.bins, found.tables.columns.uniform
+    if rows.weights is not None:
+        bins, class_bins = drawn_bins(bins, rows), drawn_bins(class_bins, rows)
     return CalibrationReport(
-        found.scores, found.settings, found.tables.sums.bins, found.tables.columns.uniform, found.intervals,
-        found.floor, rows,
+        found.scores, found.settings, bins, class_bins, found.intervals,
+        found.floor, rows if rows.weights is None else None,
         groups=None if grouping is None else measured_groups(rows, grouping, found, asked),
         classes=class_rows(rows, found, names) if per_class else None,
         class_names=names,
     )  # fmt: skip
+
+
+#: The convention of this package.
+OURS = "peft_calib"
+
+
+def _refuse_with_weights(**asked: bool) -> None:
+    """Raise `ValueError` for what is not measured with weights."""
+    given = [name for name, is_given in asked.items() if is_given]
+    if given:
+        raise ValueError(
+            f"sample_weight does not go with {given[0]}: measure each group, or class, by itself, "
+            "calibration_report(p[of_group], labels[of_group], sample_weight=weights[of_group])."
+            if given[0] != "convention"
+            else "sample_weight goes with this package's own convention: leave `convention` out."
+        )

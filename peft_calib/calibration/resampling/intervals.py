@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 
 from ..bins import top_label
-from ..inputs import Rows
+from ..inputs import Rows, effective_rows
 from ..scores.binned import loss_of_label, row_brier
 from ..scores.table import CALIBRATION_ERRORS, CLASSWISE_KEYS, KEYS, MOST_RESAMPLED_CLASSES, RANKED
 from .bands import skewed_mean_interval, wilson_interval
@@ -94,8 +94,10 @@ def bootstrap_intervals(
     others = {key: values for key, values in draws.items() if key not in intervals}
     intervals |= _unfolded(rows, num_bins, others, tail, seed, method)
     if "accuracy" in draws:
-        right = np.array([draws["accuracy"][-1] * len(rows.labels)])
-        ends = wilson_interval(np.rint(right), np.array([len(rows.labels)]), confidence_level)
+        size = _size(rows.weights, len(rows.labels))
+        right = np.array([draws["accuracy"][-1] * size])
+        right = np.rint(right) if rows.weights is None else right
+        ends = wilson_interval(right, np.array([size]), confidence_level)
         intervals["accuracy"] = float(ends[0][0]), float(ends[1][0])
     intervals |= dict.fromkeys(WITHOUT_INTERVAL, (float("nan"), float("nan")))
     return {key: intervals[key] for key in draws}
@@ -110,9 +112,11 @@ def _unfolded(
     those of rankings, and for `nll` and `brier` also holds the interval of a mean with its skewness taken off.
     """
     predicted = np.ones_like(rows.labels) if rows.against_rest else top_label(rows.probabilities)[1]
-    wrong = int((predicted != rows.labels).sum())
-    size = len(rows.labels)
-    rarer = min(wrong, size - wrong)
+    is_wrong = predicted != rows.labels
+    wrong, right = (_size(None if rows.weights is None else rows.weights[part], int(part.sum())) for part in
+                    (is_wrong, ~is_wrong))  # fmt: skip
+    size = _size(rows.weights, len(rows.labels))
+    rarer = min(wrong, right)
     draws = {key: values[:-1] for key, values in drawn.items()}
     tails = {key: _student_tail(tail, rarer if key in RANKED and rarer > 1 else size) for key in draws}
     intervals = {key: _quantiles(values, (tails[key], 1.0 - tails[key])) for key, values in draws.items()}
@@ -121,15 +125,28 @@ def _unfolded(
             low, high = _quantiles(draws[key], levels)
             plain = intervals[key] if key in RANKED else (low, high)
             intervals[key] = min(plain[0], low), max(plain[1], high)
-        of_label = rows.probabilities[np.arange(size), rows.labels]
+        of_label = rows.probabilities[np.arange(len(rows.labels)), rows.labels]
         for key, losses, most in (
             ("nll", loss_of_label(of_label), np.inf),
             ("brier", row_brier(rows.probabilities, rows.labels), 2.0),
         ):
             if key in intervals:
-                low, high = skewed_mean_interval(losses, tail)
+                low, high = skewed_mean_interval(_weighed(losses, rows.weights), tail)
                 intervals[key] = max(min(intervals[key][0], low), 0.0), min(max(intervals[key][1], high), most)
-    return intervals | held_by_few(intervals, drawn, wrong, size, tail, seed)
+    return intervals | held_by_few(intervals, drawn, wrong, wrong + right, tail, seed)
+
+
+def _size(weights: np.ndarray | None, num_rows: int) -> int:
+    """How many rows of equal weight say as much as these; as many as there are where all weigh the same."""
+    return num_rows if weights is None else round(effective_rows(weights))
+
+
+def _weighed(losses: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """Values whose mean is the weighted mean of losses, and whose scatter is that of a ratio of sums."""
+    if weights is None:
+        return losses
+    mean = float(losses @ weights / weights.sum())
+    return mean + weights / weights.mean() * (losses - mean)
 
 
 def _student_tail(tail: float, num_rows: int) -> float:
@@ -166,15 +183,14 @@ def _resampled(
     families, design = _families(rows, num_bins, scores)
     counts = bootstrap_counts(np.random.default_rng([seed, 0]), design.num_rows, num_resamples)
     counts = np.concatenate([counts, np.ones((design.num_rows, 1), counts.dtype)], axis=1)
-    sums = _weighted_sums(design, np.full(num_resamples + 1, design.num_rows), counts, families)
+    sums = _weighted_sums(design, counts, families)
     return sums, _collected(sums, scores)
 
 
 def weighted_draws(rows: Rows, counts: np.ndarray, *, num_bins: int, scores: Sequence[str]) -> dict[str, np.ndarray]:
     """Key to `(R,)` scores where the rows count `(N, R)` times; every column of `counts` sums to N."""
     families, design = _families(rows, num_bins, scores)
-    sums = _weighted_sums(design, np.full(counts.shape[1], design.num_rows), counts, families)
-    return _collected(sums, scores)
+    return _collected(_weighted_sums(design, counts, families), scores)
 
 
 def swapped_draws(
@@ -195,7 +211,7 @@ def swapped_draws(
     swapped = swapped.astype(np.uint8)
     # One side in the first half of the columns, what is left for the other in the second.
     weights = np.concatenate([np.concatenate([1 - swapped, swapped]), np.concatenate([swapped, 1 - swapped])], axis=1)
-    sums = _weighted_sums(design, np.full(weights.shape[1], size), weights, families)
+    sums = _weighted_sums(design, weights, families)
     values = _collected(sums, scores)
     half = swapped.shape[1]
     return {key: value[:half] - value[half:] for key, value in values.items()}
@@ -218,11 +234,13 @@ def perfect_draws(
     check_num_resamples(num_resamples)
     families, design = _families(rows, num_bins, scores)
     generator = np.random.default_rng([seed, 1])
-    sums = [family(design, np.full(num_resamples, design.num_rows)) for family in families]
+    total = design.totals(np.ones((design.num_rows, 1), np.int64))
+    sums = [family(design, np.repeat(total, num_resamples)) for family in families]
     for block in design.blocks():
         labels = _drawn_labels(generator, design.probabilities[block], num_resamples)
-        correct = (labels == design.predicted[block, None]).astype(np.float32)
-        batch = Batch(block, np.ones((len(labels), 1), np.float32), correct, labels)
+        weight = design.weigh(block, np.ones((len(labels), 1), np.float32))
+        correct = (labels == design.predicted[block, None]).astype(np.float32) * weight
+        batch = Batch(block, weight, correct, labels)
         for family in sums:
             family.add(batch)
     return _collected(sums, scores)
@@ -254,14 +272,13 @@ def _families(rows: Rows, num_bins: int, scores: Sequence[str]) -> tuple[list[ty
     return families, Design(rows, num_bins, classwise=ClassSums in families)
 
 
-def _weighted_sums(
-    design: Design, total: np.ndarray, counts: np.ndarray, families: list[type[Family]]
-) -> list[Family]:
+def _weighted_sums(design: Design, counts: np.ndarray, families: list[type[Family]]) -> list[Family]:
     """Sums of replicates in which the rows, in the order they were given, count `(N, R)` times."""
+    total = design.totals(counts)
     sums = [family(design, total) for family in families]
     right = (design.predicted == design.labels).astype(np.float32)[:, None]
     for block in design.blocks():
-        weight = counts[design.order[block]].astype(np.float32)
+        weight = design.weigh(block, counts[design.order[block]])
         batch = Batch(block, weight, weight * right[block], None)
         for family in sums:
             family.add(batch)
@@ -281,9 +298,8 @@ def _bca_levels(
     groups = min(JACKKNIFE_GROUPS, design.num_rows)
     member = np.random.default_rng([seed, 2]).permutation(design.num_rows) % groups
     # A last column leaves nothing out: the score itself, by the same arithmetic.
-    total = design.num_rows - np.append(np.bincount(member, minlength=groups), 0)
     kept = member[:, None] != np.arange(groups + 1)
-    scores = _collected(_weighted_sums(design, total, kept, families), tuple(draws))
+    scores = _collected(_weighted_sums(design, kept, families), tuple(draws))
     return {key: bca_level(draws[key], float(scores[key][-1]), scores[key][:-1], tails[key]) for key in draws}
 
 

@@ -42,7 +42,8 @@ class RowSums:
             sums = np.stack([loss_of_label(of_label), of_label]).astype(np.float32) @ batch.weights
         else:
             of_label = np.take_along_axis(p, batch.labels, axis=1)
-            sums = np.stack([loss_of_label(of_label).sum(axis=0), of_label.sum(axis=0)])
+            losses = loss_of_label(of_label)
+            sums = np.stack([(part * batch.weights).sum(axis=0) for part in (losses, of_label)])
         self.nll += sums[0]
         self.of_label += sums[1]
 
@@ -71,7 +72,7 @@ class TopSums:
     def add(self, batch: Batch) -> None:
         bins = self.design.num_bins
         shares = self.design.top_shares(batch.rows)
-        self.variance += bernoulli(self.design.confidence[batch.rows]) @ shares
+        self.variance += self.design.squared(batch.rows, bernoulli(self.design.confidence[batch.rows])) @ shares
         weighted = shares * self.design.confidence[batch.rows, None].astype(np.float32)
         sums = np.concatenate([shares[:, :bins], weighted], axis=1).T @ batch.weights
         self.counts += sums[:bins]
@@ -132,8 +133,8 @@ class SmoothSums:
 
     def add(self, batch: Batch) -> None:
         index = self.index[batch.rows]
-        self.mass += np.bincount(index, minlength=GRID)
-        spread = bernoulli(self.design.confidence[batch.rows])
+        self.mass += np.bincount(index, weights=self.design.of_rows(batch.rows), minlength=GRID)
+        spread = self.design.squared(batch.rows, bernoulli(self.design.confidence[batch.rows]))
         self.variance += np.bincount(index, weights=spread, minlength=GRID)
         residuals = batch.correct - batch.weights * self.design.confidence[batch.rows, None].astype(np.float32)
         cells = np.arange(index.min(), index.max() + 1)
@@ -184,7 +185,7 @@ class ClassSums:
         for k in range(self.design.num_classes):
             shares = self.design.class_shares(batch.rows, k)
             column = p[:, k, None]
-            variance = bernoulli(p[:, k]) @ shares
+            variance = self.design.squared(batch.rows, bernoulli(p[:, k])) @ shares
             self.variance[k] += variance[: 3 * bins]
             self.pooled_variance += variance[3 * bins :]
             kept = shares[:, 2 * bins : 3 * bins].sum(axis=1, keepdims=True)

@@ -66,27 +66,31 @@ class AreaSums(RankedSums):
     keys: ClassVar[tuple[str, ...]] = keys_from("areas")
 
     def __init__(self, design: Design, total: np.ndarray) -> None:
-        super().__init__(design, np.asarray(total, dtype=np.int64))
-        whole = np.arange(int(self.total.max()) + 1)
-        self.harmonic = digamma(whole + 1.0) + np.euler_gamma
-        # sum_{i <= c} (H_N - H_{i-1}) = c (1 + H_N - H_c): all but the term in H_N, which is linear in c.
-        self.table = whole * (1.0 - self.harmonic)
+        self.whole = design.weights is None
+        super().__init__(design, np.asarray(total, dtype=np.int64 if self.whole else np.float64))
+        if self.whole:
+            rows = np.arange(int(self.total.max()) + 1)
+            self.harmonic = harmonic(rows)
+            self.table = rows * (1.0 - self.harmonic)
         self.wrong, self.weighted, self.area = np.zeros((3, len(total)))
 
     def _add(self, counts: np.ndarray, errors: np.ndarray, ends: np.ndarray) -> None:
         self.wrong += errors.sum(axis=0)
         self.weighted += np.einsum("gr,gr->r", *np.broadcast_arrays(errors, ends - 0.5 * counts), dtype=np.float64)
         # `share (A(end) - A(start))`, by parts: only ends where the share changes are looked up
-        share = errors / np.maximum(counts, 1.0)
+        share = quotient(errors, counts)
         change = share.copy()
         change[:-1] -= share[1:]
         rows = np.flatnonzero(change.any(axis=1))
-        at, change = ends[rows].astype(np.int32), change[rows]
-        total = self.harmonic[self.total]
-        self.area += np.einsum("gr,gr->r", *np.broadcast_arrays(change, np.take(self.table, at)), dtype=np.float64)
+        change = change[rows]
+        total = self.harmonic[self.total] if self.whole else harmonic(self.total)
+        self.area += np.einsum("gr,gr->r", *np.broadcast_arrays(change, self._less(ends[rows])), dtype=np.float64)
         self.area += total * np.einsum("gr,gr->r", *np.broadcast_arrays(change, ends[rows]), dtype=np.float64)
-        seen = self.seen.astype(np.int32)
-        self.area -= share[0] * (self.table[seen] + total * seen)
+        self.area -= share[0] * (self._less(self.seen) + total * self.seen)
+
+    def _less(self, ends: np.ndarray) -> np.ndarray:
+        """`c (1 - H_c)`: sum_{i <= c} (H_N - H_{i-1}) = c (1 + H_N - H_c), but for what is linear in H_N."""
+        return np.take(self.table, ends.astype(np.int32)) if self.whole else ends * (1.0 - harmonic(ends))
 
     def scores(self) -> dict[str, np.ndarray]:
         total, wrong, area = self.total, self.wrong, self.area / self.total
@@ -94,7 +98,7 @@ class AreaSums(RankedSums):
         return {
             "error_auroc": auroc,
             "aurc": area,
-            "e_aurc": area - oracle_aurc(total, wrong),
+            "e_aurc": area - oracle_aurc(total, wrong, whole=self.whole),
             "augrc": augrc(auroc, total, wrong),
         }
 
@@ -105,17 +109,17 @@ class PrecisionSums(RankedSums):
     keys: ClassVar[tuple[str, ...]] = keys_from("precisions")
 
     def __init__(self, design: Design, total: np.ndarray) -> None:
-        super().__init__(design, np.asarray(total, dtype=np.float32))
+        super().__init__(design, np.asarray(total, dtype=np.float32 if design.weights is None else np.float64))
         self.wrong = np.zeros(len(total), np.float32)
         self.success, self.first, self.second = np.zeros((3, len(total)))
 
     def _add(self, counts: np.ndarray, errors: np.ndarray, ends: np.ndarray) -> None:
         wrong = running(errors, self.wrong)
-        precision = (ends - wrong) / np.maximum(ends, 1.0)
+        precision = quotient(ends - wrong, ends)
         self.success += ((counts - errors) * precision).sum(axis=0)
         # What is left of the errors and of the rows, this group included: (E - before) / (N - before), E not known
         # yet.
-        left = errors / np.maximum(self.total - (ends - counts), 1.0)
+        left = quotient(errors, self.total - (ends - counts))
         self.first += left.sum(axis=0)
         self.second += (left * (wrong - errors)).sum(axis=0)
         self.wrong = wrong[-1].copy()
@@ -170,9 +174,10 @@ class DriftSums:
         position = np.searchsorted(used, self.run)
         gap = (self.gaps[used] / self.total)[::-1]  # upwards from the least confident
         confidence, index = self.design.confidence, len(used) - 1 - position
-        mass = np.bincount(index)
-        middle = np.bincount(index, weights=confidence) / mass
-        variance = np.bincount(index, weights=confidence * (1.0 - confidence))
+        everywhere = slice(None)
+        middle = np.bincount(index, weights=confidence) / np.bincount(index)
+        mass = np.bincount(index, weights=self.design.of_rows(everywhere))
+        variance = np.bincount(index, weights=self.design.squared(everywhere, confidence * (1.0 - confidence)))
         bins = uniform_index(np.minimum(middle, 1.0), self.design.num_bins)
 
         def furthest(gaps: np.ndarray) -> np.ndarray:
@@ -183,6 +188,18 @@ class DriftSums:
 
 def running(values: np.ndarray, start: np.ndarray) -> np.ndarray:
     """Cumulative sums down the rows, from `start` on; whole numbers below 2^24 are exact in float32."""
-    total = np.cumsum(values, axis=0, dtype=np.float32)
+    total = np.cumsum(values, axis=0, dtype=values.dtype)
     total = total + start if total.shape[-1] != start.shape[-1] else np.add(total, start, out=total)
     return total
+
+
+def harmonic(rows: np.ndarray) -> np.ndarray:
+    """Harmonic numbers, also between whole ones."""
+    return digamma(rows + 1.0) + np.euler_gamma
+
+
+def quotient(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """`part / whole`; 0 where there is no row, as in resamples that have left a group out."""
+    if whole.dtype == np.float32:  # whole numbers
+        return part / np.maximum(whole, 1.0)
+    return np.divide(part, whole, out=np.zeros(np.broadcast_shapes(part.shape, whole.shape)), where=whole > 1e-9)

@@ -22,6 +22,7 @@ class Batch(NamedTuple):
 
     rows: slice  # The block
     # `(n, R)` float32 times each row counts; `(n, 1)` ones where every replicate has each row once
+    # where rows have weights of their own, float64 and these included
     weights: np.ndarray
     correct: np.ndarray  # `(n, R)` float32 times it counts as correct
     labels: np.ndarray | None  # `(n, R)` label of each row in each replicate; None where labels are the design's own
@@ -31,7 +32,7 @@ class Batch(NamedTuple):
         if self.labels is None:
             select = np.flatnonzero(design.labels[self.rows] == k)
             return self.weights[select], select
-        return (self.labels == k).astype(np.float32), slice(None)
+        return (self.labels == k).astype(self.weights.dtype) * self.weights, slice(None)
 
 
 class Mass(NamedTuple):
@@ -50,16 +51,18 @@ class Mass(NamedTuple):
         return (np.maximum(overlap, 0.0) / width).astype(np.float32)
 
 
-def mass_of(values: np.ndarray, keep: np.ndarray | None = None) -> Mass:
-    """Mass intervals of `(N,)` values; entries left out by `keep` get an empty interval."""
+def mass_of(values: np.ndarray, keep: np.ndarray | None = None, weights: np.ndarray | None = None) -> Mass:
+    """Mass intervals of `(N,)` values, which weigh 1 each by default; entries left out by `keep` get an empty one."""
     chosen = np.arange(len(values)) if keep is None else np.flatnonzero(keep)
     low, high = np.zeros(len(values)), np.zeros(len(values))
     if len(chosen):
         _, inverse, counts = np.unique(tie_key(values[chosen]), return_inverse=True, return_counts=True)
+        if weights is not None:
+            counts = np.bincount(inverse.reshape(-1), weights=weights[chosen])
         ends = np.cumsum(counts)
         high[chosen] = ends[inverse.reshape(-1)]
         low[chosen] = (ends - counts)[inverse.reshape(-1)]
-    return Mass(low, high, float(len(chosen)))
+    return Mass(low, high, float(len(chosen) if weights is None else weights[chosen].sum()))
 
 
 class Design:
@@ -78,14 +81,17 @@ class Design:
         self.top_index = uniform_index(self.confidence, num_bins)
         keys = tie_key(self.confidence)
         self.last_of_group = np.append(keys[1:] != keys[:-1], True)
-        self.top_mass = mass_of(self.confidence)
+        # of mean 1: a resample of rows is one of so many rows, however large their weights are
+        self.weights = None if rows.weights is None else rows.weights[order] / rows.weights.mean()
+        self.top_mass = mass_of(self.confidence, weights=self.weights)
         if not classwise:
             return
         columns = self.probabilities.T
-        self.class_mass = [mass_of(column) for column in columns]
-        self.kept_mass = [mass_of(column, column > TACE_THRESHOLD) for column in columns]
+        self.class_mass = [mass_of(column, weights=self.weights) for column in columns]
+        self.kept_mass = [mass_of(column, column > TACE_THRESHOLD, self.weights) for column in columns]
         flat = self.probabilities.reshape(-1)
-        pooled = mass_of(flat, flat > TACE_THRESHOLD)
+        of_entries = None if self.weights is None else np.repeat(self.weights, self.num_classes)
+        pooled = mass_of(flat, flat > TACE_THRESHOLD, of_entries)
         shape = self.probabilities.shape
         low, high = pooled.low.reshape(shape), pooled.high.reshape(shape)
         self.pooled_mass = [Mass(low[:, k], high[:, k], pooled.total) for k in range(shape[1])]
@@ -97,6 +103,24 @@ class Design:
     @property
     def num_classes(self) -> int:
         return self.probabilities.shape[1]
+
+    def of_rows(self, rows: slice) -> np.ndarray:
+        """`(n,)` weight of each row: float32 ones, or float64 where rows have weights of their own."""
+        return np.ones(len(self.labels[rows]), np.float32) if self.weights is None else self.weights[rows]
+
+    def weigh(self, rows: slice, counts: np.ndarray) -> np.ndarray:
+        """`(n, R)` what rows that count so often weigh, likewise."""
+        return counts.astype(np.float32) if self.weights is None else counts * self.weights[rows, None]
+
+    def squared(self, rows: slice, values: np.ndarray) -> np.ndarray:
+        """`(n,)` variances of rows as they enter that of a weighted sum: times the square of the weight."""
+        return values if self.weights is None else values * self.weights[rows] ** 2
+
+    def totals(self, counts: np.ndarray) -> np.ndarray:
+        """`(R,)` weight of all rows, given in their own order, that count `(N, R)` times."""
+        if self.weights is None:
+            return counts.sum(axis=0, dtype=np.int64)
+        return self.weights @ counts[self.order]
 
     def blocks(self) -> list[slice]:
         return [slice(i, min(i + BLOCK, self.num_rows)) for i in range(0, self.num_rows, BLOCK)]

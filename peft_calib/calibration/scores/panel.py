@@ -14,6 +14,7 @@ from .columns import ColumnBins, column_bins
 from .smooth import smooth_calibration_error
 from .table import KEYS
 from .top_label_pass import TopLabelSums
+from .weighted import WeightedSums, top_of, weighted_columns, weighted_groups, weighted_sums
 
 # Numbers of which intermediate results are held at once.
 ENTRIES = 1 << 14
@@ -22,13 +23,16 @@ ENTRIES = 1 << 14
 class Tables(NamedTuple):
     """The sufficient statistics that all scores, but the row-wise ones, are computed from."""
 
-    sums: TopLabelSums  # Over rows, and of the top label's uniform bins
+    sums: TopLabelSums | WeightedSums  # Over rows, and of the top label's uniform bins
     columns: ColumnBins  # Bins of every class column
     groups: Groups  # Top-label rows grouped by confidence, ascending
 
 
 def build_tables(rows: Rows, num_bins: int) -> Tables:
     """All passes and the one sort over the rows."""
+    if rows.weights is not None:
+        groups = weighted_groups(*top_of(rows), rows.weights)
+        return Tables(weighted_sums(rows, num_bins), weighted_columns(rows, num_bins), groups)
     sums, size = TopLabelSums(num_bins), len(rows.labels)
     confidence, correct = np.empty(size), np.empty(size, bool)
     sums.add(rows.probabilities, rows.labels, checked=True, into=(confidence, correct))
@@ -41,8 +45,12 @@ def compute_panel(rows: Rows, num_bins: int, tables: Tables | None = None, *, wa
     if warn and tables.sums.num_impossible:
         binned.warn_impossible(tables.sums.num_impossible, len(rows.labels))
     means = tables.sums.means()
+    if rows.weights is None:
+        entropy = mean_entropy(rows.probabilities)
+    else:
+        entropy = float(row_entropy(rows.probabilities) @ rows.weights / rows.weights.sum())
     return panel_of(
-        {**means, "mean_entropy": mean_entropy(rows.probabilities)},
+        {**means, "mean_entropy": entropy},
         binned.scores_of_bins(tables.sums.bins),
         scores_of_groups(tables.groups, num_bins),
         binned.scores_of_columns(tables.columns, means["brier"]),

@@ -24,8 +24,14 @@ class Ranking(NamedTuple):
     wrong: np.ndarray  # `(G,)` errors likewise
 
     @property
-    def num_rows(self) -> int:
-        return int(self.ends[-1])
+    def num_rows(self) -> float:
+        """Rows, or the sum of their weights."""
+        return self.ends[-1].item()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether rows are counted, and not weighed."""
+        return float(self.ends[-1]).is_integer() and float(self.wrong[-1]).is_integer()
 
     @property
     def num_errors(self) -> float:
@@ -98,7 +104,7 @@ def ranking_scores(ranking: Ranking) -> dict[str, float]:
         "error_aupr": error_aupr(ranking),
         "success_aupr": success_aupr(ranking),
         "aurc": area,
-        "e_aurc": area - float(oracle_aurc(ranking.num_rows, ranking.num_errors)),
+        "e_aurc": area - float(oracle_aurc(ranking.num_rows, ranking.num_errors, whole=ranking.is_whole)),
         "augrc": float(augrc(auroc, ranking.num_rows, ranking.num_errors)),
     }
 
@@ -110,7 +116,7 @@ def error_auroc(ranking: Ranking) -> float:
 
 
 def auroc_of_pairs(
-    surer: np.ndarray | float, num_rows: np.ndarray | int, num_errors: np.ndarray | float
+    surer: np.ndarray | float, num_rows: np.ndarray | float, num_errors: np.ndarray | float
 ) -> np.ndarray:
     """The AUROC of errors; NaN where there is no error, or nothing else.
 
@@ -142,20 +148,23 @@ def aurc(ranking: Ranking) -> float:
     """
     counts, errors, ends, wrong = ranking
     before, share, harmonic = ends - counts, errors / counts, 1.0 / ends
-    tied = np.flatnonzero(counts > 1)
+    tied = np.flatnonzero(counts != 1)
     harmonic[tied] = digamma(ends[tied] + 1.0) - digamma(before[tied] + 1.0)
     return float((ranking.num_errors + (wrong - errors - share * before) @ harmonic) / ranking.num_rows)
 
 
-def oracle_aurc(num_rows: np.ndarray | int, num_errors: np.ndarray | float) -> np.ndarray:
-    """AURC of the order that puts every error last; `e_aurc` is what is above it (Geifman et al., 2019)."""
-    right = np.rint(num_rows - num_errors)
+def oracle_aurc(num_rows: np.ndarray | float, num_errors: np.ndarray | float, *, whole: bool = True) -> np.ndarray:
+    """AURC of the order that puts every error last; `e_aurc` is what is above it (Geifman et al., 2019).
+
+    `whole` says that rows are counted, so that what sums of float32 miss by is rounded off.
+    """
+    right = np.rint(num_rows - num_errors) if whole else np.subtract(num_rows, num_errors)
     # `sum_{i <= c} (H_N - H_{i-1}) = c (1 + H_N - H_c)`, with `H_n = digamma(n + 1) + 0.577...`
     area = right * (1.0 + digamma(np.add(num_rows, 1.0)) - digamma(np.add(right, 1.0)))
     return 1.0 - area / num_rows
 
 
-def augrc(auroc: np.ndarray | float, num_rows: np.ndarray | int, num_errors: np.ndarray | float) -> np.ndarray:
+def augrc(auroc: np.ndarray | float, num_rows: np.ndarray | float, num_errors: np.ndarray | float) -> np.ndarray:
     """Area under the generalised risk-coverage curve, `(1 - AUROC) e (1 - e) + e^2 / 2` (Traub et al., 2024)."""
     rate = num_errors / num_rows
     return np.nan_to_num((1.0 - auroc) * rate * (1.0 - rate)) + 0.5 * rate**2

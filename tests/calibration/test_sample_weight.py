@@ -1,0 +1,286 @@
+"""Rows that count differently: scores as of repeated rows, closed forms, intervals, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import accuracy_score, average_precision_score, log_loss, roc_auc_score
+
+from peft_calib.calibration import (
+    ConformalSets,
+    SelectiveThreshold,
+    TemperatureScaling,
+    calibration_report,
+)
+from peft_calib.calibration.inputs import as_rows, effective_rows
+from peft_calib.calibration.resampling.intervals import bootstrap_draws, bootstrap_intervals, weighted_draws
+from peft_calib.calibration.scores.panel import compute_panel
+from peft_calib.calibration.scores.table import KEYS
+
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def rows(count: int, seed: int, classes: int = 3, *, sharp: float = 1.0, decimals: int | None = None):
+    generator = np.random.default_rng(seed)
+    truth = generator.dirichlet([0.6] * classes, count)
+    labels = (generator.random((count, 1)) > truth.cumsum(axis=1)).sum(axis=1).clip(max=classes - 1)
+    p = truth**sharp
+    p /= p.sum(axis=1, keepdims=True)
+    if decimals is not None:  # ties by the dozen
+        p = np.maximum(p.round(decimals), 1e-3)
+        p /= p.sum(axis=1, keepdims=True)
+    return p, labels, generator
+
+
+def panel(p, labels, weights=None) -> dict[str, float]:
+    return compute_panel(as_rows(p, labels, sample_weight=weights), 15)
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_row_of_weight_two_is_there_twice_in_every_score(decimals, classes):
+    p, labels, generator = rows(300, 0, classes, sharp=1.7, decimals=decimals)
+    weights = generator.integers(0, 4, 300)
+    repeated = np.repeat(np.arange(300), weights)
+    found, expected = panel(p, labels, weights), panel(p[repeated], labels[repeated])
+    assert list(found) == list(expected) == list(KEYS)
+    for key in KEYS:
+        assert found[key] == pytest.approx(expected[key], rel=1e-10, abs=1e-12), key
+
+
+def test_equal_weights_are_none():
+    p, labels, _ = rows(400, 1, sharp=2.0)
+    found, plain = panel(p, labels, np.ones(400)), panel(p, labels)
+    for key in KEYS:
+        assert found[key] == pytest.approx(plain[key], rel=1e-10, abs=1e-12), key
+    # and means, bins of a share and rankings by pairs do not change with the unit of the weights
+    half = panel(p, labels, np.full(400, 0.25))
+    for key in set(KEYS) - {"rmsce_debiased", "aurc", "e_aurc"}:
+        assert half[key] == pytest.approx(plain[key], rel=1e-9, abs=1e-11), key
+
+
+def test_peers_and_closed_forms_agree_with_fractional_weights():
+    p, labels, generator = rows(500, 2, sharp=1.5)
+    weights = generator.gamma(0.7, size=500)
+    found = panel(p, labels, weights)
+    share, predicted, confidence = weights / weights.sum(), p.argmax(1), p.max(1)
+    wrong = predicted != labels
+    assert found["accuracy"] == pytest.approx(accuracy_score(labels, predicted, sample_weight=weights), abs=1e-12)
+    assert found["nll"] == pytest.approx(log_loss(labels, p, sample_weight=weights), rel=1e-9)
+    assert found["brier"] == pytest.approx(share @ ((p - np.eye(3)[labels]) ** 2).sum(1), rel=1e-12)
+    assert found["mean_confidence"] == pytest.approx(share @ confidence, rel=1e-12)
+    assert found["mean_entropy"] == pytest.approx(share @ -(p * np.log(p)).sum(1), rel=1e-12)
+    assert found["error_auroc"] == pytest.approx(roc_auc_score(wrong, -confidence, sample_weight=weights), rel=1e-9)
+    aupr = average_precision_score(wrong, -confidence, sample_weight=weights)
+    assert found["error_aupr"] == pytest.approx(aupr, rel=1e-9)
+    bins = np.ceil(confidence * 15).astype(int)
+    gaps = [share[bins == b] @ (confidence - ~wrong)[bins == b] for b in np.unique(bins)]
+    assert found["ece"] == pytest.approx(np.abs(gaps).sum(), rel=1e-9)
+    order = np.argsort(confidence)
+    drift = np.cumsum((share * (confidence - ~wrong))[order])
+    assert found["ks_error"] == pytest.approx(np.abs(drift).max(), rel=1e-9)
+    total = found["brier_reliability"] - found["brier_resolution"] + found["brier_uncertainty"]
+    assert total + found["brier_within_bin"] == pytest.approx(found["brier"], rel=1e-12)
+
+
+def test_resamples_weigh_the_rows_by_the_arithmetic_of_the_scores():
+    """The last replicate, which has each row once, is the panel; a resample is the panel of the rows it drew."""
+    p, labels, generator = rows(250, 3, sharp=1.5, decimals=2)
+    weights = generator.gamma(1.5, size=250)
+    weights /= weights.mean()
+    given = as_rows(p, labels, sample_weight=weights)
+    counts = np.stack([np.ones(250, int), generator.multinomial(250, np.full(250, 1 / 250))], axis=1)
+    draws = weighted_draws(given, counts, num_bins=15, scores=KEYS)
+    whole = compute_panel(given, 15)
+    # of equal-mass bins a resample keeps the edges of all rows, as it does without weights; the grid of smooth ECE
+    # is coarser there
+    for key in set(KEYS) - {"smooth_ece"}:
+        assert draws[key][0] == pytest.approx(whole[key], rel=2e-5, abs=2e-6), key
+    drawn = panel(p[counts[:, 1] > 0], labels[counts[:, 1] > 0], (weights * counts[:, 1])[counts[:, 1] > 0])
+    own_edges = {"ace", "tace", "tace_classwise", "ace_classwise", "smooth_ece"}
+    for key in set(KEYS) - own_edges:
+        assert draws[key][1] == pytest.approx(drawn[key], rel=2e-5, abs=2e-6), key
+
+
+def test_intervals_do_not_hang_on_the_unit_and_are_wider_where_few_rows_weigh_most():
+    p, labels, generator = rows(600, 4, sharp=1.5)
+    weights = generator.gamma(0.3, size=600)
+    options = {"num_resamples": 200, "seed": 0}
+    one = bootstrap_intervals(as_rows(p, labels, sample_weight=weights), **options)
+    ten = bootstrap_intervals(as_rows(p, labels, sample_weight=10 * weights), **options)
+    none = bootstrap_intervals(as_rows(p, labels), **options)
+    for key in set(KEYS) - {"brier_within_bin"}:
+        assert one[key] == pytest.approx(ten[key], rel=1e-6, abs=1e-9), key
+    for key in ("accuracy", "nll", "brier", "ece", "aurc", "error_auroc", "smooth_ece", "classwise_ece"):
+        assert np.diff(one[key])[0] > 1.2 * np.diff(none[key])[0], key
+    assert effective_rows(weights) < 200
+
+
+@pytest.mark.parametrize("key", ["accuracy", "nll", "brier", "aurc", "error_auroc", "ece", "brier_reliability"])
+def test_intervals_hold_the_truth_of_a_population_that_is_weighed(key):
+    """Rows drawn from one population and weighed by the density ratio to another: its scores are known by size."""
+    generator = np.random.default_rng(5)
+
+    def sample(count: int):
+        x = generator.random(count)  # confidence rises with x; rows to come have density 2 x
+        q = 0.5 + 0.5 * x
+        labels = (generator.random(count) > q**1.5).astype(int)
+        return np.stack([q, 1 - q], axis=1), labels, 2 * x
+
+    p, labels, weights = sample(200_000)
+    truth = panel(p, labels, weights)[key]
+    held = 0
+    for _ in range(60):
+        p, labels, weights = sample(250)
+        given = as_rows(p, labels, sample_weight=weights)
+        low, high = bootstrap_intervals(given, num_resamples=200, seed=0, scores=[key])[key]
+        held += low <= truth <= high
+    assert held >= 51  # of 60 at 95 %: fewer than 51 have probability 3e-4
+
+
+def test_a_report_with_weights():
+    p, labels, generator = rows(300, 6, sharp=1.5)
+    weights = generator.gamma(1.0, size=300)
+    report = calibration_report(p, labels, sample_weight=weights, num_resamples=50)
+    assert report.scores == panel(p, labels, weights)
+    assert report.settings["sum_of_weights"] == pytest.approx(weights.sum())
+    assert report.settings["effective_rows"] == pytest.approx(weights.sum() ** 2 / (weights**2).sum())
+    for key, (low, high) in report.intervals.items():
+        if key != "brier_within_bin":
+            assert low <= report[key] + 1e-9 and report[key] - 1e-9 <= high, key
+    assert report.bins.counts.sum() == pytest.approx(report.settings["effective_rows"])
+    np.testing.assert_allclose(report.bins.gaps @ report.bins.weights, report["confidence_gap"], atol=1e-12)
+    page = report.to_html()
+    assert page.count("<figure>") == 2 and "effective_rows" in page  # pictures of bins; others are of plain rows
+    assert "effective_rows" in report.to_markdown()
+    again = calibration_report(torch.tensor(p), labels, sample_weight=weights.tolist(), num_resamples=50)
+    assert again.to_json() == report.to_json()
+
+
+def test_a_weight_of_zero_leaves_a_row_out_and_tokens_take_that_of_their_text():
+    p, labels, _ = rows(40, 7)
+    weights = np.where(np.arange(40) < 10, 0.0, 1.5)
+    mask = np.arange(40) % 3 > 0
+    found, expected = panel(p, labels, weights), panel(p[10:], labels[10:], weights[10:])
+    assert found == expected
+    both = as_rows(p, labels, mask=mask, sample_weight=weights)
+    assert both.weights.tolist() == [1.5] * int((mask & (weights > 0)).sum()) and len(both.labels) == len(both.weights)
+    tokens = as_rows(p.reshape(8, 5, 3), labels.reshape(8, 5), sample_weight=np.arange(1, 9))
+    assert tokens.weights.tolist() == np.repeat(np.arange(1.0, 9.0), 5).tolist()
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ([1.0] * 39, "sample_weight has shape"),
+        ([-1.0] + [1.0] * 39, "finite numbers of at least 0"),
+        ([float("nan")] + [1.0] * 39, "finite numbers of at least 0"),
+        ([0.0] * 40, "finite numbers of at least 0"),
+    ],
+)
+def test_weights_that_are_none_are_refused(weights, told):
+    p, labels, _ = rows(40, 8)
+    with pytest.raises(ValueError, match=told):
+        calibration_report(p, labels, sample_weight=weights)
+    with pytest.raises(ValueError, match=told):
+        TemperatureScaling().fit(np.log(p), labels, sample_weight=weights)
+
+
+def test_what_is_not_measured_with_weights_is_refused():
+    p, labels, _ = rows(40, 8)
+    w = np.ones(40)
+    with pytest.raises(ValueError, match="measure each group, or class, by itself"):
+        calibration_report(p, labels, sample_weight=w, groups=["a", "b"] * 20)
+    with pytest.raises(ValueError, match="does not go with per_class"):
+        calibration_report(p, labels, sample_weight=w, per_class=True)
+    with pytest.raises(ValueError, match="own convention"):
+        calibration_report(p, labels, sample_weight=w, convention="torchmetrics")
+
+
+# ------------------------------------------------------------------------------------------------------- temperature
+
+
+def test_a_temperature_is_that_of_the_weighted_loss():
+    p, labels, generator = rows(400, 9, sharp=2.5)
+    logits, weights = np.log(p), generator.integers(0, 4, 400)
+    repeated = np.repeat(np.arange(400), weights)
+    found = TemperatureScaling().fit(logits, labels, sample_weight=weights)
+    twice = TemperatureScaling().fit(logits[repeated], labels[repeated])
+    assert found.temperature == pytest.approx(twice.temperature, rel=1e-8)
+    assert found.fit_result.num_rows == (weights > 0).sum()
+    fractional = generator.gamma(0.8, size=400)
+    fitted = TemperatureScaling().fit(logits, labels, sample_weight=fractional)
+
+    def loss(log_t: float) -> float:
+        q = p ** np.exp(-log_t)
+        return -float(fractional @ np.log(q[np.arange(400), labels] / q.sum(1)))
+
+    best = np.exp(minimize_scalar(loss, bounds=(-2, 3), method="bounded", options={"xatol": 1e-10}).x)
+    assert fitted.temperature == pytest.approx(best, rel=1e-6)
+
+
+def test_the_interval_of_a_temperature_counts_rows_and_not_weights():
+    p, labels, generator = rows(300, 10, sharp=2.5)
+    plain = TemperatureScaling().fit(np.log(p), labels).fit_result
+    same = TemperatureScaling().fit(np.log(p), labels, sample_weight=np.full(300, 7.0)).fit_result
+    assert (same.low, same.high) == pytest.approx((plain.low, plain.high), rel=1e-9)
+    few = TemperatureScaling().fit(np.log(p), labels, sample_weight=generator.gamma(0.2, size=300)).fit_result
+    assert np.log(few.high / few.low) > 1.5 * np.log(plain.high / plain.low)
+
+
+def test_the_interval_of_a_weighted_temperature_holds_the_truth():
+    """Sharpened in half of the rows; of the rows to come nine in ten are of that half, as their weights say."""
+    generator = np.random.default_rng(11)
+
+    def sample(count: int):
+        p, labels, _ = rows(count, int(generator.integers(1 << 30)))
+        sharp = generator.random(count) < 0.5
+        logits = np.log(p) * np.where(sharp, 3.0, 1.5)[:, None]
+        return logits, labels, np.where(sharp, 1.8, 0.2)
+
+    logits, labels, weights = sample(200_000)
+    truth = TemperatureScaling().fit(logits, labels, sample_weight=weights).fit_result.fitted
+    fits = []
+    for _ in range(100):
+        logits, labels, weights = sample(200)
+        fits.append(TemperatureScaling().fit(logits, labels, sample_weight=weights).fit_result)
+    held = sum(fit.low <= truth <= fit.high for fit in fits)
+    assert held >= 88  # of 100 at 95 %: fewer than 88 have probability 2e-3
+
+
+# --------------------------------------------------------------------------------------------------------- decisions
+
+
+@pytest.mark.parametrize("rule", [SelectiveThreshold(risk=0.4), ConformalSets(alpha=0.1)])
+def test_no_guarantee_is_given_with_weights_and_what_to_do_is_said(rule):
+    p, labels, generator = rows(400, 12)
+    weights = 2 * p.max(1)
+    with pytest.raises(ValueError, match=r"No guarantee can be given with `sample_weight`: .* weight / bound"):
+        rule.fit(p, labels, sample_weight=weights)
+    kept = generator.random(400) < weights / 2.0  # what the message says to do
+    assert rule.fit(p[kept], labels[kept]).num_rows == kept.sum()
+
+
+def test_without_weights_nothing_has_changed():
+    p, labels, _ = rows(300, 13, sharp=1.5)
+    plain = as_rows(p, labels)
+    draws = bootstrap_draws(plain, num_resamples=30, seed=1)
+    weighed = bootstrap_draws(as_rows(p, labels, sample_weight=np.ones(300)), num_resamples=30, seed=1)
+    for key in KEYS:
+        np.testing.assert_allclose(weighed[key], draws[key], rtol=2e-5, atol=2e-6, err_msg=key)
+
+
+def test_the_page_shows_how_often_intervals_held(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import weighted_intervals
+
+    results = json.loads((BENCHMARKS / "results" / "weighted_intervals.json").read_text())
+    page = (BENCHMARKS.parent / "docs" / "calibration.md").read_text()
+    assert weighted_intervals.markdown(results) in page
+    for case in results["cases"]:  # three standard errors; of a few effective rows ten points
+        least = 0.85 if case["effective rows"] < 100 else 0.89
+        assert min(case["held"].values()) >= least, case
