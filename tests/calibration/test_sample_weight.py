@@ -20,7 +20,6 @@ from peft_calib.calibration.resampling.intervals import bootstrap_draws, bootstr
 from peft_calib.calibration.scores.panel import compute_panel
 from peft_calib.calibration.scores.table import KEYS
 
-
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
