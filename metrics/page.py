@@ -12,9 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.special import softmax
+
+from peft_calib.calibration.report.render import picture
+
 # predictions, references, settings -> a heading in Markdown, and HTML below it
 Measure = Callable[[Any, Any, dict[str, Any]], tuple[str, str]]
 
+NUM_BINS = 15
 FORMATS = """\
 **JSON**: `{"predictions": [...], "references": [...]}`.
 **CSV**: one row an example, the last column its label, the others its predictions; a header line is optional."""
@@ -64,10 +71,29 @@ def table(scores: dict[str, float]) -> str:
     return f"<table><thead><tr><th>score</th><th>value</th></tr></thead><tbody>{lines}</tbody></table>"
 
 
+def example_rows(num_rows: int = 300, temperature: float = 2.0) -> str:
+    """Rows of three classes as CSV, from a model that is sharper than it is right."""
+    generator = np.random.default_rng(0)
+    logits = 2.0 * generator.normal(size=(num_rows, 3))
+    true, shown = (softmax(logits / t, axis=1) for t in (temperature, 1.0))
+    labels = (generator.random((num_rows, 1)) > true.cumsum(axis=1)).sum(axis=1).clip(max=2)
+    shown = shown.round(4)
+    shown[:, 2] = (1.0 - shown[:, 0] - shown[:, 1]).clip(0.0, 1.0)
+    return "\n".join(f"{a:.4f},{b:.4f},{c:.4f},{label}" for (a, b, c), label in zip(shown, labels, strict=True))
+
+
+def pictured(figure: Figure, name: str) -> str:
+    """A figure as part of an HTML page."""
+    return f'<p style="background:white">{picture(name, figure)}</p>'
+
+
 def build_page(
     title: str, description: str, measure: Measure, kinds: list[str], example: str, bins: bool = False
 ) -> Any:
-    """The page as `gradio.Blocks`; `kinds` are the choices of `input`, `bins` asks for `num_bins` too."""
+    """The page as `gradio.Blocks`; `kinds` are the choices of `input`, `bins` asks for `num_bins` too.
+
+    It opens on the measured example.
+    """
     import gradio
 
     def run(text: str, path: str | None, kind: str, num_bins: int) -> tuple[str, str]:
@@ -83,9 +109,10 @@ def build_page(
                     label="or a file", file_types=[".csv", ".json", ".txt"], type="filepath", elem_id="file"
                 )
                 kind = gradio.Radio(kinds, value=kinds[0], label="Predictions are")
-                num_bins = gradio.Slider(1, 50, value=15, step=1, label="Bins", visible=bins)
+                num_bins = gradio.Slider(1, 50, value=NUM_BINS, step=1, label="Bins", visible=bins)
         button = gradio.Button("Measure", variant="primary", elem_id="measure")
-        heading, body = gradio.Markdown(elem_id="heading"), gradio.HTML(elem_id="body")
+        told, shown = run(example, None, kinds[0], NUM_BINS)
+        heading, body = gradio.Markdown(told, elem_id="heading"), gradio.HTML(shown, elem_id="body")
         button.click(run, [text, upload, kind, num_bins], [heading, body], api_name="measure")
     return page
 

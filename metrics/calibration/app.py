@@ -3,17 +3,24 @@
 from functools import partial
 from typing import Any
 
-from peft_calib.calibration import calibration_report
-from peft_calib.metrics.page import build_page, framed
+from matplotlib.figure import Figure
+
+from peft_calib.calibration import calibration_report, reliability_diagram
+from peft_calib.metrics.page import build_page, example_rows, framed
 
 DESCRIPTION = "Do the probabilities of a classifier mean what they say? Every number has its interval and noise floor."
-EXAMPLE = "0.92,0.05,0.03,0\n0.10,0.80,0.10,1\n0.30,0.40,0.30,2\n0.55,0.25,0.20,0\n0.15,0.15,0.70,2\n0.60,0.30,0.10,1"
+EXAMPLE = example_rows()
 
 
 def measure(predictions: Any, references: Any, settings: dict[str, Any]) -> tuple[str, str]:
     """The verdict, and the whole report in a frame."""
     report = calibration_report(predictions, references, **settings)
     return f"### {report.verdict()}", framed(report.to_html())
+
+
+def figure(predictions: Any, references: Any) -> Figure:
+    """What the page of the Space shows of its example."""
+    return reliability_diagram(predictions, references)
 
 
 # The page, not yet served.

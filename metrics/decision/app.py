@@ -5,9 +5,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from peft_calib.calibration import SelectiveThreshold, threshold_diagram
 from peft_calib.calibration.decide.stored import decision_scores
-from peft_calib.metrics.page import build_page, table
+from peft_calib.metrics.page import build_page, pictured, table
 
 RISK, ALPHA = 0.1, 0.1
 DESCRIPTION = (
@@ -37,11 +39,24 @@ def measure(predictions: Any, references: Any, settings: dict[str, Any]) -> tupl
     if settings.get("input") != "confidence":
         asked.append({"alpha": ALPHA})
     found = [decision_scores(rows[new], labels[new], **given, **one) for one in asked]
-    body = ""
+    body = (
+        ""
+        if settings.get("input", "probabilities") != "probabilities"
+        else pictured(figure(rows, labels), "Threshold")
+    )
     for scores in found:
         numbers = {key: value for key, value in scores.items() if isinstance(value, (int, float))}
         body += f"<p>{html.escape(scores['promise'])}</p>{table(numbers)}"
     return f"### {found[0]['promise']}", body
+
+
+def figure(predictions: Any, references: Any) -> Figure:
+    """What the page of the Space shows of its example: the threshold of one half, and what it reaches on the other."""
+    order = np.random.default_rng(0).permutation(len(references))
+    rows, labels = np.asarray(predictions), np.asarray(references)
+    fit, new = order[::2], order[1::2]
+    rule = SelectiveThreshold(risk=RISK).fit(rows[fit], labels[fit])
+    return threshold_diagram(rule, rule.evaluate(rows[new], labels[new]))
 
 
 # The page, not yet served.

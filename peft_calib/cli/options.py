@@ -10,7 +10,7 @@ import typer
 from ..runs.flags import setting_flags
 from .command import OUTPUT, PREDICTION, ROWS, option
 
-ABOUT_PANEL = "What the card says"
+ABOUT_PANEL, COMMIT = "What the card says", "The commit"
 WAYS = ("mean", "sample", "late", "linear")
 
 RunDir = Annotated[Path, typer.Argument(help="Folder of a finished run.")]

@@ -8,9 +8,7 @@ import typer
 
 from ..runs.flags import given, with_flags
 from .command import PUBLISHING, command, main_console, option
-from .options import ABOUT, AsJson, Source
-
-COMMIT = "The commit"
+from .options import ABOUT, COMMIT, AsJson, Source
 
 
 @command(

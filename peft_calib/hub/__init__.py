@@ -2,5 +2,6 @@
 
 from .facts import Measurement, Subject
 from .push import push_to_hub, write_card
+from .spaces import push_metric, write_space
 
-__all__ = ["Measurement", "Subject", "push_to_hub", "write_card"]
+__all__ = ["Measurement", "Subject", "push_metric", "push_to_hub", "write_card", "write_space"]

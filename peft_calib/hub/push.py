@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+from huggingface_hub import CommitInfo
 from torch import nn
 
 from ..calibration import CalibrationReport
 from ..files import replace_folder
+from .commit import MESSAGE, Destination
 from .facts import Measurement, Subject
 from .staging import CARD, MANAGED, stage
-
-#: How often a server's own failure is answered by asking again, and the seconds before the first time.
-TRIES, PAUSE = 4, 0.5
-SERVER_ERROR, CONFLICTS = 500, (409, 412)
-
-T = TypeVar("T")
 
 
 def push_to_hub(
@@ -78,11 +70,8 @@ def push_to_hub(
         folder = Path(scratch) / "push"
         folder.mkdir()
         stage(source, folder, repo_id, measured, subject)
-        api = HfApi(token=token, library_name="peft-calib")
-        name = _again(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
-        if revision is not None:
-            _again(lambda: api.create_branch(name, branch=revision, exist_ok=True))
-        return _committed(api, name, folder, revision, create_pr, commit_message or "Upload with peft-calib")
+        where = Destination(repo_id, revision=revision, private=private, create_pr=create_pr, token=token)
+        return where.commit(folder, commit_message or MESSAGE, MANAGED)
 
 
 def write_card(
@@ -137,56 +126,3 @@ def _measured(report: Any) -> tuple[Measurement, ...]:
         "report must be what calibration_report returned, or {'before': ..., 'after': ...} of two; got "
         f"{type(report).__name__}."
     )
-
-
-def _committed(api: HfApi, name: str, folder: Path, revision: str | None, create_pr: bool, message: str) -> CommitInfo:
-    """One commit on top of what was there when it was looked at."""
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    try:
-        head = _again(lambda: api.repo_info(name, revision=revision))
-    except RevisionNotFoundError:  # a repository without a commit
-        head = None
-    there = [] if head is None else [file.rfilename for file in head.siblings or ()]
-    gone = [file for file in there if file not in files and file.startswith(MANAGED)]
-    operations = [CommitOperationAdd(file, folder / file) for file in files]
-    operations += [CommitOperationDelete(file) for file in gone]
-    options: dict[str, Any] = {"commit_message": message, "revision": revision, "create_pr": create_pr}
-    mark = _mark(folder, files)
-    options |= {"commit_description": mark, "parent_commit": None if head is None else head.sha}
-    try:
-        return _again(lambda: api.create_commit(name, operations, **options))
-    except HfHubHTTPError as error:
-        if _status(error) not in CONFLICTS:
-            raise
-        made = api.list_repo_commits(name, revision=revision)[0]
-        if mark in made.message:  # an earlier try was carried out, though its answer did not arrive
-            url = f"{api.endpoint}/{name}/commit/{made.commit_id}"
-            return CommitInfo(commit_url=url, commit_message=message, commit_description=mark, oid=made.commit_id)
-        raise ValueError(
-            f"Somebody else pushed to {name} meanwhile, so nothing was written. Look at what is there now, and "
-            "push again."
-        ) from error
-
-
-def _mark(folder: Path, files: Sequence[str]) -> str:
-    """What tells a commit of these files from others: their digest."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file}\0{hashlib.sha256((folder / file).read_bytes()).hexdigest()}\n".encode())
-    return f"Content sha256:{digest.hexdigest()}"
-
-
-def _again(ask: Callable[[], T]) -> T:
-    """Ask again where the server failed by its own fault."""
-    for turn in range(TRIES):
-        try:
-            return ask()
-        except HfHubHTTPError as error:
-            if _status(error) < SERVER_ERROR or turn == TRIES - 1:
-                raise
-            time.sleep(PAUSE * 2**turn)
-    raise AssertionError("the last try returns or raises")
-
-
-def _status(error: HfHubHTTPError) -> int:
-    return getattr(error.response, "status_code", 0)

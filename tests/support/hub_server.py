@@ -112,7 +112,8 @@ class _Handler(BaseHTTPRequestHandler):
         hub, parts = self.hub, path.strip("/").split("/")
         if path == "/api/repos/create":
             asked = json.loads(body)
-            name = f"{asked.get('organization') or 'user'}/{asked['name']}"
+            kind = "" if asked.get("type", "model") == "model" else f"{asked['type']}s/"
+            name = f"{kind}{asked.get('organization') or 'user'}/{asked['name']}"
             if name in hub.repositories:
                 return self._send(409, {"error": "You already created this model repo", "url": f"{hub.url}/{name}"})
             hub.repositories[name] = Repository(bool(asked.get("private") or asked.get("visibility") == "private"))
@@ -127,8 +128,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(
                 200, {"transfer": "basic", "objects": [self._upload(o) for o in json.loads(body)["objects"]]}
             )
-        if parts[:2] == ["api", "models"] and len(parts) >= 4 and f"{parts[2]}/{parts[3]}" in hub.repositories:
-            return self._api(f"{parts[2]}/{parts[3]}", parts[4:], body)
+        if parts[0] == "api" and len(parts) >= 4:
+            name = f"{'' if parts[1] == 'models' else parts[1] + '/'}{parts[2]}/{parts[3]}"
+            if name in hub.repositories:
+                return self._api(name, parts[4:], body)
         if len(parts) > 4 and parts[2] == "resolve" and f"{parts[0]}/{parts[1]}" in hub.repositories:
             return self._file(hub.repositories[f"{parts[0]}/{parts[1]}"], parts[3], "/".join(parts[4:]))
         return self._send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
