@@ -163,7 +163,7 @@ def _decisions(facts: CardFacts) -> str:
         known = ", ".join(f"`{rows.digest[:16]}`" for rows in one.rows.values())
         goes = " It goes by 1 - P(error) of the uncertainty head." if one.to.by == HEAD else ""
         parts.append(f"`{ANSWERS[kind]}`, for {one.to.way}, fitted on {one.num_rows:,} rows ({known}).{goes}")
-        parts.append(one.rule.to_markdown())
+        parts.append(one.told())
         if kind == "threshold":
             parts.append(f"![Risk and coverage on the rows of the fit, with the bound]({DECISION})")
         for measured in facts.measured:

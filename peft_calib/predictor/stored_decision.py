@@ -79,6 +79,7 @@ class StoredDecision:
         adapters: Digest of each adapter, in the order of the model.
         base: Fingerprint of the base model; None where it has none.
         rows: The rows it was fitted on by the hashes of their inputs, for each form that rows are known in.
+        class_names: Names of the classes, in order; None where they are not known.
     """
 
     rule: Any
@@ -86,6 +87,7 @@ class StoredDecision:
     adapters: tuple[str, ...]
     base: str | None
     rows: Mapping[str, RowSet] = field(repr=False)
+    class_names: tuple[str, ...] | None = None
 
     @property
     def kind(self) -> str:
@@ -106,8 +108,13 @@ class StoredDecision:
             "adapters": list(self.adapters),
             "base": self.base,
             "rows": {kind: rows.to_dict() for kind, rows in self.rows.items()},
+            "class_names": self.class_names,
         }
         return json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n"
+
+    def told(self) -> str:
+        """What the rule promises and rests on, in Markdown, with the classes by their names."""
+        return self.rule.to_markdown(self.class_names)
 
     @property
     def digest(self) -> str:
@@ -126,14 +133,17 @@ class StoredDecision:
         fields = read_json(path, MEND)
         if not fields.has_version(FORMAT_VERSION):
             raise fields.wrong("format_version", f"{FORMAT_VERSION}, which this release reads")
-        rows = fields.mapping("rows")
+        rows, names = fields.mapping("rows"), fields.listing("class_names", str, None)
         found = cls(
             rule=decision_of(fields),
             to=FittedTo.from_fields(fields.mapping("fitted_to")),
             adapters=tuple(fields.listing("adapters", str)),
             base=fields.text("base", default=None),
             rows={kind: RowSet.from_dict(rows.mapping(kind)) for kind in rows},
+            class_names=None if names is None else tuple(names),
         )
+        if names is not None and found.rule.num_classes not in (1, len(names)):
+            raise fields.wrong("class_names", f"null, or {found.rule.num_classes} names")
         if Path(path).name in DECISION_FILES.values() and Path(path).name != DECISION_FILES[found.kind]:
             raise ValueError(f"{path} holds a rule of another kind, {type(found.rule).__name__}. {MEND}.")
         return found

@@ -93,7 +93,11 @@ def _reached(one: StoredDecision, how: str, count: int, seed: int, given: Decida
     groups = None
     if given.rows.groups is not None:
         groups = reached_by_group(one.rule, values, labels, list(given.rows.groups), **options)
-    content = {"reached": reached.to_dict(), "told": reached.to_markdown(), "rows_left_out": int(own.sum())}
+    content = {
+        "reached": reached.to_dict(),
+        "told": reached.to_markdown(one.class_names),
+        "rows_left_out": int(own.sum()),
+    }
     if groups is not None:
         content["groups"] = {**groups.to_dict(), "told": groups.to_markdown()}
     return content, decision_html(one.rule, reached, groups)

@@ -56,7 +56,7 @@ class Decided:
         if self.left_out:
             lines.append(f"{self.left_out} row(s) that were trained or calibrated on were left out.")
         for one in self.stored:
-            lines += ["", *one.rule.to_markdown().splitlines()]
+            lines += ["", *one.told().splitlines()]
         files = " and ".join(DECISION_FILES[one.kind] for one in self.stored)
         return [*lines, "", f"Written to {self.folder}: {files}"]
 
@@ -342,6 +342,7 @@ def _stored(predictor: Predictor, found: CalibratedPrediction, rule: Any, to: Fi
         adapters=tuple(folder_digest(place_of(predictor.folder, name)) for name in names),
         base=base_fingerprint(predictor.model),
         rows=rows.known,
+        class_names=tuple(predictor.label_names),
     )
     values, labels = rule_rows(made, found.probabilities, found.error_probability), rows.labels
     if is_threshold:

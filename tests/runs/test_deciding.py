@@ -188,6 +188,17 @@ def test_a_rule_of_another_temperature_or_adapter_is_refused(lora, decided, new_
         quiet_load(lora)
 
 
+def test_classes_are_called_by_their_names(lora, fit_file, new_file, capsys):
+    words = ["--risk", "0.8", "--per-class", "--alpha", "0.3", "--groups", "label", "--overwrite"]
+    assert peft_calib("decide", lora, "--data", fit_file, *words) is None
+    shown = capsys.readouterr().out
+    assert shown.count("| bad | ") == shown.count("| good | ") == 2
+    found = evaluate_run(lora, data=str(new_file), progress=False).content["variants"]["mean"]["decision"]
+    assert "| bad | " in found["sets"]["told"] and "| good | " in found["sets"]["told"]
+    predicted = [name for name in ("bad", "good") if f"| {name} | " in found["threshold"]["told"]]
+    assert predicted and "predicted class" in found["threshold"]["told"]
+
+
 def test_rules_travel_with_the_model_until_it_is_recalibrated(decided, tmp_path):
     predictor = quiet_load(decided["lora"])
     predictor.model.save_pretrained(tmp_path)

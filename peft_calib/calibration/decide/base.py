@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -68,8 +68,8 @@ class DecisionRule(ABC):
         """The inverse of the two."""
 
     @abstractmethod
-    def to_markdown(self) -> str:
-        """What the rule promises, in words one can defend."""
+    def to_markdown(self, class_names: Sequence[str] | None = None) -> str:
+        """What the rule promises, in words one can defend; classes by their names, if these are given."""
 
     def __str__(self) -> str:
         return self._unfitted if self.fitted_on is None else self.to_markdown()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ...json_files import without_nan
+from ..report.tables import Name, in_markdown
 from .bounds import band_text, exact_interval, percent
 
 
@@ -48,8 +50,8 @@ class SelectiveReport:
         """Everything as JSON-ready values; a risk of nothing is null."""
         return without_nan({**vars(self)})
 
-    def to_markdown(self) -> str:
-        """What was reached, beside what was promised."""
+    def to_markdown(self, class_names: Sequence[str] | None = None) -> str:
+        """What was reached, beside what was promised; classes by their names, if these are given."""
         level = percent(self.confidence_level)
         risk = "" if not self.accepted else f", {percent(self.risk)} {band_text(self.risk_interval)}"
         lines = [
@@ -65,11 +67,17 @@ class SelectiveReport:
             for k, found in self.classes.items():
                 risk = percent(found["risk"]) if found["accepted"] else "–"
                 ends = band_text(found["risk_interval"]) if found["accepted"] else "–"
-                lines.append(f"| {k} | {found['accepted']} of {found['rows']} | {found['errors']} | {risk} | {ends} |")
+                cells = [named(k, class_names), f"{found['accepted']} of {found['rows']}", str(found["errors"])]
+                lines.append(f"| {' | '.join([*cells, risk, ends])} |")
         return "\n".join(lines)
 
     def __str__(self) -> str:
         return self.to_markdown()
+
+
+def named(group: Any, class_names: Sequence[str] | None) -> str:
+    """A class in Markdown: its name, or its number where there are no names."""
+    return str(group) if class_names is None else in_markdown(Name(class_names[int(group)]))
 
 
 def reached_by(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from scipy.special import betaincinv, betaln, gammaln
 from ...json_files import without_nan
 from ..grouping import names_of
 from .bounds import band_text, exact_interval, percent
+from .selective_report import named
 
 
 class CoverageLaw(NamedTuple):
@@ -102,11 +104,11 @@ class SetReport:
         """Everything as JSON-ready values; what is not defined is null."""
         return without_nan({**vars(self), "groups": [vars(group) for group in self.groups]})
 
-    def verdict(self) -> str:
+    def verdict(self, class_names: Sequence[str] | None = None) -> str:
         """In words: how the coverage compares with what the guarantee leads one to expect on these rows."""
         told = f"{percent(self.coverage)} of {self.num_rows} sets hold the label {band_text(self.coverage_interval)}"
         if self.band is None:
-            low = [name for name, group in self._named() if group.coverage < group.band[0]]
+            low = [name for name, group in self._named(class_names) if group.coverage < group.band[0]]
             if not low:
                 return f"{told}; no group lies below its band."
             return f"{told}; below its band: {', '.join(low[:5])}. These rows are not drawn like those of the fit."
@@ -116,11 +118,11 @@ class SetReport:
         above = ", or the scores are tied or not randomised" if self.coverage > self.band[1] else ""
         return f"{told}{': more than that, these rows are easier' + above if above else ''}."
 
-    def to_markdown(self) -> str:
-        """The verdict, the sizes, and the groups."""
+    def to_markdown(self, class_names: Sequence[str] | None = None) -> str:
+        """The verdict, the sizes, and the groups; those that are classes by their names, if these are given."""
         right = "" if not self.singletons else f" ({percent(self.singleton_accuracy)} of those are right)"
         lines = [
-            f"{self.verdict()} ({percent(self.confidence_level)} interval and band)",
+            f"{self.verdict(class_names)} ({percent(self.confidence_level)} interval and band)",
             "",
             f"A set holds {self.mean_size:.2f} classes on average; {percent(self.singletons)} hold one{right}, "
             f"{percent(self.empty)} none.",
@@ -129,11 +131,13 @@ class SetReport:
             lines += ["", "| group | rows | coverage | band |", "|---|---:|---:|---:|"]
             lines += [
                 f"| {name} | {group.num_rows} | {percent(group.coverage)} | {band_text(group.band)} |"
-                for name, group in self._named()
+                for name, group in self._named(class_names)
             ]
         return "\n".join(lines)
 
-    def _named(self) -> list[tuple[str, GroupCoverage]]:
+    def _named(self, class_names: Sequence[str] | None) -> list[tuple[str, GroupCoverage]]:
+        if class_names is not None:
+            return [(named(group.group, class_names), group) for group in self.groups]
         return list(zip(names_of(group.group for group in self.groups), self.groups, strict=True))
 
     def __str__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..recalibrate.temperature import TemperatureScaling
 from .base import DecisionRule, Taken, refuse_weights
 from .bounds import check_seed, check_share, percent
 from .groups import BY_LABEL, BY_NAME, BY_PREDICTION, as_classes, as_names, grouping_of, places_in
+from .selective_report import named
 from .set_part import SetPart, fit_part, read_part
 from .set_report import CoverageLaw, SetReport, report_on
 from .set_scores import check_kind_of_score, class_scores, uniforms
@@ -268,8 +270,8 @@ class ConformalSets(DecisionRule):
             how = f"for this calibration split, with {percent(self.confidence)} confidence"
         return f"At least {percent(1.0 - self.alpha)} of the sets{whose} hold the label, {how}."
 
-    def to_markdown(self) -> str:
-        """The promise, how far it goes, and what is not promised."""
+    def to_markdown(self, class_names: Sequence[str] | None = None) -> str:
+        """The promise, how far it goes, and what is not promised; classes by their names, if these are given."""
         self._check_fitted()
         chance = ", randomized" if self.randomized else ""
         lines = [f"{self.promise()} {self.score.upper()}{chance}, fitted on {self.num_rows} rows."]
@@ -278,7 +280,9 @@ class ConformalSets(DecisionRule):
             lines += ["", f"A single split of that size covers {percent(low)} to {percent(high)} (95 % of splits)."]
         else:
             lines += ["", "| group | rows | covers, 95 % of splits |", "|---|---:|---:|"]
-            names = names_of(part.group for part in self.parts)
+            groups = [part.group for part in self.parts]
+            by_class = class_names is not None and self.grouping != BY_NAME
+            names = [named(group, class_names) for group in groups] if by_class else names_of(groups)
             for name, part in zip(names, self.parts, strict=True):
                 low, high = part.law.interval(0.95)
                 lines.append(f"| {name} | {part.num_rows} | {percent(low)} to {percent(high)} |")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from .base import DecisionRule, Taken, refuse_weights
 from .bounds import NoGuaranteeError, check_seed, check_share, percent
 from .curve import RiskCurve, curve_of
 from .search import NEVER, Found, Prefixes, checked_costs, for_costs, for_coverage, for_risk
-from .selective_report import SelectiveReport, reached_by
+from .selective_report import SelectiveReport, named, reached_by
 from .threshold_part import ThresholdPart, read_part
 
 #: The risk that is asked for where nothing is.
@@ -276,13 +277,15 @@ class SelectiveThreshold(DecisionRule):
             return f"Of what is answered as any one class at most {most} is wrong, for all classes {with_confidence}."
         return f"Of what is answered at most {most} is wrong, {with_confidence}."
 
-    def to_markdown(self) -> str:
-        """The promise, what the rows showed, and what is not promised."""
+    def to_markdown(self, class_names: Sequence[str] | None = None) -> str:
+        """The promise, what the rows showed, and what is not promised; classes by their names, if these are given."""
         self._check_fitted()
         lines = [self.promise(), ""]
         if self.per_class:
             lines += ["| predicted class | answered from | answered | wrong |", "|---:|---:|---:|---:|"]
-            lines += [f"| {p.predicted} | {p.where} | {p.accepted} of {p.num_rows} | {p.errors} |" for p in self.parts]
+            for part in self.parts:
+                name = named(part.predicted, class_names)
+                lines.append(f"| {name} | {part.where} | {part.accepted} of {part.num_rows} | {part.errors} |")
         else:
             part = self.parts[0]
             lines.append(
