@@ -10,7 +10,7 @@ THREADS = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 OFFLINE = HF_HUB_OFFLINE=1 HF_EVALUATE_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 BIN = $(VENV)/bin
 
-.PHONY: help install demo test test-oldest test-wheel quality style bench evidence conformance gpu gpu-wheels clean
+.PHONY: help install dist docs demo test test-oldest test-wheel quality style bench evidence conformance gpu gpu-wheels clean
 
 help:
 	@echo "make demo         fine-tune MiniLM with three methods on real text and print how calibrated each is"
@@ -18,6 +18,8 @@ help:
 	@echo "make test-oldest  run the suite against the oldest supported transformers, huggingface-hub and peft"
 	@echo "make test-wheel   build the wheel, install it into an empty environment and use it from there"
 	@echo "make quality      check style and types; make style mends what can be mended"
+	@echo "make docs         build the documentation as a site; what is wrong with a link or a name is an error"
+	@echo "make dist         build the wheel and the source distribution, and check both"
 	@echo "make evidence     compare methods with a LoRA and its temperature as benchmarks/evidence/protocol.json says"
 	@echo "make conformance  run PEFT's own test suites on our methods"
 	@echo "make gpu-wheels   fetch what a CUDA image with torch, transformers, accelerate and pytest lacks for make gpu"
@@ -37,6 +39,9 @@ $(VENV)/.installed-test: pyproject.toml setup.py constraints.txt
 
 $(VENV)/.installed-dev: pyproject.toml setup.py constraints.txt
 	$(call install_into,$(VENV),constraints.txt,dev)
+
+$(VENV)/.installed-docs: pyproject.toml setup.py constraints.txt
+	$(call install_into,$(VENV),constraints.txt,docs)
 
 .venv-oldest/.installed-test: pyproject.toml setup.py constraints-oldest.txt
 	$(call install_into,.venv-oldest,constraints-oldest.txt,test)
@@ -69,6 +74,14 @@ quality: $(VENV)/.installed-dev
 style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir site
+
+dist: $(VENV)/.installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
 
 bench: install
 	$(THREADS) $(OFFLINE) $(BIN)/python benchmarks/train_step.py --output benchmarks/results/train_step.json
@@ -112,4 +125,4 @@ gpu-wheels:
 		--implementation cp --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 -d .gpu-wheels $(GPU_WHEELS)
 
 clean:
-	rm -rf .venv .venv-oldest .venv-wheel .gpu-site .gpu-wheels build dist *.egg-info
+	rm -rf .venv .venv-oldest .venv-wheel .gpu-site .gpu-wheels build dist site *.egg-info

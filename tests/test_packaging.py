@@ -21,7 +21,7 @@ FOLDERS = {
     "metrics": "peft_calib/metrics",
 }
 SCRIPT = "peft_calib_cli.py"
-TOOLS = {"ruff", "mypy", "build"}
+TOOLS = {"ruff", "mypy", "build", "twine", "mkdocs-material", "mkdocstrings"}
 OUTSIDE_THE_SUITE = {"setuptools", "gradio", "ray"}
 SHIPPED = {".py", ".md", ".txt", ".html", ".json", ".typed", ".pyi"}
 
