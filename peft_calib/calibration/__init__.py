@@ -45,6 +45,7 @@ from .resampling.comparison import Comparison, compare, compare_many
 from .resampling.groups import compare_groups, pool_comparisons
 from .scores.uncertainty import DrawUncertainty, draw_uncertainty
 from .streaming.accumulator import CalibrationAccumulator
+from .watch import Watch, WatchReport, prometheus
 
 __all__ = [
     "BetaCalibration",
@@ -69,6 +70,8 @@ __all__ = [
     "TemperatureFit",
     "TemperatureScaling",
     "VectorScaling",
+    "Watch",
+    "WatchReport",
     "before_after_diagram",
     "calibration_report",
     "classwise_diagram",
@@ -84,6 +87,7 @@ __all__ = [
     "load_decision",
     "log_probabilities",
     "pool_comparisons",
+    "prometheus",
     "reach_diagram",
     "reached_by_group",
     "reliability_diagram",
