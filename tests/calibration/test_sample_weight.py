@@ -254,14 +254,99 @@ def test_the_interval_of_a_weighted_temperature_holds_the_truth():
 # --------------------------------------------------------------------------------------------------------- decisions
 
 
-@pytest.mark.parametrize("rule", [SelectiveThreshold(risk=0.4), ConformalSets(alpha=0.1)])
-def test_no_guarantee_is_given_with_weights_and_what_to_do_is_said(rule):
+def test_no_threshold_is_promised_with_weights_and_what_to_do_is_said():
     p, labels, generator = rows(400, 12)
     weights = 2 * p.max(1)
+    rule = SelectiveThreshold(risk=0.4)
     with pytest.raises(ValueError, match=r"No guarantee can be given with `sample_weight`: .* weight / bound"):
         rule.fit(p, labels, sample_weight=weights)
     kept = generator.random(400) < weights / 2.0  # what the message says to do
     assert rule.fit(p[kept], labels[kept]).num_rows == kept.sum()
+
+
+KINDS = [("lac", False), ("lac", True), ("aps", False), ("aps", True), ("raps", True)]
+
+
+@pytest.mark.parametrize(("score", "randomized"), KINDS)
+def test_sets_of_equal_weights_are_the_plain_ones(score, randomized):
+    p, labels, _ = rows(199, 13, classes=4, decimals=2)  # 200 alpha is whole, and scores are tied
+    new, _, _ = rows(300, 14, classes=4, decimals=2)
+    settings = {"score": score, "randomized": randomized}
+    plain = ConformalSets(alpha=0.1, **settings).fit(p, labels).predict(new)
+    sets = ConformalSets(alpha=0.1, **settings).fit(p, labels, sample_weight=np.full(199, 0.3))
+    np.testing.assert_array_equal(sets.predict(new, sample_weight=0.3), plain)
+
+
+def test_a_class_is_in_a_set_by_the_weight_of_the_rows_that_fit_no_better(tmp_path):
+    p, labels, generator = rows(80, 15)
+    weights = generator.gamma(1.0, size=80)
+    new, _, _ = rows(50, 16)
+    own = generator.gamma(1.0, size=50).clip(max=weights.max())
+    sets = ConformalSets(alpha=0.2).fit(p, labels, sample_weight=weights)
+    scores, fitted = 1 - new, 1 - p[np.arange(80), labels]
+    for row in range(50):
+        for k in range(3):
+            share = weights[fitted >= scores[row, k]].sum() + own[row]
+            assert sets.predict(new[row : row + 1], sample_weight=own[row : row + 1])[0, k] == (
+                share > 0.2 * (weights.sum() + own[row])
+            )
+    sets.save(tmp_path / "sets.json")
+    again = ConformalSets.load(tmp_path / "sets.json")
+    np.testing.assert_array_equal(again.predict(new, sample_weight=own), sets.predict(new, sample_weight=own))
+    assert "rows drawn as their weights say" in str(again) and again.coverage_law is None
+    with pytest.raises(ValueError, match="every weight of a new row has a cut of its own"):
+        again.threshold  # noqa: B018
+
+
+@pytest.mark.parametrize(("score", "randomized"), KINDS[1:4:2])
+def test_sets_cover_the_rows_to_come_where_plain_ones_do_not(score, randomized):
+    """Rows to come have density 3 x^2 of those of the fit, and the model is the surer of itself the larger x."""
+    generator = np.random.default_rng(17)
+
+    def sample(count: int, to_come: bool):
+        x = generator.random(count)
+        x = np.cbrt(x) if to_come else x
+        truth = generator.dirichlet([0.6] * 3, count)
+        labels = (generator.random((count, 1)) > truth.cumsum(axis=1)).sum(axis=1).clip(max=2)
+        p = truth ** (0.5 + 3 * x[:, None])
+        return p / p.sum(axis=1, keepdims=True), labels, 3 * x**2
+
+    covered: dict[bool, list[float]] = {True: [], False: []}
+    for split in range(60):
+        p, labels, weights = sample(150, False)
+        new, truth, own = sample(150, True)
+        for weighted in covered:
+            sets = ConformalSets(alpha=0.2, score=score, randomized=randomized, seed=split)
+            sets.fit(p, labels, sample_weight=weights if weighted else None)
+            found = sets.predict(new, sample_weight=own if weighted else None)
+            covered[weighted].append(float(found[np.arange(150), truth].mean()))
+    mean, error = np.mean(covered[True]), np.std(covered[True]) / np.sqrt(60)
+    assert mean > 0.8 - 3 * error and (not randomized or mean < 0.8 + 4 * error)
+    assert np.mean(covered[False]) < mean - 3 * error
+
+
+def test_weights_of_new_rows_and_of_the_report():
+    p, labels, generator = rows(200, 18)
+    weights, new = generator.gamma(1.0, size=200), rows(300, 19)
+    sets = ConformalSets(alpha=0.1).fit(p, labels, sample_weight=weights)
+    with pytest.raises(ValueError, match="pass `sample_weight`"):
+        sets.predict(new[0])
+    with pytest.raises(ValueError, match="300 finite numbers of at least 0"):
+        sets.predict(new[0], sample_weight=[-1.0] * 300)
+    with pytest.raises(ValueError, match="fitted without weights"):
+        ConformalSets(alpha=0.1).fit(p, labels).predict(new[0], sample_weight=1.0)
+    report = sets.evaluate(new[0], new[1], sample_weight=np.ones(300), mask=np.arange(300) < 250)
+    inside = sets.predict(new[0][:250], sample_weight=1.0)[np.arange(250), new[1][:250]]
+    assert report.coverage == inside.mean() and report.band is None
+    assert "90 % were asked for" in report.verdict() and "group" not in report.verdict()
+    with pytest.raises(ValueError, match=r"must be reported on rows it has not"):
+        sets.evaluate(p, labels, sample_weight=weights)
+    for settings in ({"groups": "label"}, {"confidence": 0.95}):
+        with pytest.raises(ValueError, match="With `sample_weight` the coverage is that of all rows"):
+            ConformalSets(alpha=0.1, **settings).fit(p, labels, sample_weight=weights)
+    heavy = np.append(np.ones(199), 60.0)
+    with pytest.raises(ValueError, match=r"would be 18.8 % of all weight, .* takes some 417 rows"):
+        ConformalSets(alpha=0.1).fit(p, labels, sample_weight=heavy)
 
 
 def test_without_weights_nothing_has_changed():

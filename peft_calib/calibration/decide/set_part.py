@@ -12,6 +12,7 @@ from .bounds import NoGuaranteeError, fewest_rows, percent
 from .groups import called, read_group
 from .set_report import CoverageLaw
 from .set_scores import Cut, cut_at, rank_for, smoothed_cut
+from .weighted_cut import WeightedCut
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,19 @@ class SetPart:
 
     group: Any  # None, a class, or the group's name
     num_rows: int  # Rows it was fitted on
-    cut: Cut
-    law: CoverageLaw
+    cut: Cut | WeightedCut
+    law: CoverageLaw | None  # None where rows are weighed
+
+    def chance(self, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """With which chance classes of these scores are in the set; `weights` of the rows where the cut takes them."""
+        if isinstance(self.cut, WeightedCut):
+            assert weights is not None
+            return self.cut.chance(scores, weights)
+        return self.cut.chance(scores)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"group": self.group, "num_rows": self.num_rows, "cut": self.cut.to_list(), "law": list(self.law)}
+        law = None if self.law is None else list(self.law)
+        return {"group": self.group, "num_rows": self.num_rows, "cut": self.cut.to_list(), "law": law}
 
 
 def fit_part(
@@ -63,9 +72,12 @@ def rows_needed(alpha: float, confidence: float | None) -> int:
     return rows
 
 
-def read_part(fields: Fields, grouping: str | None) -> SetPart:
-    """The inverse of `to_dict`."""
+def read_part(fields: Fields, grouping: str | None, alpha: float, smoothed: bool) -> SetPart:
+    """The inverse of `to_dict`; `alpha` and whether chance decides are the rule's."""
     group = read_group(fields, grouping)
+    if isinstance(fields.get("cut"), dict) and grouping is None:
+        weighted = WeightedCut.from_fields(fields, "cut", alpha, smoothed)
+        return SetPart(group, len(weighted.scores), weighted, None)
     law = fields.array("law", (2,))
     if (law <= 0.0).any():
         raise fields.wrong("law", "two numbers above 0")

@@ -76,7 +76,7 @@ class SetReport:
         coverage_interval: Its exact interval (Clopper & Pearson) for these sets and rows like these.
         expected_coverage: What it is on average over calibration splits, without ties; None with groups.
         band: Where the coverage of so many rows falls, calibration split and new rows both being random
-            (beta-binomial); None with groups. Ties and scores without randomisation may lift it above.
+            (beta-binomial); None with groups or weights. Ties and scores without randomisation may lift it above.
         groups: The same for each group, or each class.
         mean_size: Classes in a set.
         sizes: `sizes[k]` sets have k classes.
@@ -107,6 +107,10 @@ class SetReport:
     def verdict(self, class_names: Sequence[str] | None = None) -> str:
         """In words: how the coverage compares with what the guarantee leads one to expect on these rows."""
         told = f"{percent(self.coverage)} of {self.num_rows} sets hold the label {band_text(self.coverage_interval)}"
+        if self.band is None and not self.groups:  # of weighted rows no law is known
+            told += f"; {percent(1.0 - self.alpha)} were asked for"
+            is_low = self.coverage_interval[1] < 1.0 - self.alpha
+            return f"{told}{': too few, these rows are not drawn as the weights say' if is_low else ''}."
         if self.band is None:
             low = [name for name, group in self._named(class_names) if group.coverage < group.band[0]]
             if not low:
@@ -150,7 +154,7 @@ def report_on(
     alpha: float,
     confidence_level: float,
     law: CoverageLaw | None,
-    groups: list[tuple[Any, np.ndarray, CoverageLaw]],
+    groups: list[tuple[Any, np.ndarray, CoverageLaw | None]],
 ) -> SetReport:
     """The report of `(N, C)` sets; groups are names, which rows they have, and their laws."""
     covered, sizes = sets[np.arange(len(labels)), labels], sets.sum(axis=1)
@@ -159,6 +163,7 @@ def report_on(
     told = tuple(
         GroupCoverage(name, int(mine.sum()), float(covered[mine].mean()), of.band(int(mine.sum()), level))
         for name, mine, of in groups
+        if of is not None
     )
     return SetReport(
         num_rows=len(labels),

@@ -11,14 +11,16 @@ from ...json_files import Fields
 from ..answers import as_given
 from ..bins import top_label
 from ..grouping import Grouping, exact, names_of
+from ..inputs import as_numpy, checked_weights
 from ..recalibrate.temperature import TemperatureScaling
-from .base import DecisionRule, Taken, refuse_weights
+from .base import DecisionRule, Taken
 from .bounds import check_seed, check_share, percent
 from .groups import BY_LABEL, BY_NAME, BY_PREDICTION, as_classes, as_names, grouping_of, places_in
 from .selective_report import named
 from .set_part import SetPart, fit_part, read_part
 from .set_report import CoverageLaw, SetReport, report_on
-from .set_scores import check_kind_of_score, class_scores, uniforms
+from .set_scores import Cut, check_kind_of_score, class_scores, uniforms
+from .weighted_cut import WeightedCut, weights_of_new
 
 
 class ConformalSets(DecisionRule):
@@ -110,7 +112,9 @@ class ConformalSets(DecisionRule):
             input: `"probabilities"` or `"logits"`.
             mask: Boolean; False leaves the row out.
             ignore_index: Label of rows to leave out, or None.
-            sample_weight: Refused, with the reason and what to do instead.
+            sample_weight: How much oftener a row like this will come than it did, a known density ratio up to a
+                factor. The coverage is then that of the rows to come (Tibshirani et al., 2019), on average over
+                splits, and `predict` takes the ratio of each new row.
 
         Returns:
             The object itself.
@@ -120,22 +124,27 @@ class ConformalSets(DecisionRule):
                 that says which, and how many it takes.
             ValueError: For bad input, or a temperature that was fitted on these rows.
         """
-        refuse_weights(
-            sample_weight,
-            "the cut of weighted rows hangs on the weight of each new row as well (Tibshirani et al., 2019), so that "
-            "there is none to keep.",
-        )
         if groups is not None and self.grouping in (BY_LABEL, BY_PREDICTION):
             raise ValueError(f"These sets have groups={self.grouping!r}; leave `groups` out of fit.")
         grouping = self.grouping if groups is None else BY_NAME
+        weights, mask = checked_weights(sample_weight, labels, mask)
+        if weights is not None and (grouping is not None or self.confidence is not None):
+            name = "confidence" if grouping is None else "groups"
+            raise ValueError(
+                f"With `sample_weight` the coverage is that of all rows, on average over splits: leave out `{name}`."
+            )
         options = {"input": input, "mask": mask, "ignore_index": ignore_index}
         taken = self._take(probabilities, labels, **options)
         scores = self._scores(taken.values)[np.arange(len(taken.labels)), taken.labels]
         given = self._given_groups if groups is None else groups
         wanted: dict[str, Any] = {"alpha": self.alpha, "confidence": self.confidence, "smoothed": self._smoothed}
         rows = _groups_of(grouping, taken, given, labels)
-        if rows is None:
-            parts: tuple[SetPart, ...] = (fit_part(scores, None, None, **wanted),)
+        if weights is not None:
+            weights = weights if taken.kept is None else weights[taken.kept]
+            cut = WeightedCut.of(scores, weights, self.alpha, self._smoothed)
+            parts: tuple[SetPart, ...] = (SetPart(None, len(scores), cut, None),)
+        elif rows is None:
+            parts = (fit_part(scores, None, None, **wanted),)
         else:  # every class has to have a cut where the coverage is that of classes
             known = range(taken.values.shape[1]) if grouping == BY_LABEL else rows.values
             place = places_in(known, rows, grouping)
@@ -153,13 +162,16 @@ class ConformalSets(DecisionRule):
         u = uniforms(values, self.seed) if self.randomized and not self._smoothed else None
         return class_scores(values, self.score, u, self.penalty, self.free_ranks)
 
-    def predict(self, probabilities: Any, *, groups: Any = None, input: str = "probabilities") -> Any:
+    def predict(
+        self, probabilities: Any, *, groups: Any = None, input: str = "probabilities", sample_weight: Any = None
+    ) -> Any:
         """The set of each row.
 
         Args:
             probabilities: As for `fit`, of any rows.
             groups: `(N,)` names of their groups, where the rule was fitted with names; of the same type.
             input: `"probabilities"` or `"logits"`.
+            sample_weight: `(N,)` weights of the rows, or one for all, where the fit had weights.
 
         Returns:
             `(N, C)` booleans: a torch tensor on the device of a torch tensor, numpy otherwise.
@@ -170,21 +182,23 @@ class ConformalSets(DecisionRule):
         values = self._unlabelled(probabilities, input)
         self._check_groups(groups)
         place = None if groups is None else self._places(as_names(groups, np.zeros(len(values), np.int64)))
-        return as_given(self._sets(values, place), probabilities)
+        weights = weights_of_new(sample_weight, len(values), self.is_weighted)
+        return as_given(self._sets(values, place, weights), probabilities)
 
-    def _sets(self, values: np.ndarray, place: np.ndarray | None) -> np.ndarray:
+    def _sets(self, values: np.ndarray, place: np.ndarray | None, weights: np.ndarray | None = None) -> np.ndarray:
         """`(N, C)` sets; `place` is that of each row's group among `parts`, where groups have names."""
         scores = self._scores(values)
         chances = np.full_like(scores, np.nan)
         if self.grouping == BY_LABEL:
             for k, part in enumerate(self.parts):
-                chances[:, k] = part.cut.chance(scores[:, k])
+                chances[:, k] = part.chance(scores[:, k])
         else:
             if place is None:
                 is_all = self.grouping is None
                 place = np.zeros(len(values), np.int64) if is_all else self._places(as_classes(top_label(values)[1]))
             for k, part in enumerate(self.parts):
-                chances[place == k] = part.cut.chance(scores[place == k])
+                mine = place == k
+                chances[mine] = part.chance(scores[mine], None if weights is None else weights[mine])
         assert not np.isnan(chances).any(), "a row without a cut"
         # One number a row, for all its classes: they come in or stay out in the order of their scores.
         sets = chances > (uniforms(values, self.seed)[:, None] if self._smoothed else 0.0)
@@ -212,6 +226,7 @@ class ConformalSets(DecisionRule):
         mask: Any = None,
         ignore_index: int | None = -100,
         confidence_level: float = 0.95,
+        sample_weight: Any = None,
     ) -> SetReport:
         """Coverage and sizes on rows that the rule was not fitted on, with the band that coverage should lie in.
 
@@ -223,6 +238,7 @@ class ConformalSets(DecisionRule):
             mask: Boolean; False leaves the row out.
             ignore_index: Label of rows to leave out, or None.
             confidence_level: Of interval and bands.
+            sample_weight: As for `predict`; the rows are like those to come, and count the same.
 
         Raises:
             ValueError: If more than 5 % of the rows were fitted on: such a report would flatter.
@@ -231,7 +247,10 @@ class ConformalSets(DecisionRule):
         taken = self._unseen(probabilities, labels, input, mask, ignore_index)
         self._check_groups(groups)
         place = self._places_of(taken, groups, labels)
-        sets = self._sets(taken.values, place)
+        weights = weights_of_new(sample_weight, as_numpy(labels, "labels").size, self.is_weighted)
+        if weights is not None and taken.kept is not None:
+            weights = weights[taken.kept]
+        sets = self._sets(taken.values, place, weights)
         if place is None:
             return report_on(sets, taken.labels, self.alpha, level, self.parts[0].law, [])
         named = [(part.group, place == k, part.law) for k, part in enumerate(self.parts)]
@@ -248,12 +267,18 @@ class ConformalSets(DecisionRule):
         return sum(part.num_rows for part in self.parts)
 
     @property
+    def is_weighted(self) -> bool:
+        """Whether it was fitted with weights."""
+        return any(isinstance(part.cut, WeightedCut) for part in self.parts)
+
+    @property
     def threshold(self) -> Any:
         """The score up to which a class is in the set; `(G,)` with groups."""
         self._check_fitted()
-        if self.grouping is None:
-            return self.parts[0].cut.low
-        return np.array([part.cut.low for part in self.parts])
+        if self.is_weighted:
+            raise ValueError("These sets were fitted with weights: every weight of a new row has a cut of its own.")
+        lows = [part.cut.low for part in self.parts if isinstance(part.cut, Cut)]
+        return lows[0] if self.grouping is None else np.array(lows)
 
     @property
     def coverage_law(self) -> CoverageLaw | None:
@@ -265,6 +290,8 @@ class ConformalSets(DecisionRule):
         """What the sets guarantee, in one sentence."""
         held = {None: "", BY_LABEL: " of every class", BY_PREDICTION: " of every predicted class"}
         whose = held.get(self.grouping, " of every group")
+        if self.is_weighted:
+            whose = " of rows drawn as their weights say"
         how = "on average over calibration splits"
         if self.confidence is not None:
             how = f"for this calibration split, with {percent(self.confidence)} confidence"
@@ -275,7 +302,10 @@ class ConformalSets(DecisionRule):
         self._check_fitted()
         chance = ", randomized" if self.randomized else ""
         lines = [f"{self.promise()} {self.score.upper()}{chance}, fitted on {self.num_rows} rows."]
-        if self.grouping is None:
+        if self.is_weighted:
+            lines += ["", "The cut of a new row hangs on its weight, by the density ratio that the fit was given."]
+        elif self.grouping is None:
+            assert self.parts[0].law is not None
             low, high = self.parts[0].law.interval(0.95)
             lines += ["", f"A single split of that size covers {percent(low)} to {percent(high)} (95 % of splits)."]
         else:
@@ -284,6 +314,7 @@ class ConformalSets(DecisionRule):
             by_class = class_names is not None and self.grouping != BY_NAME
             names = [named(group, class_names) for group in groups] if by_class else names_of(groups)
             for name, part in zip(names, self.parts, strict=True):
+                assert part.law is not None
                 low, high = part.law.interval(0.95)
                 lines.append(f"| {name} | {part.num_rows} | {percent(low)} to {percent(high)} |")
         divided = "" if self.temperature is None else f" Probabilities are taken at T = {self.temperature:.4g}."
@@ -318,7 +349,12 @@ class ConformalSets(DecisionRule):
         if not fits:
             raise fitted.wrong("parts", "a cut for all rows, or one for each class or group")
         sets.parts = tuple(
-            read_part(Fields(part, fitted.source, fitted.mend, f"{fitted.prefix}parts[{k}]."), sets.grouping)
+            read_part(
+                Fields(part, fitted.source, fitted.mend, f"{fitted.prefix}parts[{k}]."),
+                sets.grouping,
+                sets.alpha,
+                sets._smoothed,
+            )
             for k, part in enumerate(parts)
         )
         groups = [exact(part.group) for part in sets.parts]
