@@ -1,0 +1,88 @@
+"""The pages of docs/ as a site: every page has its place, figures have their source, and it builds strictly."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+GENERATED = {"contributing.md", "changelog.md", "commands.md"}
+
+
+def pages_of(nav: list) -> list[str]:
+    found = []
+    for entry in nav:
+        inside = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        found += pages_of(inside) if isinstance(inside, list) else [inside]
+    return found
+
+
+def number(value: float, digits: int) -> str:
+    """As the pages write it: without a zero before the point."""
+    return f"{abs(value):.{digits}f}".replace("0.", ".", 1)
+
+
+def page(name: str) -> str:
+    return " ".join((ROOT / "docs" / name).read_text().split())
+
+
+def test_every_page_has_its_place():
+    settings = (ROOT / "mkdocs.yml").read_text()
+    listed = {name for name in pages_of(yaml.safe_load(settings)["nav"]) if not name.startswith("reference/")}
+    assert listed == {path.name for path in (ROOT / "docs").glob("*.md")} | GENERATED
+    assert "strict: true" in settings
+
+
+def test_the_figures_of_the_front_page_are_those_of_its_picture():
+    found = json.loads((RESULTS / "front_picture.json").read_text())
+    text = page("index.md")
+    for stage in ("before", "after"):
+        for score in ("nll", "ece", "accuracy"):
+            assert number(found[stage][score], 3) in text, (stage, score)
+    assert f"temperature of {found['temperature']:.2f}" in text
+    assert f"{found['rows']} rows it has not seen" in text
+    assert found["before"]["accuracy"] == found["after"]["accuracy"]
+
+
+def test_the_figures_that_choose_a_method_are_those_of_the_evidence():
+    text, evidence = page("which-method.md"), json.loads((RESULTS / "evidence.json").read_text())
+    inside = evidence["in distribution"]["mean over cells"]["members"]["nll"]
+    shifted = evidence["shifted"]["mean over cells"]["members"]["nll"]
+    for found in (inside, shifted):
+        sign, ends = "-" if found["difference"] < -0.0005 else "+", (found["low"], found["high"])
+        low, high = (f"{'-' if end < 0 else '+'}{number(end, 3)}" for end in ends)
+        assert f"{sign}{number(found['difference'], 3)} nats [{low}, {high}]" in text
+    assert evidence["decision"]["members"]["nll lower"] is False
+    head = re.search(r"\*\*head \(default\)\*\*: (\S+ \[[^]]*\])", page("uncertainty-head.md"))
+    assert head is not None
+    said, interval = head[1].split(" ", 1)
+    assert f"{said} points of AUROC {interval}" in text
+
+
+def test_the_first_remedy_is_that_of_the_unknown_type():
+    first = re.search(r"^## (.*)$", (ROOT / "docs/troubleshooting.md").read_text(), flags=re.MULTILINE)
+    assert first[1] == "`KeyError: 'BAYESIANLORA'`"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (find_spec("mkdocs") and find_spec("material") and find_spec("mkdocstrings")),
+    reason="the docs extra is not installed",
+)
+def test_the_site_builds_and_a_warning_is_an_error(tmp_path):
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(build, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    site = tmp_path / "site"
+    assert "calibration_report" in (site / "reference" / "calibration.html").read_text()
+    assert "push-metric" in (site / "commands.html").read_text()
+    for file in site.glob("*.html"):  # nothing is fetched by who reads it
+        assert not re.findall(r"<(?:script|link)[^>]*(?:src|href)=\"https?://", file.read_text()), file
