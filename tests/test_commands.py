@@ -93,7 +93,7 @@ def test_commands_run_as_printed(page, place, monkeypatch):
             words = ["peft-calib", *words[4:]]  # one process of those it starts
         if words[0] != "peft-calib":
             continue
-        with monkeypatch.context() as patch, client_of_a_hub(patch) if words[1] == "push" else nullcontext():
+        with monkeypatch.context() as patch, client_of_a_hub(patch) if words[1].startswith("push") else nullcontext():
             with pytest.raises(SystemExit) as stopped:
                 main(words[1:])
         ended = stopped.value.code
