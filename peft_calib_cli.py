@@ -15,6 +15,14 @@ PACKAGES = ("peft_calib.calibration", "peft_calib.calibration.scores")
 
 def main() -> None:
     """Run the command that the script was called with."""
+    try:
+        _run()
+    except KeyboardInterrupt:  # before a command could say what becomes of it
+        print("Interrupted before anything began.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run() -> None:
     empty: list[str] = []
     for name in PACKAGES:
         if name not in sys.modules and (spec := find_spec(name)) is not None:

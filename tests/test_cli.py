@@ -169,6 +169,13 @@ def test_a_word_after_an_interruption_says_how_to_go_on(words, where, line, monk
     assert stopped.value.code == 130
 
 
+def test_an_interruption_before_the_command_is_known_is_one_line_too():
+    code = "import importlib, peft_calib_cli\ndef stop(name): raise KeyboardInterrupt\n"
+    code += "importlib.import_module = stop\npeft_calib_cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "Interrupted before anything began.\n")
+
+
 @pytest.mark.skipif(find_spec("trl") is None, reason="trl is not installed")
 def test_help_costs_at_most_twice_that_of_trl():
     def cpu(code: str) -> float:
