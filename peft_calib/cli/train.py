@@ -13,7 +13,7 @@ from .options import AsJson
 
 def _interrupted(arguments: Mapping[str, Any]) -> str:
     """What becomes of a training that was stopped by hand."""
-    output_dir: Path = arguments["output_dir"]
+    output_dir = Path(arguments["output_dir"])  # typer 0.20 converts it later
     if not (output_dir / "config.json").is_file():
         return f"Interrupted before anything was written to {output_dir}."
     done = [path.parent.name for path in sorted(output_dir.glob("*/stage.json"))]
