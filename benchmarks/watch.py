@@ -179,6 +179,32 @@ def coverage(index: int, case: tuple, repeats: int) -> dict:
     return {"sets": repeats, "accuracy": round(true, 4), "alarmed": alarms / repeats, "estimates": estimates}
 
 
+def markdown(results: dict) -> list[str]:
+    """The tables of the page."""
+    ways = ("watch", "every 200 rows: KS", "fixed reference")
+    alarms = [
+        "| unchanged rows | watch | KS test every 200 rows | same bets, fixed reference |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, found in results["false_alarms"].items():
+        alarms.append(f"| {name} | {' | '.join(f'{found[way]:.1%}' for way in ways)} |")
+    waits = ["| change | within 100 rows | 500 | 2,000 | median |", "|---|---:|---:|---:|---:|"]
+    for name, found in results["delays"].items():
+        median = "–" if found["median_delay"] is None else f"{found['median_delay']:.0f}"
+        waits.append(f"| {name} | {' | '.join(f'{v:.0%}' for v in found['alarmed_within'].values())} | {median} |")
+    names = ("confidence", "threshold", "class_shares")
+    held = [
+        "| rows now | accuracy | alarm | by confidence | by threshold | by class shares |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, found in results["coverage"].items():
+        cells = [
+            f"{one['coverage']:.1%} ({100 * one['mean_error']:+.1f})" for one in map(found["estimates"].get, names)
+        ]
+        held.append(f"| {name} | {found['accuracy']:.1%} | {found['alarmed']:.0%} | {' | '.join(cells)} |")
+    return ["\n".join(table) for table in (alarms, waits, held)]
+
+
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--repeats", type=int, default=2000, help="unchanged streams")

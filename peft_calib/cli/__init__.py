@@ -4,11 +4,11 @@
 """
 
 # In the order of the help. Importing a command's module registers it.
-from . import demo, train, train_head, decide, evaluate, compare, predict, export, card, push, push_metric  # noqa: I001
+from . import demo, train, train_head, decide, evaluate, compare, predict, watch, export, card, push, push_metric  # noqa: I001
 from .command import INTERRUPTED, app
 from .main import main
 
 __all__ = [
     "INTERRUPTED", "app", "card", "compare", "decide", "demo", "evaluate", "export", "main", "predict", "push",
-    "push_metric", "train", "train_head",
+    "push_metric", "train", "train_head", "watch",
 ]  # fmt: skip

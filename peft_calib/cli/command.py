@@ -19,7 +19,11 @@ from ..versions import __version__
 
 #: Exit code of a command that was stopped by hand, as shells have it.
 INTERRUPTED = 130
-EXIT_CODES = "Exit codes: 0 done; 1 not done, one line says why; 2 not understood; 130 stopped by hand."
+#: Exit code of a command that did its work and raised an alarm.
+ALARM = 3
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 not done, one line says why; 2 not understood; 3 an alarm of watch; 130 stopped by hand."
+)
 #: Headings of the help, over commands and over options.
 TRAINING, MEASURING, PUBLISHING = "Train", "Measure and use", "Pass on"
 ROWS, PREDICTION, OUTPUT = "Rows", "Prediction", "Output"
@@ -44,10 +48,12 @@ app = typer.Typer(
 class Command(TyperCommand):
     """A command that has the libraries loaded once its arguments are known to be right.
 
-    With `--json` what the command returns is printed, and nothing else on standard output.
+    With `--json` what the command returns is printed, and nothing else on standard output; what it returns may be an
+    alarm, which is an exit code of its own.
     """
 
     after_interrupt: AfterInterrupt = "Interrupted."
+    alarms: Callable[[Any], bool] = staticmethod(lambda _: False)
 
     def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)
@@ -64,21 +70,28 @@ class Command(TyperCommand):
             if ctx.find_root().obj is not None:
                 with Console(stderr=True).status("loading libraries"):
                     ctx.find_root().obj()
-            if not ctx.params.get("as_json"):
-                return super().invoke(ctx)
-            stdout = sys.stdout
+            return self._said(ctx)
+        except KeyboardInterrupt:
+            told = self.after_interrupt
+            if os.environ.get("RANK", "0") == "0":  # of the processes of a launcher, one speaks
+                print(told if isinstance(told, str) else told(ctx.params), file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+    def _said(self, ctx: Any) -> Any:
+        """Run it, with what it returns as JSON where that was asked for."""
+        stdout = sys.stdout
+        if not ctx.params.get("as_json"):
+            value = super().invoke(ctx)
+        else:
             with redirect_stdout(sys.stderr):  # bars and notes
                 value = super().invoke(ctx)
             if value is not None:  # on other processes than the first
                 from ..json_files import without_nan  # numpy is not needed for a help
 
                 stdout.write(json.dumps(without_nan(value), indent=2, ensure_ascii=False, default=str) + "\n")
-            return value
-        except KeyboardInterrupt:
-            told = self.after_interrupt
-            if os.environ.get("RANK", "0") == "0":  # of the processes of a launcher, one speaks
-                print(told if isinstance(told, str) else told(ctx.params), file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
+        if value is not None and self.alarms(value):
+            raise typer.Exit(ALARM)
+        return value
 
 
 @contextmanager
@@ -94,10 +107,19 @@ def _without_foreign_notes() -> Iterator[None]:
 
 
 def command(
-    name: str, *, panel: str, examples: Iterable[str], after_interrupt: AfterInterrupt
+    name: str,
+    *,
+    panel: str,
+    examples: Iterable[str],
+    after_interrupt: AfterInterrupt,
+    alarms: Callable[[Any], bool] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as a command, with examples below its help and the line that is told after Ctrl-C."""
-    kind = type("Command", (Command,), {"after_interrupt": _unbound(after_interrupt)})
+    """Register a function as a command, with examples below its help and the line that is told after Ctrl-C.
+
+    `alarms` says of what the function returned whether the command ends with `ALARM`.
+    """
+    own = {"after_interrupt": _unbound(after_interrupt)} | ({} if alarms is None else {"alarms": staticmethod(alarms)})
+    kind = type("Command", (Command,), own)
     shown = "\n\n".join(f"  peft-calib {name} {example}" for example in examples)
     return app.command(name, cls=kind, rich_help_panel=panel, epilog=f"Examples:\n\n{shown}")
 

@@ -53,6 +53,12 @@ class Watch:
         confidence_level: Of the intervals.
         seed: Key of the chances that split ties, and of the intervals.
 
+    Attributes:
+        signals: What is watched, after `start`.
+        reference: What is kept of the reference, after `start`.
+        num_classes: Classes, after `start`.
+        rows: Unlabelled rows since.
+
     Raises:
         ValueError: For values out of range.
 
@@ -77,6 +83,7 @@ class Watch:
         self.confidence_level = check_confidence_level(confidence_level)
         self.seed = check_seed(seed)
         self.reference: Reference | None = None
+        self.signals: tuple[str, ...] = ()
         self.num_classes = 0
         self.rows = 0
 
@@ -123,7 +130,7 @@ class Watch:
 
     def _begin(self, signals: list[str]) -> None:
         self.rows = 0
-        self._signals = signals
+        self.signals = tuple(signals)
         self._open, self._full = Sums(self.num_classes), Sums(self.num_classes)
         sizes = {name: self.num_classes if name == CLASSES else CELLS for name in signals}
         self._bags = {name: np.zeros(size, np.int64) for name, size in sizes.items()}
@@ -132,7 +139,7 @@ class Watch:
     def _process(self, name: str) -> tuple[int, float]:
         """How many processes a signal has, and the logarithm of the wealth that is an alarm: a union bound."""
         count = class_processes(self.num_classes) if name == CLASSES else 1
-        return count, float(np.log(len(self._signals) * count / self.false_alarm))
+        return count, float(np.log(len(self.signals) * count / self.false_alarm))
 
     def update(
         self,
@@ -161,12 +168,12 @@ class Watch:
         self._check_started()
         further = {"mutual_information": mutual_information, "error_probability": error_probability}
         for name, given in further.items():
-            if (given is not None) != (name in self._signals):
+            if (given is not None) != (name in self.signals):
                 with_, now = ("with", "without") if given is None else ("without", "with")
                 raise ValueError(f"The watch was started {with_} `{name}`, and this update is {now} it.")
         rows = taken(predictions, input, predicted, further, self.num_classes)
         columns, chances = self._columns(rows), self._chances(len(rows.confidence))
-        for name in self._signals:
+        for name in self.signals:
             make = class_p_values if name == CLASSES else place_p_values
             self._wealth[name].bet(make(self._bags[name], columns[name], chances[:, SIGNALS.index(name)]))
         self._add(rows)
@@ -212,7 +219,7 @@ class Watch:
             confidence=window.mean("confidence") if window.rows else None,
             expected=expected_accuracy(reference, window, level, self.seed) if enough else (),
             brier=expected_brier(reference, window, level) if enough else None,
-            alarms=tuple(alarm for name in self._signals for alarm in self._alarms(name)),
+            alarms=tuple(alarm for name in self.signals for alarm in self._alarms(name)),
             false_alarm=self.false_alarm,
             confidence_level=level,
         )
@@ -240,7 +247,7 @@ class Watch:
             "full": self._full.state(),
             "signals": {
                 name: {"counts": self._bags[name].tolist(), "wealth": self._wealth[name].state()}
-                for name in self._signals
+                for name in self.signals
             },
         }
 

@@ -1,0 +1,290 @@
+"""`peft-calib watch`: a run after deployment, held by its unlabelled predictions against rows that were labelled."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..calibration import Watch, WatchReport, prometheus
+from ..calibration.watch.taken import FURTHER
+from ..console import quiet
+from ..files import file_hash, folder_lock, write_atomically
+from ..json_files import Fields, read_json
+from .deciding import TASKS
+from .evaluation import AFTER, evaluate_run
+from .folder import RunFolder
+from .loading import adapter_digests, head_hash, load_task, read_record
+from .methods import prediction_variants
+from .predictions import PredictedFile, predicted_files, read_predicted
+from .rows import TestData, load_test_rows
+from .sources import FileFormat, read_splits
+from .tasks import Task
+
+STATE = "watch.json"
+FORMAT_VERSION = 1
+MEND = "Restore it from a copy, or begin anew with --overwrite"
+#: Files that are remembered, so that none is counted twice.
+MOST_FILES = 1000
+PURPOSE = "held as the reference of a watch"
+#: Where a row of a table stood, while rows that the run has seen are left out.
+_PLACE = "__place"
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Where the watch of a run stands after a call; `skipped` files had been counted before."""
+
+    state: Path
+    report: WatchReport
+    counted: int = 0
+    skipped: tuple[str, ...] = ()
+    started: str | None = None
+
+    def lines(self) -> list[str]:
+        """What a user should know of it."""
+        lines = [] if self.started is None else [f"Started from {self.started}."]
+        lines += [f"{name} has been counted before, and was left out." for name in self.skipped]
+        lines += [f"{self.counted:,} rows counted."] if self.counted else []
+        return [*lines, *self.report.to_markdown().splitlines(), f"Kept in {self.state}"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `peft-calib watch --json` prints."""
+        about = {"state": str(self.state), "rows_counted": self.counted, "files_skipped": list(self.skipped)}
+        return {**about, **self.report.to_dict()}
+
+
+def watch_run(
+    run_dir: str | Path,
+    predictions: str | Path | None = None,
+    *,
+    state: str | Path | None = None,
+    data: Any = None,
+    split: str | None = None,
+    reference: str | Path | None = None,
+    how: str | None = None,
+    false_alarm: float | None = None,
+    window: int | None = None,
+    seed: int | None = None,
+    prefix: str = "",
+    metrics_file: str | Path | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    **reading: Any,
+) -> Watched:
+    """Count the predictions that a run has made since, and say what has become of it.
+
+    The first call begins the watch: its reference is the run's evaluation (made now, or read back), or predictions of
+    labelled rows. Rows that the run was trained or calibrated on are no reference. The state is written after every
+    file, whole or not at all; a file that was counted is not counted again.
+
+    Args:
+        run_dir: Folder of a finished run.
+        predictions: What `peft-calib predict` or `predict_to` wrote: a file, or a folder of shards.
+        state: Where the watch is kept; `watch.json` in the run if not given.
+        data: Labelled rows of the reference, as for `evaluate_run`; the run's own test rows if not given.
+        split: Which split of them.
+        reference: Instead: a file that `peft-calib predict` wrote of labelled rows, which also has the mutual
+            information and, with an uncertainty head, P(error): those are then watched, too.
+        how: Way of predicting, `"mean"` or `"sample"`; that which the method is made for if not given.
+        false_alarm: Highest probability of a false alarm over the whole life of the watch; 0.01 if not given.
+        window: Rows that estimates are of; 1,000 if not given.
+        seed: Key of what is left to chance; 0 if not given.
+        prefix: Of the names of the columns, as it was given to `predict`.
+        metrics_file: Where to write the report for Prometheus's textfile collector.
+        overwrite: Begin anew where a watch lies.
+        progress: Show a bar, where an evaluation is made.
+        reading: How tables are read: `subset`, `encoding`, `delimiter`, `drop_missing`.
+
+    Returns:
+        The report, and where the watch lies.
+
+    Raises:
+        FileNotFoundError: If there is no finished run, or no such predictions.
+        ValueError: For predictions of another adapter, temperature or way, for tables that are none of predictions,
+            for settings that a watch has begun without, or rows that the run has seen.
+    """
+    unknown = set(reading) - {"subset", "encoding", "delimiter", "drop_missing"}
+    if unknown:
+        raise TypeError(f"watch_run() has no argument {', '.join(sorted(unknown))}")
+    folder = RunFolder(Path(run_dir).absolute())
+    task = _checked_task(folder)
+    place = folder.path / STATE if state is None else Path(state)
+    form = FileFormat(reading.get("encoding"), reading.get("delimiter"))
+    files = [] if predictions is None else predicted_files(Path(predictions))
+    settings: dict[str, Any] = {"false_alarm": false_alarm, "window": window, "seed": seed}
+    about_start = {**settings, "data": data, "split": split, "reference": reference, "how": how}
+    with folder_lock(place):
+        started = None
+        if place.is_file() and not overwrite:
+            _refuse_settings(place, about_start)
+            kept = _Kept.read(place)
+            _check_same(folder, task, kept, place)
+        else:
+            way = _way(task, how)
+            with quiet():
+                start = _Start(folder, task, way, form, progress)
+                watch = Watch(**{name: value for name, value in settings.items() if value is not None})
+                if reference is None:
+                    started = start.by_evaluation(watch, data, split, reading)
+                elif data is not None or split is not None:
+                    raise ValueError("--reference names the labelled rows: leave out --data and --split")
+                else:
+                    started = start.by_file(watch, Path(reference), prefix)
+            kept = _Kept(watch, _identity(folder, task, way), [])
+            kept.write(place)
+        counted, skipped = _count(kept, files, place, task, prefix, form)
+    report = kept.watch.report()
+    if metrics_file is not None:
+        write_atomically(metrics_file, prometheus(report, labels={"run": folder.path.name}))
+    return Watched(place, report, counted, tuple(skipped), started)
+
+
+def _checked_task(folder: RunFolder) -> Task:
+    task = load_task(folder)
+    if task.config.task not in TASKS:
+        raise ValueError(
+            f"a watch is for rows with one answer each; a run of --task {task.config.task} answers with tokens. Watch "
+            "whole texts or entities with peft_calib.calibration.Watch and input='confidence'"
+        )
+    return task
+
+
+def _refuse_settings(place: Path, given: dict[str, Any]) -> None:
+    """What is settled when a watch begins cannot be said later."""
+    said = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if said:
+        raise ValueError(
+            f"{place} holds a watch that has begun, and {', '.join(said)} was settled then: leave it out, or begin "
+            "anew with --overwrite"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------- what is kept
+
+
+@dataclass
+class _Kept:
+    """A watch, what it is of, and which files have been counted."""
+
+    watch: Watch
+    of: dict[str, Any]
+    files: list[str]
+
+    def write(self, place: Path) -> None:
+        content = {"format_version": FORMAT_VERSION, "of": self.of, "files": self.files, "watch": self.watch.state()}
+        write_atomically(place, json.dumps(content, allow_nan=False) + "\n")
+
+    @classmethod
+    def read(cls, place: Path) -> _Kept:
+        fields = read_json(place, MEND)
+        if not fields.has_version(FORMAT_VERSION):
+            raise fields.wrong("format_version", str(FORMAT_VERSION))
+        watch = fields.mapping("watch")
+        state = Fields(watch.content, f"{place}: watch", MEND)
+        return cls(Watch.from_state(state), dict(fields.mapping("of").content), fields.listing("files", str))
+
+
+def _identity(folder: RunFolder, task: Task, way: str) -> dict[str, Any]:
+    """All that a prediction hangs on: another of it, and the reference says nothing."""
+    assert task.labels is not None
+    temperature = read_json(folder.temperature, MEND).mapping(way).mapping("parameters").number("temperature")
+    return {
+        "adapters": adapter_digests(folder, task.config),
+        "temperature": temperature,
+        "head": head_hash(folder, task.config),
+        "how": way,
+        "label_names": list(task.labels.names),
+    }
+
+
+def _way(task: Task, how: str | None) -> str:
+    variants = prediction_variants(task.config)
+    if how is None:
+        return "sample" if "sample" in variants else "mean"
+    if how not in variants:
+        raise ValueError(f"--how must be {' or '.join(variants)} for a run of {task.config.method}, got {how!r}")
+    return how
+
+
+def _check_same(folder: RunFolder, task: Task, kept: _Kept, place: Path) -> None:
+    now = _identity(folder, task, str(kept.of.get("how")))
+    differing = [name for name in now if kept.of.get(name) != now[name]]
+    if "head" in differing and "error_probability" not in kept.watch.signals:
+        differing.remove("head")  # nothing that is watched hangs on it
+    if differing:
+        raise ValueError(
+            f"{place} watches another {', '.join(differing)} than {folder.path} has now, so its reference says "
+            "nothing of it. Begin anew with --overwrite"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------- the reference
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a watch begins."""
+
+    folder: RunFolder
+    task: Task
+    way: str
+    form: FileFormat
+    progress: bool
+
+    def by_evaluation(self, watch: Watch, data: Any, split: str | None, reading: dict[str, Any]) -> str:
+        """On the rows of an evaluation, which refuses those that the run has seen."""
+        found = evaluate_run(self.folder.path, data=data, split=split, progress=self.progress, **reading)
+        watch.start(found.probabilities(self.way, AFTER), found.items["labels"])
+        return f"the evaluation on {found.content['data']}, {len(found.items['labels']):,} rows"
+
+    def by_file(self, watch: Watch, path: Path, prefix: str) -> str:
+        """On predictions of labelled rows."""
+        assert self.task.labels is not None
+        rows = next(iter(read_splits(path, form=self.form).values()))
+        found = read_predicted(rows, str(path), self.task.labels.names, prefix)
+        placed = rows.add_column(_PLACE, list(range(len(rows))))
+        seen = TestData(source=placed, group_column=_PLACE)
+        known = load_test_rows(self.task, read_record(self.folder, self.task), seen, PURPOSE)
+        assert known.groups is not None
+        kept = np.array(known.groups, np.int64)
+        # the mean adapter has one function, whose draws cannot disagree
+        further = {name: values[kept] for name, values in found.further.items() if name in self._watched()}
+        labels = np.asarray(known.rows["label"][:])
+        about: dict[str, Any] = {"num_classes": len(self.task.labels.names), **further}
+        watch.start(found.confidence[kept], labels, input="confidence", predicted=found.predicted[kept], **about)
+        left = f", {known.left_out} that the run has seen left out" if known.left_out else ""
+        return f"{path}, {len(kept):,} rows{left}"
+
+    def _watched(self) -> tuple[str, ...]:
+        return tuple(FURTHER) if self.way == "sample" else ("error_probability",)
+
+
+# ------------------------------------------------------------------------------------------------- what has come since
+
+
+def _count(
+    kept: _Kept, files: list[PredictedFile], place: Path, task: Task, prefix: str, form: FileFormat
+) -> tuple[int, list[str]]:
+    """Count files that were not counted yet, and write the state after each."""
+    assert task.labels is not None
+    counted, skipped = 0, []
+    for file in files:
+        file.check_made_by(kept.of)
+        digest = file_hash(file.path)[:16]
+        if digest in kept.files:
+            skipped.append(file.path.name)
+            continue
+        found = read_predicted(file.rows(form), str(file.path), task.labels.names, prefix)
+        further = {name: found.further.get(name) for name in kept.watch.signals if name in FURTHER}
+        lacking = [f"{prefix}{name}" for name, values in further.items() if values is None]
+        if lacking:
+            raise ValueError(f"{file.path} has no column {lacking[0]}, which the reference of the watch had")
+        kept.watch.update(found.confidence, input="confidence", predicted=found.predicted, **further)
+        kept.files = [*kept.files, digest][-MOST_FILES:]
+        kept.write(place)
+        counted += len(found.confidence)
+    return counted, skipped
