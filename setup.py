@@ -15,5 +15,6 @@ packages = [
     if "__pycache__" not in name
 ]
 
-# The script's own module lies beside the package: what lies in it cannot be reached without loading torch.
-setup(packages=packages, package_dir=FOLDERS, py_modules=["peft_calib_cli"])
+# The script's own module lies beside the package: what lies in it cannot be reached without loading torch. So does the
+# plugin of vLLM, whose environment does not have what the package needs.
+setup(packages=packages, package_dir=FOLDERS, py_modules=["peft_calib_cli", "peft_calib_vllm"])

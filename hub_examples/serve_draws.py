@@ -147,7 +147,7 @@ def make_server(draws: Draws, host: str = "127.0.0.1", port: int = 0) -> Threadi
 def serve(args: argparse.Namespace) -> None:
     """Serve the exported draws, with vLLM or with the small server of this script."""
     if args.engine == "vllm":
-        command = vllm_command(args.base, args.draws, args.host, args.port)
+        command = vllm_command(args.base, args.draws, args.host, args.port) + args.options
         print(" ".join(command), flush=True)
         os.execvp(command[0], command)
     server = make_server(Draws(args.base, args.draws), args.host, args.port)
@@ -174,13 +174,13 @@ def main() -> None:
     """Read the command line and serve or ask."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    server = commands.add_parser("serve", help="serve exported draws")
+    server = commands.add_parser("serve", help="serve exported draws; further options go to vLLM")
     server.add_argument("--base", required=True, help="base model: a folder or a Hub id")
     server.add_argument("--draws", type=Path, required=True, help="folder written by export_lora(..., num_samples=K)")
     server.add_argument("--engine", choices=["vllm", "transformers"], default="vllm")
     server.add_argument("--host", default="127.0.0.1")
     server.add_argument("--port", type=int, default=8000)
-    server.set_defaults(run=serve)
+    server.set_defaults(run=serve, takes_more=True)
     client = commands.add_parser("ask", help="predict with all draws that a server offers")
     client.add_argument("prompts", nargs="+")
     client.add_argument("--labels", nargs="+", required=True, help="answers of one token each")
@@ -189,7 +189,9 @@ def main() -> None:
         "--top-logprobs", type=int, default=20, help="tokens the server lists; raise it for rare labels"
     )
     client.set_defaults(run=ask)
-    args = parser.parse_args()
+    args, args.options = parser.parse_known_args()
+    if args.options and not getattr(args, "takes_more", False):
+        parser.error(f"unrecognized arguments: {' '.join(args.options)}")
     args.run(args)
 
 

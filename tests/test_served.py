@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import threading
 from contextlib import contextmanager
@@ -154,6 +155,30 @@ def test_a_classifier_needs_no_adapter_for_plain_answers(served):
     if classifies(folder):
         expected = here.predict(TEXTS, num_samples=3, how="sample").probabilities
         torch.testing.assert_close(raw.probabilities.double(), expected, rtol=0, atol=1e-5)
+
+
+def blocks() -> list[str]:
+    page = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
+    return re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_the_page_runs_as_printed(served, tmp_path, monkeypatch):
+    folder, url = served
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder / "adapter", "runs/bayesian/adapter")
+    shutil.copytree(folder / "draws/mean", "any-lora")
+    names = {
+        "peft_calib": peft_calib,
+        "texts": TEXTS,
+        "model": peft_calib.load(folder / "adapter", device="cpu").model,
+    }
+    ran = 0
+    for block in blocks():
+        if "export_gguf" in block and (classifies(folder) or importlib.util.find_spec("gguf") is None):
+            continue  # llama.cpp has no head of classes
+        exec(block.replace("http://localhost:8000/v1", url), names)
+        ran += 1
+    assert ran >= 1 and len(names["out"].labels_predicted) == len(TEXTS)
 
 
 def test_a_server_of_the_other_kind_is_told(served):

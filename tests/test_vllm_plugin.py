@@ -1,0 +1,250 @@
+"""The plugin of vLLM without vLLM: what it makes of draws, requests and folders. With it: tests/serving."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_predictor import temperature
+
+import peft_calib_vllm as plugin
+from peft_calib.calibration.recalibrate import load_state
+from peft_calib.json_files import Fields
+from peft_calib.prediction import Prediction
+from peft_calib.predictor import CalibratedPrediction
+from peft_calib_vllm import Asked, Engine, Served, answer, combined
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The index and the description of two draws, as an export writes them."""
+    stored = {
+        "format_version": 1,
+        "classes": ["no", "yes"],
+        "label_tokens": [7, 9],
+        "inputs": {"max_length": 4},
+        "ways": {"sample": {"num_samples": 2, "method": "TemperatureScaling", "parameters": {"temperature": 2.0}}},
+    }
+    (tmp_path / "draws.json").write_text(json.dumps({"draws": ["draw-0", "draw-1"]}))
+    (tmp_path / "predictor.json").write_text(json.dumps(stored))
+    return tmp_path
+
+
+def paths(folder) -> dict[str, str]:
+    return {name: str(folder / name) for name in ("mean", "draw-1", "draw-0")}
+
+
+def test_nothing_of_ours_and_no_torch_is_imported():
+    code = "import sys, peft_calib_vllm as p; print({'torch', 'vllm', 'peft', 'peft_calib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("value", [None, 0.4, 1.0, 3.0])
+def test_draws_are_combined_as_a_predictor_does(value):
+    generator = torch.Generator().manual_seed(0)
+    draws = (6 * torch.randn(5, 40, 3, generator=generator)).softmax(-1)
+    draws[0, 0] = torch.tensor([1.0, 0.0, 0.0])  # a probability of zero has a logarithm here and there
+    draws[:, 1] = torch.tensor([0.0, 1.0, 0.0])
+    method = None if value is None else load_state(Fields(temperature(value), "here"))
+    made = Prediction(sample_probabilities=draws, num_forwards=5.0)
+    ours = CalibratedPrediction.of(made, method, label_names=("a", "b", "c"))
+    found = combined(draws.numpy(), value)
+    for name, values in found.items():
+        expected = getattr(ours, name)
+        torch.testing.assert_close(torch.from_numpy(values), expected.double(), rtol=0, atol=1e-6, msg=name)
+
+
+def test_the_folder_of_the_draws_is_read(folder):
+    served = Served.of(paths(folder))
+    assert (served.names, served.labels, served.label_tokens) == (("draw-0", "draw-1"), ("no", "yes"), (7, 9))
+    assert (served.temperature, served.max_length) == (2.0, 4)
+    (folder / "predictor.json").unlink()
+    assert Served.of(paths(folder)).temperature is None
+
+
+def edited(folder, **changes) -> None:
+    place = folder / "predictor.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | changes))
+
+
+def test_what_cannot_be_applied_ends_the_start(folder, tmp_path):
+    def refused(message, given=None):
+        with pytest.raises(ValueError, match=message) as caught:
+            Served.of(paths(folder) if given is None else given)
+        assert "\n" not in str(caught.value)
+
+    refused("draw-0, draw-1 ... without a gap", {"mean": "x"})
+    refused("without a gap", {"draw-0": "x", "draw-2": "y"})
+    refused("several folders", {"draw-0": "a/draw-0", "draw-1": "b/draw-1"})
+    refused(r"names \['draw-0', 'draw-1'\]", {**paths(folder), "draw-2": str(folder / "draw-2")})
+    way = {"method": "VectorScaling", "parameters": {}}
+    edited(folder, ways={"sample": way})
+    refused("stores a VectorScaling")
+    edited(folder, ways={"sample": {"method": "TemperatureScaling", "parameters": {"temperature": -1}}})
+    refused("holds the temperature -1")
+    edited(folder, format_version=2)
+    refused("reads 1")
+    (folder / "predictor.json").write_text("{")
+    refused("is damaged")
+    (folder / "predictor.json").write_text("[]")
+    refused("holds no mapping")
+
+
+SERVED = Served(("draw-0", "draw-1"), ("no", "yes"), (7, 9), 2.0, 4)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ([], "must be an object"),
+        ({}, "must hold texts"),
+        ({"texts": ["a"], "prompts": ["a"]}, "must hold texts"),
+        ({"texts": ["a"], "temperature": 1}, "must hold texts"),
+        ({"texts": "a"}, "1 to 1024"),
+        ({"texts": []}, "1 to 1024"),
+        ({"texts": ["a"] * 1025}, "1 to 1024"),
+        ({"texts": ["a", ""]}, "Text 1"),
+        ({"texts": [["a", "b"]]}, "Text 0"),
+        ({"texts": [[1, -2]]}, "Text 0"),
+        ({"texts": [[True]]}, "Text 0"),
+        ({"texts": [[]]}, "Text 0"),
+        ({"texts": ["a"], "label_tokens": [3]}, "at least two different"),
+        ({"texts": ["a"], "label_tokens": [3, 3]}, "at least two different"),
+        ({"texts": ["a"], "label_tokens": "yes"}, "at least two different"),
+        ({"texts": ["a"], "labels": "ab"}, "list of names"),
+        ({"texts": ["a"], "labels": [1, 2]}, "list of names"),
+    ],
+)
+def test_a_bad_request_is_told(body, message):
+    with pytest.raises(ValueError, match=message):
+        Asked(body, SERVED)
+
+
+def test_other_answers_have_no_temperature():
+    own = Asked({"prompts": ["a"], "label_tokens": [7, 9]}, SERVED)
+    assert (own.temperature, own.labels) == (2.0, ("no", "yes"))
+    other = Asked({"prompts": ["a"], "label_tokens": [7, 8], "labels": ["a", "b"]}, SERVED)
+    assert (other.temperature, other.labels) == (None, ["a", "b"])
+
+
+class Tokenizer:
+    """One token a letter, and an end mark."""
+
+    eos_token_id = 0
+    truncation_side = "right"
+
+    def __call__(self, text, truncation=False, max_length=None):
+        ids = [ord(letter) for letter in text]
+        if truncation and len(ids) >= max_length:
+            ids = ids[1 - max_length :] if self.truncation_side == "left" else ids[: max_length - 1]
+        return {"input_ids": [*ids, 0]}
+
+
+@dataclass
+class Chosen:
+    logprob: float
+
+
+class Client:
+    """vLLM's engine: a draw's answer follows from its name and the last token, so that a mix-up shows."""
+
+    def __init__(self):
+        self.asked, self.cancelled = [], 0
+
+    async def generate(self, prompt, params, name, lora_request):
+        self.asked.append((lora_request, prompt["prompt_token_ids"], params.logprob_token_ids))
+        try:
+            await asyncio.sleep(0)
+            if prompt["prompt_token_ids"][0] == ord("!"):
+                raise ValueError("too long\nfor vLLM")
+            await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        logprobs = {t: Chosen(-0.1 * t * (1 + lora_request)) for t in params.logprob_token_ids}
+        yield types.SimpleNamespace(outputs=[types.SimpleNamespace(logprobs=[logprobs])])
+
+    async def encode(self, prompt, params, name, lora_request):
+        self.asked.append((lora_request, prompt["prompt_token_ids"], params.task))
+        data = np.array([0.2, 0.8]) if lora_request else np.array([0.6, 0.4])
+        yield types.SimpleNamespace(outputs=types.SimpleNamespace(data=data))
+
+
+@pytest.fixture
+def client(monkeypatch):
+    fake = types.SimpleNamespace(SamplingParams=types.SimpleNamespace, PoolingParams=types.SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    return Client()
+
+
+def draws_of(client, asked, served=SERVED):
+    engine = Engine(client, lambda: {"draw-0": 0, "draw-1": 1}, Tokenizer())
+    return asyncio.run(engine.draws(asked, served))
+
+
+def test_every_draw_is_asked_about_every_text(client):
+    asked = Asked({"texts": ["ab", "uvwxyz"]}, SERVED)
+    draws = draws_of(client, asked)
+    assert draws.shape == (2, 2, 2)
+    expected = torch.tensor([[-0.7, -0.9], [-1.4, -1.8]], dtype=torch.float64).softmax(-1)
+    np.testing.assert_allclose(draws, expected[:, None].expand(2, 2, 2).numpy(), atol=1e-12)
+    assert [ids for _, ids, _ in client.asked[::2]] == [[97, 98], [120, 121, 122]]  # a prompt keeps its end
+    content = answer(asked, SERVED, draws)
+    assert (content["labels"], content["temperature"], content["draws"]) == (["no", "yes"], 2.0, 2)
+    assert [row["index"] for row in content["data"]] == [0, 1]
+    assert content["data"][0]["label"] == "no"
+    json.dumps(content, allow_nan=False)
+
+
+def test_many_labels_take_several_requests(client):
+    asked = Asked({"texts": ["a"], "label_tokens": list(range(1, 301))}, SERVED)
+    assert draws_of(client, asked).shape == (2, 1, 300)
+    assert [len(ids) for _, _, ids in client.asked].count(44) == 2
+
+
+def test_a_classifier_gives_its_classes(client):
+    served = Served(("draw-0", "draw-1"), max_length=4)
+    draws = draws_of(client, Asked({"texts": ["uvwxyz"]}, served), served)
+    np.testing.assert_allclose(draws[:, 0], [[0.6, 0.4], [0.2, 0.8]])
+    assert client.asked[0][1:] == ([117, 118, 119, 0], "classify")  # a text keeps its beginning, and the mark
+    content = answer(Asked({"texts": ["a"]}, served), served, draws)
+    assert (content["labels"], content["temperature"]) == (["LABEL_0", "LABEL_1"], None)
+    with pytest.raises(ValueError, match="2 classes, and 3 are named"):
+        answer(Asked({"texts": ["a"], "labels": ["a", "b", "c"]}, served), served, draws)
+
+
+def test_the_first_error_ends_the_others(client):
+    with pytest.raises(ValueError, match="too long"):
+        draws_of(client, Asked({"texts": ["!", "ab", "cd"]}, SERVED))
+    assert client.cancelled >= 2
+
+
+def test_a_draw_that_left_the_server_is_told(client):
+    engine = Engine(client, lambda: {"draw-0": 0}, Tokenizer())
+    with pytest.raises(ValueError, match="draw-1 left the server"):
+        asyncio.run(engine.draws(Asked({"texts": ["ab"]}, SERVED), SERVED))
+
+
+def test_the_page_shows_an_answer(client):
+    page = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
+    shown = json.loads(page.partition('```json\n{"object"')[2].partition("```")[0].join(['{"object"', ""]))
+    content = answer(Asked({"texts": ["ab"]}, SERVED), SERVED, draws_of(client, Asked({"texts": ["ab"]}, SERVED)))
+    assert shown.keys() == content.keys() and shown["data"][0].keys() == content["data"][0].keys()
+
+
+def test_its_format_is_that_of_the_artefact():
+    from peft_calib.artefact import ARTEFACT_FILE, FORMAT_VERSION
+    from peft_calib.calibration.answers import SMALLEST_MEAN_PROBABILITY
+    from peft_calib.draws_index import DRAWS_INDEX
+    from peft_calib.prediction.serving import MOST_IDS
+
+    source = Path(plugin.__file__).read_text()
+    assert ARTEFACT_FILE in source and DRAWS_INDEX in source and FORMAT_VERSION == 1
+    assert plugin.SMALLEST == SMALLEST_MEAN_PROBABILITY and plugin.MOST_IDS == MOST_IDS
