@@ -56,5 +56,6 @@ def test_two_processes_train_and_predict(tmp_path):
 
 
 def test_every_example_is_run_here_or_elsewhere():
-    elsewhere = {"sequence_classification", "serve_draws"}  # tests/test_readme.py, tests/prediction/test_serving.py
+    # tests/test_readme.py, tests/prediction/test_serving.py, tests/test_vllm_plugin.py
+    elsewhere = {"sequence_classification", "serve_draws", "ask_uncertainty"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {*EXPECTED, "export_draws", "multi_gpu", *elsewhere}

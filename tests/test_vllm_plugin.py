@@ -2,10 +2,14 @@
 
 import asyncio
 import json
+import re
+import runpy
 import subprocess
 import sys
+import threading
 import types
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +241,46 @@ def test_the_page_shows_an_answer(client):
     shown = json.loads(page.partition('```json\n{"object"')[2].partition("```")[0].join(['{"object"', ""]))
     content = answer(Asked({"texts": ["ab"]}, SERVED), SERVED, draws_of(client, Asked({"texts": ["ab"]}, SERVED)))
     assert shown.keys() == content.keys() and shown["data"][0].keys() == content["data"][0].keys()
+
+
+def test_the_example_asks_it(client, monkeypatch, capsys):
+    class Handler(BaseHTTPRequestHandler):
+        """The route, without vLLM's application around it."""
+
+        def log_message(self, *_):
+            pass
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            try:
+                assert self.path == plugin.PATH
+                asked = Asked(body, SERVED)
+                status, content = 200, answer(asked, SERVED, draws_of(client, asked))
+            except ValueError as error:
+                status, content = 400, {"error": {"message": str(error)}}
+            sent = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(sent)))
+            self.end_headers()
+            self.wfile.write(sent)
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    script = str(Path(__file__).parents[1] / "hub_examples" / "ask_uncertainty.py")
+    try:
+        asked = ["--url", f"http://127.0.0.1:{server.server_port}/v1"]
+        monkeypatch.setattr(sys, "argv", [script, "ab", *asked])
+        runpy.run_path(script, run_name="__main__")
+        assert re.search(
+            r"ab\n  no 0.\d{3}, yes 0.\d{3}; entropy 0.\d{3}, disagreement 0.\d{3}", capsys.readouterr().out
+        )
+        for arguments, message in (([""], "answered 400"), (["a", "--url", "http://127.0.0.1:9/v1"], "be reached")):
+            monkeypatch.setattr(sys, "argv", [script, *asked, *arguments])
+            with pytest.raises(SystemExit, match=message):
+                runpy.run_path(script, run_name="__main__")
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_its_format_is_that_of_the_artefact():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..prediction.members import predict_members
 from ..prediction.sources import LawDraws
 from ..tuners.laws import laws_of
 from .answer import CalibratedPrediction
+from .calibrating import calibrated, saved
 from .decisions import Decisions
 from .error_head import NONE, ErrorHead
 from .inputs import Encoded, encode
@@ -172,6 +173,41 @@ class Predictor:
             said["error_probability"] = errors[back]
         answer = CalibratedPrediction.of(made.select(back), method, **said)
         return self.decisions.applied(answer, how, self.count_of(how, count), seed, self.artefact)
+
+    def calibrate(
+        self,
+        rows: Any,
+        labels: Sequence[str | int] | None = None,
+        method: Recalibrator | None = None,
+        *,
+        how: str | None = None,
+        num_samples: int | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> Predictor:
+        """Fit a recalibration on labelled rows that were not trained on: the way to one for a LoRA of another tool.
+
+        Args:
+            rows: What `predict` takes.
+            labels: Name or position of the class of each row, where the rows have no column of them.
+            method: Unfitted; a `TemperatureScaling` if not given.
+            how: `"mean"` or `"sample"`; as `predict` chooses if not given.
+            num_samples: Draws K.
+            seed: Key of the draws.
+            batch_size: As for `predict`.
+
+        Returns:
+            A predictor that applies it, on the same model. The model carries it, too: `save` writes it beside the
+            adapter, with a record of the rows, on which no report is made.
+
+        Raises:
+            ValueError: If a row has no label of the classes, there are too few, or rows were trained on.
+        """
+        return calibrated(self, rows, labels, method, how, num_samples, seed, batch_size)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the adapter with all that belongs to it: `peft_calib.load(folder)` answers as this predictor does."""
+        return saved(self, folder)
 
     def gives_errors(self, how: str | None, num_samples: int | None) -> bool:
         """Whether predictions that are asked for in this way have an `error_probability`."""

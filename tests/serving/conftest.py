@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from real_server import ALL, ANSWERS, FILE, NAMES, PYTHON, ROOT, Served, exported, serving
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_calib import BayesianLoraConfig
 from peft_calib.runs.embedded.sentences import documentation_sentences
@@ -54,11 +54,24 @@ def language_model(base, tmp_path_factory) -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def shallow_model(base, tmp_path_factory) -> Iterator[Served]:
-    """The same of two of its thirty layers: what asking costs shows where the model is fast, as on an accelerator."""
+    """The same of two of its thirty layers."""
     folder = tmp_path_factory.mktemp("shallow_model")
     AutoModelForCausalLM.from_pretrained(base, num_hidden_layers=2).save_pretrained(folder / "base")
     AutoTokenizer.from_pretrained(base).save_pretrained(folder / "base")
     with answering(folder / "base", folder, 8, 8733) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def tiny_model(base, tmp_path_factory) -> Iterator[Served]:
+    """One layer of width 64: nearly all that is left is asking and answering, as where an accelerator computes."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    config = AutoConfig.from_pretrained(base, num_hidden_layers=1, hidden_size=64, intermediate_size=64)
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 2, 1, 32
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "base")
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder / "base")
+    with answering(folder / "base", folder, 8, 8734) as found:
         yield found
 
 
