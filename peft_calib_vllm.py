@@ -223,7 +223,7 @@ class Engine:
         async def ask(ids: list[int], lora: Any) -> list[float]:
             found: list[float] = []
             for chunk in chunks:
-                params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=1, logprob_token_ids=chunk)
+                params = SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=chunk)
                 made = self.client.generate({"prompt_token_ids": ids}, params, _name(), lora_request=lora)
                 listed = (await _last(made)).outputs[0].logprobs[0]
                 found += [listed[token].logprob for token in chunk]
@@ -286,6 +286,14 @@ def answer(asked: Asked, served: Served, draws: np.ndarray) -> dict[str, Any]:
     return {"object": "list", "labels": labels, "temperature": asked.temperature, "draws": len(draws), "data": data}
 
 
+async def respond(engine: Engine, asked: Asked, served: Served) -> dict[str, Any]:
+    """Ask all draws, and put their answers together; answers without names are called by their tokens."""
+    draws = await engine.draws(asked, served)
+    if asked.labels is None and asked.tokens is not None:
+        asked.labels = [engine.tokenizer.decode([token]).strip() for token in asked.tokens]
+    return answer(asked, served, draws)
+
+
 class UncertaintyPlugin:
     """The plugin; vLLM makes one when it is named in `VLLM_PLUGINS`."""
 
@@ -297,16 +305,17 @@ class UncertaintyPlugin:
         from fastapi.responses import JSONResponse
         from starlette.requests import Request
 
-        async def uncertainty(request: Request) -> JSONResponse:
+        async def uncertainty(request):  # type: ignore[no-untyped-def]
             try:
                 asked = Asked(await _body(request), app.state.peft_calib_served)
-                draws = await app.state.peft_calib_engine.draws(asked, app.state.peft_calib_served)
-                return JSONResponse(answer(asked, app.state.peft_calib_served, draws))
+                return JSONResponse(await respond(app.state.peft_calib_engine, asked, app.state.peft_calib_served))
             except ValueError as error:  # of the request, or vLLM's own: a text that is too long
                 message = " ".join(str(error).split())
                 content = {"error": {"message": message, "type": "BadRequestError", "param": None, "code": 400}}
                 return JSONResponse(content, status_code=400)
 
+        # FastAPI goes by the annotation, and could not find a name that is imported here
+        uncertainty.__annotations__ = {"request": Request}
         app.add_api_route(PATH, uncertainty, methods=["POST"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:

@@ -22,7 +22,7 @@ from peft_calib.calibration.recalibrate import load_state
 from peft_calib.json_files import Fields
 from peft_calib.prediction import Prediction
 from peft_calib.predictor import CalibratedPrediction
-from peft_calib_vllm import Asked, Engine, Served, answer, combined
+from peft_calib_vllm import Asked, Engine, Served, answer, combined, respond
 
 
 @pytest.fixture
@@ -144,6 +144,9 @@ class Tokenizer:
     eos_token_id = 0
     truncation_side = "right"
 
+    def decode(self, ids):
+        return "".join(f" {chr(token)}" for token in ids)
+
     def __call__(self, text, truncation=False, max_length=None):
         ids = [ord(letter) for letter in text]
         if truncation and len(ids) >= max_length:
@@ -205,6 +208,14 @@ def test_every_draw_is_asked_about_every_text(client):
     assert [row["index"] for row in content["data"]] == [0, 1]
     assert content["data"][0]["label"] == "no"
     json.dumps(content, allow_nan=False)
+
+
+def test_answers_without_names_are_called_by_their_tokens(client):
+    asked = Asked({"texts": ["ab"], "label_tokens": [65, 66]}, SERVED)
+    engine = Engine(client, lambda: {"draw-0": 0, "draw-1": 1}, Tokenizer())
+    assert asyncio.run(respond(engine, asked, SERVED))["labels"] == ["A", "B"]
+    named = Asked({"texts": ["ab"]}, SERVED)
+    assert asyncio.run(respond(engine, named, SERVED))["labels"] == ["no", "yes"]
 
 
 def test_many_labels_take_several_requests(client):

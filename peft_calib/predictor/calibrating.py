@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +18,9 @@ from .answer import logits_of
 from .decisions import Decisions
 from .inputs import NONE, as_table
 
-if TYPE_CHECKING:
-    from .predictor import Predictor
-
 
 def calibrated(
-    predictor: Predictor,
+    predictor: Any,  # the `Predictor` that this is a method of
     rows: Any,
     labels: Sequence[str | int] | None,
     method: Recalibrator | None,
@@ -31,7 +28,7 @@ def calibrated(
     num_samples: int | None,
     seed: int,
     batch_size: int | None,
-) -> Predictor:
+) -> Any:
     """See `Predictor.calibrate`."""
     if len(predictor.adapter_names) > 1:
         raise ValueError("An ensemble of adapters is calibrated in its run: peft-calib train --method ensemble.")
@@ -67,7 +64,7 @@ def _classes(given: Any, count: int, names: tuple[str, ...]) -> np.ndarray:
     return np.array(found)
 
 
-def saved(predictor: Predictor, folder: str | Path) -> Path:
+def saved(predictor: Any, folder: str | Path) -> Path:
     """See `Predictor.save`."""
     if len(predictor.adapter_names) > 1:
         raise ValueError("The members of an ensemble lie in its run; copy that.")

@@ -52,7 +52,7 @@ def language_model(base, tmp_path_factory) -> Iterator[Served]:
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture  # for one test: four servers at a time would take more memory than there is
 def shallow_model(base, tmp_path_factory) -> Iterator[Served]:
     """The same of two of its thirty layers."""
     folder = tmp_path_factory.mktemp("shallow_model")
@@ -62,7 +62,7 @@ def shallow_model(base, tmp_path_factory) -> Iterator[Served]:
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def tiny_model(base, tmp_path_factory) -> Iterator[Served]:
     """One layer of width 64: nearly all that is left is asking and answering, as where an accelerator computes."""
     folder = tmp_path_factory.mktemp("tiny_model")
