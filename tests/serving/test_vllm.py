@@ -80,7 +80,7 @@ def here(served, asked, known):
 
 
 def test_served_draws_are_the_predictor(served, asked, here):
-    there = predict_served(served.url, asked, adapter=served.adapter)
+    there = predict_served(served.url, asked, adapter=served.adapter, timeout=600)
     assert there.temperature == here.temperature == 1.7
     assert there.label_names == here.label_names
     torch.testing.assert_close(there.probabilities, here.probabilities, rtol=0, atol=1e-5)
@@ -93,7 +93,7 @@ def test_served_draws_are_the_predictor(served, asked, here):
 
 
 def test_the_plugin_is_the_predictor(served, asked, here):
-    answer = script("ask_uncertainty").uncertainty(served.url, asked)
+    answer = script("ask_uncertainty").uncertainty(served.url, asked, timeout=600)
     assert (answer["temperature"], answer["draws"]) == (1.7, here.num_samples)
     assert tuple(answer["labels"]) == here.label_names
     names = ("probabilities", "entropy", "mutual_information")
