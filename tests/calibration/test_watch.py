@@ -336,6 +336,42 @@ def test_bad_input_is_one_clear_line_and_counts_nothing():
         watched.update(p, error_probability=[0.1])
 
 
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+def test_the_benchmarks_have_been_run_to_the_end_and_the_page_shows_them(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import watch as benchmark
+    import watch_text
+
+    page = (BENCHMARKS.parent / "docs" / "watch.md").read_text()
+    results = json.loads((BENCHMARKS / "results" / "watch.json").read_text())
+    assert all(table in page for table in benchmark.markdown(results))
+    assert watch_text.markdown(json.loads((BENCHMARKS / "results" / "watch_text.json").read_text())) in page
+    for name, found in results["false_alarms"].items():
+        assert found["streams"] == 2000 and found["level"] == 0.05
+        assert found["watch"] <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 2000), name
+        assert max(found["every 200 rows: KS"], found["fixed reference"]) > 0.1, name
+    assert list(results["delays"]) == list(benchmark.CHANGES) and list(results["coverage"]) == list(benchmark.COVERED)
+    for name, found in results["coverage"].items():
+        of = {estimate: one["coverage"] for estimate, one in found["estimates"].items()}
+        if name.startswith("no change"):
+            assert min(of.values()) > 0.92 and of["confidence"] > 0.935, name
+        if name.startswith("label shift"):
+            assert of["class_shares"] > 0.93 > of["confidence"], name
+        if name == "labels changed unseen":
+            assert max(of.values()) < 0.05 and found["alarmed"] <= 0.01 + 2 * np.sqrt(0.01 * 0.99 / 1000)
+
+
+def test_the_first_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (p, labels), (new, _) = drawn(30, 300), drawn(31, 300)
+    code = (BENCHMARKS.parent / "docs" / "watch.md").read_text().partition("```python\n")[2].partition("```")[0]
+    exec(code, {"probabilities": p, "labels": labels, "new_probabilities": new})
+    shown = capsys.readouterr().out
+    assert "No alarm" in shown and 'peft_calib_watch_rows_total{adapter="reviews"} 300' in shown
+
+
 # --------------------------------------------------------------------------------------------------------- Prometheus
 
 
