@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -193,6 +194,7 @@ def test_a_folder_of_another_call_is_refused(predictor, whole, tmp_path):
 
     before = contents(whole)
     again()  # finished: nothing is made again
+    again(shard_rows=np.int64(5), seed=np.int64(0))  # numbers of numpy are numbers
     for changed in ({"shard_rows": 6}, {"seed": 1}, {"prefix": "x_"}):
         with pytest.raises(
             ValueError, match=f"begun in another way.*{next(iter(changed)).replace('prefix', 'added')}"

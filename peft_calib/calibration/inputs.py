@@ -13,6 +13,10 @@ INPUT_KINDS = ("probabilities", "logits")
 SUM_TOLERANCE = 1e-3
 _HALF = (torch.float16, torch.bfloat16)
 MOST_BINS = 10_000
+#: Sums of squares of weights up to two to this power are float64 numbers, for any number of rows.
+MOST_EXPONENT = 200
+#: What weights beside much larger ones are rounded up to: every row keeps one above 0.
+SMALLEST_WEIGHT = float(np.finfo(np.float64).tiny)
 
 
 class Rows(NamedTuple):
@@ -50,6 +54,7 @@ def as_rows(
         probabilities = _checked_probabilities(taken.values, taken.binary, SUM_TOLERANCE + taken.resolution)
     _check_label_range(taken.labels, probabilities.shape[1])
     of_rows = weights if weights is None or taken.kept is None else weights[taken.kept]
+    of_rows = None if of_rows is None else _manageable(of_rows)
     return Rows(probabilities, taken.labels, taken.binary, taken.dtype, taken.kept, weights=of_rows)
 
 
@@ -79,6 +84,7 @@ def as_logit_rows(
     logits = _logits_of(taken.values, taken.binary, input, taken.resolution)
     _check_label_range(taken.labels, logits.shape[1])
     of_rows = weights if weights is None or taken.kept is None else weights[taken.kept]
+    of_rows = None if of_rows is None else _of_largest_one(of_rows)
     return LogitRows(logits, taken.labels, taken.sequences, taken.kept, of_rows)
 
 
@@ -110,6 +116,22 @@ def checked_weights(sample_weight: Any, labels: Any, mask: Any) -> tuple[np.ndar
         if given_mask.shape == shape:  # of another shape is said by whoever takes it
             mask = counts & given_mask.astype(bool)
     return weights, mask
+
+
+def _of_largest_one(weights: np.ndarray) -> np.ndarray:
+    """Weights up to 1, for what does not hang on their unit: no sum or square of any size leaves float64."""
+    return np.maximum(weights / weights.max(), SMALLEST_WEIGHT)
+
+
+def _manageable(weights: np.ndarray) -> np.ndarray:
+    """Weights as they are, or where the largest is beyond `2^+-200` all times the power of two that brings it there.
+
+    Some scores of a report count rows, and so hang on the unit; beyond it they have long reached their limits.
+    """
+    exponent = int(np.frexp(weights.max())[1])
+    if abs(exponent) <= MOST_EXPONENT:
+        return weights
+    return np.maximum(np.ldexp(weights, int(np.sign(exponent)) * MOST_EXPONENT - exponent), SMALLEST_WEIGHT)
 
 
 def effective_rows(weights: np.ndarray) -> float:

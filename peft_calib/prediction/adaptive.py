@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from scipy.special import stdtrit
 
@@ -44,5 +46,5 @@ def check_adaptive(tolerance: object, max_samples: object) -> None:
     """Raise `ValueError` unless there is something to decide and a tolerance to decide by."""
     if not isinstance(tolerance, (int, float)) or isinstance(tolerance, bool) or not tolerance > 0:
         raise ValueError(f"tolerance must be a positive number, got {tolerance!r}.")
-    if not isinstance(max_samples, int) or isinstance(max_samples, bool) or max_samples < 2:
+    if not isinstance(max_samples, numbers.Integral) or isinstance(max_samples, bool) or max_samples < 2:
         raise ValueError(f"max_samples must be an integer of at least 2, got {max_samples!r}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -173,8 +174,9 @@ def loader_of(
         raise TypeError(
             f"data must be a datasets.Dataset, another map-style dataset or a DataLoader, got {type(data).__name__}."
         )
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not isinstance(batch_size, numbers.Integral) or isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}.")
+    batch_size = int(batch_size)
     if len(data) == 0:
         raise ValueError("The data holds no rows, so there is nothing to predict.")
     if isinstance(data, datasets.Dataset):

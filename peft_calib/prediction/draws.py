@@ -111,9 +111,9 @@ def count_draws(source: LawDraws, num_samples: int | None, first: int = 0) -> in
 
 def check_num_samples(num_samples: object) -> int:
     """The number of draws; raise `ValueError` unless it is a positive integer."""
-    if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
+    if not isinstance(num_samples, numbers.Integral) or isinstance(num_samples, bool) or num_samples < 1:
         raise ValueError(f"num_samples must be an integer of at least 1, got {num_samples!r}.")
-    return num_samples
+    return int(num_samples)
 
 
 def evaluating(model: nn.Module, brief: bool = True) -> AbstractContextManager[None]:

@@ -174,11 +174,16 @@ def _listed(rows: Any, inputs: Inputs) -> list[list[str]]:
     return [list(column) for column in zip(*entries, strict=True)] if pairs else [entries]
 
 
+def text_names(inputs: Inputs, table: Dataset) -> tuple[str, ...]:
+    """The columns of a table that hold the texts: those of the inputs, or one of the usual names."""
+    if inputs.text_columns is not None:
+        return tuple(inputs.text_columns)
+    return tuple(name for name in TEXTS if name in table.column_names)[:1] or TEXTS[:1]
+
+
 def _of_table(table: Dataset, inputs: Inputs, source: str, mend: str) -> list[list[str]]:
     """The text columns of a table; of a multiple-choice table its prompts."""
-    names = inputs.text_columns
-    if names is None:
-        names = tuple(name for name in TEXTS if name in table.column_names)[:1] or TEXTS[:1]
+    names = text_names(inputs, table)
     what = "question" if inputs.choices_columns else "text"
     columns = [texts_of(table, name, what, source, mend) for name in names]
     if not inputs.choices_columns:

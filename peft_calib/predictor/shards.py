@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import numbers
+import operator
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -90,8 +92,12 @@ def predict_to(
         >>> predictor = peft_calib.load("runs/b")  # doctest: +SKIP
         >>> predict_to("predicted", predictor, stream, shard_rows=100_000)  # doctest: +SKIP
     """
-    if not isinstance(shard_rows, int) or shard_rows < 1:
+    if not isinstance(shard_rows, numbers.Integral) or isinstance(shard_rows, bool) or shard_rows < 1:
         raise ValueError(f"shard_rows must be a whole number of at least 1, got {shard_rows!r}.")
+    # the manifest and the shards hold plain numbers
+    shard_rows, seed = int(shard_rows), operator.index(seed)
+    num_samples = None if num_samples is None else operator.index(num_samples)
+    batch_size = None if batch_size is None else operator.index(batch_size)
     state = PartialState() if accelerator is None else accelerator
     place = Path(folder)
     way = predictor.way_of(how, num_samples)

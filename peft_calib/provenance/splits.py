@@ -202,6 +202,25 @@ def held_out_rows(hashes: np.ndarray, fraction: float, seed: int, strata: np.nda
     return held_out[group_of_row]
 
 
+def distinct_rows(hashes: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Ascending places of one row of each input, the first that has its label.
+
+    Rows of equal inputs are one observation. Where their labels differ, one of these is drawn, in proportion to how
+    often it occurs, by a key of input and seed: the first would hang on how the table is sorted.
+
+    Example:
+        >>> distinct_rows(np.array([7, 8, 7, 9], np.uint64), np.array([0, 1, 0, 1]), seed=0).tolist()
+        [0, 1, 3]
+    """
+    order = np.lexsort((np.arange(len(hashes)), labels, hashes))
+    inputs, start, counts = np.unique(hashes[order], return_index=True, return_counts=True)
+    drawn = start + (_keyed(inputs, seed) % counts.astype(np.uint64)).astype(np.int64)
+    begins = np.ones(len(order), bool)
+    begins[1:] = (np.diff(hashes[order]) != 0) | (np.diff(labels[order]) != 0)
+    first = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
+    return np.sort(order[first[drawn]])
+
+
 def record_split(
     target: nn.Module | str | Path,
     *,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from peft.utils import CONFIG_NAME
 
 from ..artefact import ARTEFACT_FILE, DECISION_FILES, place_of
@@ -19,19 +17,13 @@ from ..console import quiet
 from ..identity import folder_digest
 from ..predictor import CalibratedPrediction, Predictor
 from ..predictor.decisions import rule_input, rule_rows
-from ..predictor.inputs import NONE, Encoded, encode
 from ..predictor.stored_decision import BY, HEAD, PROBABILITY, FittedTo, StoredDecision, recalibration_of
-from ..provenance.columns import MEND, without_missing
-from ..provenance.splits import RowSet, SplitRecord, check_unseen, read_split
 from .folder import RunFolder
-from .loading import head_folder, load_task, read_record
-from .predicting import chosen_split, loaded_predictor
+from .loading import head_folder, load_task
+from .predicting import loaded_predictor
 from .processes import processes
-from .rows import TestData, load_test_rows
-from .sources import FileFormat, read_splits, source_name
+from .rows_to_decide import RowsToDecide, rows_for
 
-#: What rows are wanted for, in messages.
-PURPOSE = "decided on"
 #: Tasks whose rows are independent and have one answer each.
 TASKS = ("seq-cls", "multiple-choice")
 #: Arguments of sets, and what they are called in the command.
@@ -42,12 +34,16 @@ OF_THRESHOLDS = ("risk", "target_coverage", "costs")
 
 @dataclass(frozen=True)
 class Decided:
-    """Rules that lie beside an adapter; `left_out` rows had been seen, by chance, and were not used."""
+    """Rules that lie beside an adapter.
+
+    `left_out` rows had been seen, by chance, and were not used, nor were `repeated` ones, whose input another row has.
+    """
 
     folder: Path
     data: str
     stored: tuple[StoredDecision, ...]
     left_out: int = 0
+    repeated: int = 0
 
     def lines(self) -> list[str]:
         """What a user should know of them."""
@@ -55,6 +51,8 @@ class Decided:
         lines = [f"Fitted on {first.num_rows} rows of {self.data}, for {first.to.way}."]
         if self.left_out:
             lines.append(f"{self.left_out} row(s) that were trained or calibrated on were left out.")
+        if self.repeated:
+            lines.append(f"{self.repeated} row(s) that repeat the input of another one were left out.")
         for one in self.stored:
             lines += ["", *one.told().splitlines()]
         files = " and ".join(DECISION_FILES[one.kind] for one in self.stored)
@@ -67,6 +65,7 @@ class Decided:
             one.kind: {"promise": one.rule.promise(), "by": one.to.by, **one.rule.to_dict()} for one in self.stored
         }
         rows = {"data": self.data, "rows": first.num_rows, "rows_left_out": self.left_out}
+        rows |= {"rows_repeated": self.repeated}
         return {"folder": str(self.folder), **rows, "way": first.to.way, "rules": rules}
 
 
@@ -98,6 +97,7 @@ def decide(
 
     `peft_calib.load` then answers with `answered` and `sets`; `peft-calib evaluate` says what is reached on other
     rows. A promise holds for this adapter, its temperature and this way of predicting, and for rows drawn like these.
+    It rests on independent rows, so equal inputs count as one; where their labels differ, one of these is drawn.
 
     Args:
         adapter: Folder of a finished run, or of an adapter.
@@ -146,7 +146,7 @@ def decide(
     folder = _folder_of(place)
     _check_free(folder, rules, overwrite)
     with quiet():
-        given = _rows_for(place, data, where)
+        given = rows_for(place, data, where, seed)
         predictor = loaded_predictor(adapter, {"base_model": base_model, "decisions": False})
         rows = given(predictor)
         making: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
@@ -157,7 +157,7 @@ def decide(
             for one in stored:
                 one.write(folder)
         processes().wait_for_everyone()
-    return Decided(folder, rows.name, stored, rows.left_out)
+    return Decided(folder, rows.name, stored, rows.left_out, rows.repeated)
 
 
 # ------------------------------------------------------------------------------------------------------ what is asked
@@ -216,100 +216,6 @@ def _check_free(folder: Path, rules: Sequence[Any], overwrite: bool) -> None:
         raise FileExistsError(f"{folder} holds {there[0]}; pass --overwrite to replace it")
 
 
-# ------------------------------------------------------------------------------------------------------------ the rows
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Labelled rows as inputs, the hashes they are known by, and how many had been seen and were left out."""
-
-    name: str
-    encoded: Encoded
-    known: Mapping[str, RowSet]
-    left_out: int = 0
-
-    @property
-    def labels(self) -> np.ndarray:
-        return np.asarray(self.encoded.labels)
-
-
-def _rows_for(place: Path, data: Any, where: dict[str, Any]) -> Callable[[Predictor], _Rows]:
-    """What reads the rows once there is a predictor; whatever can be refused without one is refused at once."""
-    unknown = set(where) - {"split", "subset", "encoding", "delimiter", "drop_missing", "text_column", "label_column"}
-    if unknown:
-        raise TypeError(f"decide() has no argument {', '.join(sorted(unknown))}")
-    form = FileFormat(where.get("encoding"), where.get("delimiter"))
-    source = TestData(data, where.get("subset"), where.get("split"), form, bool(where.get("drop_missing")))
-    run = RunFolder(place)
-    if not run.finished.is_file():
-        return _rows_of_adapter(source, where.get("text_column"), where.get("label_column"))
-    if where.get("text_column") or where.get("label_column"):
-        raise ValueError("the columns of a run are those of its training: leave out --text-column and --label-column")
-    if data is None and source.split is None:
-        raise ValueError(
-            "name labelled rows to fit the rule on with --data, or a split of the run's own data with --split; rows "
-            "that the run has not seen, and that you will not report on"
-        )
-    return _rows_of_run(run, source)
-
-
-def _rows_of_run(run: RunFolder, source: TestData) -> Callable[[Predictor], _Rows]:
-    task = load_task(run)
-    rows = load_test_rows(task, read_record(run, task), source, PURPOSE)
-
-    def encoded(predictor: Predictor) -> _Rows:
-        inputs = task.encode_prediction(rows.rows, predictor.tokenizer)
-        columns = {name: inputs[name][:] for name in inputs.column_names if name != "labels"}
-        known = RowSet.of(rows.rows)
-        return _Rows(rows.name, Encoded(columns, inputs["labels"][:]), {known.kind: known}, rows.left_out)
-
-    return encoded
-
-
-def _rows_of_adapter(source: TestData, texts: Sequence[str] | None, label: str | None) -> Callable[[Predictor], _Rows]:
-    if source.source is None:
-        raise ValueError("name labelled rows to fit the rule on with --data: rows that nothing was fitted on")
-    name = source_name(source.source)
-    table = chosen_split(read_splits(source.source, source.subset, source.form), source.split, name)
-
-    def encoded(predictor: Predictor) -> _Rows:
-        inputs = predictor.artefact.inputs
-        inputs = replace(inputs, text_columns=tuple(texts) if texts else inputs.text_columns)
-        inputs = replace(inputs, label_column=label or inputs.label_column)
-        rows = table
-        if source.drop_missing:
-            rows, _ = without_missing(rows, [*(inputs.text_columns or ("text",)), *inputs.choices_columns])
-        found = encode(rows, replace(predictor.artefact, inputs=inputs), predictor.tokenizer, name, MEND)
-        unlabelled = len(found) if found.labels is None else found.labels.count(NONE)
-        if unlabelled:
-            raise ValueError(
-                f"{name}: {unlabelled} of {len(found)} rows have no label that is one of the classes "
-                f"({', '.join(predictor.label_names[:8])}); a rule is fitted on labelled rows (--label-column)"
-            )
-        forms = [found.as_dataset(range(len(found)))]
-        forms += [rows] if "input_ids" not in rows.column_names else []
-        known = {one.kind: one for one in map(RowSet.of, forms)}
-        _check_unseen(read_split(place_of(predictor.folder, predictor.artefact.names[0])), known, name)
-        return _Rows(name, found, known)
-
-    return encoded
-
-
-def _check_unseen(record: SplitRecord, known: Mapping[str, RowSet], name: str) -> None:
-    """Refuse rows that the adapter's record knows, in whatever form it knows rows."""
-    forms = {*record.trained_on, *record.calibrated_on}
-    for kind in sorted(forms & set(known)):
-        seen = ({k: v for k, v in rows.items() if k == kind} for rows in (record.trained_on, record.calibrated_on))
-        check_unseen(SplitRecord(*seen), known[kind], PURPOSE)
-    if forms and not forms & set(known):
-        warnings.warn(
-            f"The adapter knows the rows it was trained on as {', '.join(sorted(forms))}, and those of {name} are "
-            f"{', '.join(sorted(known))}: that none of them was trained on cannot be checked.",
-            UserWarning,
-            stacklevel=4,
-        )
-
-
 # ------------------------------------------------------------------------------------------------------------- the fit
 
 
@@ -332,7 +238,9 @@ def _fitted_to(predictor: Predictor, found: CalibratedPrediction, seed: int, by:
     )
 
 
-def _stored(predictor: Predictor, found: CalibratedPrediction, rule: Any, to: FittedTo, rows: _Rows) -> StoredDecision:
+def _stored(
+    predictor: Predictor, found: CalibratedPrediction, rule: Any, to: FittedTo, rows: RowsToDecide
+) -> StoredDecision:
     """A rule fitted to predictions, with what it belongs to."""
     names = predictor.artefact.names
     is_threshold = isinstance(rule, SelectiveThreshold)

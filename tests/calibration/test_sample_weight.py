@@ -14,6 +14,7 @@ from peft_calib.calibration import (
     SelectiveThreshold,
     TemperatureScaling,
     calibration_report,
+    load_decision,
 )
 from peft_calib.calibration.inputs import as_rows, effective_rows
 from peft_calib.calibration.resampling.intervals import bootstrap_draws, bootstrap_intervals, weighted_draws
@@ -368,3 +369,50 @@ def test_the_page_shows_how_often_intervals_held(monkeypatch):
     for case in results["cases"]:  # three standard errors; of a few effective rows ten points
         least = 0.85 if case["effective rows"] < 100 else 0.89
         assert min(case["held"].values()) >= least, case
+
+
+def test_sets_with_a_weight_that_is_lost_in_the_sum_are_read_again(tmp_path):
+    p, labels, _ = rows(300, 30)
+    weights = np.r_[1e-17, np.ones(299)]
+    sets = ConformalSets(alpha=0.1).fit(p, labels, sample_weight=weights)
+    sets.save(tmp_path / "sets.json")
+    again = load_decision(tmp_path / "sets.json")
+    assert sorted(again.parts[0].cut.weights) == sorted(weights)
+    np.testing.assert_array_equal(again.predict(p, sample_weight=1.0), sets.predict(p, sample_weight=1.0))
+    # what an earlier release wrote: the same weight as 0
+    text = (tmp_path / "sets.json").read_text()
+    assert text.count("1e-17") == 1
+    (tmp_path / "sets.json").write_text(text.replace("1e-17", "0.0"))
+    np.testing.assert_array_equal(
+        load_decision(tmp_path / "sets.json").predict(p, sample_weight=1.0), again.predict(p, sample_weight=1.0)
+    )
+    (tmp_path / "sets.json").write_text(text.replace("1e-17", "-1e-17"))
+    with pytest.raises(ValueError, match="as many weights of at least 0"):
+        load_decision(tmp_path / "sets.json")
+    with pytest.raises(ValueError, match="divide all weights"):
+        ConformalSets(alpha=0.1).fit(p, labels, sample_weight=np.full(300, 1e308))
+
+
+@pytest.mark.parametrize("unit", [5e-324, 1e-300, 1e-200, 1e160, 1e300])
+def test_weights_of_any_size_are_measured(unit):
+    p, labels, _ = rows(200, 31, sharp=2.5)
+    plain = TemperatureScaling().fit(p, labels, input="probabilities").fit_result
+    fit = TemperatureScaling().fit(p, labels, input="probabilities", sample_weight=np.full(200, unit)).fit_result
+    assert plain.temperature > 1.0
+    assert fit.to_dict() == plain.to_dict()
+    options = {"num_resamples": 50, "num_bins": 10}
+    found = calibration_report(p, labels, sample_weight=np.full(200, unit), **options)
+    one = calibration_report(p, labels, sample_weight=np.ones(200), **options)
+    counted = {"rmsce_debiased", "aurc", "e_aurc"}  # they count rows, and so hang on the unit
+    for key in set(KEYS) - counted:
+        assert found[key] == pytest.approx(one[key], rel=1e-9, abs=1e-11), key
+        assert found.intervals[key] == pytest.approx(one.intervals[key], rel=1e-9, abs=1e-11, nan_ok=True), key
+    assert all(np.isfinite(found[key]) for key in counted)
+    assert found.settings["effective_rows"] == pytest.approx(200.0)
+
+
+def test_the_largest_weight_may_be_any_number_of_times_the_smallest():
+    p, labels, _ = rows(40, 32)
+    weights = np.r_[1e-320, np.full(39, 1e300)]
+    assert (as_rows(p, labels, sample_weight=weights).weights > 0).all()
+    assert np.isfinite(TemperatureScaling().fit(p, labels, input="probabilities", sample_weight=weights).temperature)

@@ -317,7 +317,7 @@ def test_bad_input_is_one_clear_line_and_counts_nothing():
     wrong_rows = [
         ({"predictions": np.full((4, 3), 1 / 3)}, "3 classes, but the reference had 2"),
         ({"predictions": np.array([0.5, np.nan])}, "NaN"),
-        ({"predictions": [0.5], "input": "confidence"}, "needs `predicted`"),
+        ({"predictions": [0.5], "input": "confidence"}, "pass predicted="),
         ({"predictions": [0.5], "input": "confidence", "predicted": [2]}, "below 2"),
         ({"predictions": [1.5], "input": "confidence", "predicted": [1]}, "row 0 has 1.5"),
         ({"predictions": [0.5], "predicted": [1]}, "goes with input"),
@@ -397,3 +397,18 @@ def test_prometheus_own_reader_agrees():
     report = Watch().start(*drawn(22, 50)).update(drawn(23, 50)[0])
     families = {one.name: one for one in parser.text_string_to_metric_families(prometheus(report))}
     assert families["peft_calib_watch_rows"].samples[0].value == 50
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(tmp_path):
+    watch = Watch(window=np.int64(500), seed=np.int32(3)).start(np.linspace(0.5, 1.0, 50), np.ones(50, int))
+    assert type(watch.window) is int
+    watch.save(tmp_path / "watch.json")
+    assert Watch.load(tmp_path / "watch.json").window == 500
+    for wrong in (True, 500.0, np.float64(500), "500", 9, 10**8):
+        with pytest.raises(ValueError, match="`window` must be a whole number from 10 to 10,000,000"):
+            Watch(window=wrong)
+
+
+def test_confidences_without_classes_are_refused_at_the_start():
+    with pytest.raises(ValueError, match="pass predicted="):
+        Watch().start(np.linspace(0.5, 1.0, 50), np.ones(50, int), input="confidence")

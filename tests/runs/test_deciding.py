@@ -247,7 +247,7 @@ def _base(run: Path) -> str:
 # ------------------------------------------------------------------------------------------- an adapter that is no run
 
 
-def test_an_adapter_that_is_no_run(decided, fit_file, tmp_path):
+def test_an_adapter_that_is_no_run(decided, fit_file, train_file, tmp_path):
     folder = Path(shutil.copytree(decided["lora"] / "adapter", tmp_path / "adapter"))
     rows = load_dataset("csv", data_files=str(fit_file), split="train", cache_dir=str(tmp_path))
     told = peft_calib("decide", folder, "--data", fit_file, *EASY)
@@ -257,8 +257,14 @@ def test_an_adapter_that_is_no_run(decided, fit_file, tmp_path):
     before = StoredDecision.read(decided["lora"] / "adapter" / THRESHOLD)
     assert found.stored[0].rule.threshold == before.rule.threshold
     renamed = rows.rename_columns({"text": "words", "label": "mood"})
-    with pytest.warns(UserWarning, match="cannot be checked"):
-        decide(folder, renamed, risk=0.7, text_column=["words"], label_column="mood", overwrite=True, progress=False)
+    columns = {"text_column": ["words"], "label_column": "mood", "overwrite": True, "progress": False}
+    found = decide(folder, renamed, risk=0.7, **columns)
+    assert {"tokens", "text", "words", "mood+words"} <= set(found.stored[0].rows)
+    trained = load_dataset("csv", data_files=str(train_file), split="train", cache_dir=str(tmp_path))
+    for rename in ({"label": "mood"}, {"text": "words", "label": "mood"}):
+        seen = trained.rename_columns(rename)
+        with pytest.raises(ValueError, match=r"rows to be decided on are among the .* trained on"):
+            decide(folder, seen, risk=0.7, **{**columns, "text_column": [rename.get("text", "text")]})
     with pytest.raises(ValueError, match="120 of 120 rows have no label that is one of the classes"):
         decide(folder, rows.remove_columns("label"), risk=0.7, overwrite=True, progress=False)
     record_split(folder, trained_on=rows)
@@ -303,6 +309,26 @@ def test_rows_that_do_not_do_are_refused(lora, train_file, fit_file, tmp_path):
     assert "name labelled rows to fit the rule on with --data" in peft_calib("decide", lora, "--overwrite")
     assert "decision.threshold.json; pass --overwrite" in peft_calib("decide", lora, "--data", fit_file)
     assert "neither a finished run nor an adapter" in peft_calib("decide", tmp_path, "--data", fit_file)
+
+
+def test_equal_inputs_are_one_observation(lora, fit_file, tmp_path):
+    thrice = write_csv(tmp_path / "thrice.csv", sentences(3, seed=9) * 20)
+    told = peft_calib("decide", lora, "--data", thrice, "--risk", "0.05", "--overwrite")
+    assert "3 rows" in told and "59" in told
+    rows = sentences(120, seed=2)
+    other = {"good": "bad", "bad": "good"}
+    mixed = write_csv(tmp_path / "mixed.csv", rows + [(text, other[label]) for text, label in rows[:40]] + rows[:10])
+    options = {"risk": 0.8, "overwrite": True, "progress": False}
+    found = decide(lora, str(mixed), **options)
+    assert (found.stored[0].num_rows, found.repeated, found.to_dict()["rows_repeated"]) == (120, 50, 50)
+    assert "50 row(s) that repeat the input of another one were left out." in found.lines()
+    turned = write_csv(tmp_path / "turned.csv", [*reversed(mixed_rows(mixed))])
+    again = decide(lora, str(turned), **options).stored[0].rule.curve
+    assert again.errors[-1] == found.stored[0].rule.curve.errors[-1]
+
+
+def mixed_rows(path: Path) -> list[tuple[str, str]]:
+    return [tuple(line.rsplit(",", 1)) for line in path.read_text().splitlines()[1:]]
 
 
 def test_damaged_files_are_told(lora):

@@ -98,9 +98,21 @@ def check_share(value: Any, name: str, example: float) -> float:
 
 def check_seed(seed: Any) -> int:
     """Returns a whole number of at least 0, and raises ValueError for anything else."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"`seed` must be a whole number of at least 0, got {seed!r}.")
-    return int(seed)
+    return check_whole(seed, "seed", 0)
+
+
+def check_whole(value: Any, name: str, least: int, most: int | None = None) -> int:
+    """Returns a whole number in range, of Python or numpy, as an int; raises ValueError for anything else.
+
+    Example:
+        >>> check_whole(np.int64(500), "window", 10)
+        500
+    """
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        wanted = f"of at least {least}" if most is None else f"from {least} to {most:,}"
+        raise ValueError(f"`{name}` must be a whole number {wanted}, got {value!r}.")
+    return int(value)
 
 
 def band_text(ends: tuple[float, float]) -> str:

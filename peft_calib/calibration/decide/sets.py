@@ -14,7 +14,7 @@ from ..grouping import Grouping, exact, names_of
 from ..inputs import as_numpy, checked_weights
 from ..recalibrate.temperature import TemperatureScaling
 from .base import DecisionRule, Taken
-from .bounds import check_seed, check_share, percent
+from .bounds import check_seed, check_share, check_whole, percent
 from .groups import BY_LABEL, BY_NAME, BY_PREDICTION, as_classes, as_names, grouping_of, places_in
 from .selective_report import named
 from .set_part import SetPart, fit_part, read_part
@@ -86,9 +86,7 @@ class ConformalSets(DecisionRule):
             raise ValueError("`confidence` goes with a cut at one of the scores: leave out `randomized`, or take APS.")
         if not isinstance(penalty, (int, float)) or not 0.0 <= penalty < np.inf:
             raise ValueError(f"`penalty` must be a number of at least 0, got {penalty!r}.")
-        if isinstance(free_ranks, bool) or not isinstance(free_ranks, (int, np.integer)) or free_ranks < 0:
-            raise ValueError(f"`free_ranks` must be a whole number of at least 0, got {free_ranks!r}.")
-        self.penalty, self.free_ranks = float(penalty), int(free_ranks)
+        self.penalty, self.free_ranks = float(penalty), check_whole(free_ranks, "free_ranks", 0)
         self.parts: tuple[SetPart, ...] = ()
 
     def fit(

@@ -29,6 +29,7 @@ class WeightedCut(NamedTuple):
     """With which chance a class of a given score is in the set of a row of a given weight."""
 
     scores: np.ndarray  # `(n,)` of right classes, ascending
+    weights: np.ndarray  # `(n,)` of their rows
     above: np.ndarray  # `(n + 1,)` weight of the rows from each score on, and 0
     alpha: float
     smoothed: bool  # Whether chance decides among equal scores
@@ -39,8 +40,15 @@ class WeightedCut(NamedTuple):
 
         Raises:
             NoGuaranteeError: If one row weighs so much that a new one like it would have every class in its set.
+            ValueError: For weights so large that their sum is no number.
         """
-        heaviest, total = float(weights.max()), float(weights.sum())
+        with np.errstate(over="ignore"):
+            heaviest, total = float(weights.max()), float(weights.sum())
+        if not math.isfinite(total):
+            raise ValueError(
+                f"The sum of `sample_weight`, up to {heaviest:.4g}, is too large for a number: divide all weights, "
+                "and those of new rows, by one number."
+            )
         if heaviest > alpha * (total + heaviest) * (1.0 + SLACK):
             needed = math.ceil(heaviest * (1.0 / alpha - 1.0) / (total / len(weights)))
             raise NoGuaranteeError(
@@ -50,8 +58,9 @@ class WeightedCut(NamedTuple):
                 len(scores), needed,
             )  # fmt: skip
         order = np.argsort(scores, kind="stable")
-        above = np.append(np.cumsum(weights[order][::-1])[::-1], 0.0)
-        return cls(scores[order], above, alpha, smoothed)
+        scores, weights = scores[order], weights[order]
+        above = np.append(np.cumsum(weights[::-1])[::-1], 0.0)
+        return cls(scores, weights, above, alpha, smoothed)
 
     def chance(self, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Chances in [0, 1] of `(N, C)` scores of rows with `(N,)` weights."""
@@ -67,15 +76,16 @@ class WeightedCut(NamedTuple):
 
     def to_list(self) -> dict[str, Any]:
         """The scores and the weights of their rows."""
-        return {"scores": self.scores.tolist(), "weights": (self.above[:-1] - self.above[1:]).tolist()}
+        return {"scores": self.scores.tolist(), "weights": self.weights.tolist()}
 
     @classmethod
     def from_fields(cls, fields: Fields, name: str, alpha: float, smoothed: bool) -> WeightedCut:
         """The inverse of `to_list`."""
         inner = fields.mapping(name)
         scores, weights = inner.array("scores", (None,)), inner.array("weights", (None,))
-        if len(scores) != len(weights) or len(scores) == 0 or not (weights > 0.0).all():
-            raise fields.wrong(name, "scores, and as many weights above 0")
+        # Earlier releases wrote 0 for a weight that is lost in the sum of the others.
+        if len(scores) != len(weights) or not (weights >= 0.0).all() or not weights.any():
+            raise fields.wrong(name, "scores, and as many weights of at least 0, some of them above it")
         return cls.of(scores, weights, alpha, smoothed)
 
 

@@ -68,7 +68,7 @@ def _numbers(given: Any, name: str, size: int | None, most: float) -> np.ndarray
 
 def _classes(given: Any, size: int, num_classes: int | None) -> np.ndarray:
     if given is None:
-        raise ValueError('input="confidence" needs `predicted`, the predicted class of each row.')
+        raise ValueError('input="confidence" needs the predicted class of each row: pass predicted=.')
     classes = as_numpy(given, "predicted")
     most = np.inf if num_classes is None else num_classes
     whole = classes.dtype.kind in "iu" and classes.shape == (size,)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...files import write_atomically
 from ...json_files import Fields, describe, read_json
-from ..decide.bounds import check_seed, check_share
+from ..decide.bounds import check_seed, check_share, check_whole
 from ..inputs import as_numpy, check_confidence_level
 from ..resampling.bands import wilson_interval
 from .estimates import expected_accuracy, expected_brier
@@ -77,9 +77,7 @@ class Watch:
         self, *, false_alarm: float = 0.01, window: int = 1000, confidence_level: float = 0.95, seed: int = 0
     ) -> None:
         self.false_alarm = check_share(false_alarm, "false_alarm", 0.01)
-        if isinstance(window, bool) or not isinstance(window, int) or not FEWEST_ROWS <= window <= MOST_WINDOW:
-            raise ValueError(f"`window` must be a whole number from {FEWEST_ROWS} to {MOST_WINDOW:,}, got {window!r}.")
-        self.window = window
+        self.window = check_whole(window, "window", FEWEST_ROWS, MOST_WINDOW)
         self.confidence_level = check_confidence_level(confidence_level)
         self.seed = check_seed(seed)
         self.reference: Reference | None = None
@@ -116,7 +114,8 @@ class Watch:
             ValueError: For bad rows, or fewer than 10.
         """
         target = as_numpy(labels, "labels")
-        if input == "confidence" and num_classes is None and target.dtype.kind in "iu" and target.size:
+        known = predicted is not None and num_classes is None  # `taken` refuses confidences without classes
+        if input == "confidence" and known and target.dtype.kind in "iu" and target.size:
             num_classes = max(2, int(target.max()) + 1, int(as_numpy(predicted).max(initial=0)) + 1)
         further = {"mutual_information": mutual_information, "error_probability": error_probability}
         rows = taken(predictions, input, predicted, further, num_classes)
