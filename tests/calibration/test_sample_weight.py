@@ -19,7 +19,7 @@ from peft_calib.calibration import (
 from peft_calib.calibration.inputs import as_rows, effective_rows
 from peft_calib.calibration.resampling.intervals import bootstrap_draws, bootstrap_intervals, weighted_draws
 from peft_calib.calibration.scores.panel import compute_panel
-from peft_calib.calibration.scores.table import KEYS
+from peft_calib.calibration.scores.table import KEYS, SCORES
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -416,3 +416,45 @@ def test_the_largest_weight_may_be_any_number_of_times_the_smallest():
     weights = np.r_[1e-320, np.full(39, 1e300)]
     assert (as_rows(p, labels, sample_weight=weights).weights > 0).all()
     assert np.isfinite(TemperatureScaling().fit(p, labels, input="probabilities", sample_weight=weights).temperature)
+
+
+def test_intervals_stay_in_the_range_of_their_score():
+    generator = np.random.default_rng(33)
+    for case in range(4):
+        p, labels, _ = rows(60, 34 + case, sharp=0.2)
+        # one row in five carries nearly all: about a dozen effective rows
+        weights = np.where(np.arange(60) % 5 == 0, 1.0, 1e-4) * generator.uniform(0.9, 1.1, 60)
+        assert 10 < effective_rows(weights) < 15
+        for given in (weights, None):
+            found = bootstrap_intervals(as_rows(p, labels, sample_weight=given), num_resamples=50)
+            for score in SCORES:
+                low, high = found[score.key]
+                least, most = score.ends(3)
+                assert np.isnan(low) == (score.key == "brier_within_bin")
+                assert np.isnan(low) or least <= low <= high <= most, score.key
+
+
+@pytest.mark.filterwarnings("ignore:.*give their true class a probability of")
+def test_every_score_lies_in_its_range():
+    generator = np.random.default_rng(40)
+    for size, classes in ((1, 2), (3, 2), (30, 3), (30, 5)):
+        for sharp in (0.01, 1.0, 100.0):
+            p = generator.dirichlet(np.full(classes, sharp), size)
+            for labels in (p.argmax(1), p.argmin(1), generator.integers(0, classes, size)):
+                found = panel(p, labels)
+                for score in SCORES:
+                    least, most = score.ends(classes)
+                    value = found[score.key]
+                    assert np.isnan(value) or least - 1e-9 <= value <= most + 1e-9, score.key
+
+
+def test_rows_that_few_of_them_carry_have_no_interval_and_the_report_says_why():
+    p, labels, _ = rows(60, 41)
+    report = calibration_report(p, labels, sample_weight=np.r_[1e9, np.ones(59)], num_resamples=50)
+    assert set(report.intervals) == set(KEYS) and np.isnan(list(report.intervals.values())).all()
+    told = "There is no interval: the 60 rows weigh so unequally that they say as much as 1.0 of equal weight"
+    assert told in report.to_markdown() and told in report.to_html()
+    assert report.floor is not None
+    # as many rows of equal weight have the intervals of rows without
+    few = calibration_report(p[:8], labels[:8], sample_weight=np.full(8, 0.3), num_resamples=50)
+    assert np.isfinite(few.intervals["brier"]).all() and "There is no interval" not in str(few)

@@ -11,6 +11,7 @@ from ..resampling.intervals import (
     NoiseFloor,
     bootstrap_intervals,
     down_to_zero,
+    is_carried_by_few,
     noise_floor,
     num_resamples_for,
     resampled_keys,
@@ -63,7 +64,7 @@ def measured(rows: Rows, asked: ReportSettings, *, warn: bool = True) -> Measure
     tables = build_tables(rows, asked.num_bins)
     values = compute_panel(rows, asked.num_bins, tables, warn=warn)
     redefined = convention_scores(asked.convention, rows, asked.num_bins, values)
-    settings = {
+    settings: dict[str, Any] = {
         "num_rows": len(rows.labels),
         "num_classes": rows.num_classes,
         "num_bins": asked.num_bins,
@@ -81,7 +82,10 @@ def measured(rows: Rows, asked: ReportSettings, *, warn: bool = True) -> Measure
         scores = [key for key in wanted if key not in redefined]
         how: dict[str, Any] = {"confidence_level": level, "num_resamples": resamples, "seed": asked.seed}
         floor = noise_floor(rows, num_bins=asked.num_bins, scores=scores, **how)
-        found = bootstrap_intervals(rows, num_bins=asked.num_bins, scores=scores, method=asked.interval_method, **how)
-        intervals = down_to_zero(found, values, floor)
+        if rows.weights is not None and is_carried_by_few(len(rows.labels), settings["effective_rows"]):
+            intervals = dict.fromkeys(scores, (float("nan"), float("nan")))
+        else:
+            options: dict[str, Any] = {"num_bins": asked.num_bins, "scores": scores, "method": asked.interval_method}
+            intervals = down_to_zero(bootstrap_intervals(rows, **options, **how), values, floor)
         settings |= {"confidence_level": asked.confidence_level, "interval_method": asked.interval_method, **how}
     return Measured(values | redefined, settings, intervals, floor, tables)

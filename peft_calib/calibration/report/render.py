@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..resampling.intervals import FEWEST_EFFECTIVE_ROWS, is_carried_by_few
 from ..scores.table import DEFINITIONS, MOST_RESAMPLED_CLASSES
 from .classes import class_section
 from .group_text import group_section, group_verdict
@@ -114,9 +115,18 @@ def _sections(report: ReportRecord) -> list[Section]:
 
 def _notes(report: ReportRecord) -> list[str]:
     """What the table leaves out, and why; each note is followed by an empty line."""
-    if report.intervals is None or report.settings["num_classes"] <= MOST_RESAMPLED_CLASSES:
+    if report.intervals is None:
         return []
-    return [f"Scores over class columns have no interval above {MOST_RESAMPLED_CLASSES} classes.", ""]
+    notes = []
+    size, effective = report.settings["num_rows"], report.settings.get("effective_rows")
+    if effective is not None and is_carried_by_few(size, effective):
+        notes.append(
+            f"There is no interval: the {size:,} rows weigh so unequally that they say as much as {effective:.1f} of "
+            f"equal weight, fewer than {FEWEST_EFFECTIVE_ROWS}."
+        )
+    if report.settings["num_classes"] > MOST_RESAMPLED_CLASSES:
+        notes.append(f"Scores over class columns have no interval above {MOST_RESAMPLED_CLASSES} classes.")
+    return [line for note in notes for line in (note, "")]
 
 
 def _header(report: ReportRecord) -> list[str]:

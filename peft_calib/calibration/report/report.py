@@ -23,7 +23,8 @@ class CalibrationReport(ReportRecord):
     Attributes:
         scores: Key to number; the keys are those of `peft_calib.calibration.scores.table.DEFINITIONS`.
         settings: What the numbers depend on: rows, classes, bins, convention, resamples, seed.
-        intervals: Key to `(low, high)`, or None if none were asked for. Above 200 classes scores over class columns
+        intervals: Key to `(low, high)` inside the score's range, NaN where a score has none, or None if none were
+            asked for. Above 200 classes scores over class columns
             have neither interval nor band: replicates of all their bins would cost more than all else together.
         floor: Mean and band of each score under perfect calibration, or None.
         bins: Top-label uniform bins, for the pictures.
@@ -95,7 +96,8 @@ def calibration_report(
         sample_weight: How much each row counts, numbers of at least 0, of the labels' shape or one for each entry of
             their first axis: survey or importance weights. In every score a row of weight 2 is there twice; for
             intervals and noise floor a row stays one observation, whatever it weighs, and all weights times a number
-            change neither. Not together with `groups`, `per_class` or another `convention`.
+            change neither. Rows that say as much as fewer than 10 of equal weight have no interval. Not together
+            with `groups`, `per_class` or another `convention`.
 
     Raises:
         ValueError, TypeError: For anything that is not what it should be, see `as_rows`.

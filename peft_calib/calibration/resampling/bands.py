@@ -56,6 +56,6 @@ def consistency_band(
     from scipy.stats import binom
 
     tail = 0.5 * (1.0 - confidence_level)
-    counts = np.floor(np.where(counts > 0, counts, np.nan))
+    counts = np.floor(np.where(counts >= 1, counts, np.nan))
     chance = np.clip(confidence, 0.0, 1.0)
     return binom.ppf(tail, counts, chance) / counts, binom.ppf(1.0 - tail, counts, chance) / counts

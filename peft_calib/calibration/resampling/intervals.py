@@ -11,7 +11,7 @@ from scipy.special import ndtr, ndtri, stdtrit
 from ..bins import top_label
 from ..inputs import Rows, effective_rows
 from ..scores.binned import loss_of_label, row_brier
-from ..scores.table import CALIBRATION_ERRORS, CLASSWISE_KEYS, KEYS, MOST_RESAMPLED_CLASSES, RANKED
+from ..scores.table import BY_KEY, CALIBRATION_ERRORS, CLASSWISE_KEYS, KEYS, MOST_RESAMPLED_CLASSES, RANKED
 from .bands import skewed_mean_interval, wilson_interval
 from .folded import folded_interval
 from .ranked import Interval, held_by_few
@@ -40,6 +40,9 @@ MOST_ROWS_IN_FULL = 10
 # What is left inside bins lives by bins of few rows, where it shrinks with every row that a resample has twice: its
 # quantiles held the truth in 88 of 100 data sets of 100 rows, and no correction tried did better everywhere.
 WITHOUT_INTERVAL = frozenset({"brier_within_bin"})
+#: Rows with weights that say as much as fewer of equal weight have no interval: resamples hold their few heavy rows,
+#: or do not, and say nothing of those that would be drawn another time.
+FEWEST_EFFECTIVE_ROWS = 10
 
 
 class Band(NamedTuple):
@@ -76,7 +79,8 @@ def bootstrap_intervals(
     """Interval of every score, all from the same resampled rows; NaN where a score is defined in no resample.
 
     Scores that fold at zero invert a test (see `folded`), accuracy has Wilson's, and `brier_within_bin` none; the
-    others have quantiles of resampled scores, shifted for bias and skewness with `"bca"` (Efron, 1987).
+    others have quantiles of resampled scores, shifted for bias and skewness with `"bca"` (Efron, 1987). No end leaves
+    the score's range.
     """
     if method not in METHODS:
         raise ValueError(f"`interval_method` must be one of {METHODS}, got {method!r}.")
@@ -100,7 +104,18 @@ def bootstrap_intervals(
         ends = wilson_interval(right, np.array([size]), confidence_level)
         intervals["accuracy"] = float(ends[0][0]), float(ends[1][0])
     intervals |= dict.fromkeys(WITHOUT_INTERVAL, (float("nan"), float("nan")))
-    return {key: intervals[key] for key in draws}
+    return {key: _within(intervals[key], BY_KEY[key].ends(rows.num_classes)) for key in draws}
+
+
+def _within(interval: Interval, ends: Interval) -> Interval:
+    """An interval cut to a range; NaN stays NaN."""
+    low, high = np.clip(interval, *ends)
+    return float(low), float(high)
+
+
+def is_carried_by_few(num_rows: int, effective: float) -> bool:
+    """Whether rows weigh so unequally that they have no interval; rows of equal weight never do."""
+    return round(effective) < min(FEWEST_EFFECTIVE_ROWS, num_rows)
 
 
 def _unfolded(

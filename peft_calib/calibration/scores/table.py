@@ -6,6 +6,7 @@ that whoever needs names alone (a command line, a check of settings) does not pa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -39,6 +40,13 @@ class Score:
     tabled: bool = False  # Whether tables of runs show it unless others are named
     confidence: bool = False  # Whether tables of a confidence that is no class probability show it
     watched: bool = False  # Whether a training logs it at every evaluation unless others are named
+    # What it can never leave, and so no end of an interval: its range, None above standing for `log C`
+    least: float = 0.0
+    most: float | None = 1.0
+
+    def ends(self, num_classes: int) -> tuple[float, float]:
+        """The range of the score for so many classes."""
+        return self.least, math.log(num_classes) if self.most is None else self.most
 
 
 # A calibration error.
@@ -52,16 +60,20 @@ SCORES: tuple[Score, ...] = (
         "accuracy", "share of rows whose first most probable class is the label", "rows", "high", unordered=True,
         **_EVERYWHERE,
     ),
-    Score("nll", "mean negative log-likelihood, nats", "rows", kind="proper", unordered=True, **_EVERYWHERE),
+    Score(
+        "nll", "mean negative log-likelihood, nats", "rows", kind="proper", unordered=True, most=math.inf,
+        **_EVERYWHERE,
+    ),
     Score(
         "brier", "mean over rows of the sum over classes of squared errors, in [0, 2]", "rows", kind="proper",
-        unordered=True, **_EVERYWHERE,
+        unordered=True, most=2.0, **_EVERYWHERE,
     ),
-    Score("brier_reliability", "Murphy's reliability over class-wise equal-width bins", "classes"),
+    Score("brier_reliability", "Murphy's reliability over class-wise equal-width bins", "classes", most=2.0),
     Score("brier_resolution", "Murphy's resolution over the same bins", "classes", "high"),
     Score("brier_uncertainty", "Murphy's uncertainty, sum of q (1 - q) over classes", "classes", None),
     Score(
-        "brier_within_bin", "what binning leaves: brier - (reliability - resolution + uncertainty)", "classes", None
+        "brier_within_bin", "what binning leaves: brier - (reliability - resolution + uncertainty)", "classes", None,
+        least=-math.inf, most=math.inf,
     ),
     _error("ece", "top label, equal-width bins (lo, hi], L1", "top", unordered=True, confidence=True, **_EVERYWHERE),
     _error("mce", "as ece, largest gap of a bin that is not empty", "top", unordered=True, watched=True),
@@ -93,8 +105,10 @@ SCORES: tuple[Score, ...] = (
         "average_gap", "as ece, every bin that is not empty weighing the same (netcal's ACE)", "top", unordered=True
     ),
     Score("mean_confidence", "mean top-label probability", "rows", None, unordered=True, watched=True),
-    _error("confidence_gap", "mean top-label probability minus accuracy", "top", folded=False, unordered=True),
-    Score("mean_entropy", "mean entropy of the predicted distribution, nats", "rows", None),
+    _error(
+        "confidence_gap", "mean top-label probability minus accuracy", "top", folded=False, unordered=True, least=-1.0
+    ),
+    Score("mean_entropy", "mean entropy of the predicted distribution, nats", "rows", None, most=None),
     Score(
         "error_auroc", "probability that an error is less confident than a correct row, ties half", "areas", "high",
         watched=True, confidence=True,
@@ -111,6 +125,7 @@ SCORES: tuple[Score, ...] = (
 
 DEFINITIONS = {score.key: score.meaning for score in SCORES}
 KEYS = tuple(DEFINITIONS)
+BY_KEY = {score.key: score for score in SCORES}
 # What follows from the top label's uniform bins and two sums: no sort, no class columns.
 UNORDERED_KEYS = tuple(score.key for score in SCORES if score.unordered)
 # Errors that are zero for a perfectly calibrated model and have no sign.
