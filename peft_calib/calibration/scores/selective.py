@@ -147,7 +147,8 @@ def aurc(ranking: Ranking) -> float:
     `sum_k (w + e (k - a)) / k = e (b - a) + (w - e a) (H_b - H_a)`.
     """
     counts, errors, ends, wrong = ranking
-    before, share, harmonic = ends - counts, errors / counts, 1.0 / ends
+    # sums of weights are rounded: what lies before the first rows may come out below 0, where digamma has its poles
+    before, share, harmonic = np.maximum(ends - counts, 0.0), errors / counts, 1.0 / ends
     tied = np.flatnonzero(counts != 1)
     harmonic[tied] = digamma(ends[tied] + 1.0) - digamma(before[tied] + 1.0)
     return float((ranking.num_errors + (wrong - errors - share * before) @ harmonic) / ranking.num_rows)
