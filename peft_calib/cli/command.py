@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
@@ -61,8 +62,19 @@ class Command(TyperCommand):
             option.rich_help_panel = OUTPUT  # a panel for one option stands in the way
         return option
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            several = getattr(error.param, "nargs", 1)
+            if several > 1:  # what was taken for the second may be the next option
+                error.message = (
+                    f"takes {several} numbers, {getattr(error.param, 'metavar', None) or 'one after the other'}."
+                )
+            raise
+
     def invoke(self, ctx: Any) -> Any:
-        with _without_foreign_notes():
+        with _without_foreign_notes(), _warnings_in_a_line():
             return self._invoke(ctx)
 
     def _invoke(self, ctx: Any) -> Any:
@@ -104,6 +116,17 @@ def _without_foreign_notes() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """What is warned of, for who runs a command: without the line of code; which are shown is not changed."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def command(

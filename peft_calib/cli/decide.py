@@ -9,7 +9,7 @@ import typer
 
 from ..runs.flags import given, with_flags
 from .command import MEASURING, PREDICTION, ROWS, command, main_console, option, say
-from .options import PREDICTED, READING, AsJson, Overwrite
+from .options import PREDICTED, READING, WAYS, AsJson, Overwrite, how_option
 
 ANSWERING, SETS = "A threshold: which rows to answer", "Prediction sets: which classes to name"
 #: Which rows a rule is fitted on, and how they are predicted.
@@ -21,7 +21,8 @@ FITTED_ON = {
     "split": Annotated[str | None, option(ROWS, "Split of the data. Without --data: of the run's own.")],
     "text_column": Annotated[list[str] | None, option(ROWS, "Column of the text, of an adapter that is no run.")],
     "label_column": Annotated[str | None, option(ROWS, "Column of the label, of an adapter that is no run.")],
-    **{name: PREDICTED[name] for name in ("how", "num_samples", "batch_size", "base_model")},
+    "how": how_option(tuple(way for way in WAYS if way != "linear")),  # linear has no temperature
+    **{name: PREDICTED[name] for name in ("num_samples", "batch_size", "base_model")},
 }
 
 
@@ -49,7 +50,9 @@ def decide(
         option(ANSWERING, "Instead: costs of a wrong answer and of a row passed on.", metavar="<wrong> <passed on>"),
     ] = None,
     per_class: Annotated[bool, option(ANSWERING, "The risk holds for each answered class.", "--per-class")] = False,
-    confidence: Annotated[float, option(ANSWERING, "Probability with which the promise holds.")] = 0.95,
+    confidence: Annotated[
+        float | None, option(ANSWERING, "Probability with which the promise holds. Default: 0.95.")
+    ] = None,
     by: Annotated[
         str,
         option(ANSWERING, "probability (of the predicted class), or head (1 - P(error) of the uncertainty head)."),

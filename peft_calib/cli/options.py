@@ -13,6 +13,17 @@ from .command import OUTPUT, PREDICTION, ROWS, option
 ABOUT_PANEL, COMMIT = "What the card says", "The commit"
 WAYS = ("mean", "sample", "late", "linear")
 
+
+def how_option(ways: tuple[str, ...]) -> Any:
+    """The way of predicting, one of these."""
+    shown = option(
+        PREDICTION,
+        f"{', '.join(ways[:-1])} or {ways[-1]}. Default: draws where there are.",
+        autocompletion=lambda incomplete: [way for way in ways if way.startswith(incomplete)],
+    )
+    return Annotated[str | None, shown]
+
+
 RunDir = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 Source = Annotated[Path, typer.Argument(help="Folder of a finished run, or of an adapter.")]
 Seed = Annotated[int, option(PREDICTION, "Key of the draws and of the intervals.")]
@@ -47,14 +58,7 @@ PREDICTED = {
         list[str] | None, option(ROWS, "Column of the text; two for pairs. Default: as in training.")
     ],
     "split": Annotated[str | None, option(ROWS, "Split of the data. Default: test, or the only one.")],
-    "how": Annotated[
-        str | None,
-        option(
-            PREDICTION,
-            f"{', '.join(WAYS[:-1])} or {WAYS[-1]}. Default: draws where there are.",
-            autocompletion=lambda incomplete: [way for way in WAYS if way.startswith(incomplete)],
-        ),
-    ],
+    "how": how_option(WAYS),
     "num_samples": Annotated[int | None, option(PREDICTION, "Draws. Default: as the temperature was fitted.", min=1)],
     "batch_size": Annotated[int | None, option(PREDICTION, "Rows of a forward. Default: as in training.", min=1)],
     "max_length": Annotated[int | None, option(PREDICTION, "Tokens a row is cut to. Default: as in training.", min=1)],

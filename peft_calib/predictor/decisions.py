@@ -74,7 +74,9 @@ class Decisions:
             else:
                 said["sets"] = one.rule.predict(values)
         promises = [one.rule.promise() for one in rules.values()]
-        return replace(found, **said, decision=" ".join([*promises, *(f"{why}." for why in reasons)]))
+        return replace(
+            found, **said, decision=" ".join([*promises, *(f"{why[0].upper()}{why[1:]}." for why in reasons)])
+        )
 
 
 def rule_rows(one: StoredDecision, probabilities: Any, errors: Any) -> Any:
@@ -110,12 +112,17 @@ def decisions_beside(
     """
     beside = [folder, *(places.values() if len(places) == 1 else ())]
     found: dict[str, StoredDecision] = {}
+    lies: dict[str, Path] = {}
     for place in reversed(beside):
-        found |= read_decisions(place)
-    for one in found.values():
+        there = read_decisions(place)
+        found |= there
+        lies |= dict.fromkeys(there, place)
+    for kind, one in found.items():
         other = one.unlike(list(places.values()), methods.get(one.to.how), head) or _unlike(one, model, num_classes)
         if other is not None:
-            raise ValueError(f"{one.refused(folder, other)} decisions=False loads the adapter without it.")
+            raise ValueError(
+                f"{one.refused(lies[kind], other)} In Python, decisions=False loads the adapter without it."
+            )
         if len(places) == 1:  # who saves the model saves all
             attach_file(model, DECISION_FILES[one.kind], one.text())
     return Decisions(found)

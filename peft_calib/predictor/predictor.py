@@ -271,6 +271,11 @@ class Predictor:
                 raise ValueError(f"The ensemble has {len(self.adapter_names)} members, num_samples is {count}.")
             found: Any = predict_members(self.model, rows, self.adapter_names[:count], **options)
         else:
+            if how != "mean" and not self._laws():
+                raise ValueError(
+                    f"how={how!r} (--how {how}) takes draws, and this adapter is deterministic, it has none: leave "
+                    "out how and the number of draws."
+                )
             found = predict_dataset(self.model, rows, how=how, num_samples=count, seed=seed, **options)  # type: ignore
         if not isinstance(found, Prediction):
             raise ValueError("The adapter answers with numbers, not with classes; predict with predict_dataset.")

@@ -170,7 +170,7 @@ class StoredDecision:
         """The message of something that differs."""
         return (
             f"{folder / DECISION_FILES[self.kind]} was not fitted for what lies there now, which has {other}. What it "
-            f"promises does not hold for that: fit it again with peft-calib decide, or remove the file."
+            f"promises does not hold for that: fit it again with peft-calib decide --overwrite, or remove the file."
         )
 
     def silent_for(self, how: str, count: int | None, seed: int, tokens: Sequence[int] | None) -> str | None:

@@ -77,7 +77,7 @@ def decide(
     target_coverage: float | None = None,
     costs: tuple[float, float] | None = None,
     per_class: bool = False,
-    confidence: float = 0.95,
+    confidence: float | None = None,
     by: str = PROBABILITY,
     alpha: float | None = None,
     score: str | None = None,
@@ -107,7 +107,7 @@ def decide(
         target_coverage: Instead: at least this share of the rows is answered.
         costs: Instead: costs of a wrong answer and of a row passed on.
         per_class: Whether the risk holds for what is answered as any one class.
-        confidence: Probability with which a threshold's promise holds.
+        confidence: Probability with which a threshold's promise holds; 0.95 if not given.
         by: What a threshold goes by: `"probability"` of the predicted class, or `"head"`, 1 - P(error) of the
             uncertainty head beside the adapter.
         alpha: Highest share of prediction sets that may miss the label, in (0, 1); for sets beside a threshold that
@@ -116,7 +116,7 @@ def decide(
         groups: `"label"` or `"predicted"`, where the sets' coverage shall hold for each class.
         randomized: Whether chance decides at the edge of the sets.
         sets_confidence: Probability over calibration splits with which the sets' coverage holds; None: on average.
-        how: Way of predicting; that of the adapter if not given.
+        how: Way of predicting, `"mean"`, `"sample"` or `"late"`; that of the adapter if not given.
         num_samples: Draws; as many as the temperature was fitted with if not given.
         seed: Key of the draws, and of what is left to chance. Draws of another seed are other functions, for which
             nothing is promised.
@@ -138,6 +138,8 @@ def decide(
     """
     if by not in BY:
         raise ValueError(f"--by must be one of {', '.join(BY)}, got {by!r}")
+    if how == "linear":
+        raise ValueError("a rule is for --how mean, sample or late; of linear there is no temperature")
     asked = {"risk": risk, "target_coverage": target_coverage, "costs": costs}
     of_threshold = {"per_class": per_class, "confidence": confidence, "seed": seed}
     of_sets = {"score": score, "groups": groups, "randomized": randomized, "confidence": sets_confidence}
@@ -175,9 +177,14 @@ def _rules(
     wanted = {name: value for name, value in asked.items() if value is not None}
     rules: list[SelectiveThreshold | ConformalSets] = []
     if wanted or alpha is None:
-        rules.append(SelectiveThreshold(**wanted, **of_threshold))
+        rules.append(SelectiveThreshold(**wanted, **{k: v for k, v in of_threshold.items() if v is not None}))
     elif of_threshold["per_class"] or by == HEAD:
         raise ValueError("--per-class and --by are of a threshold: ask for one with --risk beside --alpha")
+    elif of_threshold["confidence"] is not None:
+        raise ValueError(
+            "--confidence is of a threshold: say --sets-confidence for prediction sets, or ask for a threshold with "
+            "--risk beside --alpha"
+        )
     if by == HEAD and of_threshold["per_class"]:
         raise ValueError("--per-class goes by the probabilities of the classes: leave out --by head")
     given = {name: value for name, value in of_sets.items() if value not in (None, False)}
@@ -225,8 +232,6 @@ def _fitted_to(predictor: Predictor, found: CalibratedPrediction, seed: int, by:
         why = found.error_head or "there is no uncertainty head beside the adapter"
         raise ValueError(f"--by head goes by P(error), and {why}: fit one with peft-calib train-head")
     how = "mean" if found.how == "mean" else "sample"
-    if found.how == "linear":
-        raise ValueError("a rule is for --how mean or sample; of linear there is no temperature")
     return FittedTo(
         how=how,
         num_samples=found.num_samples,

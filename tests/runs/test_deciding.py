@@ -89,7 +89,7 @@ def test_a_prediction_says_what_its_rules_decide(decided, new_file, name, place,
         assert names == [predictor.label_names[k] for k in likely if held[k]]
     if way == "sample":
         other = predictor.predict(["a", "b"], num_samples=1)
-        assert other.answered is None and "was fitted for" in other.decision
+        assert other.answered is None and "The rule in decision.threshold.json was fitted" in other.decision
         assert predictor.further_columns(None, 1, 0) == []
     if name == "bayesian":  # draws of another seed are another function
         assert predictor.predict(["a"], seed=1).answered is None
@@ -184,8 +184,11 @@ def test_a_rule_of_another_temperature_or_adapter_is_refused(lora, decided, new_
     assert "another recalibration" in told["threshold"]["refused"]
     for name in (THRESHOLD, SETS):
         shutil.copy(decided["bayesian"] / "adapter" / name, lora / "adapter" / name)
-    with pytest.raises(ValueError, match=r"another adapter, or one that has been .*decisions=False loads"):
+    with pytest.raises(ValueError, match=r"another adapter, or one that has been .*decisions=False loads") as told:
         quiet_load(lora)
+    assert str(lora / "adapter" / THRESHOLD) in str(told.value) and "--overwrite, or remove the file" in str(
+        told.value
+    )
 
 
 def test_classes_are_called_by_their_names(lora, fit_file, new_file, capsys):
@@ -288,11 +291,34 @@ def test_an_adapter_that_is_no_run(decided, fit_file, train_file, tmp_path):
         (["--by", "head", "--per-class"], "leave out --by head"),
         (["--text-column", "words"], "the columns of a run are those of its training"),
         (["--num-samples", "3"], "The adapter is deterministic"),
+        (["--how", "sample", "--num-samples", "4"], "(--how sample) takes draws, and this adapter is deterministic"),
+        (["--how", "linear"], "a rule is for --how mean, sample or late"),
+        (["--alpha", "0.1", "--confidence", "0.99"], "say --sets-confidence for prediction sets"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(decided, fit_file, words, told):
     found = peft_calib("decide", decided["lora"], "--data", fit_file, "--overwrite", *words)
     assert told in found and "\n" not in found
+
+
+def test_words_of_the_command_line(decided, fit_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    peft_calib("decide", decided["lora"], "--costs", "1", "--per-class")
+    assert "takes 2 numbers, <wrong> <passed on>" in capsys.readouterr().err
+    folder = Path(shutil.copytree(decided["lora"] / "adapter", tmp_path / "adapter"))
+    record_split(folder, trained_on=[{"other": "a"}])
+    content = json.loads((folder / "calibration_split.json").read_text())
+    content["trained_on"].pop("text", None)
+    (folder / "calibration_split.json").write_text(json.dumps({**content, "calibrated_on": {}}))
+    before = warnings.formatwarning
+    shown: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda *one: shown.append(warnings.formatwarning(*one[:4]))
+        assert peft_calib("decide", folder, "--data", fit_file, *EASY, "--overwrite") is None
+    assert warnings.formatwarning is before
+    (line,) = [one for one in shown if "cannot be checked" in one]
+    assert line.startswith("warning: The adapter knows the rows") and ".py" not in line and line.count("\n") == 1
 
 
 def test_rows_that_do_not_do_are_refused(lora, train_file, fit_file, tmp_path):
