@@ -66,9 +66,9 @@ def place(study, tmp_path_factory):
             features = FeatureSet(h, logits, labels, adapter=f"{cell}{run}")
             features = with_tokens(features, h[0].half(), torch.arange(1, size + 1))
             study.rows.save(inside / f"{name}.safetensors", features)
-            if name == "test":
+            if name in study.rows.OF_FUNCTIONS:
                 passes = FeatureSet(h[:, :, :0].repeat(2, 1, 1), torch.cat([logits, 0.9 * logits]), labels)
-                study.rows.save(inside / "dropout.safetensors", passes)
+                study.rows.save(inside / f"{study.rows.passes_of(name)}.safetensors", passes)
         save_file({"weight": weight, "bias": bias}, inside / "head.safetensors")
     return folder
 
@@ -118,6 +118,7 @@ def test_what_reads_the_feature_that_tells_the_errors_is_found_to_be_better(resu
     assert set(results["cells"]) == {"a", "b", "a elsewhere", "b elsewhere"} and "shifted" in results
     assert results["base score stayed"]["head v2, own rows"] <= 1
     assert "dropout, bald" in pooled and "dropout, bald" not in results["shifted"]
+    assert all("ece" in found for found in pooled.values())  # every method prices its errors
 
 
 def test_the_error_of_calibration_is_that_of_the_toolkit(study):
