@@ -96,5 +96,5 @@ def _caption(lines: Sequence[Line], has_outside: bool) -> str:
     for line in lines:
         verdict = verdict_of_head(line.evaluation.content)
         if "head" in line.found and verdict is not None:
-            told.append(f"Its head: the same answers with 1 - P(error) for their confidence. {verdict}.")
+            told.append(f"Its head: the same answers with 1 - P(error) for their confidence. {verdict.rstrip('.')}.")
     return "\n".join(told)
