@@ -215,7 +215,8 @@ def model_columns(data: datasets.Dataset, root: nn.Module) -> datasets.Dataset:
 def _taken(names: Iterable[str], root: nn.Module) -> list[str]:
     """Those of some columns that are inputs of a model, or labels."""
     labels = {"label", "labels", "label_ids"}
-    kept = [name for name in names if name in {*inspect.signature(root.forward).parameters, *labels}]
+    known = {*inspect.signature(root.forward).parameters, *labels}
+    kept = [name for name in names if name in known]
     if not set(kept) - labels:
         raise ValueError(
             f"None of the columns {list(names)} is an input of {type(root).__name__}. Tokenise the data first."
