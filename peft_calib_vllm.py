@@ -5,7 +5,8 @@ environment holds other versions of torch and transformers than ours, and needs 
 `pip install --no-deps peft-calib`, and start the server of the exported draws with `VLLM_PLUGINS=peft_calib`.
 
 Asked with `{"texts": [...]}` it answers, for each text, with the probabilities of the classes averaged over all draws
-and taken to the stored temperature, their entropy, and the mutual information of the draws.
+and taken to the stored temperature, their entropy, the mutual information of the draws, and what the decision rules
+that lie beside the draws say.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from peft_calib_vllm_rules import OTHER_TOKENS, Rules, tempered
+
 #: Texts of one request; each asks every draw.
 MOST_TEXTS = 1024
 #: Tokens whose log-probabilities vLLM gives at a time.
 MOST_IDS = 128
-#: What counts as a probability of zero, as in `peft_calib.calibration`.
-SMALLEST = float(np.finfo(np.float32).tiny)
 PATH = "/v1/uncertainty"
 
 
@@ -41,6 +42,7 @@ class Served:
         temperature: T; None where nothing is stored.
         max_length: Tokens that texts are cut to, as in training.
         folder: Where that lies.
+        rules: The decision rules that lie there.
     """
 
     names: tuple[str, ...]
@@ -49,6 +51,7 @@ class Served:
     temperature: float | None = None
     max_length: int | None = None
     folder: Path | None = None
+    rules: Rules = field(default_factory=Rules)
 
     @classmethod
     def of(cls, paths: dict[str, str]) -> Served:
@@ -75,10 +78,10 @@ class Served:
         if index is not None and index.get("draws") != list(names):
             raise ValueError(f"{folder / 'draws.json'} names {index.get('draws')}, and {list(names)} are served.")
         stored = _read(folder / "predictor.json")
-        return cls(names) if stored is None else cls._stored(names, folder, stored)
+        return cls(names) if stored is None else cls._stored(names, folder, stored, index or {})
 
     @classmethod
-    def _stored(cls, names: tuple[str, ...], folder: Path, stored: dict[str, Any]) -> Served:
+    def _stored(cls, names: tuple[str, ...], folder: Path, stored: dict[str, Any], index: dict[str, Any]) -> Served:
         place = folder / "predictor.json"
         if stored.get("format_version") != 1:
             raise ValueError(f"{place} has the format {stored.get('format_version')!r}; this plugin reads 1.")
@@ -93,6 +96,8 @@ class Served:
             if not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):
                 raise ValueError(f"{place} holds the temperature {temperature!r}; a positive number is expected.")
         labels, tokens = stored.get("classes"), stored.get("label_tokens")
+        digests = index.get("digests") or {}
+        adapters = [digests[name] for name in names if name in digests]
         return cls(
             names,
             labels=None if labels is None else tuple(labels),
@@ -100,6 +105,7 @@ class Served:
             temperature=temperature,
             max_length=(stored.get("inputs") or {}).get("max_length"),
             folder=folder,
+            rules=Rules.beside(folder, _read, adapters, way, tokens),
         )
 
 
@@ -127,20 +133,12 @@ def combined(draws: np.ndarray, temperature: float | None) -> dict[str, np.ndarr
         `probabilities` (N, C), `entropy` (N,) and `mutual_information` (N,) in nats, float64.
     """
     draws = draws.astype(np.float64)
-    mean = _tempered(draws.mean(0), temperature)
-    apart = _tempered(draws, temperature)
+    mean = tempered(draws.mean(0), temperature)
+    apart = tempered(draws, temperature)
     together = apart.mean(0)
     spread = (_x_log_y(apart, apart) - _x_log_y(apart, together)).sum(-1).mean(0)
     entropy = -_x_log_y(mean, mean).sum(-1)
     return {"probabilities": mean, "entropy": entropy, "mutual_information": np.maximum(spread, 0.0)}
-
-
-def _tempered(p: np.ndarray, temperature: float | None) -> np.ndarray:
-    if temperature is None:
-        return p
-    logits = np.log(np.maximum(p, SMALLEST)) / temperature
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
 
 
 def _x_log_y(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -171,6 +169,7 @@ class Asked:
         own = "label_tokens" in body and tuple(body["label_tokens"]) != served.label_tokens
         # other answers than the temperature was fitted to
         self.temperature = None if own else served.temperature
+        self.rules = Rules(told=OTHER_TOKENS) if own else served.rules
         self.labels = body.get("labels", None if own else served.labels)
         if self.labels is not None and (
             isinstance(self.labels, str) or not all(isinstance(n, str) for n in self.labels)
@@ -272,7 +271,8 @@ def answer(asked: Asked, served: Served, draws: np.ndarray) -> dict[str, Any]:
     if len(labels) != count:
         raise ValueError(f"The draws answer with {count} classes, and {len(labels)} are named: {labels[:8]}.")
     found = combined(draws, asked.temperature)
-    rows = zip(found["probabilities"], found["entropy"], found["mutual_information"], strict=True)
+    decided = asked.rules.rows(found["probabilities"], labels)
+    rows = zip(found["probabilities"], found["entropy"], found["mutual_information"], decided, strict=True)
     data = [
         {
             "index": place,
@@ -280,10 +280,12 @@ def answer(asked: Asked, served: Served, draws: np.ndarray) -> dict[str, Any]:
             "probabilities": p.tolist(),
             "entropy": float(entropy),
             "mutual_information": float(spread),
+            **said,
         }
-        for place, (p, entropy, spread) in enumerate(rows)
+        for place, (p, entropy, spread, said) in enumerate(rows)
     ]
-    return {"object": "list", "labels": labels, "temperature": asked.temperature, "draws": len(draws), "data": data}
+    about = {"labels": labels, "temperature": asked.temperature, "draws": len(draws), "decision": asked.rules.told}
+    return {"object": "list", **about, "data": data}
 
 
 async def respond(engine: Engine, asked: Asked, served: Served) -> dict[str, Any]:
@@ -292,6 +294,27 @@ async def respond(engine: Engine, asked: Asked, served: Served) -> dict[str, Any
     if asked.labels is None and asked.tokens is not None:
         asked.labels = [engine.tokenizer.decode([token]).strip() for token in asked.tokens]
     return answer(asked, served, draws)
+
+
+class Counts:
+    """What was answered, for Prometheus, among vLLM's own figures at `/metrics`."""
+
+    def __init__(self) -> None:
+        from prometheus_client import Counter, Summary
+
+        self.prompts = Counter("peft_calib_prompts", f"Texts answered at {PATH}")
+        self.decided = Counter("peft_calib_decided", "Texts that a decision rule answered or passed on", ["decision"])
+        self.entropy = Summary("peft_calib_entropy_nats", "Entropy of the calibrated probabilities")
+        self.spread = Summary("peft_calib_mutual_information_nats", "Mutual information of the draws")
+
+    def add(self, content: dict[str, Any]) -> None:
+        """Count one answer."""
+        for row in content["data"]:
+            self.prompts.inc()
+            self.entropy.observe(row["entropy"])
+            self.spread.observe(row["mutual_information"])
+            if "answered" in row:
+                self.decided.labels("answered" if row["answered"] else "passed_on").inc()
 
 
 class UncertaintyPlugin:
@@ -307,8 +330,11 @@ class UncertaintyPlugin:
 
         async def uncertainty(request):  # type: ignore[no-untyped-def]
             try:
-                asked = Asked(await _body(request), app.state.peft_calib_served)
-                return JSONResponse(await respond(app.state.peft_calib_engine, asked, app.state.peft_calib_served))
+                state = app.state
+                asked = Asked(await _body(request), state.peft_calib_served)
+                content = await respond(state.peft_calib_engine, asked, state.peft_calib_served)
+                state.peft_calib_counts.add(content)
+                return JSONResponse(content)
             except ValueError as error:  # of the request, or vLLM's own: a text that is too long
                 message = " ".join(str(error).split())
                 content = {"error": {"message": message, "type": "BadRequestError", "param": None, "code": 400}}
@@ -325,6 +351,7 @@ class UncertaintyPlugin:
         models = state.openai_serving_models
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.model, revision=args.tokenizer_revision)
         state.peft_calib_served = Served.of({name: lora.lora_path for name, lora in models.lora_requests.items()})
+        state.peft_calib_counts = Counts()
         state.peft_calib_engine = Engine(engine_client, lambda: models.lora_requests, tokenizer)
 
 

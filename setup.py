@@ -17,4 +17,6 @@ packages = [
 
 # The script's own module lies beside the package: what lies in it cannot be reached without loading torch. So does the
 # plugin of vLLM, whose environment does not have what the package needs.
-setup(packages=packages, package_dir=FOLDERS, py_modules=["peft_calib_cli", "peft_calib_vllm"])
+setup(
+    packages=packages, package_dir=FOLDERS, py_modules=["peft_calib_cli", "peft_calib_vllm", "peft_calib_vllm_rules"]
+)

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 
 def uncertainty(url: str, texts: list[str], api_key: str | None = None, timeout: float = 60.0) -> dict[str, Any]:
-    """What the server answers: labels, temperature, and for each text probabilities, entropy, mutual information."""
+    """What the server answers: labels, temperature, what decision rules promise, and the figures of each text."""
     headers = {"Content-Type": "application/json"}
     if api_key is not None:
         headers["Authorization"] = f"Bearer {api_key}"
@@ -42,6 +42,11 @@ def main() -> None:
     for text, row in zip(args.texts, answer["data"], strict=True):
         shares = ", ".join(f"{name} {p:.3f}" for name, p in zip(answer["labels"], row["probabilities"], strict=True))
         print(f"{text}\n  {shares}; entropy {row['entropy']:.3f}, disagreement {row['mutual_information']:.3f}")
+        if "answered" in row:
+            print(f"  {'answered' if row['answered'] else 'passed on'}")
+        if "label_set" in row:
+            print(f"  one of {{{', '.join(row['label_set'])}}}")
+    print(answer["decision"])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from .identity import adapter_digest, folder_digest
 from .internals.torch import without_compiler
 from .json_files import parse_json, read_json
 from .provenance.companions import attached_file
+from .provenance.exported_decisions import attached_decisions, export_decisions, export_decisions_of_draws
 from .tuners.factors import Draw, Law, Mean, Points, Sample
 from .tuners.holder import FactorHolder
 from .tuners.layer import FactorLinear
@@ -142,7 +144,8 @@ def export_lora(
     have them in common, `lora_A` and `lora_B` are the law's, bit by bit; elsewhere B carries the rest of the scale
     (exact if that is a power of two, else rounded once to 32 bits: 6e-8 of each entry), and ranks are filled up with
     zeros. Modules trained whole (`modules_to_save`) are written along, and `predictor.json` with the classes and the
-    temperature where the adapter has one: `peft_calib.load` takes the folder, and a server's client applies it.
+    temperature where the adapter has one: `peft_calib.load` takes the folder, and a server's client applies it. So do
+    decision rules (`peft-calib decide`) of the way of predicting that is written: the mean, or these K draws.
 
     Args:
         model: A model with an adapter of this package: a `PeftModel`, a transformers model with `add_adapter`, or
@@ -174,7 +177,7 @@ def export_lora(
     _check_draws(adapter.law, num_samples, t, antithetic)
     slots = adapter.slots
     form = _CommonForm.of(slots, config.r, config.lora_alpha)
-    told = _told(adapter)
+    told, rules = _told(adapter), attached_decisions(adapter.carrier, adapter.name)
     lora_config = _lora_config(config, slots, form)
     others = _other_tensors(adapter)
     if num_samples is None:
@@ -185,6 +188,7 @@ def export_lora(
             _write(folder, lora_config, tensors)
             if told is not None and draw == Mean():
                 told.exported("mean", {HERE: folder_digest(folder)}).write(folder)
+                export_decisions(rules, told, folder, None, None)
 
         return _replace(Path(path), CONFIG_NAME, tensors, 1, write_one)
     digest = adapter_digest(adapter.carrier, adapter.name)
@@ -206,8 +210,14 @@ def export_lora(
         write_draws_index(folder, names, mean, **facts)
         if told is not None:
             told.exported_draws(folder, names, mean)
+            key = None if antithetic else seed
+            left_out.extend(export_decisions_of_draws(rules, told, folder, names, mean, key))
 
-    return _replace(Path(path), DRAWS_INDEX, first, num_samples + 1, write_draws)
+    left_out: list[str] = []
+    written = _replace(Path(path), DRAWS_INDEX, first, num_samples + 1, write_draws)
+    for why in left_out:
+        warnings.warn(f"{path} holds these draws without a decision: {why}.", UserWarning, stacklevel=2)
+    return written
 
 
 def _told(adapter: _Adapter) -> Artefact | None:

@@ -20,7 +20,7 @@ FOLDERS = {
     "trainer_callbacks": "peft_calib/trainer_callbacks",
     "metrics": "peft_calib/metrics",
 }
-SCRIPT, PLUGIN = "peft_calib_cli.py", "peft_calib_vllm.py"
+BESIDE = ("peft_calib_cli.py", "peft_calib_vllm.py", "peft_calib_vllm_rules.py")
 TOOLS = {"ruff", "mypy", "build", "twine", "mkdocs-material", "mkdocstrings"}
 OUTSIDE_THE_SUITE = {"setuptools", "gradio", "ray"}
 SHIPPED = {".py", ".md", ".txt", ".html", ".json", ".typed", ".pyi"}
@@ -35,7 +35,7 @@ def project() -> dict:
 def wheel(tmp_path_factory) -> zipfile.ZipFile:
     """Built from a copy: a build leaves folders behind."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "setup.py", SCRIPT, PLUGIN, "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", *BESIDE, "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in FOLDERS:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -66,7 +66,7 @@ def test_every_source_file_is_in_the_wheel_and_nothing_else(wheel):
         if file.suffix in SHIPPED and "__pycache__" not in file.parts
     }
     contents = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert contents == expected | {SCRIPT, PLUGIN}
+    assert contents == expected | set(BESIDE)
     assert "peft_calib/py.typed" in contents
     assert "peft_calib/trainer_callbacks/__init__.py" in contents
 

@@ -8,6 +8,7 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
@@ -17,7 +18,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import peft_calib
 from peft_calib import BayesianLoraConfig, predict_served
 from peft_calib.artefact import read_artefact
+from peft_calib.calibration import SelectiveThreshold
+from peft_calib.calibration.recalibrate import load_state
 from peft_calib.provenance.companions import attach_recalibration
+from peft_calib.provenance.stored_decision import FittedTo, StoredDecision, recalibration_of
 
 SCRIPT = Path(__file__).parents[1] / "hub_examples" / "serve_draws.py"
 KINDS = {"CAUSAL_LM": AutoModelForCausalLM, "SEQ_CLS": AutoModelForSequenceClassification}
@@ -86,6 +90,37 @@ def test_exported_draws_and_the_mean_are_adapters_of_their_own(served):
     mean = peft_calib.load(folder / "draws" / "mean", device="cpu").predict(TEXTS)
     assert mean.temperature == 2.5
     torch.testing.assert_close(mean.probabilities, here.predict(TEXTS, how="mean").probabilities, rtol=0, atol=1e-5)
+
+
+def with_a_rule(folder: Path, place: Path) -> SelectiveThreshold:
+    """A rule for the three draws of seed 0 beside an adapter, as peft-calib decide writes it."""
+    p, labels = np.random.default_rng(0).dirichlet([1, 1, 1], 300), np.random.default_rng(1).integers(0, 3, 300)
+    stored = read_artefact(folder / "adapter")
+    rule = SelectiveThreshold(target_coverage=0.5).fit(p, labels)
+    way = recalibration_of(load_state(stored.ways["sample"]))
+    to = FittedTo("sample", 3, seed=0, recalibration=way, label_tokens=stored.label_tokens)
+    StoredDecision(rule, to, tuple(stored.adapters.values()), stored.base, {}).write(place)
+    return rule
+
+
+def test_the_rules_of_exported_draws_are_applied(served, tmp_path):
+    folder, url = served
+    shutil.copytree(folder / "adapter", tmp_path / "adapter")
+    rule = with_a_rule(folder, tmp_path / "adapter")
+    here = peft_calib.load(tmp_path / "adapter", device="cpu")
+    peft_calib.export_lora(here.model, tmp_path / "draws", num_samples=3, seed=0)
+    there, expected = predict_served(url, TEXTS, adapter=tmp_path / "draws"), here.predict(TEXTS)
+    assert torch.equal(there.answered, expected.answered) and there.decision == expected.decision == rule.promise()
+    unknown = predict_served(url, TEXTS, adapter=tmp_path / "adapter")
+    assert unknown.answered is None and "does not say of which seed" in unknown.decision
+    some = predict_served(url, TEXTS, adapter=tmp_path / "draws", draws=["draw-0", "draw-1"])
+    assert some.answered is None and "other draws are asked" in some.decision
+    stored = json.loads((tmp_path / "draws/predictor.json").read_text())
+    stored["ways"]["sample"]["parameters"]["temperature"] = 0.75
+    (tmp_path / "draws/predictor.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=r"another recalibration: T = 0.5 .*, and T = 0.75 now") as caught:
+        predict_served(url, TEXTS, adapter=tmp_path / "draws")
+    assert "\n" not in str(caught.value)
 
 
 def test_fewer_draws_are_told(served, tmp_path):

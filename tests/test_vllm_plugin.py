@@ -18,11 +18,15 @@ import torch
 from test_predictor import temperature
 
 import peft_calib_vllm as plugin
+from peft_calib.calibration import ConformalSets, SelectiveThreshold
 from peft_calib.calibration.recalibrate import load_state
 from peft_calib.json_files import Fields
 from peft_calib.prediction import Prediction
 from peft_calib.predictor import CalibratedPrediction
-from peft_calib_vllm import Asked, Engine, Served, answer, combined, respond
+from peft_calib_vllm import Asked, Counts, Engine, Served, answer, combined, respond
+from peft_calib_vllm_rules import FILES, NONE
+from peft_calib_vllm_rules import Sets as ServedSets
+from peft_calib_vllm_rules import Threshold as ServedThreshold
 
 
 @pytest.fixture
@@ -63,6 +67,150 @@ def test_draws_are_combined_as_a_predictor_does(value):
     for name, values in found.items():
         expected = getattr(ours, name)
         torch.testing.assert_close(torch.from_numpy(values), expected.double(), rtol=0, atol=1e-6, msg=name)
+
+
+def labelled(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of four classes with labels drawn by them; some rows are equal, and some have ties and zeros."""
+    generator = np.random.default_rng(seed)
+    p = generator.dirichlet([0.3] * 4, count)
+    p[:6] = p[0]
+    p[6], p[7], p[8] = [0.25] * 4, [0.5, 0.5, 0, 0], [0, 0, 1, 0]
+    return p, np.array([generator.choice(4, p=row) for row in p])
+
+
+def stored(rule) -> dict:
+    """What its file holds."""
+    return json.loads(json.dumps(rule.state()))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        SelectiveThreshold(risk=0.3),
+        SelectiveThreshold(risk=0.28, per_class=True, temperature=1.5),
+        SelectiveThreshold(target_coverage=0.7),
+        ConformalSets(0.1),
+        ConformalSets(0.1, "aps", temperature=0.7),
+        ConformalSets(0.2, "raps", penalty=0.1, free_ranks=1, allow_empty=False),
+        ConformalSets(0.2, "lac", groups="label"),
+        ConformalSets(0.2, "aps", groups="predicted"),
+        ConformalSets(0.4, "lac", randomized=True, seed=3),
+        ConformalSets(0.4, "lac", randomized=True, groups="label", allow_empty=False),
+        ConformalSets(0.2, "aps", randomized=True),
+        ConformalSets(0.2, "raps", randomized=True, confidence=0.9, penalty=0.2, free_ranks=1),
+    ],
+    ids=lambda rule: "-".join(f"{value}" for value in (type(rule).__name__, *rule._settings().values())),
+)
+def test_rules_decide_as_the_package_does(rule):
+    rule.fit(*labelled(800, 0))
+    rows, _ = labelled(400, 1)
+    if isinstance(rule, SelectiveThreshold):
+        found, expected = ServedThreshold.of(stored(rule)).decide(rows), rule.accept(rows)
+    else:
+        found, expected = ServedSets.of(stored(rule)).decide(rows), rule.predict(rows)
+    np.testing.assert_array_equal(found, expected)
+    assert 0 < found.mean() < 1
+
+
+def test_rules_that_ask_for_more_than_a_request_says_are_told():
+    p, labels = labelled(400, 0)
+    grouped = ConformalSets(0.2).fit(p, labels, groups=["a", "b"] * 200)
+    assert "does not name" in ServedSets.of(stored(grouped))
+    weighted = ConformalSets(0.2).fit(p, labels, sample_weight=np.linspace(1, 2, 400))
+    assert "weights" in ServedSets.of(stored(weighted))
+    few = p.argmax(1) < 3
+    missing = ConformalSets(0.2, groups="predicted").fit(p[few], labels[few])
+    assert "no cut for some" in ServedSets.of(stored(missing))
+
+
+def with_rules(folder, kind="threshold", **to):
+    """A rule beside the draws of the folder, as an export writes it."""
+    index = {"draws": ["draw-0", "draw-1"], "digests": {"draw-0": "a", "draw-1": "b", "mean": "c"}}
+    (folder / "draws.json").write_text(json.dumps(index))
+    p, labels = labelled(200, 0)
+    p, labels = p[:, :2] / p[:, :2].sum(1, keepdims=True).clip(1e-9), labels % 2
+    p[8] = [0.5, 0.5]
+    rule = {"threshold": SelectiveThreshold(risk=0.6), "sets": ConformalSets(0.3)}[kind].fit(p, labels)
+    way = {"method": "TemperatureScaling", "parameters": {"temperature": 2.0}}
+    fitted = {"how": "sample", "num_samples": 2, "seed": None, "recalibration": way, "by": "probability"}
+    content = {"format_version": 1, "promise": rule.promise(), "rule": stored(rule), "adapters": ["a", "b"]}
+    content["fitted_to"] = fitted | {"head": None, "label_tokens": [7, 9]} | to
+    (folder / FILES[kind]).write_text(json.dumps(content))
+    return rule
+
+
+def test_an_answer_has_the_decision_of_rules_beside_the_draws(folder):
+    rules = with_rules(folder), with_rules(folder, "sets")
+    served = Served.of(paths(folder))
+    draws = np.random.default_rng(0).dirichlet([0.5, 0.5], (2, 50))
+    content = answer(Asked({"texts": ["a"] * 50}, served), served, draws)
+    assert content["decision"] == " ".join(rule.promise() for rule in rules)
+    p = np.array([row["probabilities"] for row in content["data"]])
+    assert [row["answered"] for row in content["data"]] == rules[0].accept(p).tolist()
+    held = [{("no", "yes")[k] for k in np.flatnonzero(row)} for row in rules[1].predict(p)]
+    assert [set(row["label_set"]) for row in content["data"]] == held
+    assert all(row["label_set"][0] == row["label"] for row in content["data"] if len(row["label_set"]) == 2)
+    other = answer(Asked({"texts": ["a"] * 50, "label_tokens": [3, 4]}, served), served, draws)
+    assert "this request names others" in other["decision"] and "answered" not in other["data"][0]
+    json.dumps(content, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("to", "why"),
+    [
+        ({"num_samples": 3}, "another way of predicting"),
+        ({"how": "mean", "num_samples": 1}, "another way of predicting"),
+        ({"recalibration": None}, "another recalibration"),
+        ({"by": "head"}, "an uncertainty head"),
+        ({"label_tokens": [7, 8]}, "other label tokens"),
+    ],
+)
+def test_a_rule_that_is_not_for_these_draws_is_told_in_one_line(folder, to, why):
+    with_rules(folder, **to)
+    rules = Served.of(paths(folder)).rules
+    assert rules.threshold is None and why in rules.told and "\n" not in rules.told
+    assert rules.rows(np.array([[0.2, 0.8]]), ("no", "yes")) == [{}]
+
+
+def test_rules_of_other_draws_and_damaged_ones(folder):
+    assert Served.of(paths(folder)).rules.told == NONE
+    with_rules(folder)
+    place = folder / FILES["threshold"]
+    content = json.loads(place.read_text())
+    place.write_text(json.dumps(content | {"adapters": ["a", "x"]}))
+    assert "other weights than these draws" in Served.of(paths(folder)).rules.told
+    place.write_text(json.dumps(content | {"format_version": 2}))
+    assert "does not read" in Served.of(paths(folder)).rules.told
+    for damage in ({"rule": {}}, {"fitted_to": None}, {"rule": content["rule"] | {"num_classes": 2, "fitted": {}}}):
+        place.write_text(json.dumps(content | damage))
+        with pytest.raises(ValueError, match=r"decision.threshold.json is damaged") as caught:
+            Served.of(paths(folder))
+        assert "\n" not in str(caught.value)
+
+
+def test_what_was_answered_is_counted(monkeypatch):
+    counted = {}
+
+    def figure(name, _, labels=()):
+        def add(value=1.0, key=name):
+            counted[key] = counted.get(key, 0.0) + value
+
+        return types.SimpleNamespace(
+            inc=add, observe=add, labels=lambda label: types.SimpleNamespace(inc=lambda: add(key=f"{name} {label}"))
+        )
+
+    fake = types.SimpleNamespace(Counter=figure, Summary=figure)
+    monkeypatch.setitem(sys.modules, "prometheus_client", fake)
+    counts, row = Counts(), {"entropy": 0.25, "mutual_information": 0.5}
+    counts.add({"data": [row | {"answered": True}, row | {"answered": False}]})
+    counts.add({"data": [row, row | {"answered": False}]})
+    assert counted == {
+        "peft_calib_prompts": 4,
+        "peft_calib_entropy_nats": 1.0,
+        "peft_calib_mutual_information_nats": 2.0,
+        "peft_calib_decided answered": 1,
+        "peft_calib_decided passed_on": 2,
+    }
 
 
 def test_the_folder_of_the_draws_is_read(folder):
@@ -247,14 +395,20 @@ def test_a_draw_that_left_the_server_is_told(client):
         asyncio.run(engine.draws(Asked({"texts": ["ab"]}, SERVED), SERVED))
 
 
-def test_the_page_shows_an_answer(client):
+def test_the_page_shows_an_answer(client, folder):
     page = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
     shown = json.loads(page.partition('```json\n{"object"')[2].partition("```")[0].join(['{"object"', ""]))
-    content = answer(Asked({"texts": ["ab"]}, SERVED), SERVED, draws_of(client, Asked({"texts": ["ab"]}, SERVED)))
+    with_rules(folder), with_rules(folder, "sets")
+    served = Served.of(paths(folder))
+    asked = Asked({"texts": ["ab"]}, served)
+    content = answer(asked, served, draws_of(client, asked, served))
     assert shown.keys() == content.keys() and shown["data"][0].keys() == content["data"][0].keys()
 
 
-def test_the_example_asks_it(client, monkeypatch, capsys):
+def test_the_example_asks_it(client, folder, monkeypatch, capsys):
+    with_rules(folder), with_rules(folder, "sets")
+    served = Served.of(paths(folder))
+
     class Handler(BaseHTTPRequestHandler):
         """The route, without vLLM's application around it."""
 
@@ -265,8 +419,8 @@ def test_the_example_asks_it(client, monkeypatch, capsys):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             try:
                 assert self.path == plugin.PATH
-                asked = Asked(body, SERVED)
-                status, content = 200, answer(asked, SERVED, draws_of(client, asked))
+                asked = Asked(body, served)
+                status, content = 200, answer(asked, served, draws_of(client, asked, served))
             except ValueError as error:
                 status, content = 400, {"error": {"message": str(error)}}
             sent = json.dumps(content).encode()
@@ -283,7 +437,9 @@ def test_the_example_asks_it(client, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", [script, "ab", *asked])
         runpy.run_path(script, run_name="__main__")
         assert re.search(
-            r"ab\n  no 0.\d{3}, yes 0.\d{3}; entropy 0.\d{3}, disagreement 0.\d{3}", capsys.readouterr().out
+            r"ab\n  no 0.\d{3}, yes 0.\d{3}; entropy 0.\d{3}, disagreement 0.\d{3}\n  (answered|passed on)\n"
+            r"  one of {(no|yes|no, yes|yes, no|)}\nOf what is answered at most 60 % is wrong",
+            capsys.readouterr().out,
         )
         for arguments, message in (([""], "answered 400"), (["a", "--url", "http://127.0.0.1:9/v1"], "be reached")):
             monkeypatch.setattr(sys, "argv", [script, *asked, *arguments])
@@ -295,11 +451,14 @@ def test_the_example_asks_it(client, monkeypatch, capsys):
 
 
 def test_its_format_is_that_of_the_artefact():
-    from peft_calib.artefact import ARTEFACT_FILE, FORMAT_VERSION
+    import peft_calib_vllm_rules as rules_of_plugin
+    from peft_calib.artefact import ARTEFACT_FILE, DECISION_FILES, FORMAT_VERSION
     from peft_calib.calibration.answers import SMALLEST_MEAN_PROBABILITY
     from peft_calib.draws_index import DRAWS_INDEX
     from peft_calib.prediction.serving import MOST_IDS
+    from peft_calib.provenance.stored_decision import FORMAT_VERSION as RULES_VERSION
 
     source = Path(plugin.__file__).read_text()
-    assert ARTEFACT_FILE in source and DRAWS_INDEX in source and FORMAT_VERSION == 1
-    assert plugin.SMALLEST == SMALLEST_MEAN_PROBABILITY and plugin.MOST_IDS == MOST_IDS
+    assert ARTEFACT_FILE in source and DRAWS_INDEX in source and FORMAT_VERSION == RULES_VERSION == 1
+    assert rules_of_plugin.SMALLEST == SMALLEST_MEAN_PROBABILITY and plugin.MOST_IDS == MOST_IDS
+    assert rules_of_plugin.FILES == DECISION_FILES

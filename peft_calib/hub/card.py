@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..calibration.scores.table import DEFINITIONS, TABLED
-from ..predictor.stored_decision import HEAD
+from ..provenance.stored_decision import HEAD
 from ..tuners.config import REMEDY
 from .facts import CardFacts, Measurement
 

@@ -14,8 +14,8 @@ from ..calibration import CalibrationReport
 from ..calibration.recalibrate import load_state
 from ..calibration.scores.table import SCORES, TABLED
 from ..identity import belongs_to_folder, folder_digest, read_config
-from ..predictor.stored_decision import StoredDecision, read_decisions
 from ..provenance.splits import SplitRecord, read_split
+from ..provenance.stored_decision import StoredDecision, read_decisions
 from ..uncertainty_head import UncertaintyHead
 from ..uncertainty_head.stored import STEM
 

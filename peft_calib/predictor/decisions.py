@@ -15,8 +15,8 @@ from ..artefact import Artefact
 from ..base_models import base_fingerprint, is_other_base
 from ..calibration.recalibrate import Recalibrator
 from ..provenance.companions import attach_file
+from ..provenance.stored_decision import DECISION_FILES, HEAD, StoredDecision, read_decisions
 from .answer import CalibratedPrediction
-from .stored_decision import DECISION_FILES, HEAD, StoredDecision, read_decisions
 from .table import ANSWERED, SET
 
 #: The column that a rule of each kind gives.

@@ -12,6 +12,7 @@ from peft import TaskType
 from transformers import PreTrainedTokenizerBase
 
 from ..artefact import Artefact, place_of, read_artefact
+from ..base_models import is_other_base
 from ..calibration.recalibrate import TemperatureScaling, load_state
 from ..draws_index import DRAWS_INDEX, read_draws_index
 from ..identity import read_config
@@ -19,7 +20,9 @@ from ..json_files import Fields
 from ..prediction import Prediction
 from ..prediction import serving as raw
 from ..prediction.transport import Server
+from ..provenance.stored_decision import read_decisions
 from .answer import CalibratedPrediction
+from .decisions import Decisions
 from .inputs import Encoded, encode, with_limits
 from .loading import auto_model, base_tokenizer, folder_of, with_tokens
 
@@ -42,8 +45,9 @@ def predict_served(
 
     With an adapter's folder the answer is that of `peft_calib.load(adapter).predict(texts)`: texts become the same
     tokens, cut as in training, classes have their names, and the stored temperature is applied to the mean of the
-    draws. Without, probabilities are as the server gives them. What the server answers is checked, read up to 16 MiB a
-    request and waited for up to `timeout`.
+    draws. With the folder of exported draws their decision rules are applied, too. Without a folder probabilities are
+    as the server gives them. What the server answers is checked, read up to 16 MiB a request and waited for up to
+    `timeout`.
 
     Args:
         base_url: For example `"http://localhost:8000/v1"`.
@@ -93,16 +97,22 @@ def predict_served(
         made = raw.ask_classes(server, names, ids, limits)
     else:
         made = raw.ask_labels(server, names, ids, known.artefact.label_tokens, limits, top_logprobs)
-    return known.calibrated(made, rows)
+    return known.calibrated(made, rows, names)
 
 
 class _Known:
     """What lies beside an adapter: how texts are read, and what its answers are taken to."""
 
     def __init__(
-        self, artefact: Artefact, tokenizer: PreTrainedTokenizerBase, base: str, draws: list[str] | None
+        self,
+        artefact: Artefact,
+        tokenizer: PreTrainedTokenizerBase,
+        base: str,
+        draws: list[str] | None,
+        decisions: Decisions,
     ) -> None:
         self.artefact, self.tokenizer, self.base, self.draws = artefact, tokenizer, base, draws
+        self.decisions = decisions
 
     @classmethod
     def of(cls, adapter: str | Path, base_model: str | Path | None) -> _Known:
@@ -131,10 +141,10 @@ class _Known:
         limit = tokenizer.model_max_length if artefact.inputs.max_length is None else None
         if limit is not None and limit < 10**6:
             artefact = replace(artefact, inputs=with_limits(artefact.inputs, limit, None))
-        return cls(artefact, tokenizer, base, draws)
+        return cls(artefact, tokenizer, base, draws, _decisions(folder, artefact))
 
-    def calibrated(self, made: Prediction, rows: Encoded) -> CalibratedPrediction:
-        """The answers at the stored temperature."""
+    def calibrated(self, made: Prediction, rows: Encoded, asked: Sequence[str]) -> CalibratedPrediction:
+        """The answers of the draws that were asked, at the stored temperature, with what the rules say of them."""
         names = self.artefact.classes or ()
         if made.sample_probabilities.shape[-1] != len(names):
             raise ValueError(
@@ -143,9 +153,37 @@ class _Known:
             )
         way = self.artefact.ways.get("sample" if made.num_samples > 1 else "mean")
         method = None if way is None else load_state(way)
-        return CalibratedPrediction.of(
+        found = CalibratedPrediction.of(
             made, method, label_names=names, recalibration=_told(way, method, made.num_samples), num_cut=rows.num_cut
         )
+        return self._decided(found, asked)
+
+    def _decided(self, found: CalibratedPrediction, asked: Sequence[str]) -> CalibratedPrediction:
+        if not self.decisions.stored:
+            return found
+        others = self.draws is not None and sorted(asked) != sorted(self.draws)
+        of_a_seed = any(one.to.seed is not None for one in self.decisions.stored.values())
+        if others or (of_a_seed and found.num_samples > 1):
+            why = "other draws are asked" if others else "a server does not say of which seed its draws are"
+            mend = "Name the folder that export_lora wrote them to, with their rules, as adapter=."
+            return replace(found, decision=f"No decision rule is applied: {why}. {mend}")
+        how = "sample" if found.num_samples > 1 else "mean"
+        return self.decisions.applied(found, how, found.num_samples, 0, self.artefact)
+
+
+def _decisions(folder: Path, artefact: Artefact) -> Decisions:
+    """The rules in a folder, each held to be for what lies there."""
+    stored = read_decisions(folder)
+    places = [place_of(folder, name) for name in artefact.names]
+    for one in stored.values():
+        way = artefact.ways.get(one.to.how)
+        method = None if way is None else load_state(way)
+        other = one.unlike(places, method, one.to.head)
+        if other is None and is_other_base(one.base, artefact.base):
+            other = "another base model"
+        if other is not None:
+            raise ValueError(one.refused(folder, other))
+    return Decisions(stored)
 
 
 def _told(way: Fields | None, method: Any, count: int) -> str:

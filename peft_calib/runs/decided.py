@@ -12,9 +12,9 @@ from ..artefact import DECISION_FILES
 from ..calibration import decision_html, reached_by_group
 from ..calibration.recalibrate import Recalibrator
 from ..predictor.decisions import rule_input, rule_rows
-from ..predictor.stored_decision import HEAD, StoredDecision, read_decisions
 from ..provenance.row_hashes import hash_rows
 from ..provenance.splits import MAX_OVERLAP
+from ..provenance.stored_decision import HEAD, StoredDecision, read_decisions
 from .folder import RunFolder
 from .loading import adapter_names, head_folder
 from .rows import TestRows

@@ -17,7 +17,7 @@ from ..console import quiet
 from ..identity import folder_digest
 from ..predictor import CalibratedPrediction, Predictor
 from ..predictor.decisions import rule_input, rule_rows
-from ..predictor.stored_decision import BY, HEAD, PROBABILITY, FittedTo, StoredDecision, recalibration_of
+from ..provenance.stored_decision import BY, HEAD, PROBABILITY, FittedTo, StoredDecision, recalibration_of
 from .folder import RunFolder
 from .loading import head_folder, load_task
 from .predicting import loaded_predictor

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artefact import ARTEFACT_FILE, Artefact, read_artefact
+from ..artefact import ARTEFACT_FILE, DECISION_FILES, Artefact, read_artefact
 from ..console import quiet
 from ..draws_index import write_draws_index
 from ..export import export_lora
 from ..files import replace_folder
 from ..provenance.companions import attach_file
+from ..provenance.exported_decisions import export_decisions_of_draws
+from ..provenance.stored_decision import StoredDecision, read_decisions
 from .folder import STAGE, RunFolder
-from .loading import FinishedRun, adapter_names, load_task
+from .loading import FinishedRun, adapter_names, head_folder, load_task
 from .methods import ADAPTER
 
 
@@ -41,17 +45,22 @@ def export_run(
         if not 1 <= count <= len(names):
             raise ValueError(f"the ensemble has {len(names)} members, {count} were asked for")
         members = {f"draw-{k}": folder.adapter(name) for k, name in enumerate(names[:count])}
-        return _copied(members, Path(output_dir), read_artefact(folder.path))
+        rules = list(read_decisions(head_folder(folder, task.config)).values())
+        return _copied(members, Path(output_dir), read_artefact(folder.path), rules)
     options: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
     if t is not None:
         options["t"] = t
     with quiet():
         run = FinishedRun.assemble(folder, task)
         attach_file(run.model, ARTEFACT_FILE, run.artefact().text(), ADAPTER)
+        for one in read_decisions(head_folder(folder, task.config)).values():
+            attach_file(run.model, DECISION_FILES[one.kind], one.text(), ADAPTER)
         return export_lora(run.model, output_dir, adapter_name=ADAPTER, **options)
 
 
-def _copied(sources: dict[str, Path], out: Path, told: Artefact | None = None) -> Path:
+def _copied(
+    sources: dict[str, Path], out: Path, told: Artefact | None = None, rules: Sequence[StoredDecision] = ()
+) -> Path:
     """Copy adapters, by their place in a folder that appears whole or not at all; several as `load_frozen` reads."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not empty; choose another folder")
@@ -63,5 +72,10 @@ def _copied(sources: dict[str, Path], out: Path, told: Artefact | None = None) -
             write_draws_index(folder, list(sources), None, seed=None)
             if told is not None:
                 told.exported_draws(folder, list(sources))
+                left_out.extend(export_decisions_of_draws(rules, told, folder, list(sources), None, None))
 
-    return replace_folder(out, write)
+    left_out: list[str] = []
+    written = replace_folder(out, write)
+    for why in left_out:
+        warnings.warn(f"{out} holds these members without a decision: {why}.", UserWarning, stacklevel=3)
+    return written

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..calibration.scores.table import CONFIDENCE
-from ..predictor.stored_decision import HEAD
+from ..provenance.stored_decision import HEAD
 from .baseline import CALLED
 from .temperatures import shown
 

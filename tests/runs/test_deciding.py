@@ -10,17 +10,19 @@ import torch
 from command_line import QUICK, peft_calib, sentences, write_csv, write_jsonl
 from datasets import load_dataset
 
-from peft_calib import Scorer, load, predict_to
+from peft_calib import Scorer, export_lora, load, predict_to
 from peft_calib.calibration import NoGuaranteeError, load_decision
 from peft_calib.calibration.decide.stored import decision_scores
 from peft_calib.calibration.report import confidence, measured
 from peft_calib.hub import write_card
-from peft_calib.predictor.stored_decision import StoredDecision
 from peft_calib.provenance.companions import attach_recalibration, attached_file
 from peft_calib.provenance.splits import record_split
+from peft_calib.provenance.stored_decision import StoredDecision
 from peft_calib.runs.deciding import decide
 from peft_calib.runs.evaluation import evaluate_run
+from peft_calib.runs.exporting import export_run
 from peft_calib.runs.predicting import predict_table
+from peft_calib_vllm import Asked, Served, answer
 
 #: What rows that a quick run may get wrong allow.
 EASY = ["--risk", "0.7", "--alpha", "0.2"]
@@ -95,6 +97,51 @@ def test_a_prediction_says_what_its_rules_decide(decided, new_file, name, place,
         assert predictor.predict(["a"], seed=1).answered is None
         assert "3 draws of seed 0" in predictor.predict(["a"], seed=1).decision
         assert predictor.predict(["a"], how="late").answered is not None
+
+
+@pytest.mark.parametrize(("name", "place"), [("bayesian", "adapter"), ("ensemble", ".")])
+def test_exported_draws_have_the_rules_that_are_for_them(decided, tmp_path, name, place):
+    run, texts = decided[name], [text for text, _ in sentences(30, seed=5)]
+    here = quiet_load(run).predict(texts)
+    count = ("--num-samples", here.num_samples) if name == "bayesian" else ()
+    assert peft_calib("export", run, tmp_path / "draws", *count) is None
+    there = quiet_load(tmp_path / "draws").predict(texts)
+    assert (there.decision, there.num_samples) == (here.decision, here.num_samples)
+    assert torch.equal(there.answered, here.answered) and torch.equal(there.sets, here.sets)
+    folders = {f"draw-{k}": str(tmp_path / "draws" / f"draw-{k}") for k in range(here.num_samples)}
+    served = Served.of(folders)  # as the plugin of vLLM reads it
+    draws = quiet_load(run, recalibrate=False).predict(texts, how="sample", num_samples=here.num_samples)
+    content = answer(Asked({"texts": texts}, served), served, draws.sample_probabilities.numpy())
+    assert content["decision"] == here.decision
+    assert [row["answered"] for row in content["data"]] == here.answered.tolist()
+    assert [row["label_set"] for row in content["data"]] == here.label_sets
+    with pytest.warns(UserWarning, match="without a decision: the rule in decision.threshold.json was fitted for "):
+        export_run(run, tmp_path / "fewer", num_samples=here.num_samples - 1)
+    assert not list((tmp_path / "fewer").rglob("decision.*"))
+    assert (run / place / THRESHOLD).is_file()
+
+
+def test_an_export_carries_a_rule_of_its_own_way_only(decided, fit_file, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(decided["bayesian"], run)
+    decide(run, str(fit_file), alpha=0.3, how="mean", overwrite=True, progress=False)  # a rule for each way
+    model = quiet_load(run / "adapter").model
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        export_lora(model, tmp_path / "draws", num_samples=3)
+    assert [file.name for file in (tmp_path / "draws").glob("decision.*")] == [THRESHOLD]
+    assert [file.name for file in (tmp_path / "draws/mean").glob("decision.*")] == [SETS]
+    assert quiet_load(tmp_path / "draws/mean").predict(["a"]).sets is not None
+    export_lora(model, tmp_path / "one")
+    assert [file.name for file in (tmp_path / "one").glob("decision.*")] == [SETS]
+    for other in ({"seed": 1}, {"antithetic": True}):  # other functions than the rule was fitted to
+        with pytest.warns(UserWarning, match="3 draws of seed 0"):
+            export_lora(model, tmp_path / "other", num_samples=3, **other)
+        assert not list((tmp_path / "other").glob("decision.*"))
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "cores" in name).add_(0.1)
+    export_lora(model, tmp_path / "trained on", num_samples=3)
+    assert not list((tmp_path / "trained on").rglob("decision.*"))
 
 
 def test_tables_shards_and_workers_have_the_columns(decided, new_file, tmp_path, capsys):

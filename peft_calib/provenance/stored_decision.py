@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..calibration.recalibrate import Recalibrator
 from ..files import write_atomically
 from ..identity import belongs_to_folder
 from ..json_files import Fields, read_json, without_nan
-from ..provenance.splits import RowSet
+from .splits import RowSet
 
 FORMAT_VERSION = 1
 MEND = "Fit the rule again: peft-calib decide"
@@ -103,6 +103,7 @@ class StoredDecision:
         """The file."""
         content = {
             "format_version": FORMAT_VERSION,
+            "promise": self.rule.promise(),
             "rule": self.rule.state(),
             "fitted_to": asdict(self.to),
             "adapters": list(self.adapters),
@@ -130,7 +131,14 @@ class StoredDecision:
     @classmethod
     def read(cls, path: str | Path) -> StoredDecision:
         """The inverse of `write`, checked; a `ValueError` names file, field and how to mend it."""
-        fields = read_json(path, MEND)
+        found = cls.from_fields(read_json(path, MEND))
+        if Path(path).name in DECISION_FILES.values() and Path(path).name != DECISION_FILES[found.kind]:
+            raise ValueError(f"{path} holds a rule of another kind, {type(found.rule).__name__}. {MEND}.")
+        return found
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> StoredDecision:
+        """The inverse of `text`, checked."""
         if not fields.has_version(FORMAT_VERSION):
             raise fields.wrong("format_version", f"{FORMAT_VERSION}, which this release reads")
         rows, names = fields.mapping("rows"), fields.listing("class_names", str, None)
@@ -144,8 +152,6 @@ class StoredDecision:
         )
         if names is not None and found.rule.num_classes not in (1, len(names)):
             raise fields.wrong("class_names", f"null, or {found.rule.num_classes} names")
-        if Path(path).name in DECISION_FILES.values() and Path(path).name != DECISION_FILES[found.kind]:
-            raise ValueError(f"{path} holds a rule of another kind, {type(found.rule).__name__}. {MEND}.")
         return found
 
     def unlike(self, folders: Sequence[Path], method: Recalibrator | None, head: str | None) -> str | None:
@@ -165,6 +171,10 @@ class StoredDecision:
         if self.to.by == HEAD and head != self.to.head:
             return "no uncertainty head" if head is None else "another uncertainty head"
         return None
+
+    def exported(self, digests: Sequence[str]) -> StoredDecision:
+        """The same rule for plain LoRAs that were written of its adapter, by their digests; they hang on no seed."""
+        return replace(self, adapters=tuple(digests), to=replace(self.to, seed=None))
 
     def refused(self, folder: Path, other: str) -> str:
         """The message of something that differs."""
