@@ -30,6 +30,7 @@ from .methods.distillation import distill, distillation_of
 from .methods.posterior_calibration import calibrate_posterior
 from .metrics import metric_path
 from .prediction import (
+    LabelsPrediction,
     Prediction,
     RegressionPrediction,
     curve_at,

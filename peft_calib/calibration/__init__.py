@@ -16,6 +16,7 @@ from .decide import (
     set_size_diagram,
     threshold_diagram,
 )
+from .labels import LabelScaling, LabelsReport, LabelThresholds, labels_report
 from .recalibrate import (
     BetaCalibration,
     HistogramCalibration,
@@ -62,6 +63,9 @@ __all__ = [
     "GroupsRecord",
     "HistogramCalibration",
     "IsotonicCalibration",
+    "LabelScaling",
+    "LabelThresholds",
+    "LabelsReport",
     "MatrixScaling",
     "NoGuaranteeError",
     "PriorCorrection",
@@ -84,6 +88,7 @@ __all__ = [
     "draw_uncertainty",
     "estimate_prior",
     "group_diagram",
+    "labels_report",
     "load_decision",
     "log_probabilities",
     "pool_comparisons",

@@ -4,12 +4,14 @@ from .dataset import predict_dataset
 from .draws import curve_at, draws
 from .engine import predict
 from .frozen import load_frozen, predict_frozen
+from .labels import LabelsPrediction
 from .result import Prediction, RegressionPrediction
 from .serving import predict_served
 from .texts import GeneratedSamples, TextScores, sample_generate, score_texts
 
 __all__ = [
     "GeneratedSamples",
+    "LabelsPrediction",
     "Prediction",
     "RegressionPrediction",
     "TextScores",

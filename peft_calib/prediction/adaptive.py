@@ -19,15 +19,18 @@ def half_width(samples: torch.Tensor) -> torch.Tensor:
     return float(stdtrit(n - 1, 0.975)) * samples.std(dim=0) / n**0.5
 
 
-def settled(samples: torch.Tensor, tolerance: float, regression: bool = False) -> torch.Tensor:
-    """Which rows need no further draw, bool (N,), by probabilities, or values for regression, (n, N, C).
+def settled_numbers(samples: torch.Tensor, tolerance: float) -> torch.Tensor:
+    """Which rows need no further draw, bool (N,): whose numbers, or labels' probabilities, (n, N, D) are known."""
+    return (half_width(samples.double()) <= tolerance).all(-1)
+
+
+def settled(samples: torch.Tensor, tolerance: float) -> torch.Tensor:
+    """Which rows need no further draw, bool (N,), by probabilities of classes (n, N, C).
 
     A class is settled when the interval of its lead over the runner-up excludes zero, or is known to the tolerance;
     the probability when its interval is. The intervals hold at each look; over several the coverage is a little lower.
     """
     samples = samples.double()
-    if regression:
-        return (half_width(samples) <= tolerance).all(-1)
     top, second = samples.mean(0).topk(2, dim=-1).indices.unbind(-1)
     of_top, of_second = (
         samples.gather(-1, i.expand(len(samples), -1).unsqueeze(-1)).squeeze(-1) for i in (top, second)

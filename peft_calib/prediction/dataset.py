@@ -22,6 +22,7 @@ from transformers import DataCollatorForTokenClassification, DataCollatorWithPad
 from ..tuners.rows import count_rows, main_input_name
 from .engine import BatchPredictor, How, choose_source
 from .heads import TokenHead
+from .labels import LabelsPrediction
 from .result import NotFiniteError, Prediction, RegressionPrediction
 
 
@@ -47,7 +48,7 @@ def predict_dataset(
     task: str = "auto",
     label_tokens: Sequence[int | str] | None = None,
     memory_budget: int | None = None,
-) -> Prediction | RegressionPrediction:
+) -> Prediction | LabelsPrediction | RegressionPrediction:
     """Predict every row of a data set; each process gets the whole result.
 
     Draw k is the same function for all rows, so the result depends neither on the batch size nor on the number of
@@ -121,7 +122,7 @@ def _predicted(predictor: BatchPredictor, batches: Iterable[tuple[int, Mapping[s
     return parts
 
 
-def _joined(parts: list[tuple[int, int, int, Any]]) -> Prediction | RegressionPrediction:
+def _joined(parts: list[tuple[int, int, int, Any]]) -> Prediction | LabelsPrediction | RegressionPrediction:
     """Batches in order, each with its draws in order."""
     if not parts:
         raise ValueError("The data holds no rows, so there is nothing to predict.")

@@ -15,11 +15,12 @@ from torch import nn
 from ..tuners.late import Prefix, run_prefix, share_of
 from ..tuners.padding import takes_one_row
 from ..tuners.rows import count_rows, main_input_name, repeat_rows
-from .adaptive import FIRST, FIRST_PAIRED, STEP, STEP_PAIRED, check_adaptive, pair_means, settled
+from .adaptive import FIRST, FIRST_PAIRED, STEP, STEP_PAIRED, check_adaptive, pair_means
 from .baselines import AdapterDraws, DropoutDraws
 from .budget import draws_per_pass
 from .draws import check_num_samples, evaluating
 from .heads import Head, Items, TokenHead, check_label_tokens, choose_head, logits_of, media_tokens
+from .labels import LabelsPrediction
 from .linear import linear_logits
 from .result import Prediction, RegressionPrediction
 from .sources import DrawSource, LawDraws, TheModel
@@ -45,7 +46,7 @@ def predict(
     label_tokens: Sequence[int | str] | None = None,
     tokenizer: Any = None,
     memory_budget: int | None = None,
-) -> Prediction | RegressionPrediction:
+) -> Prediction | LabelsPrediction | RegressionPrediction:
     """Predict one batch with K draws of an adapter, and say what it cost.
 
     Draw k is the same function for every row of every batch: the LoRA that `export_lora(..., num_samples=K,
@@ -72,14 +73,15 @@ def predict(
             `max_samples` is even.
         dropout: Monte Carlo dropout on a stock LoRA with this probability, instead of an adapter of this package.
         adapter_names: Adapters of the model that are the draws (a deep ensemble), instead of one adapter's law.
-        task: What the logits are: `"classification"`, `"regression"`, `"token"`, `"next_token"`, or `"auto"`.
+        task: What the logits are: `"classification"`, `"labels"` (a sigmoid each), `"regression"`, `"token"`,
+            `"next_token"`, or `"auto"`.
         label_tokens: For a language model, the tokens that stand for the classes: ids, or texts of one token each.
         tokenizer: For texts among the label tokens.
         memory_budget: Bytes for the activations of one forward; see `budget.draws_per_pass`. Where an accelerator
             runs out of memory all the same, the pass is halved and tried again.
 
     Returns:
-        A `Prediction`, for regression a `RegressionPrediction`, on the CPU.
+        A `Prediction`, for labels a `LabelsPrediction`, for regression a `RegressionPrediction`, on the CPU.
 
     Raises:
         TypeError: If draws are asked of a model that has no adapter of this package.
@@ -180,7 +182,7 @@ class BatchPredictor:
         self.device = next((p.device for p in root.parameters()), torch.device("cpu"))
         self.no_cache = "use_cache" in inspect.signature(root.forward).parameters
 
-    def __call__(self, batch: Mapping[str, Any]) -> Prediction | RegressionPrediction:
+    def __call__(self, batch: Mapping[str, Any]) -> Prediction | LabelsPrediction | RegressionPrediction:
         with torch.no_grad(), evaluating(self.source.model):
             items = self.prepare(batch)
             if self.adaptive:
@@ -215,16 +217,18 @@ class BatchPredictor:
         items.media_tokens = media_tokens(self.source.root)
         return items
 
-    def result(self, values: torch.Tensor, items: Items, **facts: Any) -> Prediction | RegressionPrediction:
+    def result(
+        self, values: torch.Tensor, items: Items, **facts: Any
+    ) -> Prediction | LabelsPrediction | RegressionPrediction:
         """Wrap the values (K, N, C) of a batch."""
         facts = facts if self.weights is None else {"weights": self.weights, **facts}
         common = {"how": self.how, "seed": None if self.how == "mean" else self.seed, **facts}
         common["antithetic"] = self.source.antithetic
         labels = None if items.labels is None else items.labels.cpu()
-        if self.head.regression:
-            return RegressionPrediction(sample_values=values, labels=labels, **common)
-        positions = items.positions.cpu() if isinstance(self.head, TokenHead) else None
-        return Prediction(sample_probabilities=values, labels=labels, positions=positions, **common)
+        kind = self.head.answers
+        if isinstance(self.head, TokenHead):
+            common["positions"] = None if items.positions is None else items.positions.cpu()
+        return kind(**{kind.samples_name: values}, labels=labels, **common)
 
     def answers(self, items: Items) -> tuple[torch.Tensor, float]:
         """What the head reads of K draws of a batch, (K, N, C) on the CPU, and what that cost in forwards."""
@@ -246,8 +250,7 @@ class BatchPredictor:
                 "how='linear' expands around the mean of an adapter of peft_calib; use how='sample' here."
             )
         logits = linear_logits(self.source, self.head, items, self.first, num_samples).float()
-        values = logits if self.head.regression else logits.softmax(-1)
-        return values.cpu(), 1.0 + logits.shape[-1]
+        return self.head.values(logits).cpu(), 1.0 + logits.shape[-1]
 
     def _adaptive_values(self, items: Items) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw in rounds, each time only for the rows that are not settled; NaN where nothing was drawn."""
@@ -270,7 +273,7 @@ class BatchPredictor:
             counts[open_rows] = made
             so_far = torch.cat(rounds)[:, open_rows]
             independent = pair_means(so_far) if self.source.antithetic else so_far
-            open_rows = open_rows[~settled(independent, self.tolerance, self.head.regression)]
+            open_rows = open_rows[~self.head.settled(independent, self.tolerance)]
         return torch.cat(rounds), counts
 
     def _prefix(self, items: Items, num_samples: int) -> Prefix | None:
@@ -319,8 +322,7 @@ class BatchPredictor:
                 stack.enter_context(prefix.replayed(count))
             logits = logits_of(source.model(**inputs))
             values = self.head.read(logits, items, count).float()
-        values = values if self.head.regression else values.softmax(-1)
-        return values.cpu()
+        return self.head.values(values).cpu()
 
     def _by_halves(self, items: Items, first: int, prefix: Prefix | None) -> torch.Tensor:
         """One draw on a batch that does not fit at once: each half of its rows on its own."""

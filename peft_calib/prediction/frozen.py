@@ -12,6 +12,7 @@ from torch import nn
 from ..draws_index import DRAWS_INDEX, read_draws_index
 from .baselines import AdapterDraws
 from .engine import BatchPredictor, How
+from .labels import LabelsPrediction
 from .result import Prediction, RegressionPrediction
 
 
@@ -58,7 +59,7 @@ def predict_frozen(
     label_tokens: Sequence[int | str] | None = None,
     tokenizer: Any = None,
     memory_budget: int | None = None,
-) -> Prediction | RegressionPrediction:
+) -> Prediction | LabelsPrediction | RegressionPrediction:
     """Predict with several adapters of one model, each a draw: exported draws, or the members of a deep ensemble.
 
     Args:

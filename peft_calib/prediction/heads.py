@@ -14,8 +14,13 @@ from torch import nn
 
 from ..tuners.asked import only_here
 from ..tuners.rows import select_rows
+from .adaptive import settled, settled_numbers
+from .labels import LabelsPrediction
+from .result import Prediction, RegressionPrediction
 
-TASKS = ("auto", "classification", "regression", "token", "next_token")
+TASKS = ("auto", "classification", "labels", "regression", "token", "next_token")
+#: What transformers calls a head of one sigmoid a label.
+LABELS = "multi_label_classification"
 
 
 @dataclass
@@ -46,8 +51,16 @@ class Items:
 class Head(ABC):
     """How to ask a model about a batch, and how to read its answer."""
 
-    #: Whether the answer is a number instead of a distribution over classes.
-    regression = False
+    #: What a prediction of it is.
+    answers: type[Prediction | LabelsPrediction | RegressionPrediction] = Prediction
+
+    def values(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the logits (..., C) of one draw say: a distribution over classes as a rule."""
+        return logits.softmax(-1)
+
+    def settled(self, samples: torch.Tensor, tolerance: float) -> torch.Tensor:
+        """Which rows need no further draw, of values (n, N, C)."""
+        return settled(samples, tolerance)
 
     def items(self, batch: dict[str, Any], rows: int) -> Items:
         """Prepare a batch for the model: without its labels, so that no loss is computed."""
@@ -88,10 +101,28 @@ class ClassHead(Head):
         return logits.unflatten(0, (count, -1))
 
 
+class LabelsHead(ClassHead):
+    """A probability for each of several labels, of which a row may have any: a sigmoid each."""
+
+    answers = LabelsPrediction
+
+    def values(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.sigmoid()
+
+    def settled(self, samples: torch.Tensor, tolerance: float) -> torch.Tensor:
+        return settled_numbers(samples, tolerance)
+
+
 class RegressionHead(ClassHead):
     """One or several numbers for each row."""
 
-    regression = True
+    answers = RegressionPrediction
+
+    def values(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits
+
+    def settled(self, samples: torch.Tensor, tolerance: float) -> torch.Tensor:
+        return settled_numbers(samples, tolerance)
 
 
 class TokenHead(Head):
@@ -207,12 +238,10 @@ def choose_head(root: nn.Module, task: str, label_tokens: Sequence[int] | None) 
         if not has_vocabulary:
             raise ValueError(f"{type(root).__name__} has no output layer over a vocabulary; choose another task.")
         return NextTokenHead(root, label_tokens)
-    if task == "classification" and getattr(config, "problem_type", None) == "multi_label_classification":
-        raise ValueError(
-            "problem_type='multi_label_classification' gives several independent labels an example; a Prediction "
-            "holds one distribution over classes. Use peft_calib.draws and apply the sigmoid to its logits."
-        )
-    return {"classification": ClassHead, "regression": RegressionHead, "token": TokenHead}[task]()
+    if task == "classification" and getattr(config, "problem_type", None) == LABELS:
+        task = "labels"
+    heads = {"classification": ClassHead, "labels": LabelsHead, "regression": RegressionHead, "token": TokenHead}
+    return heads[task]()
 
 
 def logits_of(output: Any) -> torch.Tensor:
@@ -237,8 +266,10 @@ def _task_of(root: nn.Module, config: Any) -> str:
     if "TokenClassification" in type(root).__name__:
         return "token"
     is_classifier = any(word in type(root).__name__ for word in ("SequenceClassification", "ImageClassification"))
-    one_number = is_classifier and getattr(config, "num_labels", None) == 1
-    if one_number or getattr(config, "problem_type", None) == "regression":
+    problem, one_number = getattr(config, "problem_type", None), getattr(config, "num_labels", None) == 1
+    if problem == LABELS:
+        return "labels"
+    if (is_classifier and one_number) or problem == "regression":
         return "regression"
     return "classification"
 

@@ -40,7 +40,7 @@ def _some(numbers: list[int]) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _Result:
+class DrawnResult:
     """What classification and regression share: rows, where they come from, and saving."""
 
     num_forwards: float
@@ -262,7 +262,7 @@ class _Result:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Prediction(_Result):
+class Prediction(DrawnResult):
     """Probabilities of K draws and what follows from them. All tensors are on the CPU.
 
     The predictive distribution is the mean of the draws' probabilities, never of their logits. Its entropy splits into
@@ -350,7 +350,7 @@ class Prediction(_Result):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class RegressionPrediction(_Result):
+class RegressionPrediction(DrawnResult):
     """Values of K draws, their mean and their variance. All tensors are on the CPU.
 
     The variance is that of the function over the draws; the noise of the observations is not part of it.

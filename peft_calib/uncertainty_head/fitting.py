@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from ..calibration.fingerprint import SplitFingerprint
-from ..calibration.recalibrate.base import MAX_OVERLAP, Recalibrator
+from ..calibration.recalibrate.base import Recalibrator
+from ..calibration.recalibrate.fitted import MAX_OVERLAP
 from .copied import CopiedHead
 from .copies import num_different, row_groups, share_of_copies
 from .features import FeatureSet

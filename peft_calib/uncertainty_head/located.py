@@ -13,6 +13,8 @@ from torch import nn
 from ..calibration.recalibrate.temperature import HEAD_NAMES
 from ..prediction.engine import BatchPredictor, choose_source
 from ..prediction.heads import NextTokenHead
+from ..prediction.labels import LabelsPrediction
+from ..prediction.result import Prediction
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,10 @@ def locate(
     options: dict[str, Any] = {"task": task, "label_tokens": label_tokens, "tokenizer": tokenizer}
     count = None if num_samples == 1 and adapter_names is not None else num_samples
     predictor = BatchPredictor(source, how, count, seed, budget=memory_budget, **options)
-    if predictor.head.regression:
+    if predictor.head.answers is not Prediction:
+        what = "labels that may hold together" if predictor.head.answers is LabelsPrediction else "numbers"
         raise ValueError(
-            f"{type(source.root).__name__} answers with numbers, not with a distribution over classes, so that no "
+            f"{type(source.root).__name__} answers with {what}, not with a distribution over classes, so that no "
             "prediction of it is right or wrong. An uncertainty head needs a classifier with two classes or more."
         )
     if isinstance(predictor.head, NextTokenHead) and predictor.head.label_tokens is None:

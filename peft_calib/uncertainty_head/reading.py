@@ -102,13 +102,15 @@ class FeatureReader:
 class _Capture(Head):
     """The head of a prediction, with what the model's head was given: values are features and logits side by side."""
 
-    regression = True  # values are handed on as they are, without a softmax
-
     def __init__(self, inner: Head, located: Located) -> None:
         self.inner, self.module, self.name = inner, located.module, located.name
         self.width = 0
         self.dtypes = {parameter.dtype for parameter in located.module.parameters()}
         self._calls: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    def values(self, logits: torch.Tensor) -> torch.Tensor:
+        """As they are, without a softmax."""
+        return logits
 
     def asked(self, inputs: dict[str, Any], labels: torch.Tensor | None, rows: int) -> Items:
         return self.inner.asked(inputs, labels, rows)

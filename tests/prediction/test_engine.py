@@ -6,7 +6,7 @@ from scipy.stats import t as student
 from stochastic_models import bayesian
 
 from peft_calib import predict
-from peft_calib.prediction.adaptive import half_width, settled
+from peft_calib.prediction.adaptive import half_width, settled, settled_numbers
 from peft_calib.prediction.budget import draws_per_pass
 
 
@@ -91,7 +91,7 @@ def test_what_is_settled():
     decided_but_imprecise = torch.tensor([[0.99, 0.01], [0.9, 0.1], [0.95, 0.05], [0.85, 0.15]]).unsqueeze(1)
     assert not settled(decided_but_imprecise, 0.02).any()
     assert settled(decided_but_imprecise, 0.2).all()
-    assert settled(torch.tensor([1.0, 1.01, 0.99, 1.0]).view(4, 1, 1), 0.1, regression=True).all()
+    assert settled_numbers(torch.tensor([1.0, 1.01, 0.99, 1.0]).view(4, 1, 1), 0.1).all()
 
 
 def test_adaptive_draws_are_the_first_draws(bert):

@@ -6,7 +6,7 @@ import transformers as tf
 from families import DECODER, ENCODER, FAMILIES, Family, logits
 from stochastic_models import bayesian
 
-from peft_calib import RegressionPrediction, draws, predict
+from peft_calib import LabelsPrediction, RegressionPrediction, draws, predict, predict_dataset
 
 TOKENS = Family(tf.BertForTokenClassification, tf.BertConfig, ENCODER, ("query", "value"))
 CHOICE = Family(tf.BertForMultipleChoice, tf.BertConfig, ENCODER, ("query", "value"))
@@ -165,5 +165,37 @@ def test_bad_task(bert):
         predict(bayesian(bert), bert.batch(), task="next_token")
     with pytest.raises(ValueError, match="needs logits"):
         predict(bayesian(bert), bert.batch(), task="token")
-    with pytest.raises(ValueError, match="multi_label"):
-        predict(bayesian(bert, overrides={"problem_type": "multi_label_classification"}), bert.batch())
+
+
+def test_labels_are_sigmoids_averaged_over_draws(bert):
+    model, batch = bayesian(bert, overrides={"problem_type": "multi_label_classification"}), bert.batch(3)
+    p = predict(model, batch | {"labels": torch.eye(3)}, num_samples=5)
+    assert isinstance(p, LabelsPrediction) and p.labels.shape == (3, 3)
+    with draws(model, num_samples=5), torch.no_grad():
+        each = model(**batch).logits.unflatten(0, (5, 3)).sigmoid().double()
+    torch.testing.assert_close(p.probabilities, each.mean(0).float())
+    assert torch.equal(p.predictions, each.mean(0) >= 0.5)
+    entropies = torch.stack([each, 1 - each], -1)
+    entropies = -(entropies * entropies.log()).sum((-1, -2))
+    mean = torch.stack([each.mean(0), 1 - each.mean(0)], -1)
+    torch.testing.assert_close(p.entropy, -(mean * mean.log()).sum((-1, -2)), rtol=1e-5, atol=1e-7)
+    expected = p.entropy - entropies.mean(0)
+    torch.testing.assert_close(p.mutual_information, expected, rtol=1e-3, atol=1e-7)
+    batched = predict_dataset(model, [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)],
+                              num_samples=5, batch_size=2, progress=False)  # fmt: skip
+    torch.testing.assert_close(batched.sample_probabilities, p.sample_probabilities, rtol=0, atol=1e-6)
+    some = predict(model, batch, num_samples="auto", tolerance=0.2)
+    assert some.draws_per_row is not None and isinstance(some, LabelsPrediction)
+    mean_only = predict(model, batch, how="mean")
+    torch.testing.assert_close(mean_only.probabilities, logits(model, batch).sigmoid())
+    assert predict(model, batch, how="linear", num_samples=3).sample_probabilities.shape == (3, 3, 3)
+
+
+def test_labels_are_saved_and_read(bert, tmp_path):
+    model = bayesian(bert, overrides={"problem_type": "multi_label_classification"})
+    p = predict(model, bert.batch(3), num_samples=2)
+    p.save(tmp_path / "p")
+    again = LabelsPrediction.load(tmp_path / "p")
+    assert torch.equal(again.sample_probabilities, p.sample_probabilities)
+    assert again.to_dataset().column_names == ["probabilities", "prediction", "entropy", "mutual_information"]
+    assert "3 labels" in repr(again) and len(again.select(torch.tensor([1]))) == 1

@@ -15,11 +15,14 @@ from ...json_files import Fields, describe, read_json, without_nan
 from ..answers import log_probabilities, unwrapped
 from ..fingerprint import SplitFingerprint, row_hashes, softmax_hashes
 from ..inputs import LogitRows, as_float64, as_logit_rows, as_numpy, as_rows, softmax
-from ..recalibrate.base import MAX_OVERLAP
+from ..recalibrate.fitted import MAX_OVERLAP
 from ..recalibrate.temperature import POSSIBLE, TemperatureScaling
 
 FORMAT_VERSION = 1
 MEND = "Fit the rule again on a calibration split"
+
+#: Every kind of rule by its name, which its files say.
+RULES: dict[str, type[DecisionRule]] = {}
 
 Self = TypeVar("Self", bound="DecisionRule")
 
@@ -45,6 +48,12 @@ class DecisionRule(ABC):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("probabilities", "logits")
+    #: What it answers with, by which its file beside an adapter is called.
+    kind: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        RULES[cls.__name__] = cls
 
     def __init__(self, temperature: float | TemperatureScaling | None) -> None:
         self._scaling = temperature if isinstance(temperature, TemperatureScaling) else None
@@ -66,6 +75,10 @@ class DecisionRule(ABC):
         cls: type[Self], settings: Fields, fitted: Fields, num_classes: int, temperature: float | None
     ) -> Self:
         """The inverse of the two."""
+
+    @abstractmethod
+    def promise(self) -> str:
+        """What the rule guarantees, in one sentence."""
 
     @abstractmethod
     def to_markdown(self, class_names: Sequence[str] | None = None) -> str:
@@ -184,17 +197,22 @@ class DecisionRule(ABC):
 
     def _unseen(self, predictions: Any, labels: Any, input: str, mask: Any, ignore_index: int | None) -> Taken:
         """Checked rows that the rule was not fitted on."""
-        fitted_on = self._check_fitted()
+        self._check_fitted()
         taken = self._take(predictions, labels, input, mask, ignore_index)
         self._check_num_classes(taken.values)
-        overlap = fitted_on.repeated(taken.hashes)
+        self._refuse_own(taken.hashes)
+        return taken
+
+    def _refuse_own(self, hashes: np.ndarray) -> None:
+        """Raise `ValueError` where many of some rows are those of the fit."""
+        fitted_on = self._check_fitted()
+        overlap = fitted_on.repeated(hashes)
         if overlap > MAX_OVERLAP:
             raise ValueError(
                 f"{overlap:.0%} of these rows are among the {fitted_on.num_rows} that {type(self).__name__} was "
                 f"fitted on (split {fitted_on.digest[:12]}). What a rule reaches must be reported on rows it has not "
                 "seen: hold out rows for the report."
             )
-        return taken
 
     def _check_kind(self, input: str) -> None:
         if input not in self.kinds:

@@ -61,6 +61,8 @@ class ConformalSets(DecisionRule):
                [1, 1, 1]])
     """
 
+    kind = "sets"
+
     def __init__(
         self,
         alpha: float = 0.1,

@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from ...json_files import Fields, read_json
-from .base import MEND
+from .base import MEND, RULES, DecisionRule
 from .sets import ConformalSets
 from .threshold import SelectiveThreshold
 
-RULES = {rule.__name__: rule for rule in (SelectiveThreshold, ConformalSets)}
 #: What asks for a threshold; `alpha` asks for sets.
 OF_THRESHOLDS = ("risk", "target_coverage", "costs")
 
 
-def load_decision(path: str | Path) -> SelectiveThreshold | ConformalSets:
-    """Reads a rule of either kind, as its `save` wrote it, or as it lies beside an adapter.
+def load_decision(path: str | Path) -> DecisionRule:
+    """Reads a rule of any kind, as its `save` wrote it, or as it lies beside an adapter.
 
     Args:
         path: The JSON file.
@@ -27,7 +26,7 @@ def load_decision(path: str | Path) -> SelectiveThreshold | ConformalSets:
     return decision_of(read_json(path, MEND))
 
 
-def decision_of(fields: Fields) -> SelectiveThreshold | ConformalSets:
+def decision_of(fields: Fields) -> DecisionRule:
     """The rule in the fields of a file, which beside an adapter stands among what it belongs to."""
     if isinstance(fields.get("rule"), dict):
         fields = fields.mapping("rule")
@@ -79,7 +78,11 @@ def decision_scores(
     elif settings or calibration_predictions is not None:
         raise ValueError("Give either `rule`, a file, or rows to fit a rule on with its settings; not both.")
     else:
-        found = load_decision(rule)
+        loaded = load_decision(rule)
+        if not isinstance(loaded, (SelectiveThreshold, ConformalSets)):
+            kind = type(loaded).__name__
+            raise ValueError(f"{rule} holds a {kind}, which does not decide over classes; use its own evaluate.")
+        found = loaded
     if isinstance(found, SelectiveThreshold):
         return _of_threshold(found, predictions, references, options)
     return _of_sets(found, predictions, references, {**options, "groups": groups})

@@ -65,6 +65,7 @@ class SelectiveThreshold(DecisionRule):
     """
 
     kinds = ("probabilities", "logits", "confidence")
+    kind = "threshold"
 
     def __init__(
         self,

@@ -1,32 +1,23 @@
-"""What every recalibration method shares: fit, transform, evaluate on other rows, JSON in and out."""
+"""What every recalibration of classes shares: fit, transform, evaluate on other rows."""
 
 from __future__ import annotations
 
-import json
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from abc import abstractmethod
+from typing import Any, TypeVar
 
 import numpy as np
 
-from ...files import write_atomically
-from ...json_files import Fields, describe, read_json
 from ..answers import as_given, without_masks
 from ..fingerprint import SplitFingerprint, row_hashes
 from ..grouping import values_of_rows
 from ..inputs import LogitRows, as_logit_rows, as_logits, softmax
 from ..report.report import CalibrationReport, calibration_report
-
-# Share of evaluated rows that may also have been fitted on: chance duplicates, not a re-used split.
-MAX_OVERLAP = 0.05
-FORMAT_VERSION = 1
-MEND = "Fit it again on a calibration split"
+from .fitted import FittedMethod
 
 Self = TypeVar("Self", bound="Recalibrator")
 
 
-class Recalibrator(ABC):
+class Recalibrator(FittedMethod):
     """A map from a model's logits to better calibrated probabilities, fitted on held-out rows.
 
     It takes what a model answers: `(N, C)`, `(N, T, C)` with labels `(N, T)`, `(N,)` for the logit of class 1; numpy,
@@ -36,12 +27,6 @@ class Recalibrator(ABC):
 
     Subclasses name their fitted parameters in `parameter_names` and implement `_fit` and `_transform`.
     """
-
-    parameter_names: ClassVar[tuple[str, ...]] = ()
-
-    def __init__(self) -> None:
-        self.num_classes: int | None = None
-        self.fitted_on: SplitFingerprint | None = None
 
     @abstractmethod
     def _fit(self, logits: np.ndarray, labels: np.ndarray) -> None: ...
@@ -128,100 +113,13 @@ class Recalibrator(ABC):
         Raises:
             ValueError: If more than 5 % of the rows were fitted on: such a report would flatter.
         """
-        fitted_on = self._check_fitted()
+        self._check_fitted()
         rows = as_logit_rows(logits, labels, input=input, mask=mask, ignore_index=ignore_index)
         self._check_num_classes(rows.logits.shape[1])
-        overlap = fitted_on.overlap(row_hashes(rows.logits, rows.labels))
-        if overlap > MAX_OVERLAP:
-            raise ValueError(
-                f"{overlap:.0%} of these rows are among the {fitted_on.num_rows} that {type(self).__name__} was "
-                f"fitted on (split {fitted_on.digest[:12]}). Recalibration must be reported on rows it has not "
-                "seen: hold out a calibration split of the training data to fit on."
-            )
+        self._refuse_own(row_hashes(rows.logits, rows.labels))
         if options.get("groups") is not None:
             options["groups"] = values_of_rows(options["groups"], labels, rows.kept)
         return calibration_report(self._probabilities(rows.logits), rows.labels, **options)
-
-    def state(self) -> dict[str, Any]:
-        """The fitted method as JSON-ready values."""
-        fitted_on = self._check_fitted()
-        values = {name: getattr(self, name) for name in self.parameter_names}
-        plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
-        return {
-            "method": type(self).__name__,
-            "format_version": FORMAT_VERSION,
-            "num_classes": self.num_classes,
-            "parameters": plain,
-            "fitted_on": fitted_on.to_dict(),
-        }
-
-    def save(self, path: str | Path) -> None:
-        """Writes the fitted method to a JSON file, whole or not at all."""
-        write_atomically(path, json.dumps(self.state()) + "\n")
-
-    @classmethod
-    def load(cls: type[Self], path: str | Path) -> Self:
-        """Reads a method saved by `save`, or that of a run's `temperature.json`.
-
-        A run has one for each way of predicting. That of the mean is read, for which `adapter/recalibration.json`
-        stands too, or the only one.
-
-        Raises:
-            ValueError: If the file holds another method, is not such a file, or holds values that cannot be; the
-                message names file, field and value.
-        """
-        fields = read_json(path, MEND)
-        ways = [name for name in fields if isinstance(fields.content[name], dict) and "method" in fields.content[name]]
-        if "method" not in fields and ways:
-            fields = fields.mapping("mean" if "mean" in ways else ways[0])
-        return cls.from_state(fields)
-
-    @classmethod
-    def from_state(cls: type[Self], state: Mapping[str, Any] | Fields) -> Self:
-        """The inverse of `state`.
-
-        Args:
-            state: What `state` gave, or the fields of a file.
-
-        Raises:
-            ValueError: If it is of another method, or a value cannot be; the message names field and value.
-        """
-        fields = cls._checked_fields(state)
-        parameters = fields.mapping("parameters")
-        method = cls()
-        method.num_classes = fields.integer("num_classes", least=1)
-        method.fitted_on = SplitFingerprint.from_fields(fields.mapping("fitted_on"))
-        for name in cls.parameter_names:
-            setattr(method, name, method._read_parameter(parameters, name))
-        return method
-
-    @classmethod
-    def _checked_fields(cls, state: Mapping[str, Any] | Fields) -> Fields:
-        """The fields of a state of this method and version that has the right parameters."""
-        fields = state if isinstance(state, Fields) else Fields(state, f"A saved {cls.__name__}", MEND)
-        if fields.text("method") != cls.__name__:
-            raise ValueError(
-                f"{fields.source} holds a saved {fields.text('method')!r}; load it with that class, not with "
-                f"{cls.__name__}."
-            )
-        if not fields.has_version(FORMAT_VERSION):
-            raise ValueError(
-                f"{fields.source} was saved with format version {describe(fields.get('format_version'))}; this "
-                f"release reads {FORMAT_VERSION}."
-            )
-        parameters = fields.mapping("parameters")
-        missing = set(cls.parameter_names) ^ set(parameters)
-        if missing:
-            raise ValueError(
-                f"{fields.source}: the parameters of a saved {cls.__name__} should be {cls.parameter_names}; wrong: "
-                f"{missing}. {MEND}."
-            )
-        return fields
-
-    def _read_parameter(self, parameters: Fields, name: str) -> Any:
-        """A parameter out of a file; a method says which values can be, given `num_classes`."""
-        value = parameters.get(name)
-        return parameters.array(name) if isinstance(value, list) else parameters.number(name)
 
     def _checked_logits(self, logits: Any, input: str) -> tuple[np.ndarray, tuple[int, ...]]:
         """`(N, C)` logits, and the shape to give the result back in."""
@@ -242,13 +140,6 @@ class Recalibrator(ABC):
             return self._transform(logits)
         probabilities = np.where(masked, 0.0, self._transform(without_masks(logits)))
         return probabilities / probabilities.sum(axis=1, keepdims=True)
-
-    def _check_fitted(self) -> SplitFingerprint:
-        if self.fitted_on is None:
-            raise ValueError(
-                f"This {type(self).__name__} is not fitted yet; call fit(logits, labels) on a calibration split."
-            )
-        return self.fitted_on
 
 
 class LogitScaling(Recalibrator):

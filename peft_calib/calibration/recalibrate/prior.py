@@ -18,7 +18,8 @@ from ..fingerprint import SplitFingerprint
 from ..inputs import as_float64, as_logits, as_numpy, check_confidence_level, softmax
 from ..resampling.bands import wilson_ends
 from ..resampling.intervals import bootstrap_counts, check_num_resamples
-from .base import MEND, LogitScaling
+from .base import LogitScaling
+from .fitted import MEND
 
 #: Class shares may miss 1 by this, as rounded ones do.
 SUM_TOLERANCE = 1e-3

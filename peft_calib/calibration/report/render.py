@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from ..resampling.intervals import FEWEST_EFFECTIVE_ROWS, is_carried_by_few
 from ..scores.table import DEFINITIONS, MOST_RESAMPLED_CLASSES
 from .classes import class_section
 from .group_text import group_section, group_verdict
+from .page import page, picture
 from .record import ReportRecord
 from .tables import (
     Section,
@@ -25,20 +23,6 @@ from .tables import (
     number,
     pair,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
-table{border-collapse:collapse;width:100%;font-size:.95rem}
-th,td{padding:.3rem .6rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
-td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-.verdict{background:#eef5fa;border-left:4px solid #0072B2;padding:.6rem 1rem}
-figure{display:inline-block;vertical-align:top;margin:0 1rem 1rem 0;max-width:100%}
-img{max-width:100%;height:auto}
-figcaption{font-size:.85rem;color:#555}
-"""
 
 
 def verdict(report: ReportRecord, told: Callable[[str], str] = in_text) -> str:
@@ -87,22 +71,19 @@ def report_html(report: ReportRecord, further: str = "") -> str:
     `further` is HTML that comes after the scores.
     """
     header = "".join(f"<th>{html.escape(name)}</th>" for name in (*_header(report), "meaning"))
-    body = []
+    lines = []
     for key, cells in zip(report.scores, _table(report), strict=True):
         numbers = "".join(f'<td class="n">{html.escape(cell)}</td>' for cell in cells[1:])
-        body.append(f"<tr><td><code>{key}</code></td>{numbers}<td>{html.escape(DEFINITIONS[key])}</td></tr>")
+        lines.append(f"<tr><td><code>{key}</code></td>{numbers}<td>{html.escape(DEFINITIONS[key])}</td></tr>")
     notes = "".join(f"<p>{html.escape(note)}</p>\n" for note in _notes(report) if note)
     sections = "".join(
         html_section(section, _group_picture(report) if section.has_picture else "") for section in _sections(report)
     )
-    settings = "".join(f"<li>{html.escape(f'{k}: {v}')}</li>" for k, v in report.settings.items() if v is not None)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Calibration report</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>\n'
-        f'<h1>Calibration report</h1>\n<p class="verdict">{verdict(report, in_html)}</p>\n'
-        f"{_pictures(report)}\n<table><thead><tr>{header}</tr></thead><tbody>\n{chr(10).join(body)}\n</tbody></table>\n"
-        f"{notes}{sections}{further}<h2>Settings</h2><ul>{settings}</ul>\n</body></html>\n"
+    body = (
+        f"{_pictures(report)}\n<table><thead><tr>{header}</tr></thead><tbody>\n{chr(10).join(lines)}\n</tbody></table>\n"
+        f"{notes}{sections}{further}"
     )
+    return page("Calibration report", verdict(report, in_html), body, report.settings)
 
 
 def _sections(report: ReportRecord) -> list[Section]:
@@ -171,12 +152,3 @@ def _group_picture(report: ReportRecord) -> str:
     if report.intervals is not None:
         what += "; bars hold for all groups at once, squares lie on the worse side, open circles have too few rows"
     return picture(what, forest.group_diagram(report)) + "\n"
-
-
-def picture(name: str, figure: Figure) -> str:
-    """A figure with its caption, as HTML that holds it."""
-    buffer, text = io.BytesIO(), html.escape(name)
-    figure.savefig(buffer, format="png", dpi=110)
-    data, width = base64.b64encode(buffer.getvalue()).decode("ascii"), int(110 * figure.get_figwidth() * 0.8)
-    image = f'<img alt="{text}" width="{width}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"

@@ -1,0 +1,161 @@
+"""`labels_report`: probabilities of several labels and which hold, as numbers with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...json_files import without_nan
+from ..inputs import check_confidence_level, check_num_bins
+from ..report.measured import ScoreMapping
+from ..report.page import page
+from ..report.tables import Name, Section, Table, html_section, markdown_section, number, pair
+from ..resampling.intervals import NoiseFloor, num_resamples_for
+from .measured import LabelRow, label_row, micro_and_macro
+from .rows import as_label_rows, checked_label_names
+
+#: What is measured of all labels, in the order of the tables.
+DEFINITIONS = {
+    "f1_micro": "F1 of all answers together, a label being given from a probability of 1/2 on",
+    "f1_macro": "mean F1 of the labels; of a label that no row has or is given, 0",
+    "precision_micro": "share of given labels that hold",
+    "recall_micro": "share of labels that hold which are given",
+    "exact_match": "share of rows in which every label is right",
+    "hamming_loss": "share of answers that are wrong",
+    "nll_micro": "mean negative log-likelihood of an answer, nats",
+    "brier_micro": "mean squared error of an answer's probability",
+    "ece_micro": "calibration error of all answers' probabilities, equal-width bins",
+    "ece_macro": "mean calibration error of the labels",
+    "mean_labels": "labels of a row, on average",
+    "mean_probability": "mean probability of a label",
+}
+#: Errors that noise only increases: their intervals are held against the noise floor.
+FOLDED = ("ece_micro", "ece_macro")
+#: What tables show unless others are named.
+LEFT_OUT = ("precision_micro", "recall_micro", "mean_labels", "mean_probability")
+SHOWN = tuple(key for key in DEFINITIONS if key not in LEFT_OUT)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelsReport(ScoreMapping):
+    """Scores of all labels together, and a panel of each; as a mapping it holds the scores alone.
+
+    Attributes:
+        scores: Key to number, the keys of `DEFINITIONS`.
+        settings: Rows, labels, bins, resamples, seed.
+        intervals: Key to `(low, high)`, from a bootstrap over rows, so that labels of a row may hang together; None if
+            none were asked for.
+        floor: Mean and band of `ece_micro` and `ece_macro` if every probability were right and labels independent.
+        labels: One line a label, see `LabelRow`.
+    """
+
+    scores: dict[str, float]
+    settings: dict[str, Any]
+    intervals: dict[str, tuple[float, float]] | None
+    floor: NoiseFloor | None
+    labels: tuple[LabelRow, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores under their own keys, then `settings`, `intervals`, `noise_floor` and `labels`."""
+        floor = None if self.floor is None else {key: band._asdict() for key, band in self.floor.items()}
+        intervals = None if self.intervals is None else {key: list(ends) for key, ends in self.intervals.items()}
+        about = {"settings": dict(self.settings), "intervals": intervals, "noise_floor": floor}
+        return {**self.scores, **about, "labels": [row.to_dict() for row in self.labels]}
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as standard JSON; a score that is not defined (NaN) becomes null."""
+        return json.dumps(without_nan(self.to_dict()), indent=indent, allow_nan=False)
+
+    def verdict(self) -> str:
+        """In words: how the mean ECE of the labels compares with that of right probabilities."""
+        ece, size = self.scores["ece_macro"], f"on {self.settings['num_rows']:,} rows"
+        if self.floor is None:
+            return f"Mean ECE of the labels {ece:.4f} {size}; no interval or noise floor was asked for."
+        band, level = self.floor["ece_macro"], self.settings["confidence_level"]
+        judgement = "this many rows cannot tell the two apart" if ece <= band.high else "the model is miscalibrated"
+        return (
+            f"Mean ECE of the labels {ece:.4f} {size}; probabilities that are right would score {band.mean:.4f} "
+            f"[{band.low:.4f}, {band.high:.4f}] ({level:.0%} band): {judgement}."
+        )
+
+    def to_markdown(self) -> str:
+        """The verdict and two tables: all labels together, and one line a label."""
+        lines = [line for section in self._sections() for line in markdown_section(section)]
+        return "\n".join([self.verdict(), "", *lines])
+
+    def to_html(self, further: str = "") -> str:
+        """One self-contained page; `further` is HTML that comes after the tables."""
+        body = "".join(map(html_section, self._sections()))
+        return page("Calibration report of labels", self.verdict(), body + further, self.settings)
+
+    def __str__(self) -> str:
+        return self.to_markdown()
+
+    def _sections(self) -> list[Section]:
+        level = self.settings["confidence_level"]
+        header = ["score", "value", *([f"{level:.0%} interval", "if calibrated"] if level else []), "meaning"]
+        lines = []
+        for key, value in self.scores.items():
+            cells = [key, number(value)]
+            if self.intervals is not None:
+                cells += [pair(self.intervals.get(key))]
+                cells += [number(self.floor[key].mean) if self.floor and key in self.floor else "–"]
+            lines.append([*cells, DEFINITIONS[key]])
+        notes = ["Intervals: bootstrap over rows."] if level else []
+        keys = [key for key in self.labels[0].scores if key != "mean_probability"]
+        of_each = ["label", "rows", "given", *keys, *(["ece if calibrated"] if level else [])]
+        each = [[Name(row.name), *row.cells(bool(level))] for row in self.labels]
+        told = f" Intervals hold one by one, at {level:.0%}." if level else ""
+        return [
+            Section("All labels", [Table(header, lines)], notes),
+            Section("Each label", [Table(of_each, each)], [f"Given: from a probability of 1/2 on.{told}"]),
+        ]
+
+
+def labels_report(
+    probabilities: Any,
+    labels: Any,
+    *,
+    label_names: Sequence[str] | None = None,
+    num_bins: int = 15,
+    confidence_level: float | None = 0.95,
+    input: str = "probabilities",
+    num_resamples: int | None = None,
+    seed: int = 0,
+) -> LabelsReport:
+    """Measure the probabilities of labels of which a row may have several.
+
+    Args:
+        probabilities: `(N, L)`, or `(N,)` for a single label, each the probability that the row has the label.
+        labels: Zeros and ones of the same shape.
+        label_names: What to call the labels.
+        num_bins: Bins of the calibration errors.
+        confidence_level: Level of intervals and noise bands; None computes neither.
+        input: `"probabilities"` or `"logits"`.
+        num_resamples: Bootstrap resamples; by default 1,000, fewer for many rows.
+        seed: Of the private generator of intervals and floor.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError, TypeError: For anything that is not what it should be, see `as_label_rows`.
+
+    Example:
+        >>> report = labels_report([[0.9, 0.2], [0.8, 0.4]], [[1, 0], [1, 1]], confidence_level=None)
+        >>> round(report["f1_micro"], 3), report["exact_match"], round(report["brier_micro"], 4)
+        (0.8, 0.5, 0.1125)
+    """
+    num_bins = check_num_bins(num_bins)
+    rows = as_label_rows(probabilities, labels, input=input)
+    names = checked_label_names(label_names, rows.num_labels)
+    size = num_resamples_for(len(rows.labels), rows.num_labels) if num_resamples is None else num_resamples
+    level = None if confidence_level is None else check_confidence_level(confidence_level)
+    how: dict[str, Any] = {"num_bins": num_bins, "confidence_level": level, "num_resamples": size, "seed": seed}
+    scores, intervals, floor = micro_and_macro(rows, **how)
+    each = tuple(label_row(rows, k, name, **how) for k, name in enumerate(names))
+    settings = {"num_rows": len(rows.labels), "num_labels": rows.num_labels, **how}
+    ordered = {key: scores[key] for key in DEFINITIONS}
+    return LabelsReport(ordered, settings, intervals, floor, each)
