@@ -29,8 +29,8 @@ class LabelsPrediction(DrawnResult):
 
     Example:
         >>> p = LabelsPrediction(sample_probabilities=torch.tensor([[[1.0, 0.9]], [[0.0, 0.9]]]), num_forwards=2)
-        >>> p.probabilities.round(decimals=2).tolist(), p.predictions.tolist()
-        ([[0.5, 0.9]], [[True, True]])
+        >>> p.probabilities, p.predictions.tolist()
+        (tensor([[0.5000, 0.9000]]), [[True, True]])
     """
 
     samples_name: ClassVar[str] = "sample_probabilities"

@@ -49,7 +49,7 @@ class LabelScaling(FittedMethod):
         >>> z = np.tile([[4.0, -2.0]], (40, 1))
         >>> y = np.array([[1, 0], [1, 0], [1, 1], [0, 0]] * 10)
         >>> LabelScaling("label").fit(z, y, input="logits").temperatures.round(2).tolist()
-        [3.64, 1.0]
+        [3.64, 1.82]
     """
 
     parameter_names = ("temperatures", "biases")
@@ -189,7 +189,6 @@ def _answers(num_rows: int, num_labels: int) -> str:
 
 def _reason_of_each(fits: tuple[TemperatureFit, ...]) -> str:
     applied = [fit.temperature for fit in fits if fit.applied]
-    told = (
-        f"A temperature each, fitted on {fits[0].num_rows:,} rows, is applied to {len(applied)} of {len(fits)} labels"
-    )
+    rows, of = f"{fits[0].num_rows:,} rows", f"{len(applied)} of {len(fits)} labels"
+    told = f"A temperature each, fitted on {rows}, is applied to {of}"
     return f"{told} (from {min(applied):.4g} to {max(applied):.4g})." if applied else f"{told}."
