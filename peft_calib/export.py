@@ -31,6 +31,7 @@ from .tuners.factors import Draw, Law, Mean, Points, Sample
 from .tuners.holder import FactorHolder
 from .tuners.layer import FactorLinear
 from .tuners.slots import Slot
+from .whole_numbers import check_whole
 
 _PREFIX = "base_model.model."
 
@@ -172,9 +173,8 @@ def export_lora(
     config = adapter.config
     if config.bias != "none":
         raise ValueError(f"The adapter trains biases (bias={config.bias!r}), which a plain LoRA export cannot carry.")
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise ValueError(f"seed must be an integer, got {seed!r}.")
-    _check_draws(adapter.law, num_samples, t, antithetic)
+    seed = check_whole(seed, "seed")
+    num_samples = _checked_draws(adapter.law, num_samples, t, antithetic)
     slots = adapter.slots
     form = _CommonForm.of(slots, config.r, config.lora_alpha)
     told, rules = _told(adapter), attached_decisions(adapter.carrier, adapter.name)
@@ -230,16 +230,15 @@ def _told(adapter: _Adapter) -> Artefact | None:
     return known if fits else replace(known, ways={})
 
 
-def _check_draws(law: Law, num_samples: int | None, t: float | None, antithetic: bool) -> None:
-    """Raise `ValueError` unless the law has the draws that are asked for."""
+def _checked_draws(law: Law, num_samples: int | None, t: float | None, antithetic: bool) -> int | None:
+    """How many draws are asked for; raise `ValueError` unless the law has them."""
     if antithetic and not law.mirrors:
         raise ValueError(
             f"antithetic=True mirrors draws from a posterior; those of {law.method} have no mirror image."
         )
     if num_samples is None:
-        return
-    if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
-        raise ValueError(f"num_samples must be an integer of at least 1, or None for the mean; got {num_samples!r}.")
+        return None
+    num_samples = check_whole(num_samples, "num_samples", 1, told=", or None for the mean")
     if law.num_draws is not None and num_samples > law.num_draws:
         raise ValueError(f"{num_samples} draws were asked for, but {law.method} has {law.num_draws}.")
     if num_samples > 1 and not law.varies:
@@ -249,6 +248,7 @@ def _check_draws(law: Law, num_samples: int | None, t: float | None, antithetic:
         )
     if t is not None:
         raise ValueError("t= writes one point of the curve, num_samples= several; give one of them.")
+    return num_samples
 
 
 def _single_draw(adapter: _Adapter, t: float | None) -> Draw:

@@ -6,6 +6,7 @@ wrong, the error names the file, the field, the value, what was expected, and ho
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import math
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 
 _MISSING: Any = object()
+#: Field of a file for what it says itself, see `sealed`.
+DIGEST = "digest"
 #: What is said where a file cannot be trusted and nothing better is known.
 RESTORE = "Restore the file from a copy, or make it again"
 
@@ -79,6 +82,18 @@ class Fields:
         if value is default or (value is None and default is None) or fits(value):
             return value
         raise self.wrong(name, expected)
+
+    def check_seal(self, what: str) -> None:
+        """Raise `ValueError` where a file that `sealed` wrote says something else now; one without a digest passes.
+
+        The last thing to be asked of a file: of a value that cannot be, a reader has more to say.
+        """
+        if self.prefix or DIGEST not in self.content or self.text(DIGEST) == seal_of(self.content):
+            return
+        raise ValueError(
+            f"{self.source} was changed after {what} in it was fitted: its digest is not that of what it says now. "
+            f"{self.mend}."
+        )
 
     def number(
         self, name: str, *, above: float | None = None, least: float | None = None, most: float | None = None,
@@ -140,6 +155,28 @@ class Fields:
         if not fits or not np.isfinite(array).all():
             raise self.wrong(name, expected)
         return array
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a file with its digest at the end, by which `Fields.check_seal` sees an edit.
+
+    It keeps an honest hand from being believed, not a forger: who changes the digest with the rest is not found.
+    """
+    return {**content, DIGEST: seal_of(content)}
+
+
+def seal_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the content as JSON in one spelling (keys in order, no spaces, 1 for 1.0), without the digest."""
+    said = {name: _spelled(value) for name, value in content.items() if name != DIGEST}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _spelled(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_spelled(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def check_fields(instance: Any, owner: type, source: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from peft_calib import predict
+from peft_calib import load, predict
 from peft_calib.calibration import TemperatureScaling
 from peft_calib.runs.evaluation import evaluate_run
 from peft_calib.runs.exporting import export_run
@@ -74,3 +74,20 @@ def test_a_recalibration_file_of_before_goes_with_its_adapter_alone(tmp_path):
     (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 64}))
     with pytest.raises(ValueError, match="another configuration"):
         load_recalibration(folder)
+
+
+@pytest.mark.parametrize("file", ["temperature.json", "adapter/recalibration.json"])
+def test_a_temperature_that_was_changed_by_hand_is_refused_by_all_that_read_it(file, tmp_path, monkeypatch):
+    shutil.copytree(BEFORE / "runs", tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "bayesian-lora" / file
+    content = json.loads(place.read_text())
+    state = content["mean"] if file == "temperature.json" else content
+    was = state["parameters"]["temperature"]
+    state["parameters"]["temperature"] = 3.25
+    place.write_text(json.dumps(content))
+    for read in (lambda: evaluate_run("bayesian-lora", progress=False), lambda: load("bayesian-lora", device="cpu")):
+        with pytest.raises(ValueError, match=r"changed by hand.*train again") as told:
+            read()
+        assert all(part in str(told.value) for part in (file, "3.25", repr(was)))
+    assert load("bayesian-lora", device="cpu", recalibrate=False).predict(["a text"]).temperature is None

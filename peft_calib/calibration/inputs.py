@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..whole_numbers import check_whole
 from .answers import log_probabilities, refuse_class_ids, unwrapped
 
 INPUT_KINDS = ("probabilities", "logits")
@@ -213,14 +214,13 @@ def check_kind(input: str) -> None:
 
 def check_num_bins(num_bins: int) -> int:
     """Returns `num_bins` if it is an integer from 1 to `MOST_BINS`, and raises ValueError otherwise."""
-    if isinstance(num_bins, bool) or not isinstance(num_bins, (int, np.integer)) or num_bins < 1:
-        raise ValueError(f"`num_bins` must be an integer of at least 1, got {num_bins!r}.")
+    num_bins = check_whole(num_bins, "`num_bins`", 1)
     if num_bins > MOST_BINS:
         raise ValueError(
             f"`num_bins` must be at most {MOST_BINS:,}, got {num_bins:,}: bins of a row each measure noise, and every "
             "resample keeps all of them."
         )
-    return int(num_bins)
+    return num_bins
 
 
 def check_confidence_level(level: float) -> float:

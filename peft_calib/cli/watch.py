@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
+
 from ..runs.flags import given, with_flags
 from .command import MEASURING, OUTPUT, ROWS, command, main_console, option, say
-from .options import READING, AsJson, Overwrite, RunDir
+from .options import READING, AsJson, Overwrite
 
 STARTING = "When a watch begins"
 #: What a watch begins with.
@@ -36,7 +38,7 @@ REFERENCE = {
 )
 @with_flags(REFERENCE)
 def watch(
-    run: RunDir,
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or with --reference an adapter.")],
     predictions: Annotated[
         Path | None, option(ROWS, "What predict or predict_to wrote since: a file, or a folder of shards.")
     ] = None,
@@ -51,9 +53,9 @@ def watch(
 ) -> dict[str, Any]:
     """Watch a run after deployment: from unlabelled predictions, an alarm and the accuracy to be expected.
 
-    The first call begins the watch, with the run's evaluation for its reference. Ends with 3 once an alarm is raised,
-    which chance alone ever does with the probability of --false-alarm at most. It stays raised: see to the model, and
-    begin anew with --overwrite.
+    The first call begins the watch, with the run's evaluation for its reference; an adapter's folder or Hub id has
+    none, and begins with --reference. Ends with 3 once an alarm is raised, which chance alone ever does with the
+    probability of --false-alarm at most. It stays raised: see to the model, and begin anew with --overwrite.
     """
     from ..runs.watching import watch_run
 

@@ -15,6 +15,7 @@ from ..prediction import Prediction, curve_at, predict_dataset
 from ..prediction.sources import active_holders
 from ..tuners.curve_lora.law import CurveLaw
 from ..tuners.laws import laws_of
+from ..whole_numbers import is_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,9 +94,7 @@ def loss_profile(
         ValueError: If the data has no labels, or a point is not on the curve.
     """
     shape = curve_law(model).shape
-    inner = (
-        shape.grid(points) if points is None or isinstance(points, int) else torch.tensor(points, dtype=torch.float64)
-    )
+    inner = shape.grid(points) if points is None or is_whole(points) else torch.tensor(points, dtype=torch.float64)
     t = torch.cat([inner, torch.arange(shape.num_anchors, dtype=torch.float64)]).unique()
     nll, accuracy = [], []
     for point in t.tolist():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numbers
-
 import torch
 from scipy.special import stdtrit
+
+from ..whole_numbers import check_whole
 
 #: Draws before the first decision, and between two.
 FIRST, STEP = 4, 4
@@ -49,5 +49,4 @@ def check_adaptive(tolerance: object, max_samples: object) -> None:
     """Raise `ValueError` unless there is something to decide and a tolerance to decide by."""
     if not isinstance(tolerance, (int, float)) or isinstance(tolerance, bool) or not tolerance > 0:
         raise ValueError(f"tolerance must be a positive number, got {tolerance!r}.")
-    if not isinstance(max_samples, numbers.Integral) or isinstance(max_samples, bool) or max_samples < 2:
-        raise ValueError(f"max_samples must be an integer of at least 2, got {max_samples!r}.")
+    check_whole(max_samples, "max_samples", 2)

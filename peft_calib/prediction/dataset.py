@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -20,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, default_data_collator
 
 from ..tuners.rows import count_rows, main_input_name
+from ..whole_numbers import check_whole
 from .engine import BatchPredictor, How, choose_source
 from .heads import TokenHead
 from .labels import LabelsPrediction
@@ -175,9 +175,7 @@ def loader_of(
         raise TypeError(
             f"data must be a datasets.Dataset, another map-style dataset or a DataLoader, got {type(data).__name__}."
         )
-    if not isinstance(batch_size, numbers.Integral) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}.")
-    batch_size = int(batch_size)
+    batch_size = check_whole(batch_size, "batch_size", 1)
     if len(data) == 0:
         raise ValueError("The data holds no rows, so there is nothing to predict.")
     if isinstance(data, datasets.Dataset):

@@ -16,6 +16,7 @@ from ..tuners.asked import asked_of
 from ..tuners.factors import Points
 from ..tuners.modes import modes_of
 from ..tuners.rows import count_rows, main_input_name, repeat_rows
+from ..whole_numbers import check_whole
 from .sources import CurvePoints, LawDraws, shared_root
 
 
@@ -111,9 +112,7 @@ def count_draws(source: LawDraws, num_samples: int | None, first: int = 0) -> in
 
 def check_num_samples(num_samples: object) -> int:
     """The number of draws; raise `ValueError` unless it is a positive integer."""
-    if not isinstance(num_samples, numbers.Integral) or isinstance(num_samples, bool) or num_samples < 1:
-        raise ValueError(f"num_samples must be an integer of at least 1, got {num_samples!r}.")
-    return int(num_samples)
+    return check_whole(num_samples, "num_samples", 1)
 
 
 def evaluating(model: nn.Module, brief: bool = True) -> AbstractContextManager[None]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..whole_numbers import check_whole
 from .answers import check_models, class_probabilities, draw_names, label_log_probabilities, token_ids
 from .result import Prediction
 from .transport import Refused, Server, check_timeout
@@ -36,13 +37,7 @@ class Limits:
     def __post_init__(self) -> None:
         check_timeout(self.timeout)
         for name in ("prompts_per_request", "concurrency"):
-            check_count(name, getattr(self, name))
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise `ValueError` unless a number of things is an integer of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+            object.__setattr__(self, name, check_whole(getattr(self, name), name, 1))
 
 
 def list_draws(base_url: str, prefix: str = "draw-", api_key: str | None = None, timeout: float = 30.0) -> list[str]:
@@ -89,7 +84,7 @@ def predict_served(
             the prediction unchecked.
     """
     server, limits = Server(base_url, api_key), Limits(prompts_per_request, concurrency, timeout)
-    check_count("top_logprobs", top_logprobs)
+    top_logprobs = check_whole(top_logprobs, "top_logprobs", 1)
     if isinstance(prompts, str) or not len(prompts):
         raise ValueError("prompts must be a list of at least one text.")
     if labels is not None and (len(set(labels)) < 2 or len(set(labels)) < len(labels)):

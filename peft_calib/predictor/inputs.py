@@ -63,10 +63,10 @@ def encode(
         raise ValueError(EMPTY)
     elif "input_ids" in table.column_names:
         names = [name for name in table.column_names if name not in LABELS]
-        return Encoded({name: table[name][:] for name in names}, _labels(table, inputs, classes))
+        return Encoded({name: table[name][:] for name in names}, labels_of(table, inputs, classes))
     else:
         columns = _of_table(table, inputs, source or f"the {type(rows).__name__} given", mend)
-        labels = _labels(table, inputs, classes)
+        labels = labels_of(table, inputs, classes)
     # where a token answers, the end of a text is where the question is put
     tokenized = tokenized_texts if artefact.label_tokens is None else tokenized_prompts
     found = tokenized(columns, tokenizer, inputs.max_length)
@@ -193,7 +193,7 @@ def _of_table(table: Dataset, inputs: Inputs, source: str, mend: str) -> list[li
     return [[choice_prompt(inputs.prompt, *row) for row in zip(columns[0], choices, strict=True)]]
 
 
-def _labels(table: Dataset, inputs: Inputs, classes: Sequence[str]) -> list[int] | None:
+def labels_of(table: Dataset, inputs: Inputs, classes: Sequence[str]) -> list[int] | None:
     """Class of each row that has one of the classes, -100 for the others; None where no row has."""
     names = LABELS if inputs.label_column is None else (inputs.label_column,)
     column = next((name for name in names if name in table.column_names), None)

@@ -20,7 +20,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..artefact import ARTEFACT_FILE, HERE, Artefact, is_earlier_run, place_of, read_artefact
+from ..artefact import (
+    ARTEFACT_FILE,
+    HERE,
+    RUN_TEMPERATURE,
+    Artefact,
+    check_temperatures,
+    is_earlier_run,
+    place_of,
+    read_artefact,
+)
 from ..base_models import able_to_pad, base_fingerprint, is_other_base, position_limit, seeded_base
 from ..calibration.recalibrate import load_state
 from ..classes import class_options
@@ -104,6 +113,8 @@ def load(
     if label_names is not None:
         artefact = replace(artefact, classes=_different(label_names, f"label_names={list(label_names)!r}"))
     _check_adapters(artefact, folder, recalibrate)
+    if recalibrate and is_earlier_run(folder) and (folder / RUN_TEMPERATURE).is_file():
+        check_temperatures(folder)
     if not recalibrate:
         artefact = replace(artefact, ways={})
     found = _assembled(folder, artefact, device, base_model, label_tokens, model_options, recalibrate, decisions)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import numbers
-import operator
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +26,7 @@ from ..files import replacing, write_atomically
 from ..identity import folder_digest
 from ..json_files import Fields, parse_json, read_json
 from ..provenance.origins import as_dataset
+from ..whole_numbers import check_whole
 from .inputs import EMPTY, as_table, encode
 from .predictor import Predictor
 from .table import added_columns, added_names, arrow_table, refuse_clash
@@ -92,12 +91,10 @@ def predict_to(
         >>> predictor = peft_calib.load("runs/b")  # doctest: +SKIP
         >>> predict_to("predicted", predictor, stream, shard_rows=100_000)  # doctest: +SKIP
     """
-    if not isinstance(shard_rows, numbers.Integral) or isinstance(shard_rows, bool) or shard_rows < 1:
-        raise ValueError(f"shard_rows must be a whole number of at least 1, got {shard_rows!r}.")
     # the manifest and the shards hold plain numbers
-    shard_rows, seed = int(shard_rows), operator.index(seed)
-    num_samples = None if num_samples is None else operator.index(num_samples)
-    batch_size = None if batch_size is None else operator.index(batch_size)
+    shard_rows, seed = check_whole(shard_rows, "shard_rows", 1), check_whole(seed, "seed")
+    num_samples = None if num_samples is None else check_whole(num_samples, "num_samples", 1)
+    batch_size = None if batch_size is None else check_whole(batch_size, "batch_size", 1)
     state = PartialState() if accelerator is None else accelerator
     place = Path(folder)
     way = predictor.way_of(how, num_samples)

@@ -15,7 +15,7 @@ from ..calibration.decide.threshold import SelectiveThreshold
 from ..calibration.recalibrate import Recalibrator
 from ..files import write_atomically
 from ..identity import belongs_to_folder
-from ..json_files import Fields, read_json, without_nan
+from ..json_files import Fields, read_json, sealed, without_nan
 from .splits import RowSet
 
 FORMAT_VERSION = 1
@@ -111,7 +111,7 @@ class StoredDecision:
             "rows": {kind: rows.to_dict() for kind, rows in self.rows.items()},
             "class_names": self.class_names,
         }
-        return json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n"
+        return json.dumps(sealed(without_nan(content)), indent=1, allow_nan=False) + "\n"
 
     def told(self) -> str:
         """What the rule promises and rests on, in Markdown, with the classes by their names."""
@@ -152,6 +152,7 @@ class StoredDecision:
         )
         if names is not None and found.rule.num_classes not in (1, len(names)):
             raise fields.wrong("class_names", f"null, or {found.rule.num_classes} names")
+        fields.check_seal("the rule")
         return found
 
     def unlike(self, folders: Sequence[Path], method: Recalibrator | None, head: str | None) -> str | None:

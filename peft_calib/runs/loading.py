@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from ..artefact import DECISION_FILES, Artefact
+from ..artefact import DECISION_FILES, Artefact, check_temperatures
 from ..base_models import base_fingerprint
 from ..calibration import TemperatureScaling
 from ..calibration.recalibrate.temperature import POSSIBLE
@@ -69,15 +69,9 @@ class FinishedRun:
         return prediction_variants(self.task.config)
 
     def _stored(self, variant: str) -> Fields:
-        """A variant's temperature; one that was set by hand without its fit, which says nothing of it."""
-        state = read_fields(self.folder.temperature).mapping(variant)
-        used = state.mapping("parameters").number("temperature", above=0)
-        if state.get("fit", None) is None:
-            return state
-        fit = state.mapping("fit")
-        if used == (fit.number("fitted") if fit.flag("applied") else 1.0):
-            return state
-        return replace(state, content={name: value for name, value in state.content.items() if name != "fit"})
+        """What is stored of a variant's temperature; a `ValueError` where it was changed by hand."""
+        check_temperatures(self.folder.path)
+        return read_fields(self.folder.temperature).mapping(variant)
 
     def temperature(self, variant: str) -> TemperatureScaling:
         return TemperatureScaling.from_state(self._stored(variant))
@@ -88,7 +82,7 @@ class FinishedRun:
         return None if fit is None else dict(fit.content)
 
     def text_temperature(self, variant: str) -> float:
-        parameters = read_fields(self.folder.temperature).mapping(variant).mapping("parameters")
+        parameters = self._stored(variant).mapping("parameters")
         return float(parameters.number("temperature", least=POSSIBLE[0], most=POSSIBLE[1]))
 
     def predict(

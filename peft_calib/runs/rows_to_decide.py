@@ -114,15 +114,15 @@ def _rows_of_adapter(
             )
         forms = [found.as_dataset(range(len(found)))]
         if "input_ids" not in rows.column_names:
-            forms = [*_text_forms(rows, inputs, own, name), rows, *forms]
+            forms = [*text_forms(rows, inputs, own, name), rows, *forms]
         known = {one.kind: one for one in map(RowSet.of, forms)}
-        _check_unseen(read_split(place_of(predictor.folder, predictor.artefact.names[0])), known, name)
+        check_unseen_forms(read_split(place_of(predictor.folder, predictor.artefact.names[0])), known, name)
         return RowsToDecide.of(name, found, known, hash_rows(forms[0])[1], seed)
 
     return encoded
 
 
-def _text_forms(rows: Dataset, inputs: Inputs, own: Inputs, name: str) -> list[Dataset]:
+def text_forms(rows: Dataset, inputs: Inputs, own: Inputs, name: str) -> list[Dataset]:
     """What the rows say without their labels and other columns, under each name that training may have known it by.
 
     A run calls its texts as its tasks do, a Trainer as its table did; the column of the label is no input, whatever
@@ -146,12 +146,12 @@ def _text_forms(rows: Dataset, inputs: Inputs, own: Inputs, name: str) -> list[D
     return forms
 
 
-def _check_unseen(record: SplitRecord, known: Mapping[str, RowSet], name: str) -> None:
+def check_unseen_forms(record: SplitRecord, known: Mapping[str, RowSet], name: str, purpose: str = PURPOSE) -> None:
     """Refuse rows that the adapter's record knows, in whatever form it knows rows."""
     forms = {*record.trained_on, *record.calibrated_on}
     for kind in sorted(forms & set(known)):
         seen = ({k: v for k, v in rows.items() if k == kind} for rows in (record.trained_on, record.calibrated_on))
-        check_unseen(SplitRecord(*seen), known[kind], PURPOSE)
+        check_unseen(SplitRecord(*seen), known[kind], purpose)
     if forms and not forms & set(known):
         warnings.warn(
             f"The adapter knows the rows it was trained on as {', '.join(sorted(forms))}, and those of {name} are "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..calibration.scores.table import KEYS, TABLED
+from ..whole_numbers import plain_whole
 
 TASKS = ("seq-cls", "multiple-choice", "token-cls", "causal-lm")
 #: Each method's configuration, named as methods from outside are.
@@ -224,7 +225,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         if not isinstance(items, (list, tuple)) or not all(isinstance(item, (str, int)) for item in items):
             raise TypeError(f"{name} must be a name or a list of names, got {value!r}")
         return [str(item) for item in items]
-    value = _number(value)
+    value = _number(plain_whole(value))
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if plain is bool and isinstance(value, bool):
         return value

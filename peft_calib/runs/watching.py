@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..calibration import Watch, WatchReport, prometheus
 from ..calibration.watch.taken import FURTHER
 from ..console import quiet
 from ..files import file_hash, folder_lock, write_atomically
 from ..json_files import Fields, read_json
-from .deciding import TASKS
 from .evaluation import AFTER, evaluate_run
-from .folder import RunFolder
-from .loading import adapter_digests, head_hash, load_task, read_record
-from .methods import prediction_variants
 from .predictions import PredictedFile, predicted_files, read_predicted
-from .rows import TestData, load_test_rows
 from .sources import FileFormat, read_splits
-from .tasks import Task
+from .watch_subject import Subject, no_test_rows, subject_of
 
 STATE = "watch.json"
 FORMAT_VERSION = 1
 MEND = "Restore it from a copy, or begin anew with --overwrite"
 #: Files that are remembered, so that none is counted twice.
 MOST_FILES = 1000
-PURPOSE = "held as the reference of a watch"
-#: Where a row of a table stood, while rows that the run has seen are left out.
-_PLACE = "__place"
 
 
 @dataclass(frozen=True)
@@ -82,7 +73,7 @@ def watch_run(
     file, whole or not at all; a file that was counted is not counted again.
 
     Args:
-        run_dir: Folder of a finished run.
+        run_dir: Folder of a finished run; or an adapter's folder or Hub id, which begins with a `reference`.
         predictions: What `peft-calib predict` or `predict_to` wrote: a file, or a folder of shards.
         state: Where the watch is kept; `watch.json` in the run if not given.
         data: Labelled rows of the reference, as for `evaluate_run`; the run's own test rows if not given.
@@ -103,16 +94,15 @@ def watch_run(
         The report, and where the watch lies.
 
     Raises:
-        FileNotFoundError: If there is no finished run, or no such predictions.
+        FileNotFoundError: If there is no finished run or adapter, or no such predictions.
         ValueError: For predictions of another adapter, temperature or way, for tables that are none of predictions,
             for settings that a watch has begun without, or rows that the run has seen.
     """
     unknown = set(reading) - {"subset", "encoding", "delimiter", "drop_missing"}
     if unknown:
         raise TypeError(f"watch_run() has no argument {', '.join(sorted(unknown))}")
-    folder = RunFolder(Path(run_dir).absolute())
-    task = _checked_task(folder)
-    place = folder.path / STATE if state is None else Path(state)
+    subject = subject_of(run_dir)
+    place = _place_of(state, subject, run_dir)
     form = FileFormat(reading.get("encoding"), reading.get("delimiter"))
     files = [] if predictions is None else predicted_files(Path(predictions))
     settings: dict[str, Any] = {"false_alarm": false_alarm, "window": window, "seed": seed}
@@ -122,11 +112,11 @@ def watch_run(
         if place.is_file() and not overwrite:
             _refuse_settings(place, about_start)
             kept = _Kept.read(place)
-            _check_same(folder, task, kept, place)
+            _check_same(subject, kept, place)
         else:
-            way = _way(task, how)
+            way = subject.way(how)
             with quiet():
-                start = _Start(folder, task, way, form, progress)
+                start = _Start(subject, way, form, progress)
                 watch = Watch(**{name: value for name, value in settings.items() if value is not None})
                 if reference is None:
                     started = start.by_evaluation(watch, data, split, reading)
@@ -134,23 +124,21 @@ def watch_run(
                     raise ValueError("--reference names the labelled rows: leave out --data and --split")
                 else:
                     started = start.by_file(watch, Path(reference), prefix)
-            kept = _Kept(watch, _identity(folder, task, way), [])
+            kept = _Kept(watch, subject.identity(way), [])
             kept.write(place)
-        counted, skipped = _count(kept, files, place, task, prefix, form)
+        counted, skipped = _count(kept, files, place, subject.label_names, prefix, form)
     report = kept.watch.report()
     if metrics_file is not None:
-        write_atomically(metrics_file, prometheus(report, labels={"run": folder.path.name}))
+        write_atomically(metrics_file, prometheus(report, labels={"run": subject.path.name}))
     return Watched(place, report, counted, tuple(skipped), started)
 
 
-def _checked_task(folder: RunFolder) -> Task:
-    task = load_task(folder)
-    if task.config.task not in TASKS:
-        raise ValueError(
-            f"a watch is for rows with one answer each; a run of --task {task.config.task} answers with tokens. Watch "
-            "whole texts or entities with peft_calib.calibration.Watch and input='confidence'"
-        )
-    return task
+def _place_of(state: str | Path | None, subject: Subject, asked: str | Path) -> Path:
+    if state is not None:
+        return Path(state)
+    if not Path(asked).is_dir():
+        raise ValueError(f"{asked} lies on the Hub, where no watch is kept: say where with --state")
+    return subject.path / STATE
 
 
 def _refuse_settings(place: Path, given: dict[str, Any]) -> None:
@@ -188,36 +176,14 @@ class _Kept:
         return cls(Watch.from_state(state), dict(fields.mapping("of").content), fields.listing("files", str))
 
 
-def _identity(folder: RunFolder, task: Task, way: str) -> dict[str, Any]:
-    """All that a prediction hangs on: another of it, and the reference says nothing."""
-    assert task.labels is not None
-    temperature = read_json(folder.temperature, MEND).mapping(way).mapping("parameters").number("temperature")
-    return {
-        "adapters": adapter_digests(folder, task.config),
-        "temperature": temperature,
-        "head": head_hash(folder, task.config),
-        "how": way,
-        "label_names": list(task.labels.names),
-    }
-
-
-def _way(task: Task, how: str | None) -> str:
-    variants = prediction_variants(task.config)
-    if how is None:
-        return "sample" if "sample" in variants else "mean"
-    if how not in variants:
-        raise ValueError(f"--how must be {' or '.join(variants)} for a run of {task.config.method}, got {how!r}")
-    return how
-
-
-def _check_same(folder: RunFolder, task: Task, kept: _Kept, place: Path) -> None:
-    now = _identity(folder, task, str(kept.of.get("how")))
+def _check_same(subject: Subject, kept: _Kept, place: Path) -> None:
+    now = subject.identity(str(kept.of.get("how")))
     differing = [name for name in now if kept.of.get(name) != now[name]]
     if "head" in differing and "error_probability" not in kept.watch.signals:
         differing.remove("head")  # nothing that is watched hangs on it
     if differing:
         raise ValueError(
-            f"{place} watches another {', '.join(differing)} than {folder.path} has now, so its reference says "
+            f"{place} watches another {', '.join(differing)} than {subject.path} has now, so its reference says "
             "nothing of it. Begin anew with --overwrite"
         )
 
@@ -229,34 +195,31 @@ def _check_same(folder: RunFolder, task: Task, kept: _Kept, place: Path) -> None
 class _Start:
     """Where a watch begins."""
 
-    folder: RunFolder
-    task: Task
+    subject: Subject
     way: str
     form: FileFormat
     progress: bool
 
     def by_evaluation(self, watch: Watch, data: Any, split: str | None, reading: dict[str, Any]) -> str:
         """On the rows of an evaluation, which refuses those that the run has seen."""
-        found = evaluate_run(self.folder.path, data=data, split=split, progress=self.progress, **reading)
+        missing = no_test_rows(self.subject)
+        if missing is not None:
+            raise missing
+        found = evaluate_run(self.subject.path, data=data, split=split, progress=self.progress, **reading)
         watch.start(found.probabilities(self.way, AFTER), found.items["labels"])
         return f"the evaluation on {found.content['data']}, {len(found.items['labels']):,} rows"
 
     def by_file(self, watch: Watch, path: Path, prefix: str) -> str:
         """On predictions of labelled rows."""
-        assert self.task.labels is not None
-        rows = next(iter(read_splits(path, form=self.form).values()))
-        found = read_predicted(rows, str(path), self.task.labels.names, prefix)
-        placed = rows.add_column(_PLACE, list(range(len(rows))))
-        seen = TestData(source=placed, group_column=_PLACE)
-        known = load_test_rows(self.task, read_record(self.folder, self.task), seen, PURPOSE)
-        assert known.groups is not None
-        kept = np.array(known.groups, np.int64)
+        rows, names = next(iter(read_splits(path, form=self.form).values())), self.subject.label_names
+        found = read_predicted(rows, str(path), names, prefix)
+        kept, labels = self.subject.reference(rows, str(path))
         # the mean adapter has one function, whose draws cannot disagree
         further = {name: values[kept] for name, values in found.further.items() if name in self._watched()}
-        labels = np.asarray(known.rows["label"][:])
-        about: dict[str, Any] = {"num_classes": len(self.task.labels.names), **further}
+        about: dict[str, Any] = {"num_classes": len(names), **further}
         watch.start(found.confidence[kept], labels, input="confidence", predicted=found.predicted[kept], **about)
-        left = f", {known.left_out} that the run has seen left out" if known.left_out else ""
+        left_out = len(rows) - len(kept)
+        left = f", {left_out} that the run has seen left out" if left_out else ""
         return f"{path}, {len(kept):,} rows{left}"
 
     def _watched(self) -> tuple[str, ...]:
@@ -267,10 +230,9 @@ class _Start:
 
 
 def _count(
-    kept: _Kept, files: list[PredictedFile], place: Path, task: Task, prefix: str, form: FileFormat
+    kept: _Kept, files: list[PredictedFile], place: Path, names: Sequence[str], prefix: str, form: FileFormat
 ) -> tuple[int, list[str]]:
     """Count files that were not counted yet, and write the state after each."""
-    assert task.labels is not None
     counted, skipped = 0, []
     for file in files:
         file.check_made_by(kept.of)
@@ -278,7 +240,7 @@ def _count(
         if digest in kept.files:
             skipped.append(file.path.name)
             continue
-        found = read_predicted(file.rows(form), str(file.path), task.labels.names, prefix)
+        found = read_predicted(file.rows(form), str(file.path), names, prefix)
         further = {name: found.further.get(name) for name in kept.watch.signals if name in FURTHER}
         lacking = [f"{prefix}{name}" for name, values in further.items() if values is None]
         if lacking:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from ..files import write_atomically
 from ..identity import ADAPTER_MENDS, open_weights, stamp_weights
 from ..json_files import check_fields, read_json
 from ..registry import ensure_peft_type
+from ..whole_numbers import check_whole, plain_whole
 from .sealing import check_fields_recorded, check_folder, embeddings_beside
 from .seeding import seed_of_adapter
 
@@ -93,9 +94,10 @@ class CalibLoraConfig(PeftConfig):
         super().__post_init__()
         if self.peft_name is not None:
             self.peft_type = ensure_peft_type(self.peft_name)
+        for one in fields(self):
+            setattr(self, one.name, plain_whole(getattr(self, one.name)))  # what is saved as JSON
         for name, rank in {"r": self.r, **(self.rank_pattern or {})}.items():
-            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-                raise ValueError(f"The rank of {name!r} must be a positive integer, got {rank!r}.")
+            check_whole(rank, f"The rank of {name!r}", 1)
         for owner in reversed(type(self).__mro__):
             if issubclass(owner, CalibLoraConfig):
                 check_fields(self, owner, type(self).__name__ if self.slot_table is None else CONFIG_NAME)

@@ -261,6 +261,26 @@ def test_rules_travel_with_the_model_until_it_is_recalibrated(decided, tmp_path)
     assert attached_file(predictor.model, THRESHOLD) is None
 
 
+def test_a_rule_that_was_edited_by_hand_is_not_believed(lora, decided, new_file):
+    for name in (THRESHOLD, SETS):
+        place = lora / "adapter" / name
+        place.write_text((decided["lora"] / "adapter" / name).read_text())
+        content = json.loads(place.read_text())
+        settings, promised = content["rule"]["settings"], "risk" if name == THRESHOLD else "alpha"
+        settings[promised] /= 2
+        place.write_text(json.dumps(content))
+        for read in (load_decision, lambda _: quiet_load(lora)):
+            with pytest.raises(ValueError, match=r"was changed after the rule .*Fit the rule again") as told:
+                read(place)
+            assert str(place) in str(told.value)
+        assert str(place) in peft_calib("evaluate", lora, "--data", new_file)
+        del content["digest"]  # a file of an earlier release, which had none
+        place.write_text(json.dumps(content))
+        assert load_decision(place).promise()
+        place.write_text((decided["lora"] / "adapter" / name).read_text())
+    assert quiet_load(lora).predict(["a"]).answered is not None
+
+
 def test_a_rule_may_go_by_the_uncertainty_head(lora, fit_file, new_file):
     told = peft_calib("decide", lora, "--data", fit_file, "--risk", "0.7", "--by", "head", "--overwrite")
     assert "no uncertainty head is stored" in told or "there is no uncertainty head" in told

@@ -135,3 +135,39 @@ def test_what_is_wrong_is_said_in_a_line(ready, tmp_path, train):
     assert str(state) in peft_calib(*words)
     state.write_text(before[:-20])
     assert "damaged" in peft_calib(*words)
+
+
+def test_an_adapter_that_is_no_run_is_watched_by_predictions_of_labelled_rows(ready, tmp_path, capsys):
+    run, place = ready
+    adapter = Path(shutil.copytree(run / "adapter", tmp_path / "adapter"))
+    told = peft_calib("watch", adapter)
+    assert f"{adapter} is no run" in told and "--reference" in told
+    found = watch_run(adapter, place / "like.csv", reference=place / "reference.csv")
+    own = watch_run(run, place / "like.csv", reference=place / "reference.csv", state=tmp_path / "own.json")
+    assert found.state == adapter / "watch.json" and found.report.to_dict() == own.report.to_dict()
+    seen = tmp_path / "seen.csv"
+    trained_on = json.loads((run / "config.json").read_text())["settings"]["data"]
+    predict_table(adapter, trained_on, seen, progress=False)
+    assert "trained on" in peft_calib("watch", adapter, "--reference", seen, "--overwrite")
+    assert "labelled rows" in peft_calib(
+        "watch", adapter, "--reference", _without_labels(place, tmp_path), "--overwrite"
+    )
+    assert "watches another adapters" in _of_another(adapter)
+    (adapter / "predictor.json").unlink()
+    assert "predictor.json would say" in peft_calib("watch", adapter, "--reference", place / "reference.csv")
+    assert "no folder here" in peft_calib("watch", tmp_path / "none", "--reference", place / "reference.csv")
+
+
+def _without_labels(place: Path, folder: Path) -> Path:
+    lines = (place / "reference.csv").read_text().splitlines()
+    file = folder / "unlabelled.csv"
+    file.write_text("\n".join([lines[0].replace("label", "grade", 1), *lines[1:]]) + "\n")
+    return file
+
+
+def _of_another(adapter: Path) -> str:
+    state = adapter / "watch.json"
+    content = json.loads(state.read_text())
+    content["of"]["adapters"] = {".": "sha256:0"}
+    state.write_text(json.dumps(content))
+    return peft_calib("watch", adapter)

@@ -85,6 +85,7 @@ FLOORS = {
         "internals",
         "files",
         "json_files",
+        "whole_numbers",
         "fetching",
         "registry",
         "identity",

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from ...files import write_atomically
-from ...json_files import Fields, describe, read_json, without_nan
+from ...json_files import Fields, describe, read_json, sealed, without_nan
 from ..answers import log_probabilities, unwrapped
 from ..fingerprint import SplitFingerprint, row_hashes, softmax_hashes
 from ..inputs import LogitRows, as_float64, as_logit_rows, as_numpy, as_rows, softmax
@@ -111,17 +111,20 @@ class DecisionRule(ABC):
 
     def save(self, path: str | Path) -> None:
         """Writes the fitted rule to a JSON file, whole or not at all."""
-        write_atomically(path, json.dumps(without_nan(self.state()), allow_nan=False) + "\n")
+        write_atomically(path, json.dumps(sealed(without_nan(self.state())), allow_nan=False) + "\n")
 
     @classmethod
     def load(cls: type[Self], path: str | Path) -> Self:
         """Reads a rule saved by `save`.
 
         Raises:
-            ValueError: If the file holds another rule, is not such a file, or holds values that cannot be; the message
-                names file, field and value.
+            ValueError: If the file holds another rule, is not such a file, holds values that cannot be, or was changed
+                after the fit; the message names file, field and value.
         """
-        return cls.from_state(read_json(path, MEND))
+        fields = read_json(path, MEND)
+        rule = cls.from_state(fields)
+        fields.check_seal("the rule")
+        return rule
 
     @classmethod
     def from_state(cls: type[Self], state: Mapping[str, Any] | Fields) -> Self:

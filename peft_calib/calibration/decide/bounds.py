@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.special import bdtr, betaincinv
 
+from ...whole_numbers import check_whole
+
 
 class NoGuaranteeError(ValueError):
     """The rows do not allow the guarantee that was asked for.
@@ -98,21 +100,7 @@ def check_share(value: Any, name: str, example: float) -> float:
 
 def check_seed(seed: Any) -> int:
     """Returns a whole number of at least 0, and raises ValueError for anything else."""
-    return check_whole(seed, "seed", 0)
-
-
-def check_whole(value: Any, name: str, least: int, most: int | None = None) -> int:
-    """Returns a whole number in range, of Python or numpy, as an int; raises ValueError for anything else.
-
-    Example:
-        >>> check_whole(np.int64(500), "window", 10)
-        500
-    """
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        wanted = f"of at least {least}" if most is None else f"from {least} to {most:,}"
-        raise ValueError(f"`{name}` must be a whole number {wanted}, got {value!r}.")
-    return int(value)
+    return check_whole(seed, "`seed`", 0)
 
 
 def band_text(ends: tuple[float, float]) -> str:

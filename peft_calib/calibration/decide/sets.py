@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from ...json_files import Fields
+from ...whole_numbers import check_whole
 from ..answers import as_given
 from ..bins import top_label
 from ..grouping import Grouping, exact, names_of
 from ..inputs import as_numpy, checked_weights
 from ..recalibrate.temperature import TemperatureScaling
 from .base import DecisionRule, Taken
-from .bounds import check_seed, check_share, check_whole, percent
+from .bounds import check_seed, check_share, percent
 from .groups import BY_LABEL, BY_NAME, BY_PREDICTION, as_classes, as_names, grouping_of, places_in
 from .selective_report import named
 from .set_part import SetPart, fit_part, read_part
@@ -88,7 +89,7 @@ class ConformalSets(DecisionRule):
             raise ValueError("`confidence` goes with a cut at one of the scores: leave out `randomized`, or take APS.")
         if not isinstance(penalty, (int, float)) or not 0.0 <= penalty < np.inf:
             raise ValueError(f"`penalty` must be a number of at least 0, got {penalty!r}.")
-        self.penalty, self.free_ranks = float(penalty), check_whole(free_ranks, "free_ranks", 0)
+        self.penalty, self.free_ranks = float(penalty), check_whole(free_ranks, "`free_ranks`", 0)
         self.parts: tuple[SetPart, ...] = ()
 
     def fit(

@@ -21,9 +21,12 @@ def load_decision(path: str | Path) -> DecisionRule:
         path: The JSON file.
 
     Raises:
-        ValueError: If it is no such file; the message names file, field and value.
+        ValueError: If it is no such file, or was changed after the fit; the message names file, field and value.
     """
-    return decision_of(read_json(path, MEND))
+    fields = read_json(path, MEND)
+    rule = decision_of(fields)
+    fields.check_seal("the rule")
+    return rule
 
 
 def decision_of(fields: Fields) -> DecisionRule:

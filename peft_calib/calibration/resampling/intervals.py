@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 
+from ...whole_numbers import check_whole
 from ..bins import top_label
 from ..inputs import Rows, effective_rows
 from ..scores.binned import loss_of_label, row_brier
@@ -263,8 +264,7 @@ def perfect_draws(
 
 def check_num_resamples(num_resamples: int) -> None:
     """Raises ValueError for fewer than 20 resamples, too few for any quantile."""
-    if isinstance(num_resamples, bool) or not isinstance(num_resamples, (int, np.integer)) or num_resamples < 20:
-        raise ValueError(f"`num_resamples` must be an integer of at least 20 (1000 is usual), got {num_resamples!r}.")
+    check_whole(num_resamples, "`num_resamples`", 20, told=" (1000 is usual)")
 
 
 def bootstrap_counts(generator: np.random.Generator, num_rows: int, num_resamples: int) -> np.ndarray:

@@ -11,7 +11,8 @@ import numpy as np
 
 from ...files import write_atomically
 from ...json_files import Fields, describe, read_json
-from ..decide.bounds import check_seed, check_share, check_whole
+from ...whole_numbers import check_whole
+from ..decide.bounds import check_seed, check_share
 from ..inputs import as_numpy, check_confidence_level
 from ..resampling.bands import wilson_interval
 from .estimates import expected_accuracy, expected_brier
@@ -77,7 +78,7 @@ class Watch:
         self, *, false_alarm: float = 0.01, window: int = 1000, confidence_level: float = 0.95, seed: int = 0
     ) -> None:
         self.false_alarm = check_share(false_alarm, "false_alarm", 0.01)
-        self.window = check_whole(window, "window", FEWEST_ROWS, MOST_WINDOW)
+        self.window = check_whole(window, "`window`", FEWEST_ROWS, MOST_WINDOW)
         self.confidence_level = check_confidence_level(confidence_level)
         self.seed = check_seed(seed)
         self.reference: Reference | None = None

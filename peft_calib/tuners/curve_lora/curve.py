@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ...whole_numbers import check_whole
+
 
 @dataclass(frozen=True)
 class CurveShape:
@@ -22,9 +24,7 @@ class CurveShape:
 
     def __post_init__(self) -> None:
         for name, least in (("num_anchors", 1), ("num_handles", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+            object.__setattr__(self, name, check_whole(getattr(self, name), name, least))
 
     @property
     def degree(self) -> int:
