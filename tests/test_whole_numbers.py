@@ -53,4 +53,4 @@ def test_so_do_the_engine_the_export_the_toolkit_the_client_and_the_settings(tin
     assert ConformalSets(free_ranks=np.int64(2), score="raps").free_ranks == 2
     p = np.array([[0.9, 0.1], [0.2, 0.8]])
     calibration_report(p, [0, 1], num_bins=np.int64(5), confidence_level=None).to_json()
-    assert RunConfig.from_mapping({"data": "x.csv", "rank": np.int64(4), "output_dir": "o"}).rank == 4
+    assert RunConfig.from_mapping({"data": "x.csv", "model": "m", "rank": np.int64(4)}).rank == 4

@@ -141,9 +141,12 @@ class _WatchedAdapter:
 
     def identity(self, way: str) -> dict[str, Any]:
         state = self.artefact.ways.get(way)
-        temperature = 1.0 if state is None else state.mapping("parameters").number("temperature", default=None)
-        if temperature is None:
-            raise ValueError(f"{self.path} is recalibrated by {state.text('method')}, and a watch is for temperatures")
+        temperature = 1.0
+        if state is not None:
+            temperature = state.mapping("parameters").number("temperature", default=None)
+            if temperature is None:
+                told = state.text("method")
+                raise ValueError(f"{self.path} is recalibrated by {told}, and a watch is for temperatures")
         places = {name: place_of(self.path, name) for name in self.artefact.names}
         beside = [self.path, *(places.values() if len(places) == 1 else ())]
         heads = [place / file_names("default")[1] for place in beside]
