@@ -29,11 +29,15 @@ from evidence_page import page
 from harness import describe_machine, parser, write
 from rich.console import Console
 
-from peft_calib.calibration import compare_groups, pool_comparisons
+from peft_calib.calibration import TemperatureScaling, compare_groups, pool_comparisons
 from peft_calib.calibration.resampling.groups import GroupComparison
 from peft_calib.files import write_atomically
+from peft_calib.prediction.sources import LawDraws
 from peft_calib.runs.embedded import DOCUMENTATION, embedded_model, embedded_rows
 from peft_calib.runs.evaluation import AFTER, evaluate_run
+from peft_calib.runs.loading import FinishedRun, read_record
+from peft_calib.runs.methods import ADAPTER
+from peft_calib.runs.rows import TestData, load_run_rows, load_test_rows
 from peft_calib.runs.settings import RunConfig
 from peft_calib.runs.training import train_run
 
@@ -87,8 +91,13 @@ def prepare(cell: str, protocol: dict[str, Any], data: Path, place: Path) -> Non
 
 def one_run(cell: str, method: str, seed: int, protocol: dict[str, Any], runs: Path, model: str) -> dict[str, Any]:
     """Probabilities after the temperature of one run on every set of rows of its cell."""
+    about = protocol["methods"][method]
+    if "run_of" in about:
+        return rescaled(
+            runs / "runs" / f"{cell}-{about['run_of']}-{seed}", about["posterior_scale"], runs / "cells" / cell
+        )
     place = runs / "cells" / cell
-    settings = {**protocol["settings"], **protocol["methods"][method], "seed": seed, "model": model}
+    settings = {**protocol["settings"], **about, "seed": seed, "model": model}
     config = RunConfig.from_mapping({**settings, "data": str(place / "train.jsonl")})
     folder = runs / "runs" / f"{cell}-{method}-{seed}"
     if not (folder / "run.json").is_file():
@@ -103,6 +112,32 @@ def one_run(cell: str, method: str, seed: int, protocol: dict[str, Any], runs: P
             p = evaluation.probabilities(evaluation.main_variant, AFTER)[order]
             found["temperature"] = about["temperature"]
             found[path.stem] = {"p": np.round(p, 6).tolist(), "labels": evaluation.items["labels"][order].tolist()}
+    return found
+
+
+def rescaled(folder: Path, scale: float, place: Path) -> dict[str, Any]:
+    """The same of a run whose draws lie further apart, or nearer, than those it was evaluated with."""
+    finished = FinishedRun.load(folder)
+    finished.model.peft_config[ADAPTER].posterior_scale = scale
+    finished.model.base_model.invalidate_factors()
+    count = LawDraws(finished.model, 0).default_num_samples
+
+    def said(rows: Any) -> tuple[np.ndarray, np.ndarray]:
+        prediction = finished.predict(rows, "sample", count, progress=False)
+        return prediction.probabilities.numpy(), prediction.labels.numpy()
+
+    scaling = TemperatureScaling().fit(
+        *said(load_run_rows(finished.task.config)[1].calibration), input="probabilities"
+    )
+    found: dict[str, Any] = {"seconds": 0.0, "temperature": scaling.temperature}
+    record = read_record(finished.folder, finished.task)
+    for path in sorted(place.glob("*.jsonl")):
+        if path.stem != "train":
+            rows = load_test_rows(finished.task, record, TestData(str(path)))
+            order = np.argsort(rows.keys.view(np.int64), kind="stable")
+            p, labels = said(rows.rows.select(order))
+            p = np.asarray(scaling.transform(p, input="probabilities"))
+            found[path.stem] = {"p": np.round(p, 6).tolist(), "labels": labels.tolist()}
     return found
 
 
@@ -132,6 +167,8 @@ def compared(cell: Path, part: str, protocol: dict[str, Any]) -> list[GroupCompa
         if part not in found[0]:
             return None
         labels = np.array(found[0][part]["labels"])
+        if any(of[part]["labels"] != found[0][part]["labels"] for of in found):
+            raise ValueError(f"{cell}: the runs of {method} were measured on other rows, or in another order")
         groups[method] = [np.array(of[part]["p"]) for of in found]
     if len(groups) < 2 or protocol["baseline"] not in groups:
         return None

@@ -71,7 +71,7 @@ def test_the_road_from_runs_to_a_page_finds_a_known_effect_and_goes_on_where_it_
         evidence.main()
         return capsys.readouterr().out
 
-    assert call("run", *smoke).count(" s\n") == 6
+    assert call("run", *smoke).count(" s\n") == 8
     assert " s\n" not in call("run", *smoke)
     call("table", *smoke, "--output", str(output))
     results = json.loads(output.read_text())

@@ -15,10 +15,10 @@ from ..identity import active_adapter
 from ..prediction import Prediction, predict_dataset
 from ..provenance.companions import attach_recalibration
 from ..provenance.splits import RowSet, check_unseen, record_split
+from ..tuners.factors import Law
 from ..tuners.model import FactorModel
-from ..tuners.posterior import Posterior
 
-#: Multiples of the trained spread that are tried; 0, the mean, always is.
+#: Multiples of the trained spread that are tried; 0, what the draws lie around, always is.
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 #: Probability of leaving the mean for draws that are no better.
 ERROR = 0.05
@@ -78,17 +78,17 @@ def calibrate_posterior(
     probabilities of the draws are averaged and a temperature is fitted; the scale of least negative log-likelihood is
     taken, if its rows show that it is better than the mean: the lower end of a one-sided 95 % interval of the paired
     gain, corrected for the number of scales, lies above zero. Else the scale is 0, and the adapter predicts with its
-    mean from then on, in one forward. (The search is that of training-free Bayesianisation, arXiv 2412.05723, with a
-    temperature on either side and a test.)
+    mean from then on, in one forward; an EnsembleLoRA with moments predicts with its members. (The search is that of
+    training-free Bayesianisation, arXiv 2412.05723, with a temperature on either side and a test.)
 
     The scale is written into the adapter's configuration (`posterior_scale`), the temperature into
     `predictor.json` beside the adapter; `save_pretrained` and `push_to_hub` take both along.
 
     Args:
-        model: A model whose active adapter is a posterior: BayesianLoRA, or a law of your own that derives from
-            `Posterior`.
+        model: A model whose active adapter is a posterior: BayesianLoRA, EnsembleLoRA with `moments`, or a law of
+            your own that derives from `Posterior`.
         rows: Held-out rows with labels, as for `predict_dataset`: ten at least, none of them trained on.
-        num_samples: Draws K of a prediction.
+        num_samples: Draws K of a prediction, at scale 0 of EnsembleLoRA its members.
         scales: Scales to try beside 0.
         seed: Of the draws; predict with the same.
         progress: Show a bar for each scale.
@@ -116,8 +116,8 @@ def calibrate_posterior(
         0.0
     """
     name = active_adapter(model)
-    config = _posterior_of(model, name).config
-    tried, before = _checked_scales(scales), config.posterior_scale
+    law = _posterior_of(model, name)
+    tried, before = _checked_scales(scales), model.peft_config[name].posterior_scale  # type: ignore[attr-defined]
     calibrated_on = _refuse_seen(model, rows)
     options = {"num_samples": num_samples, "seed": seed, "progress": progress, **options}
     try:
@@ -128,7 +128,7 @@ def calibrate_posterior(
     found = _chosen(measured)
     _set_scale(model, name, found.scale)
     record_split(model, calibrated_on=calibrated_on)
-    about = {"num_samples": num_samples, "seed": seed, "posterior_scale": found.scale}
+    about = {"num_samples": law.num_draws or num_samples, "seed": seed, "posterior_scale": found.scale}
     attach_recalibration(model, found.scaling.state(), **about)
     return found
 
@@ -144,8 +144,11 @@ class _Measured:
 
 def _measured(model: PeftModel, rows: Any, scale: float, options: dict[str, Any]) -> _Measured:
     _set_scale(model, active_adapter(model), scale)
-    # one forward where all draws are the mean
-    prediction = predict_dataset(model, rows, **{**options, "how": "mean" if scale == 0 else "sample"})
+    law = _posterior_of(model, active_adapter(model))
+    if scale == 0:  # one forward where all draws are the mean; the members where there are some
+        how = {"how": "mean"} if law.num_draws is None else {"how": "sample", "num_samples": law.num_draws}
+        options = {**options, **how}
+    prediction = predict_dataset(model, rows, **{"how": "sample", **options})
     if not isinstance(prediction, Prediction) or prediction.labels is None:
         raise ValueError("calibrate_posterior needs rows with labels, of a model that answers with classes.")
     labels, logits = prediction.labels.numpy(), log_probabilities(prediction.probabilities)
@@ -180,19 +183,19 @@ def _candidate(found: _Measured, mean: _Measured, level: float) -> Candidate:
     return Candidate(found.scale, found.scaling.temperature, nll, gain, gain - float(half))
 
 
-def _posterior_of(model: PeftModel, name: str) -> Posterior:
+def _posterior_of(model: PeftModel, name: str) -> Law:
     tuner = model.base_model
     law = tuner.get_law(name) if isinstance(tuner, FactorModel) else None
-    if not isinstance(law, Posterior):
+    if law is None or not law.has_scale:
         raise TypeError(
-            f"calibrate_posterior takes an adapter with a posterior, such as BayesianLoRA; the draws of {name!r} "
-            f"({model.peft_config[name].peft_type.value}) have no scale."
+            f"calibrate_posterior takes an adapter with a posterior: BayesianLoRA, or EnsembleLoRA with moments; the "
+            f"draws of {name!r} ({model.peft_config[name].peft_type.value}) have no scale."
         )
     return law
 
 
 def _set_scale(model: PeftModel, name: str, scale: float) -> None:
-    _posterior_of(model, name).config.posterior_scale = scale
+    model.peft_config[name].posterior_scale = scale  # type: ignore[attr-defined]
     model.base_model.invalidate_factors()
 
 

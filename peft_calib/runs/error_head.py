@@ -19,7 +19,7 @@ from ..uncertainty_head.stored import file_names
 from ..uncertainty_head.verdict import judge
 from .folder import RunFolder, read_json
 from .loading import FinishedRun, head_folder, head_hash, load_task
-from .methods import prediction_variants
+from .methods import most_draws, prediction_variants
 from .outside import told_apart
 from .processes import processes
 from .rows import RunRows, load_run_rows
@@ -211,11 +211,11 @@ def _way(task: Task, how: str | None, num_samples: int | None) -> tuple[str, int
         raise ValueError(f"a run of {config.method} predicts with --how {' or '.join(variants)}, got {how!r}")
     if num_samples is None or num_samples == variants[chosen]:
         return chosen, variants[chosen]
-    of_members = config.method in ("ensemble", "ensemble-lora")
-    if chosen == "mean" or num_samples < 2 or (of_members and num_samples > variants[chosen]):
+    most = most_draws(config)
+    if chosen == "mean" or num_samples < 2 or (most is not None and num_samples > most):
         raise ValueError(
             f"--num-samples {num_samples} is no number of draws of {config.method} with --how {chosen}: there are "
-            + ("none" if chosen == "mean" else f"2 to {variants[chosen]}, its members" if of_members else "2 or more")
+            + ("none" if chosen == "mean" else "2 or more" if most is None else f"2 to {most}, its members")
         )
     return chosen, num_samples
 

@@ -29,7 +29,7 @@ from .decided import Decidable, RunDecisions, reached_in
 from .error_head import head_report, load_head, read_head
 from .folder import RunFolder, read_fields, read_json, write_json
 from .loading import FinishedRun, load_task, read_record, run_identity
-from .methods import prediction_variants
+from .methods import most_draws, prediction_variants
 from .outside import outside_report
 from .processes import processes
 from .rows import TestData, TestRows, load_outside_rows, load_test_rows
@@ -294,10 +294,10 @@ def _variants(config: RunConfig, num_samples: int | None) -> dict[str, int]:
         return variants
     if "sample" not in variants:
         raise ValueError(f"a run of {config.method} is deterministic: --num-samples means nothing to it")
-    of_members = config.method in ("ensemble", "ensemble-lora")
-    if num_samples < 1 or (of_members and num_samples > variants["sample"]):
-        most = f" and at most {config.members}, its members" if of_members else ""
-        raise ValueError(f"--num-samples must be at least 1{most}, got {num_samples}")
+    most = most_draws(config)
+    if num_samples < 1 or (most is not None and num_samples > most):
+        bound = "" if most is None else f" and at most {most}, its members"
+        raise ValueError(f"--num-samples must be at least 1{bound}, got {num_samples}")
     return {**variants, "sample": num_samples}
 
 

@@ -98,16 +98,26 @@ def _members(config: RunConfig) -> int:
 
 
 def prediction_variants(config: RunConfig) -> dict[str, int]:
-    """Draws of `"mean"` and `"sample"`: a curve's are its grid of `2 N_cp - 1` points, an ensemble's its members."""
-    if config.method == "ensemble":
-        return {"sample": _members(config)}
+    """Draws of `"mean"` and `"sample"`: a curve's are its grid of `2 N_cp - 1` points, an ensemble's its members.
+
+    Where moments were kept around the members there are `num_samples` draws, and as many around each.
+    """
+    members = most_draws(config)
+    if members is not None:
+        return {"sample": members} if config.method == "ensemble" else {"mean": 1, "sample": members}
     if config.method == "ensemble-lora":
-        return {"mean": 1, "sample": _members(config)}
+        return {"mean": 1, "sample": _members(config) * -(-config.num_samples // _members(config))}
     if config.method != "curve-lora":
         draws_differ = getattr(config_class(config.method), "draws_differ", False)
         return {"mean": 1, "sample": config.num_samples} if draws_differ else {"mean": 1}
     points = 2 * ((config.anchors - 1) * (config.handles + 1) + 1) - 1
     return {"mean": 1, "sample": config.adapter.get("eval_points") or points}
+
+
+def most_draws(config: RunConfig) -> int | None:
+    """How many different draws there are, which are the members of an ensemble; `None` where there is no end."""
+    around = config.method == "ensemble-lora" and config.adapter.get("moments", 0) > 0
+    return _members(config) if config.method in ("ensemble", "ensemble-lora") and not around else None
 
 
 def without_foreign_fields(method: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:

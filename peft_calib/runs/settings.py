@@ -83,8 +83,8 @@ class RunConfig:
         ["all-linear"], "'all-linear', or names of linear maps, also separated by commas."
     )
     adapter: dict[str, Any] = _setting({}, "Further fields of the method's PEFT configuration.")
-    num_samples: int = _setting(8, "Draws K of a prediction (bayesian-lora).", least=1)
-    members: int | None = _setting(None, "Members of an ensemble-lora (2 if not given), of an ensemble (5).", least=2)
+    num_samples: int = _setting(8, "Draws K of a prediction (bayesian-lora, members with moments).", least=1)
+    members: int | None = _setting(None, "Members of an ensemble-lora (2 if not given), of an ensemble (5).", least=1)
     anchors: int = _setting(3, "Anchors N of a curve.", least=2)
     handles: int = _setting(2, "Handles m of a segment of a curve.", least=0)
     mode: str = _setting("anchored", "Curve: 'anchored' trains N LoRAs and joins them, 'free' trains all at once.")

@@ -204,6 +204,11 @@ class Law(nn.Module, ABC):
         """Whether the functions of a `Sample` differ."""
         return self.stochastic or self.num_draws is not None
 
+    @property
+    def has_scale(self) -> bool:
+        """Whether `posterior_scale` of its configuration says how far its draws lie apart."""
+        return False
+
     def spread_parameters(self) -> list[nn.Parameter]:
         """The parameters that say how far draws lie apart, and nothing else."""
         return []

@@ -109,6 +109,11 @@ class Posterior(CountingLaw):
         return self.kl_factor / self.num_items()
 
     @property
+    def has_scale(self) -> bool:
+        """Always: its normals have one."""
+        return True
+
+    @property
     def default_num_samples(self) -> int:
         """One where all draws are the mean."""
         return super().default_num_samples if self.config.posterior_scale > 0 else 1

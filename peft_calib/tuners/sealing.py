@@ -32,7 +32,7 @@ from ..json_files import Fields
 _PREFIX = "base_model.model."
 #: How numbers of an adapter may be stored; whole numbers are counts and seeds only.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_WHOLE = ("num_generations", "draw_seed")
+_WHOLE = ("num_generations", "draw_seed", "num_steps", "num_columns")
 
 
 def record_of(identity: Identity) -> dict[str, Any]:

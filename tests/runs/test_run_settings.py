@@ -92,7 +92,7 @@ def test_a_default_of_zero_is_told(command, flag, default):
         ({"learning_rates": 1}, "unknown setting.*learning_rates; known are data"),
         ({"rank": 0}, "rank must be at least 1"),
         ({"anchors": 1}, "anchors must be at least 2"),
-        ({"members": 1}, "members must be at least 2"),
+        ({"members": 0}, "members must be at least 1"),
         ({"epochs": 0}, "epochs must be positive"),
         ({"calibration_fraction": 0}, "calibration_fraction must lie between 0 and 1"),
         ({"calibration_fraction": 1}, "calibration_fraction must lie between 0 and 1"),

@@ -30,6 +30,12 @@ class EnsembleLoraConfig(CalibLoraConfig):
         fresh_heads: Start the head of every member but the first anew, with the spread of the base model's, so that
             heads differ as those of separate trainings do. `False` starts all of them at the base model's head, for a
             head that is already trained.
+        moments: Deviations R that are kept along the training for draws around every member (SWAG, arXiv 1902.02476);
+            at least 2, or 0 for none. `RegularizerScheduleCallback` has them kept, `peft-calib train` by itself. An
+            adapter's file is 3 + R times as large.
+        moments_start: Part of the training after which they are kept, in [0, 1).
+        posterior_scale: What a draw's distance from its member is multiplied by; at 0 the draws are the members.
+            Chosen by `calibrate_posterior`.
 
     Raises:
         ValueError: For an unknown name, or a number out of its range.
@@ -45,13 +51,24 @@ class EnsembleLoraConfig(CalibLoraConfig):
     seed: int | None = field(default=None, metadata={"help": "Key of the initial values; None follows PyTorch's."})
     fresh_heads: bool = field(default=True, metadata={"help": "Start the heads of further members anew."})
 
+    moments: int = field(default=0, metadata={"help": "Deviations kept for draws around the members; 0: none."})
+    moments_start: float = field(default=0.5, metadata={"help": "Part of the training after which they are kept."})
+    posterior_scale: float = field(default=1.0, metadata={"help": "Scale of the draws around the members."})
+
     peft_name: ClassVar[str] = "ENSEMBLELORA"
     draws_differ: ClassVar[bool] = True
-    training_fields: ClassVar[frozenset[str]] = CalibLoraConfig.training_fields | {"layers", "seed", "fresh_heads"}
+    training_fields: ClassVar[frozenset[str]] = CalibLoraConfig.training_fields | {
+        *("layers", "seed", "fresh_heads", "moments_start")
+    }
 
     def check_values(self) -> None:
         """Refuse numbers of members and layers that cannot be."""
         self.check_sizes({"num_members": 2**12})
+        self.check_ranges({"moments": (0, 2**10), "posterior_scale": (0, None)})
+        if self.moments == 1:
+            raise ValueError("moments must be 0 or at least 2: one deviation says nothing of a spread.")
+        if not 0 <= self.moments_start < 1:
+            raise ValueError(f"moments_start is a part of the training in [0, 1), got {self.moments_start!r}.")
         named = isinstance(self.layers, str) and self.layers in SHARES
         counted = isinstance(self.layers, int) and not isinstance(self.layers, bool) and self.layers >= 1
         if not named and not counted:
@@ -77,5 +94,9 @@ class EnsembleLoraConfig(CalibLoraConfig):
         return num_layers - self.layers
 
     def sizes_in(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:
-        """The number of members is the first size of every factor."""
-        return {"num_members": {shape[0] for name, shape in shapes.items() if name.startswith(("A.", "B.")) and shape}}
+        """The number of members is the first size of every factor, that of deviations the first of theirs."""
+
+        def first(*beginnings: str) -> set[int]:
+            return {shape[0] for name, shape in shapes.items() if name.startswith(beginnings) and shape}
+
+        return {"num_members": first("A.", "B."), "moments": first("moments.deviations/")}
