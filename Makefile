@@ -13,7 +13,7 @@ BIN = $(VENV)/bin
 .PHONY: help install dist docs demo test test-oldest test-serving test-wheel quality style bench evidence conformance gpu gpu-wheels clean
 
 help:
-	@echo "make demo         fine-tune MiniLM with three methods on real text and print how calibrated each is"
+	@echo "make demo         fine-tune MiniLM with four methods on real text and print how calibrated each is"
 	@echo "make test         run the test suite"
 	@echo "make test-oldest  run the suite against the oldest supported transformers, huggingface-hub and peft"
 	@echo "make test-serving compare a real vLLM on the CPU, in an environment of its own, with our own draws"

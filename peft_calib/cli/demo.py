@@ -43,7 +43,7 @@ def demo(
     ] = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Fine-tune with plain LoRA, HyperLoRA and BayesianLoRA, and print how calibrated each is.
+    """Fine-tune with plain LoRA, HyperLoRA, BayesianLoRA and EnsembleLoRA, and print how calibrated each is.
 
     With no option: the embedded encoder on real sentences from the documentation of installed libraries ("which
     library does this sentence document?"), in a few minutes on two cores and without a network.

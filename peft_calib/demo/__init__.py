@@ -1,4 +1,4 @@
-"""A calibration study on real text from end to end: three runs, and one table of them."""
+"""A calibration study on real text from end to end: four runs, and one table of them."""
 
 from ..runs.embedded import embedded_model
 from .data import TextData, load_text_data

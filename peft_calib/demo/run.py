@@ -1,4 +1,4 @@
-"""From text to a calibrated number: LoRA, HyperLoRA and BayesianLoRA as runs on the same rows, side by side."""
+"""From text to a calibrated number: LoRA and three of our methods as runs on the same rows, side by side."""
 
 from __future__ import annotations
 
@@ -32,7 +32,14 @@ from .table import Line, reliability_grid, result_table
 
 FINISHED = "report.json"  # written last: a folder that has it holds a finished demonstration
 #: How the table calls a method, and how the command line does.
-METHODS = {"LoRA": "lora", "HyperLoRA": "hyper-lora", "BayesianLoRA": "bayesian-lora"}
+METHODS = {
+    "LoRA": "lora",
+    "HyperLoRA": "hyper-lora",
+    "BayesianLoRA": "bayesian-lora",
+    "EnsembleLoRA": "ensemble-lora",
+}
+#: Which way of predicting is shown of a method; the mean adapter of the others.
+SHOWN = {"EnsembleLoRA": "sample"}
 #: What gets an uncertainty head, fitted on the calibration rows.
 WITH_HEAD = ("LoRA",)
 #: Nothing is watched or continued here; grouping by length is a third less padding, hence time.
@@ -85,11 +92,11 @@ def run_demo(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Train LoRA, HyperLoRA and BayesianLoRA alike and report how calibrated each is, LoRA with an uncertainty head.
+    """Train LoRA and three of our methods alike and report how calibrated each is, LoRA with an uncertainty head.
 
     BayesianLoRA is measured twice: its mean, which costs what LoRA costs, and the mean of the probabilities of 8
-    draws. The folder gets the runs, their adapters, HyperLoRA also as a plain LoRA, `reliability.png`, and
-    `report.json`, last.
+    draws; EnsembleLoRA by the mean of its members' probabilities. The folder gets the runs, their adapters, HyperLoRA
+    also as a plain LoRA, `reliability.png`, and `report.json`, last.
     """
     place, console = check_output_dir(output_dir, overwrite), console or Console()
     with quiet():
@@ -121,12 +128,12 @@ def _make(config: RunConfig, outside: Any, about: dict[str, Any], folder: Path, 
         _copy(place.adapter(ADAPTER), folder / name.lower())
         stage = facts["stages"][ADAPTER]
         counted = {"trainable_parameters": stage["trainable_parameters"], "training_seconds": stage["seconds"]}
-        methods[name] = {**counted, **_numbers(runs[name], "mean")}
+        methods[name] = {**counted, **_numbers(runs[name], SHOWN.get(name, "mean"))}
     with quiet(), own_random_state():
         export = _export(FinishedRun.load(folder / "runs" / "hyperlora"), folder / "hyperlora-as-lora")
         draws = {**_about_draws(runs["BayesianLoRA"]), **_spread(FinishedRun.load(folder / "runs" / "bayesianlora"))}
-    lines = [Line(name, found, "mean") for name, found in runs.items()]
-    lines.append(Line(f"{config.num_samples} draws of it", runs["BayesianLoRA"], "sample"))
+    lines = [Line(name, found, SHOWN.get(name, "mean")) for name, found in runs.items()]
+    lines.insert(-1, Line(f"{config.num_samples} draws of it", runs["BayesianLoRA"], "sample"))
     reliability_grid(lines).savefig(folder / "reliability.png", dpi=120)
     baseline = runs["LoRA"].content["baseline"]
     report = {

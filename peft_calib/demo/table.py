@@ -9,12 +9,15 @@ from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..calibration import calibration_report
-from ..calibration.report.plots import draw_histogram, draw_reliability, new_figure
+from ..calibration.inputs import as_rows
+from ..calibration.report.plots import draw_before_after, new_figure, top_bins
 from ..calibration.scores.table import HEADLINES
 from ..runs.baseline import CALLED
 from ..runs.evaluation import AFTER, BEFORE, Evaluation
 from ..runs.tables import verdict_of_head
+
+#: Panels of the picture beside each other.
+_COLUMNS = 3
 
 
 class Line(NamedTuple):
@@ -27,6 +30,13 @@ class Line(NamedTuple):
     @property
     def found(self) -> dict[str, Any]:
         return self.evaluation.content["variants"][self.variant]
+
+    @property
+    def title(self) -> str:
+        """The name where no line above says what "it" is."""
+        if self.variant == "mean":
+            return self.name
+        return f"{self.evaluation.content['method']}, {self.found['num_samples']} draws"
 
 
 def result_table(lines: Sequence[Line], title: str | None, baseline: Mapping[str, Any]) -> Table:
@@ -50,20 +60,26 @@ def result_table(lines: Sequence[Line], title: str | None, baseline: Mapping[str
 
 
 def reliability_grid(lines: Sequence[Line]) -> Figure:
-    """Reliability diagrams, one row each: before and after the temperature."""
-    figure = new_figure(9.0, 5.2 * len(lines))
-    axes = figure.subplots(2 * len(lines), 2, sharex=True, squeeze=False, height_ratios=(4, 1) * len(lines))
-    for row, line in enumerate(lines):
-        titles = {BEFORE: line.name, AFTER: f"{line.name}, temperature {line.found['temperature']:.2f}"}
-        for column, (stage, title) in enumerate(titles.items()):
-            probabilities = line.evaluation.probabilities(line.variant, stage)
-            bins = calibration_report(probabilities, line.evaluation.items["labels"], confidence_level=None).bins
-            diagram, histogram = axes[2 * row : 2 * row + 2, column]
-            draw_reliability(diagram, bins, 0.95)
-            draw_histogram(histogram, bins)
-            diagram.set(title=title, ylabel="accuracy" if column == 0 else None)
-            diagram.legend(loc="upper left", fontsize=8, frameon=False)
-            histogram.set_xlabel("confidence")
+    """Reliability curves of every line before and after its temperature, three panels a row, and one legend."""
+    rows, columns = -(-len(lines) // _COLUMNS), min(_COLUMNS, len(lines))
+    figure = new_figure(4.0 * columns, 3.6 * rows + 0.4)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, line in zip(panels.flat, lines, strict=False):
+        labels = line.evaluation.items["labels"]
+        stages = [line.evaluation.probabilities(line.variant, stage) for stage in (BEFORE, AFTER)]
+        before, after = (top_bins(as_rows(p, labels), 15) for p in stages)
+        draw_before_after(axes, before, after, with_errors=False)
+        errors = [f"ECE {line.found[stage]['ece']:.3f}" for stage in (BEFORE, AFTER)]
+        axes.text(0.04, 0.95, f"{errors[0]}, then {errors[1]}", va="top", transform=axes.transAxes)
+        axes.set(title=f"{line.title}, T = {line.found['temperature']:.2f}")
+    for axes in panels[:, 0]:
+        axes.set(ylabel="accuracy")
+    for axes in panels.flat[len(lines) - columns : len(lines)]:  # nothing stands below these
+        axes.set(xlabel="confidence")
+        axes.tick_params(labelbottom=True)
+    for axes in panels.flat[len(lines) :]:
+        axes.set_axis_off()
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

@@ -24,6 +24,7 @@ ADAPTERS = {
     "lora": "LORA",
     "hyperlora": "HYPERLORA",
     "bayesianlora": "BAYESIANLORA",
+    "ensemblelora": "ENSEMBLELORA",
     "hyperlora-as-lora": "LORA",
 }
 
@@ -64,14 +65,14 @@ def test_what_is_written(run):
     for name, kind in ADAPTERS.items():
         assert json.loads((folder / name / "adapter_config.json").read_text())["peft_type"] == kind
         assert (folder / name / "adapter_model.safetensors").is_file()
-    for name in ("lora", "hyperlora", "bayesianlora"):
+    for name in ("lora", "hyperlora", "bayesianlora", "ensemblelora"):
         assert (folder / "runs" / name / "run.json").is_file()
     assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".tmp")]
 
 
 def test_what_is_reported(run):
     _, report, printed, *_ = run
-    assert set(report["methods"]) == {"LoRA", "HyperLoRA", "BayesianLoRA"}
+    assert set(report["methods"]) == {"LoRA", "HyperLoRA", "BayesianLoRA", "EnsembleLoRA"}
     assert report["data"]["rows"] == {"train": 210, "calibration": 700, "test": 1750, "outside": 600}
     for name, method in report["methods"].items():
         assert method["trainable_parameters"] > 0
@@ -164,9 +165,17 @@ def test_the_table_fits_a_terminal(run):
     assert "OOD" not in stream.getvalue()
 
 
-def test_picture_has_two_diagrams_for_each_method(run, tmp_path):
-    lines = [Line("LoRA", evaluation(run[0], "lora"), "mean")] * 2
-    assert len(reliability_grid(lines).axes) == 8
+def test_the_picture_has_a_panel_for_each_line_and_one_legend(run):
+    lines = [Line("LoRA", evaluation(run[0], "lora"), "mean")] * 5
+    figure = reliability_grid(lines)
+    shown = [axes for axes in figure.axes if axes.axison]
+    assert len(shown) == 5
+    assert [len(axes.lines) for axes in shown] == [3] * 5  # the diagonal, before, after
+    assert [axes.get_legend() for axes in shown] == [None] * 5
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["before its temperature", "after its temperature"]
+    width, height = figure.get_size_inches()
+    assert height < width <= 12  # fits a screen
 
 
 def test_a_finished_run_is_not_overwritten_by_accident(run):

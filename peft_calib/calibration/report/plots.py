@@ -261,18 +261,22 @@ def before_after_diagram(
     """Reliability curves before and after recalibration, for the same labels, in one picture."""
     figure = new_figure(5.0, 4.8)
     axes = figure.subplots()
+    first, second = (top_bins(as_rows(p, labels, input=input), check_num_bins(num_bins)) for p in (before, after))
+    draw_before_after(axes, first, second)
+    axes.set(xlabel="confidence", ylabel="accuracy")
+    axes.legend(loc="upper left", frameon=False)
+    return figure
+
+
+def draw_before_after(axes: Axes, before: BinStatistics, after: BinStatistics, with_errors: bool = True) -> None:
+    """Draws both curves with their Wilson bands into existing axes; the ECE is in their labels `with_errors`."""
     axes.plot([0, 1], [0, 1], "--", color=BLACK, lw=1.2)
-    styles = (("before", before, VERMILLION, "s--"), ("after", after, BLUE, "o-"))
-    for name, predictions, color, style in styles:
-        rows = as_rows(predictions, labels, input=input)
-        bins = top_bins(rows, check_num_bins(num_bins))
+    for name, bins, color, style in (("before", before, VERMILLION, "s--"), ("after", after, BLUE, "o-")):
         # A bin of one or two rows says nothing and would pull the eye to 0 or 1.
         filled = bins.counts >= min(MIN_DRAWN, bins.counts.max())
         low, high = wilson_interval(bins.outcome_sums, bins.counts, 0.95)
         axes.fill_between(bins.confidence[filled], low[filled], high[filled], color=color, alpha=0.15, lw=0)
-        label = f"{name}: ECE {calibration_error(bins):.3f}"
+        label = f"{name}: ECE {calibration_error(bins):.3f}" if with_errors else f"{name} its temperature"
         axes.plot(bins.confidence[filled], bins.outcome[filled], style, color=color, lw=2.2, ms=5, label=label)
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(loc="upper left", frameon=False)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.grid(alpha=0.3)
-    return figure
