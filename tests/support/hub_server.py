@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub.constants as constants
 import pytest
+from huggingface_hub import hf_api
 
 TOKEN = "hf_for_the_server_of_the_tests"
 
@@ -66,6 +67,7 @@ def client_of_a_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A server, and the client of this process asking it instead of the Hub."""
     server = HubServer()
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(hf_api.api, "endpoint", server.url)  # made when the module was imported; PEFT asks it
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
     )
