@@ -102,10 +102,11 @@ def main() -> None:
     options.add_argument("--data", type=Path, required=True)
     options.add_argument("--runs", type=Path, default=Path("evidence-runs"))
     options.add_argument("--cells", nargs="+", default=CELLS)
+    options.add_argument("--teachers", nargs="+", default=list(TEACHERS), choices=list(TEACHERS))
     args = options.parse_args()
     protocol = json.loads(PROTOCOL.read_text(encoding="utf-8"))
     results = {"machine": describe_machine(), "students": kept(args.output).get("students", {})}
-    for name in TEACHERS:
+    for name in args.teachers:
         for cell in args.cells:
             key = f"{cell}, {name}"
             if key not in results["students"]:
