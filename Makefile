@@ -10,13 +10,14 @@ THREADS = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 OFFLINE = HF_HUB_OFFLINE=1 HF_EVALUATE_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 BIN = $(VENV)/bin
 
-.PHONY: help install dist docs demo test test-oldest test-serving test-wheel quality style bench evidence conformance gpu gpu-wheels clean
+.PHONY: help install dist docs demo test test-oldest test-serving bench-served test-wheel quality style bench evidence conformance gpu gpu-wheels clean
 
 help:
 	@echo "make demo         fine-tune MiniLM with four methods on real text and print how calibrated each is"
 	@echo "make test         run the test suite"
 	@echo "make test-oldest  run the suite against the oldest supported transformers, huggingface-hub and peft"
 	@echo "make test-serving compare a real vLLM on the CPU, in an environment of its own, with our own draws"
+	@echo "make bench-served measure how many prompts a second that vLLM answers, by lists and one by one"
 	@echo "make test-wheel   build the wheel, install it into an empty environment and use it from there"
 	@echo "make quality      check style and types; make style mends what can be mended"
 	@echo "make docs         build the documentation as a site; what is wrong with a link or a name is an error"
@@ -76,6 +77,10 @@ $(SERVING)/.installed: Makefile pyproject.toml setup.py
 test-serving: install $(SERVING)/.installed
 	$(THREADS) $(OFFLINE) PYTHONPATH=$(SERVING)/weights SERVING_PYTHON=$(abspath $(SERVING))/bin/python \
 		SERVED_RESULTS=$(SERVED_RESULTS) $(BIN)/python -m pytest -s tests/serving $(PYTEST_ARGS)
+
+bench-served: install $(SERVING)/.installed
+	$(THREADS) $(OFFLINE) PYTHONPATH=$(SERVING)/weights SERVING_PYTHON=$(abspath $(SERVING))/bin/python \
+		$(BIN)/python benchmarks/served.py --output benchmarks/results/served_throughput.json $(BENCH_ARGS)
 
 # The wheel in an environment of its own, run from an empty folder, so that nothing can be found in the checkout.
 test-wheel: install

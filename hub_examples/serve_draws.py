@@ -34,7 +34,19 @@ def vllm_command(base: str, draws: Path, host: str, port: int) -> list[str]:
     modules = [f"{name}={(draws / name).resolve()}" for name in names]
     options = ["--enable-lora", "--max-loras", str(len(names)), "--max-lora-rank", str(allowed)]
     options += ["--runner", "pooling"] if configs[0]["task_type"] == "SEQ_CLS" else []
+    options += adapted_modules(configs)
     return [*vllm_server(base), "--host", host, "--port", str(port), *options, "--lora-modules", *modules]
+
+
+def adapted_modules(configs: list[dict[str, Any]]) -> list[str]:
+    """Say which modules the draws adapt, where vLLM takes that; else it computes LoRAs of all, the output's too."""
+    names = {name.rpartition(".")[2] for config in configs for name in config["target_modules"]}
+    spec = find_spec("vllm")  # importing it would take many seconds
+    arguments = Path(getattr(spec, "origin", None) or "").parent / "engine/arg_utils.py"
+    listed = all(isinstance(config["target_modules"], list) for config in configs)
+    if not listed or not arguments.is_file() or "--lora-target-modules" not in arguments.read_text():
+        return []
+    return ["--lora-target-modules", *sorted(names)]
 
 
 def vllm_server(base: str) -> list[str]:

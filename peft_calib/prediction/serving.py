@@ -30,7 +30,7 @@ MOST_IDS = 128
 class Limits:
     """How a server is asked: prompts and seconds of one request, and how many are under way."""
 
-    prompts_per_request: int = 32
+    prompts_per_request: int = 64
     concurrency: int = 8
     timeout: float = 120.0
 
@@ -54,7 +54,7 @@ def predict_served(
     draws: Sequence[str] | None = None,
     top_logprobs: int = 20,
     concurrency: int = 8,
-    prompts_per_request: int = 32,
+    prompts_per_request: int = 64,
     api_key: str | None = None,
     timeout: float = 120.0,
 ) -> Prediction:

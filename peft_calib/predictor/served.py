@@ -37,7 +37,7 @@ def predict_served(
     base_model: str | Path | None = None,
     top_logprobs: int = 20,
     concurrency: int = 8,
-    prompts_per_request: int = 32,
+    prompts_per_request: int = 64,
     api_key: str | None = None,
     timeout: float = 120.0,
 ) -> Prediction | CalibratedPrediction:

@@ -186,6 +186,22 @@ def test_vllm_command(served, example):
     assert json.loads((Path(modules["mean"]) / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
 
+def test_the_command_names_the_adapted_modules_where_vllm_takes_that(served, example, monkeypatch, tmp_path):
+    _, _, folder, _ = served
+    (tmp_path / "engine").mkdir()
+    found = type("Spec", (), {"origin": str(tmp_path / "__init__.py")})
+    monkeypatch.setattr(example, "find_spec", lambda name: found)
+    arguments = tmp_path / "engine/arg_utils.py"
+    arguments.write_text("--enable-lora")
+    assert "--lora-target-modules" not in example.vllm_command("base", folder / "draws", "127.0.0.1", 8000)
+    arguments.write_text("--lora-target-modules")
+    command = example.vllm_command("base", folder / "draws", "127.0.0.1", 8000)
+    place = command.index("--lora-target-modules")
+    stored = json.loads((folder / "draws/draw-0/adapter_config.json").read_text())["target_modules"]
+    assert command[place + 1 : command.index("--lora-modules")] == sorted({n.split(".")[-1] for n in stored})
+    assert example.adapted_modules([{"target_modules": ".*attn.*"}]) == []
+
+
 def test_script_asks(served, example, monkeypatch, capsys):
     model, tokenizer, _, url = served
     ids = tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
