@@ -5,6 +5,8 @@ As `peft_calib_vllm`, this imports nothing of the package. Tests hold it to `Sel
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ import numpy as np
 #: What counts as a probability of zero, as in `peft_calib.calibration`.
 SMALLEST = float(np.finfo(np.float32).tiny)
 FILES = {"threshold": "decision.threshold.json", "sets": "decision.sets.json"}
+RULES = ("SelectiveThreshold", "ConformalSets")
 NONE = "No decision rule lies beside the draws: peft-calib decide fits one, and an export carries it along."
 OTHER_TOKENS = "The decision rules are for the stored answers, and this request names others."
 
@@ -174,6 +177,8 @@ class Rules:
             stored = read(folder / name)
             if stored is None:
                 continue
+            if stored.get("digest", seal_of(stored)) != seal_of(stored):
+                raise ValueError(f"{folder / name} was changed after the rule in it was fitted. Fit it again.")
             try:
                 why = _unlike(stored, adapters, applied, label_tokens)
                 rule = stored["rule"]
@@ -200,6 +205,20 @@ class Rules:
         return rows
 
 
+def seal_of(content: dict[str, Any]) -> str:
+    """SHA-256 of a file's content without its digest, in the spelling of the package."""
+    said = {name: _spelled(value) for name, value in content.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _spelled(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_spelled(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _unlike(
     stored: dict[str, Any], adapters: Sequence[str] | None, way: dict[str, Any] | None, tokens: Sequence[int] | None
 ) -> str | None:
@@ -207,6 +226,8 @@ def _unlike(
     to = stored["fitted_to"]
     if stored["format_version"] != 1 or stored["rule"]["format_version"] != 1:
         return "has a format that this plugin does not read"
+    if stored["rule"]["rule"] not in RULES:
+        return f"is a {stored['rule']['rule']}, which this plugin does not apply"
     if list(stored["adapters"]) != list(adapters or ()):
         return "was fitted for other weights than these draws: peft-calib export writes the draws with their rule"
     if to["how"] != "sample" or to["num_samples"] != len(stored["adapters"]):

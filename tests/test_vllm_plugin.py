@@ -20,7 +20,7 @@ from test_predictor import temperature
 import peft_calib_vllm as plugin
 from peft_calib.calibration import ConformalSets, SelectiveThreshold
 from peft_calib.calibration.recalibrate import load_state
-from peft_calib.json_files import Fields
+from peft_calib.json_files import Fields, sealed
 from peft_calib.prediction import Prediction
 from peft_calib.predictor import CalibratedPrediction
 from peft_calib_vllm import Asked, Counts, Engine, Served, answer, combined, respond
@@ -179,6 +179,14 @@ def test_rules_of_other_draws_and_damaged_ones(folder):
     content = json.loads(place.read_text())
     place.write_text(json.dumps(content | {"adapters": ["a", "x"]}))
     assert "other weights than these draws" in Served.of(paths(folder)).rules.told
+    other = content["rule"] | {"rule": "SomeOtherRule"}
+    place.write_text(json.dumps(content | {"rule": other}))
+    assert "is a SomeOtherRule" in Served.of(paths(folder)).rules.told
+    place.write_text(json.dumps(sealed(content)))
+    assert Served.of(paths(folder)).rules.threshold is not None
+    place.write_text(json.dumps(sealed(content) | {"promise": "Nothing is wrong."}))
+    with pytest.raises(ValueError, match="was changed after"):
+        Served.of(paths(folder))
     place.write_text(json.dumps(content | {"format_version": 2}))
     assert "does not read" in Served.of(paths(folder)).rules.told
     for damage in ({"rule": {}}, {"fitted_to": None}, {"rule": content["rule"] | {"num_classes": 2, "fitted": {}}}):
