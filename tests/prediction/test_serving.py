@@ -134,16 +134,18 @@ def test_draws_are_found_by_name(served):
 
 
 def test_refusals(served):
-    url = served[-1]
-    with pytest.raises(ValueError, match="' no such token' is 3 tokens"):
-        predict_served(url, PROMPTS, [" no such token", "other"])
-    with pytest.raises(ConnectionError, match="does not exist"):
-        predict_served(url, PROMPTS, ["a", "b"], draws=["draw-9"])
-    with pytest.raises(ConnectionError, match="cannot be reached"):
-        predict_served("http://127.0.0.1:9/v1", PROMPTS, ["a", "b"])
-    word = tokenizer_word(served[1])
-    with pytest.raises(ValueError, match="two of them are one token"):
-        predict_served(url, PROMPTS, [word, served[1].convert_tokens_to_ids(word)])
+    url, word = served[-1], tokenizer_word(served[1])
+
+    def refused(kind, message, *arguments, **options):
+        with pytest.raises(kind, match=message) as caught:
+            predict_served(*arguments, **options)
+        assert "\n" not in str(caught.value)
+
+    refused(ValueError, "' no such token' is 3 tokens", url, PROMPTS, [" no such token", "other"])
+    refused(ConnectionError, "does not exist", url, PROMPTS, ["a", "b"], draws=["draw-9"])
+    refused(ConnectionError, "cannot be reached", "http://127.0.0.1:9/v1", PROMPTS, ["a", "b"])
+    same = [word, served[1].convert_tokens_to_ids(word)]
+    refused(ValueError, "two of them are one token", url, PROMPTS, same)
     with pytest.raises(ValueError, match="two different"):
         predict_served(url, PROMPTS, ["a", "a"])
     with pytest.raises(ValueError, match="at least one"):
