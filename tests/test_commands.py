@@ -18,6 +18,7 @@ from peft_calib.runs import limits
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("roberta-base", "bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2")
+DECODER = "HuggingFaceTB/SmolLM2-135M"
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")), "hub_examples/train.yaml"]
 OTHERS = ("make", "pip", "python", "python3", "git", "cd", "torchrun")
 
@@ -54,18 +55,35 @@ def rows(count: int, seed: int) -> list[tuple[str, str]]:
     ]
 
 
+def questions(count: int, seed: int) -> list[dict]:
+    return [{"question": text, "choices": ["rain", "sunday", text], "answer": "rain"} for text, _ in rows(count, seed)]
+
+
+def sentences(count: int, seed: int) -> list[dict]:
+    words = [text.split() for text, _ in rows(count, seed)]
+    return [{"tokens": row, "tags": ["B-PER" if len(word) % 3 == 0 else "O" for word in row]} for row in words]
+
+
+def write(path: Path, content: list[dict]) -> None:
+    path.write_text("\n".join(map(json.dumps, content)))
+
+
 @pytest.fixture
-def place(tmp_path, tiny_model_folder, monkeypatch) -> Path:
+def place(tmp_path, tiny_model_folder, tiny_decoder_folder, monkeypatch) -> Path:
     """A working folder with the files that the pages name, and models and data under the names of Hub ids."""
     for name in MODELS:
         shutil.copytree(tiny_model_folder, tmp_path / name)
+    shutil.copytree(tiny_decoder_folder, tmp_path / DECODER)
     shutil.copytree(ROOT / "hub_examples", tmp_path / "hub_examples")
+    for name, seed in (("", 7), ("more_", 8)):
+        write(tmp_path / f"{name}questions.jsonl", questions(60, seed))
+        write(tmp_path / f"{name}sentences.jsonl", sentences(60, seed))
     for name, seed in (("reviews", 0), ("held_out", 1), ("tweets", 2), ("rows", 3)):
         label = "label" if name == "rows" else "mood"
         lines = [f"text,{label}", *(",".join(row) for row in rows(60, seed))]
         (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
     pairs = [{"question": text, "answer": text[::-1], "label": label} for text, label in rows(60, 4)]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    write(tmp_path / "pairs.jsonl", pairs)
     (tmp_path / "run.yaml").write_text("data: reviews.csv\nlabel_column: mood\nmodel: roberta-base\n")
     glue = tmp_path / "nyu-mll/glue"
     head = "---\nconfigs:\n"

@@ -167,6 +167,12 @@ def for_files(reader: Reader) -> dict:
     return {}
 
 
+def for_texts(reader: Reader) -> dict:
+    reader.adapted().save_pretrained("runs/texts")
+    reader.tokenizer.save_pretrained("runs/texts")
+    return {}
+
+
 def for_hub(reader: Reader) -> dict:
     """The base model lies on the Hub too, under the name that the adapter has for it."""
     HfApi().create_repo("user/base")
@@ -219,6 +225,7 @@ PAGES = {
     "curve-lora.md": for_curves,
     "ensemble-lora.md": for_members,
     "files.md": for_files,
+    "guide-texts.md": for_texts,
     "hub.md": for_hub,
     "hyper-lora.md": lambda reader: {},
     "prediction.md": for_prediction,
