@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.special import softmax
 
-from peft_calib.calibration.report.render import picture
+from peft_calib.calibration.report.page import picture
 
 # predictions, references, settings -> a heading in Markdown, and HTML below it
 Measure = Callable[[Any, Any, dict[str, Any]], tuple[str, str]]

@@ -41,7 +41,7 @@ class CalibrationCallback(TrainerCallback):
 
     Its own memory does not grow with the number of rows; with `batch_eval_metrics=True` the Trainer's does not either.
     For every evaluation the output folder gets `reliability_<split>_step_<n>.png` and
-    `calibration_<split>_step_<n>.json`, written by the main process, and TensorBoard the picture.
+    `calibration_<split>_step_<n>.json`, written by the main process, and the trackers of `report_to` the picture.
 
     Args:
         num_bins: Bins of every binned score.

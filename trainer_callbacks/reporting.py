@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import rewrite_logs
 
@@ -17,10 +19,15 @@ WAY_OUT = (
 )
 
 
+#: Trackers of `report_to` whose modules log to the run that the Trainer's callback has begun.
+TRACKERS = ("wandb", "trackio")
+
+
 class LateLog:
     """Adds to logs that the Trainer's loggers have seen already, as they come before a user's callbacks.
 
-    Numbers reach later callbacks, the Trainer's history and, if in `report_to`, TensorBoard by a writer of our own.
+    Numbers reach later callbacks, the Trainer's history and, of what is in `report_to`, TensorBoard by a writer of our
+    own, wandb and trackio through the run that the Trainer has begun there.
     """
 
     def __init__(self) -> None:
@@ -33,17 +40,22 @@ class LateLog:
         logs.update(numbers)
         if state.log_history:
             state.log_history[-1].update(numbers)
+        shown = rewrite_logs(numbers)
         writer = self.writer(args, state)
         if writer is not None:
-            for name, value in rewrite_logs(numbers).items():
+            for name, value in shown.items():
                 writer.add_scalar(name, value, state.global_step)
+        for tracker in _trackers(args, state):
+            tracker.log({**shown, STEP: state.global_step})
 
     def add_figure(self, args: TrainingArguments, state: TrainerState, name: str, figure: Any) -> None:
-        """Shows a picture in TensorBoard, if that is in `report_to`."""
+        """Shows a picture wherever numbers go that can show one."""
         writer = self.writer(args, state)
         if writer is not None:
             writer.add_figure(name, figure, state.global_step)
             writer.flush()
+        for tracker in _trackers(args, state):
+            tracker.log({name: tracker.Image(_pixels(figure)), STEP: state.global_step})
 
     def writer(self, args: TrainingArguments, state: TrainerState) -> Any:
         """The writer, made when it is first needed; None without TensorBoard or off the main process."""
@@ -64,6 +76,30 @@ class LateLog:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_writer": None}
+
+
+#: What the Trainer's callbacks call the step there.
+STEP = "train/global_step"
+
+
+def _trackers(args: TrainingArguments, state: TrainerState) -> list[Any]:
+    """The modules of trackers with a run under way; who has begun one has imported it."""
+    if not state.is_world_process_zero:
+        return []
+    found = [sys.modules.get(name) for name in TRACKERS if name in (args.report_to or [])]
+    return [module for module in found if module is not None and _has_run(module)]
+
+
+def _has_run(module: Any) -> bool:
+    if hasattr(module, "context_vars"):  # trackio
+        return module.context_vars.current_run.get() is not None
+    return getattr(module, "run", None) is not None
+
+
+def _pixels(figure: Any) -> np.ndarray:
+    """A figure as (height, width, 3) bytes."""
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
 @dataclass

@@ -24,6 +24,7 @@ from ..files import file_hash, replace_folder, write_atomically
 from ..json_files import without_nan
 from ..prediction import Prediction
 from ..predictor.answer import logits_of
+from .about import class_names, told_of
 from .baseline import MostFrequent
 from .decided import Decidable, RunDecisions, reached_in
 from .error_head import head_report, load_head, read_head
@@ -227,7 +228,9 @@ def _class_report(
         arrays |= {f"log_probabilities.{variant}": logits, **_items(prediction, rows, labels)}
         scaling, calibrated = scalings[variant], scalings[variant].transform(logits)
         groups = _item_groups(prediction, rows)
-        report = calibration_report(calibrated, labels, seed=seed, groups=groups)
+        report = calibration_report(
+            calibrated, labels, seed=seed, groups=groups, class_names=class_names(run, calibrated)
+        )
         reports = {BEFORE: calibration_report(prediction.probabilities, labels, seed=seed), AFTER: report}
         content[variant] = {
             "num_samples": count,
@@ -250,7 +253,8 @@ def _class_report(
             given = Decidable(np.asarray(calibrated), labels, errors, rows)
             content[variant]["decision"], page = reached_in(decisions, variant, count, seed, given)
             pages += page
-        html = report.to_html(pages)  # of the last variant, the one the method is made for
+        about_it = told_of(run, rows, variant, count)  # of the last variant, the one the method is made for
+        html = report.to_html(pages, before=reports[BEFORE], about=about_it, title=run.folder.path.name)
     about: dict[str, Any] = {"items": len(labels), "variants": content}
     if outside is not None:
         about["outside"] = {"data": outside.name, "rows": len(outside.rows)}

@@ -81,10 +81,39 @@ def test_html_is_self_contained(report):
     assert not re.search(r"(src|href)=[\"'](?!data:)", page)
     assert "<script" not in page and "@import" not in page and "url(" not in page
     pictures = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page)
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
     for meaning in DEFINITIONS.values():
         assert meaning.replace("&", "&amp;").replace("'", "&#x27;").replace(">", "&gt;") in page
+
+
+def test_the_page_says_what_it_is_of_and_shows_both_sides(data):
+    p, labels = data
+    before = calibration_report(p, labels, num_resamples=50)
+    sharp = p**1.5 / (p**1.5).sum(axis=1, keepdims=True)
+    after = calibration_report(sharp, labels, num_resamples=50, class_names=["low", "<b>", "high"])
+    page = after.to_html(before=before, about={"run": "runs/<one>", "rows": 7}, title="a & b")
+    first, _, rest = page.partition("<details>")
+    assert "<h1>a &amp; b</h1>" in first
+    assert "runs/&lt;one&gt;" in first and "<one>" not in page
+    shown = re.findall(r"<td><code>(\w+)</code></td>", first)
+    assert shown == ["accuracy", "nll", "brier", "ece", "smooth_ece", "aurc", "error_auroc", "mean_confidence"]
+    assert f"{before['nll']:.4f}" in first and f"{after['nll']:.4f}" in first
+    assert re.findall(r"<td><code>(\w+)</code></td>", rest) == list(after.scores)  # the others are folded
+    assert first.count("data:image/png") == 2
+
+
+def test_the_orders_beside_the_model_are_those_of_its_errors():
+    p = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
+    axes = risk_coverage_diagram((p, np.array([0, 0, 0, 1]))).axes[0]
+    model, best, chance = axes.lines
+    np.testing.assert_allclose(best.get_xdata(), [0.25, 0.5, 0.75, 1.0])
+    np.testing.assert_allclose(best.get_ydata(), [0, 0, 0, 0.25])
+    np.testing.assert_allclose(model.get_ydata(), best.get_ydata())  # its one error comes last
+    assert set(chance.get_ydata()) == {0.25}
+    wrong_first = risk_coverage_diagram((p, np.array([1, 0, 0, 0]))).axes[0].lines
+    np.testing.assert_allclose(wrong_first[0].get_ydata(), [1, 0.5, 1 / 3, 0.25])
+    np.testing.assert_allclose(wrong_first[1].get_ydata(), [0, 0, 0, 0.25])
 
 
 def test_verdicts():
@@ -103,7 +132,7 @@ def test_a_streamed_report_renders_too(data):
     accumulator = CalibrationAccumulator()
     accumulator.update(*data)
     report = accumulator.compute()
-    assert report.to_html().count("data:image/png") == 2
+    assert report.to_html().count("data:image/png") == 3
     assert "| ece |" in report.to_markdown()
 
 

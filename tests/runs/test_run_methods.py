@@ -172,7 +172,16 @@ def test_evaluation(trained, test_file, method, capsys, monkeypatch):
     assert np.isclose(-np.log(probabilities[np.arange(60), labels]).mean(),
                       found.content["variants"][found.main_variant]["after"]["nll"])  # fmt: skip
     assert (found.folder / "report.md").read_text().count("|") > 20
-    assert "<html" in (found.folder / "report.html").read_text()
+    page = (found.folder / "report.html").read_text()
+    assert f"<h1>{trained[method].name}</h1>" in page
+    for told in (
+        method,
+        test_file.name,
+        "60 rows",
+        "UTC",
+        found.content["variants"][found.main_variant]["temperature_fit"]["reason"],
+    ):
+        assert told in page, told
 
 
 def test_comparison_is_paired_and_corrected(trained, test_file, tmp_path, capsys):

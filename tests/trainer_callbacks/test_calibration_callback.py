@@ -1,6 +1,8 @@
 """The callback in the stock Trainer, by each way of wiring it."""
 
 import json
+import sys
+import types
 from functools import partial
 
 import numpy as np
@@ -297,6 +299,54 @@ def test_pictures_and_numbers_in_tensorboard(tmp_path, monkeypatch):
     values = {event.step: event.value for event in board.Scalars("eval/nll")}
     logged = {log["step"]: log["eval_nll"] for log in trainer.state.log_history if "eval_nll" in log}
     assert values == pytest.approx(logged, rel=1e-5)
+
+
+class Tracker(types.ModuleType):
+    """What wandb and trackio are asked: `log`, `Image`, and whether a run is under way."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.logged, self.Image = [], lambda pixels: pixels
+        run = types.SimpleNamespace(get=lambda: "a run")
+        if name == "trackio":  # its `run` is a module, there or not
+            self.run, self.context_vars = None, types.SimpleNamespace(current_run=run)
+        else:
+            self.run = run
+
+    def log(self, content: dict) -> None:
+        self.logged.append(content)
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_pictures_and_numbers_in_other_trackers(name, tmp_path, monkeypatch):
+    tracker = Tracker(name)
+    monkeypatch.setitem(sys.modules, name, tracker)
+    arguments = _arguments(tmp_path, eval_strategy="steps", eval_steps=5, max_steps=10)
+    trainer = Trainer(
+        _model(), arguments, train_dataset=Rows(1), eval_dataset=Rows(), callbacks=[CalibrationCallback()]
+    )
+    trainer.args.report_to = [name]
+    trainer.train()
+    pictures = [content for content in tracker.logged if "reliability/eval" in content]
+    assert [content["train/global_step"] for content in pictures] == [5, 10]
+    for content in pictures:
+        pixels = content["reliability/eval"]
+        assert pixels.dtype == np.uint8
+        assert pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.std() > 0
+    values = {content["train/global_step"]: content["eval/nll"] for content in tracker.logged if "eval/nll" in content}
+    logged = {log["step"]: log["eval_nll"] for log in trainer.state.log_history if "eval_nll" in log}
+    assert values == logged
+
+
+def test_a_tracker_without_a_run_is_left_alone(tmp_path, monkeypatch):
+    tracker = Tracker("wandb")
+    tracker.run = None
+    monkeypatch.setitem(sys.modules, "wandb", tracker)
+    arguments = _arguments(tmp_path)
+    trainer = Trainer(_model(), arguments, eval_dataset=Rows(), callbacks=[CalibrationCallback()])
+    trainer.args.report_to = ["wandb"]
+    trainer.evaluate()
+    assert tracker.logged == []
 
 
 def test_unlabelled_tail_of_token_rows_is_not_kept():

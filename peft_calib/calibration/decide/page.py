@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from ..report.render import picture
+from ..report.page import picture
 from ..report.tables import html_table
 from .bounds import band_text, percent
 from .by_group import GroupsReached

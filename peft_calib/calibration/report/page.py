@@ -19,6 +19,10 @@ td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .verdict{background:#eef5fa;border-left:4px solid #0072B2;padding:.6rem 1rem}
 figure{display:inline-block;vertical-align:top;margin:0 1rem 1rem 0;max-width:100%}
 img{max-width:100%;height:auto}
+table.facts{width:auto;margin-bottom:1rem}
+table.facts td.n{text-align:left;white-space:normal}
+details{margin:1rem 0}
+summary{cursor:pointer;font-weight:600}
 figcaption{font-size:.85rem;color:#555}
 """
 
@@ -30,7 +34,7 @@ def page(title: str, verdict: str, body: str, settings: Mapping[str, Any]) -> st
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>\n'
         f'<h1>{html.escape(title)}</h1>\n<p class="verdict">{verdict}</p>\n'
-        f"{body}<h2>Settings</h2><ul>{listed}</ul>\n</body></html>\n"
+        f"{body}<details><summary>Settings</summary><ul>{listed}</ul></details>\n</body></html>\n"
     )
 
 

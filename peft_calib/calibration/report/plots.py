@@ -143,6 +143,46 @@ def draw_reliability(axes: Axes, bins: BinStatistics, confidence_level: float, f
     axes.set(xlim=(0, 1), ylim=(0, 1))
 
 
+def points_figure(bins: BinStatistics, before: BinStatistics | None = None, *, level: float = 0.95) -> Figure:
+    """Accuracy of each bin as a point with its Wilson interval, against the band of a perfectly calibrated model.
+
+    Args:
+        bins: What is shown.
+        before: The same rows before a recalibration, as open points.
+        level: Of intervals and band.
+    """
+    figure = new_figure(5.0, 4.0, title=False)
+    axes = figure.subplots()
+    edges = uniform_edges(len(bins.counts))
+    low, high = consistency_band(bins.confidence, bins.counts, level)
+    filled = bins.counts > 0
+    band = f"calibrated model, {level:.0%}"
+    axes.bar(
+        edges[:-1][filled],
+        (high - low)[filled],
+        edges[1] - edges[0],
+        low[filled],
+        align="edge",
+        color=GREY,
+        alpha=0.3,
+        label=band,
+    )
+    axes.plot([0, 1], [0, 1], "--", color=BLACK, lw=1.2)
+    after = "model" if before is None else "after"
+    shown = [] if before is None else [("before", before, VERMILLION, "none")]
+    for name, some, color, face in (*shown, (after, bins, BLUE, BLUE)):
+        there = some.counts >= min(MIN_DRAWN, some.counts.max())
+        ends = wilson_interval(some.outcome_sums, some.counts, level)
+        error = np.abs(np.stack(ends) - some.outcome)[:, there]
+        label = f"{name}: ECE {calibration_error(some):.3f}"
+        style: dict[str, Any] = {"fmt": "s" if face == "none" else "o", "color": color, "mfc": face}
+        style |= {"ms": 5, "lw": 1.4, "capsize": 2.5}
+        axes.errorbar(some.confidence[there], some.outcome[there], error, label=label, **style)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(loc="upper left", frameon=False)
+    return figure
+
+
 def draw_histogram(axes: Axes, bins: BinStatistics) -> None:
     """Draws the share of rows in each bin, with mean confidence and accuracy marked."""
     edges = uniform_edges(len(bins.counts))
@@ -208,7 +248,8 @@ def risk_coverage_diagram(
     """Error rate of the rows a model is surest of, against the share of rows answered.
 
     Args:
-        models: One `(probabilities, labels)`, or a mapping from a name to such a pair.
+        models: One `(probabilities, labels)`, which is drawn with the best order that its errors allow and the order
+            of chance, or a mapping from a name to such a pair.
         input: `"probabilities"` or `"logits"`.
 
     Returns:
@@ -227,6 +268,16 @@ def risk_coverage_diagram(
         axes.plot(coverage, risk, style, color=CYCLE[i % len(CYCLE)], lw=2.2, label=label)
         # The first few rows are all noise; they must not set the scale.
         highest = max(highest, float(risk[coverage >= min(0.05, coverage[-1])].max()), ranking.error_rate)
+    if not isinstance(models, Mapping):
+        wrong = ranking.error_rate
+        axes.plot(
+            coverage,
+            np.maximum(0, 1 - (1 - wrong) / np.maximum(coverage, 1e-12)),
+            ":",
+            color=BLACK,
+            label="best order",
+        )
+        axes.axhline(wrong, color=GREY, ls="--", lw=1.2, label="order of chance")
     axes.set(xlabel="coverage (share of rows answered)", ylabel="risk (error rate)", xlim=(0, 1))
     axes.set_ylim(0, 1.1 * highest if highest > 0 else 1.0)
     axes.legend(frameon=False)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..grouping import as_groups
 from ..inputs import as_rows, check_num_bins
 from ..scores.weighted import drawn_bins
-from . import render
+from . import render, sheet
 from .classes import checked_class_names, class_rows
 from .groups import measured_groups
 from .measured import ReportSettings, measured
@@ -38,13 +38,23 @@ class CalibrationReport(ReportRecord):
         """A table with one line a score, and the verdict on the calibration error, in Markdown."""
         return render.report_markdown(self)
 
-    def to_html(self, further: str = "") -> str:
+    def to_html(
+        self,
+        further: str = "",
+        *,
+        before: CalibrationReport | None = None,
+        about: Mapping[str, Any] | None = None,
+        title: str = "Calibration report",
+    ) -> str:
         """One self-contained page, pictures included, that needs no network.
 
         Args:
             further: HTML that comes after the scores, such as `decision_html` gives.
+            before: The report of the same rows before a recalibration, shown beside this one.
+            about: What is reported on, by name, at the top of the page: run, model, data, date, ...
+            title: Of the page.
         """
-        return render.report_html(self, further)
+        return sheet.report_html(self, further, before=before, about=about, title=title)
 
     def verdict(self) -> str:
         """In words: how the ECE compares with that of a perfectly calibrated model, and whether a group is worse."""
