@@ -30,11 +30,13 @@ from .methods.distillation import distill, distillation_of
 from .methods.posterior_calibration import calibrate_posterior
 from .metrics import metric_path
 from .prediction import (
+    GeneratedAnswers,
     LabelsPrediction,
     Prediction,
     RegressionPrediction,
     curve_at,
     draws,
+    generate_answers,
     load_frozen,
     predict,
     predict_dataset,

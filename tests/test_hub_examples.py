@@ -16,6 +16,7 @@ EXPECTED = {
     "multiple_choice_curve": ("9 points of the curve", "curve/adapter_model.safetensors"),
     "token_classification_hyper": (r"T = \d", "as-lora/adapter_model.safetensors"),
     "bayesianize_lora": (r"sample: NLL \d", "bayesian/predictor.json"),
+    "generated_answers": (r"\d+ of 60 are answered", "p_correct.json"),
     "llm_judge": (r"\d+ of \d+ verdicts are kept", "judge/run.json"),
 }
 

@@ -46,9 +46,21 @@ from .resampling.comparison import Comparison, compare, compare_many
 from .resampling.groups import compare_groups, pool_comparisons
 from .scores.uncertainty import DrawUncertainty, draw_uncertainty
 from .streaming.accumulator import CalibrationAccumulator
+from .texts import (
+    AnswerCalibration,
+    AnswerScores,
+    SampleSetReport,
+    SampleSets,
+    answer_scores,
+    answers_match,
+    normalise_answer,
+    rouge_l,
+)
 from .watch import Watch, WatchReport, prometheus
 
 __all__ = [
+    "AnswerCalibration",
+    "AnswerScores",
     "BetaCalibration",
     "CONVENTIONS",
     "CalibrationAccumulator",
@@ -70,12 +82,16 @@ __all__ = [
     "NoGuaranteeError",
     "PriorCorrection",
     "PriorEstimate",
+    "SampleSetReport",
+    "SampleSets",
     "SelectiveThreshold",
     "TemperatureFit",
     "TemperatureScaling",
     "VectorScaling",
     "Watch",
     "WatchReport",
+    "answer_scores",
+    "answers_match",
     "before_after_diagram",
     "calibration_report",
     "classwise_diagram",
@@ -91,12 +107,14 @@ __all__ = [
     "labels_report",
     "load_decision",
     "log_probabilities",
+    "normalise_answer",
     "pool_comparisons",
     "prometheus",
     "reach_diagram",
     "reached_by_group",
     "reliability_diagram",
     "risk_coverage_diagram",
+    "rouge_l",
     "set_size_diagram",
     "threshold_diagram",
 ]

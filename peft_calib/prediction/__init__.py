@@ -1,5 +1,6 @@
 """K draws of an adapter as one prediction: probabilities, uncertainties and their cost."""
 
+from .answering import GeneratedAnswers, generate_answers
 from .dataset import predict_dataset
 from .draws import curve_at, draws
 from .engine import predict
@@ -10,6 +11,7 @@ from .serving import predict_served
 from .texts import GeneratedSamples, TextScores, sample_generate, score_texts
 
 __all__ = [
+    "GeneratedAnswers",
     "GeneratedSamples",
     "LabelsPrediction",
     "Prediction",
@@ -17,6 +19,7 @@ __all__ = [
     "TextScores",
     "curve_at",
     "draws",
+    "generate_answers",
     "load_frozen",
     "predict",
     "predict_dataset",

@@ -6,16 +6,16 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
 from ..tuners.rows import count_rows, main_input_name, repeat_rows
-from .draws import count_draws, evaluating
+from .draws import check_num_samples, count_draws, evaluating
 from .result import NotFiniteError
-from .sources import LawDraws
+from .sources import DrawSource, LawDraws, TheModel
 
 _RANDOM_STATE = threading.RLock()
 
@@ -101,7 +101,14 @@ class GeneratedSamples:
 
 
 def sample_generate(
-    model: nn.Module, batch: Mapping[str, Any], num_samples: int | None = None, seed: int = 0, **generate_kwargs: Any
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    num_samples: int | None = None,
+    seed: int = 0,
+    *,
+    how: Literal["sample", "mean"] = "sample",
+    choice_seed: int | None = None,
+    **generate_kwargs: Any,
 ) -> GeneratedSamples:
     """Let each of K draws write a text for each prompt; a draw stays the same function for its whole text.
 
@@ -110,6 +117,8 @@ def sample_generate(
         batch: Prompts, padded on the left for a decoder.
         num_samples: Number of draws K; when `None` what the law suggests.
         seed: Key of the draws; with `do_sample=True` also of the choice of tokens.
+        how: `"mean"` takes the deterministic model K times, any model: texts differ by the choice of tokens alone.
+        choice_seed: Key of the choice of tokens, where it is another one: batches of one data set take different ones.
         generate_kwargs: For `model.generate`, such as `max_new_tokens`, `do_sample`.
 
     Returns:
@@ -133,8 +142,7 @@ def sample_generate(
     for name in ("num_return_sequences", "num_beams"):
         if generate_kwargs.get(name, 1) != 1:
             raise ValueError(f"sample_generate writes one text for each draw and prompt, so {name} must be 1.")
-    source = LawDraws(model, seed)
-    num_samples = count_draws(source, num_samples)
+    source, num_samples = _functions(model, how, seed, num_samples)
     generate: Any = getattr(source.root, "generate", None)
     if generate is None:
         raise TypeError(f"{type(source.root).__name__} cannot generate.")
@@ -145,7 +153,7 @@ def sample_generate(
     inputs = repeat_rows(inputs, num_samples, rows)
     wanted = {"return_dict_in_generate": True, "output_logits": True}
     sampled = generate_kwargs.get("do_sample", source.root.generation_config.do_sample)
-    own_state = _own_random_state(seed, device) if sampled else nullcontext()
+    own_state = _own_random_state(seed if choice_seed is None else choice_seed, device) if sampled else nullcontext()
     with torch.no_grad(), evaluating(model), source.use(0, num_samples), own_state:
         output = generate(**inputs, **{**generate_kwargs, **wanted})
     logits = torch.stack(output.logits, dim=1).float()
@@ -169,6 +177,8 @@ def score_texts(
     attention_mask: torch.Tensor | None = None,
     num_samples: int | None = None,
     seed: int = 0,
+    *,
+    how: Literal["sample", "mean"] = "sample",
 ) -> TextScores:
     """Ask K draws about given texts: probability, predictive entropy and mutual information of every token.
 
@@ -181,6 +191,7 @@ def score_texts(
         attention_mask: (N, L); all ones when `None`.
         num_samples: Number of draws K; when `None` what the law suggests.
         seed: Key of the draws.
+        how: `"mean"` asks the deterministic model once, any model: nothing disagrees then.
 
     Returns:
         Scores of the tokens after the first, T = L - 1.
@@ -190,8 +201,7 @@ def score_texts(
     """
     if labels.shape != input_ids.shape:
         raise ValueError(f"labels {tuple(labels.shape)} and input_ids {tuple(input_ids.shape)} differ in shape.")
-    source = LawDraws(model, seed)
-    num_samples = count_draws(source, num_samples)
+    source, num_samples = _functions(model, how, seed, 1 if how == "mean" else num_samples)
     if getattr(source.root.config, "is_encoder_decoder", False):
         raise ValueError("score_texts takes decoders; this model is an encoder-decoder.")
     device = next(source.root.parameters()).device
@@ -223,6 +233,17 @@ def score_texts(
         torch.where(kept, (entropy - expected).clamp_min(0), 0).cpu(),
         kept_cpu,
     )
+
+
+def _functions(model: nn.Module, how: str, seed: int, num_samples: int | None) -> tuple[DrawSource, int]:
+    """Where the functions come from, and how many there are."""
+    if how not in ("sample", "mean"):
+        raise ValueError(f'how must be "sample" or "mean", got {how!r}.')
+    if how == "mean":
+        source: DrawSource = TheModel(model)
+        return source, check_num_samples(source.default_num_samples if num_samples is None else num_samples)
+    draws = LawDraws(model, seed)
+    return draws, count_draws(draws, num_samples)
 
 
 def _check_finite(log_p: torch.Tensor, mask: torch.Tensor, by_draw: tuple[int, int]) -> None:
