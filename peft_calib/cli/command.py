@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -144,7 +145,15 @@ def command(
     own = {"after_interrupt": _unbound(after_interrupt)} | ({} if alarms is None else {"alarms": staticmethod(alarms)})
     kind = type("Command", (Command,), own)
     shown = "\n\n".join(f"  peft-calib {name} {example}" for example in examples)
-    return app.command(name, cls=kind, rich_help_panel=panel, epilog=f"Examples:\n\n{shown}")
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        # one line a paragraph: a help is wrapped to the terminal, not where the docstring is
+        paragraphs = (" ".join(part.split()) for part in inspect.cleandoc(function.__doc__ or "").split("\n\n"))
+        told = "\n\n".join(paragraphs)
+        registered = app.command(name, cls=kind, help=told, rich_help_panel=panel, epilog=f"Examples:\n\n{shown}")
+        return registered(function)
+
+    return register
 
 
 def option(panel: str, text: str, *names: str, **more: Any) -> Any:
