@@ -18,6 +18,8 @@ SKETCH_SIZE = 4096
 # From so many different rows on a count that divides those of all of them is a copy, and no accident: of counts that
 # come about by chance two divides all with probability 2^-20.
 FEWEST_TO_TELL_COPIES = 20
+# Share of different rows from which on rows are known one by one.
+DISTINCT = 0.95
 # To what log-probabilities are rounded where logits and probabilities of one row should be alike: far above what a
 # softmax in float32 rounds, so that nearly all rows survive it, and far below what tells rows apart.
 LOG_STEP = 1e-4
@@ -70,6 +72,15 @@ class SplitFingerprint:
             _, place, times = np.unique(judged, return_inverse=True, return_counts=True)
             found &= times[place] == 1
         return float(found.mean())
+
+    def seen(self, hashes: np.ndarray) -> float:
+        """`repeated`, where nearly all rows of this set differ; else 1 for the very same rows, and 0 for any others.
+
+        Rows of a few booleans, or of a score with a few levels, equal others by chance: no row is known by them.
+        """
+        if len(set(self.hashes)) >= DISTINCT * len(self.hashes):
+            return self.repeated(hashes)
+        return float(SplitFingerprint.of_hashes(hashes).digest == self.digest)
 
     def _copies(self, counts: np.ndarray) -> int:
         """How often every row occurs at least, if the counts of all are multiples of it."""

@@ -402,3 +402,19 @@ def test_the_table_of_scores_on_the_page_is_that_of_the_code():
     for score in ANSWER_SCORES:
         line = next(line for line in PAGE.splitlines() if line.startswith(f"| `{score.key}` |"))
         assert f"| {'larger' if score.higher_is_surer else 'smaller'} |" in line
+
+
+def test_other_prompts_that_only_look_alike_are_not_taken_for_those_of_the_fit():
+    generator = np.random.default_rng(0)
+    for cut in range(20):
+        first, second = ((generator.random((72, 4)) < 0.3), (generator.random((72, 4)) < 0.3))
+        sets = SampleSets(0.6).fit(first)
+        assert sets.evaluate(second).num_prompts == 72, cut
+        with pytest.raises(ValueError, match="of these prompts are among the 72"):
+            sets.evaluate(first[::-1])
+        right = generator.random((2, 200)) < 0.5
+        levels = {"match_share": generator.integers(0, 9, (2, 200)) / 8}
+        calibration = AnswerCalibration().fit({"match_share": levels["match_share"][0]}, right[0])
+        calibration.evaluate({"match_share": levels["match_share"][1]}, right[1], confidence_level=None)
+        with pytest.raises(ValueError, match="of these answers are among the 200"):
+            calibration.evaluate({"match_share": levels["match_share"][0]}, right[0])

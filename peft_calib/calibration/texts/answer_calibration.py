@@ -174,7 +174,7 @@ class AnswerCalibration:
         self._check_fitted()
         assert self.fitted_on is not None
         table, right = self._labelled(scores, correct, self.scores_seen)
-        overlap = self.fitted_on.repeated(_hashes(table, self.scores_seen, right))
+        overlap = self.fitted_on.seen(_hashes(table, self.scores_seen, right))
         if overlap > MAX_OVERLAP:
             raise ValueError(
                 f"{overlap:.0%} of these answers are among the {self.fitted_on.num_rows} that AnswerCalibration was "

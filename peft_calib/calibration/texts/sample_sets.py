@@ -198,7 +198,7 @@ class SampleSets:
         assert self.fitted_on is not None and self.law is not None
         level = check_share(confidence_level, "confidence_level", 0.95)
         right, values = self._checked(right, scores)
-        overlap = self.fitted_on.repeated(_hashes(right, values))
+        overlap = self.fitted_on.seen(_hashes(right, values))
         if overlap > MAX_OVERLAP:
             raise ValueError(
                 f"{overlap:.0%} of these prompts are among the {self.fitted_on.num_rows} that SampleSets was fitted "
