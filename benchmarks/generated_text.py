@@ -8,8 +8,8 @@ A question is asked with its choices as plain text, the answer is whatever the m
 equals the text of the right choice (`answers_match`). DIR of `--data` holds a folder `obqa` with `train.jsonl.gz` and
 `test.jsonl.gz`. Every number of the table is of P(correct) that was fitted on other answers (five folds).
 
-`answers.jsonl` in DIR of `--place` has every answer with samples, scores and token log-probabilities, so that other
-libraries can be held against it: `benchmarks/generated_text_peers.py`.
+`answers.jsonl` in DIR of `--place` has every answer with its samples, scores and token log-probabilities; the
+table is of those that are there.
 """
 
 from __future__ import annotations

@@ -418,3 +418,19 @@ def test_other_prompts_that_only_look_alike_are_not_taken_for_those_of_the_fit()
         calibration.evaluate({"match_share": levels["match_share"][1]}, right[1], confidence_level=None)
         with pytest.raises(ValueError, match="of these answers are among the 200"):
             calibration.evaluate({"match_share": levels["match_share"][0]}, right[0])
+
+
+def test_the_figures_of_the_page_are_those_of_the_benchmark():
+    found = json.loads((ROOT / "benchmarks" / "results" / "generated_text.json").read_text())
+    named = {f"`{key}`": way for key, way in found["ways"].items() if "_" in key}
+    named |= {key: way for key, way in found["ways"].items() if "_" not in key}
+    named |= {"`exp(mean_log_probability)` as it is": found["uncalibrated"], "the base rate": found["base_rate"]}
+    for name, way in named.items():
+        cells = [
+            f"{way[key]:.3f} [{way['intervals'][key][0]:.3f}, {way['intervals'][key][1]:.3f}]"
+            for key in ("auroc", "ece", "nll")
+        ]
+        assert f"| {name} | {' | '.join(cells)} |" in PAGE
+    assert f"asked the {found['answers']} shortest of" in PAGE and f"{found['right']} answers are the text" in PAGE
+    assert all(case["refused"] == case["cuts"] == 20 for case in found["thresholds"].values())
+    assert f"{100 * found['sets']['possible']:.1f} % of the questions" in PAGE
