@@ -19,11 +19,15 @@ from .identity import belongs_to_folder, folder_digest
 from .json_files import Fields, inside, read_json
 
 ARTEFACT_FILE = "predictor.json"
-FORMAT_VERSION = 1
+#: Of classes, and of other kinds of answer.
+FORMAT_VERSION, OTHER_VERSION = 1, 2
 #: What earlier versions wrote.
 CLASSES_FILE, RECALIBRATION_FILE = "classes.json", "recalibration.json"
 #: Rules that decide over its predictions, fitted on rows of their own, by what they answer with.
-DECISION_FILES = {"threshold": "decision.threshold.json", "sets": "decision.sets.json"}
+DECISION_FILES = {kind: f"decision.{kind}.json" for kind in ("threshold", "sets", "labels", "interval")}
+#: What an adapter answers with, and what transformers calls such a head: one of some classes, any of some labels, or a
+#: number.
+KINDS = {"classes": None, "labels": "multi_label_classification", "numbers": "regression"}
 #: What a run says of itself: its settings, that it is finished, its temperatures.
 RUN_CONFIG, RUN_FINISHED, RUN_TEMPERATURE = "config.json", "run.json", "temperature.json"
 #: Ways of predicting that have a recalibration of their own; `"late"` gives the draws of `"sample"` and has theirs.
@@ -44,6 +48,8 @@ class Inputs:
         batch_size: Rows of a forward.
         choices_columns: Columns of the choices of a multiple-choice prompt.
         prompt: That prompt, with `{question}` and `{choices}`.
+        label_columns: Columns of zeros and ones, one for each of several labels.
+        label_separator: What stands between several labels in a column of texts.
     """
 
     text_columns: tuple[str, ...] | None = None
@@ -52,6 +58,8 @@ class Inputs:
     batch_size: int | None = None
     choices_columns: tuple[str, ...] = ()
     prompt: str | None = None
+    label_columns: tuple[str, ...] = ()
+    label_separator: str | None = None
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Inputs:
@@ -66,6 +74,8 @@ class Inputs:
             batch_size=fields.integer("batch_size", least=1, default=None),
             choices_columns=tuple(fields.listing("choices_columns", str)),
             prompt=fields.text("prompt", default=None),
+            label_columns=tuple(fields.listing("label_columns", str, [])),
+            label_separator=fields.text("label_separator", default=None),
         )
 
 
@@ -74,13 +84,15 @@ class Artefact:
     """The content of `predictor.json`; base model and task stand in `adapter_config.json`.
 
     Attributes:
-        classes: Names of the classes, in order.
+        classes: Names of the classes, in order; of labels theirs, and of a number its one.
         label_tokens: Ids of the tokens that stand for them, where a language model answers.
         inputs: How rows become inputs.
         seed: What was made fresh with the base model, and not trained since, followed this seed.
         base: Fingerprint of the base model, see `peft_calib.base_models.base_fingerprint`.
         adapters: Digest of each adapter, by its folder (`"."`: this one); the members of an ensemble.
         ways: A fitted recalibration, with `num_samples` and `seed` of the prediction it was fitted to, for each way.
+        kind: What it answers with, one of `KINDS`.
+        target: Of a number: offset and scale of what the head says, which was trained on standardised targets.
     """
 
     classes: tuple[str, ...] | None = None
@@ -90,6 +102,8 @@ class Artefact:
     base: str | None = None
     adapters: Mapping[str, str] = field(default_factory=dict)
     ways: Mapping[str, Fields] = field(default_factory=dict)
+    kind: str = "classes"
+    target: tuple[float, float] | None = None
 
     def with_way(self, how: str, num_samples: int, seed: int, state: Mapping[str, Any], **more: Any) -> Artefact:
         """The same with the recalibration of one way of predicting: its `state`, and what else was chosen with it."""
@@ -132,8 +146,11 @@ class Artefact:
 
     def text(self) -> str:
         """The file."""
+        # earlier releases would take labels or a number for classes, so they are not to read them
+        other = {} if self.kind == "classes" else {"kind": self.kind, "target": self.target}
         content = {
-            "format_version": FORMAT_VERSION,
+            "format_version": OTHER_VERSION if other else FORMAT_VERSION,
+            **other,
             "classes": self.classes,
             "label_tokens": self.label_tokens,
             "inputs": asdict(self.inputs),
@@ -151,11 +168,15 @@ class Artefact:
     @classmethod
     def from_fields(cls, fields: Fields) -> Artefact:
         """The inverse of `text`, checked; a recalibration itself is read by whoever applies it."""
-        if not fields.has_version(FORMAT_VERSION):
-            raise fields.wrong("format_version", f"{FORMAT_VERSION}, which this release reads")
+        if not any(map(fields.has_version, (FORMAT_VERSION, OTHER_VERSION))):
+            raise fields.wrong("format_version", f"{FORMAT_VERSION} or {OTHER_VERSION}, which this release reads")
+        kind = fields.text("kind", among=tuple(KINDS), default="classes")
         names = fields.listing("classes", str, None)
-        if names is not None and not _different(names):
+        if names is not None and not (_different(names) or (len(names) == 1 and kind != "classes")):
             raise fields.wrong("classes", "null, or a list of at least two different texts")
+        target = None if fields.get("target", None) is None else tuple(map(float, fields.array("target", (2,))))
+        if (kind == "numbers") != (target is not None) or (target is not None and target[1] <= 0):
+            raise fields.wrong("target", "offset and scale (above 0) of a number, and null for anything else")
         tokens = fields.listing("label_tokens", int, None)
         if tokens is not None and (not _different(tokens) or len(tokens) != len(names or tokens)):
             raise fields.wrong("label_tokens", "null, or a list of different token ids, one for each class")
@@ -172,6 +193,8 @@ class Artefact:
             base=fields.text("base", default=None),
             adapters={name: adapters.text(name) for name in adapters},
             ways={how: ways.mapping(how) for how in ways},
+            kind=kind,
+            target=target,
         )
 
     @property

@@ -17,6 +17,7 @@ from .decide import (
     threshold_diagram,
 )
 from .labels import LabelScaling, LabelsReport, LabelThresholds, labels_report
+from .numbers import ConformalInterval, GaussianNoise, NumbersReport, crps, numbers_report
 from .recalibrate import (
     BetaCalibration,
     HistogramCalibration,
@@ -68,8 +69,10 @@ __all__ = [
     "ClassRow",
     "Comparison",
     "ConfidenceReport",
+    "ConformalInterval",
     "ConformalSets",
     "DrawUncertainty",
+    "GaussianNoise",
     "GroupPanel",
     "GroupsReached",
     "GroupsRecord",
@@ -80,6 +83,7 @@ __all__ = [
     "LabelsReport",
     "MatrixScaling",
     "NoGuaranteeError",
+    "NumbersReport",
     "PriorCorrection",
     "PriorEstimate",
     "SampleSetReport",
@@ -100,6 +104,7 @@ __all__ = [
     "compare_many",
     "confidence_histogram",
     "confidence_report",
+    "crps",
     "decision_html",
     "draw_uncertainty",
     "estimate_prior",
@@ -108,6 +113,7 @@ __all__ = [
     "load_decision",
     "log_probabilities",
     "normalise_answer",
+    "numbers_report",
     "pool_comparisons",
     "prometheus",
     "reach_diagram",

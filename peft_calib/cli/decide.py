@@ -11,6 +11,7 @@ from ..runs.flags import given, with_flags
 from .command import MEASURING, PREDICTION, ROWS, command, main_console, option, say
 from .options import PREDICTED, READING, WAYS, AsJson, Overwrite, how_option
 
+LABELS = "Several labels a row, beside --risk and --confidence"
 ANSWERING, SETS = "A threshold: which rows to answer", "Prediction sets: which classes to name"
 #: Which rows a rule is fitted on, and how they are predicted.
 FITTED_ON = {
@@ -40,7 +41,7 @@ def decide(
     adapter: Annotated[Path, typer.Argument(help="Folder of a finished run, or of an adapter.")],
     risk: Annotated[
         float | None,
-        option(ANSWERING, "Of what is answered at most this share is wrong. Default: 0.05, if nothing is asked for."),
+        option(ANSWERING, "Of what is answered at most this share is wrong. Default: 0.05, of labels 0.1."),
     ] = None,
     target_coverage: Annotated[
         float | None, option(ANSWERING, "Instead: at least this share of the rows is answered.")
@@ -53,14 +54,24 @@ def decide(
     confidence: Annotated[
         float | None, option(ANSWERING, "Probability with which the promise holds. Default: 0.95.")
     ] = None,
+    miss: Annotated[
+        float | None,
+        option(LABELS, "Of the rows that have a label at most this share is said not to. Default: none is ruled out."),
+    ] = None,
+    each_label: Annotated[
+        bool, option(LABELS, "The promise is for each label by itself, not for all at once.", "--each-label")
+    ] = False,
     by: Annotated[
         str,
         option(ANSWERING, "probability (of the predicted class), or head (1 - P(error) of the uncertainty head)."),
     ] = "probability",
     alpha: Annotated[
-        float | None, option(SETS, "Highest share of sets that may miss the label: asks for sets.")
+        float | None,
+        option(SETS, "Highest share of sets that may miss the label: asks for sets. Of numbers: of intervals."),
     ] = None,
-    score: Annotated[str | None, option(SETS, "lac, aps or raps. Default: lac.")] = None,
+    score: Annotated[
+        str | None, option(SETS, "lac, aps or raps; of intervals absolute or normalised. Default: the first.")
+    ] = None,
     groups: Annotated[str | None, option(SETS, "label or predicted: the coverage holds for each class.")] = None,
     randomized: Annotated[bool, option(SETS, "Chance decides at the edge of a set.", "--randomized")] = False,
     sets_confidence: Annotated[
@@ -80,8 +91,14 @@ def decide(
 
     console = main_console()
     asked = {"risk": risk, "target_coverage": target_coverage, "costs": costs, "alpha": alpha, "score": score}
-    asked |= {"groups": groups, "sets_confidence": sets_confidence}
-    flags: dict[str, Any] = {"per_class": per_class, "confidence": confidence, "by": by, "randomized": randomized}
+    asked |= {"groups": groups, "sets_confidence": sets_confidence, "miss": miss}
+    flags: dict[str, Any] = {
+        "per_class": per_class,
+        "each_label": each_label,
+        "confidence": confidence,
+        "by": by,
+        "randomized": randomized,
+    }
     flags |= {"seed": seed, "overwrite": overwrite, "progress": console.is_terminal}
     found = fit(adapter, **flags, **given(asked), **given(rows))
     if not as_json:

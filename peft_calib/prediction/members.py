@@ -8,10 +8,13 @@ from typing import Any
 from peft import PeftModel
 
 from .dataset import predict_dataset
-from .result import Prediction
+from .labels import LabelsPrediction
+from .result import Prediction, RegressionPrediction
 
 
-def predict_members(model: PeftModel, data: Any, adapter_names: Sequence[str], **options: Any) -> Prediction:
+def predict_members(
+    model: PeftModel, data: Any, adapter_names: Sequence[str], **options: Any
+) -> Prediction | LabelsPrediction | RegressionPrediction:
     """Predict a data set with each of some adapters, in mixed batches.
 
     Args:
@@ -21,7 +24,4 @@ def predict_members(model: PeftModel, data: Any, adapter_names: Sequence[str], *
         options: Further arguments of `predict_dataset`.
     """
     names = list(adapter_names)
-    found = predict_dataset(model, data, num_samples=len(names), adapter_names=names, **options)
-    if not isinstance(found, Prediction):
-        raise ValueError("The model answers with numbers; an ensemble of classes is expected.")
-    return found
+    return predict_dataset(model, data, num_samples=len(names), adapter_names=names, **options)

@@ -107,6 +107,15 @@ class CalibratedPrediction(Prediction):
         divergence = torch.xlogy(self._p, self._p) - torch.xlogy(self._p, self._mean(self._p))
         return self._mean(divergence.sum(-1, keepdim=True)).squeeze(-1).clamp_min(0)
 
+    def added(self) -> list[list]:
+        """The columns that `kinds.Kind.columns` names, and a probability of every class."""
+        columns: list[list] = [self.labels_predicted, self.probabilities.amax(-1).tolist()]
+        columns += [self.entropy.tolist(), self.mutual_information.tolist()]
+        columns += [] if self.error_probability is None else [self.error_probability.tolist()]
+        columns += [] if self.answered is None else [self.answered.tolist()]
+        columns += [] if self.label_sets is None else [self.label_sets]
+        return columns + self.probabilities.T.tolist()
+
     def to_dataset(self) -> Any:
         """One row for each item, as of a `Prediction`, the predicted class, and P(error) and decision where known."""
         found = super().to_dataset().add_column("predicted_label", self.labels_predicted)

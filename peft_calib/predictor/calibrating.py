@@ -16,7 +16,8 @@ from ..provenance.companions import attach_file, attach_recalibration
 from ..provenance.splits import RowSet, record_split
 from .answer import logits_of
 from .decisions import Decisions
-from .inputs import NONE, as_table
+from .inputs import as_table
+from .kinds.classes import NONE
 
 
 def calibrated(

@@ -16,11 +16,15 @@ from ..base_models import base_fingerprint, is_other_base
 from ..calibration.recalibrate import Recalibrator
 from ..provenance.companions import attach_file
 from ..provenance.stored_decision import DECISION_FILES, HEAD, StoredDecision, read_decisions
-from .answer import CalibratedPrediction
-from .table import ANSWERED, SET
+from .kinds import KINDS
+from .table import ANSWERED, GIVEN, RULED_OUT, SET
 
-#: The column that a rule of each kind gives.
-COLUMNS = {"threshold": ANSWERED, "sets": SET}
+
+def columns_of(rule: Any) -> list[str]:
+    """The columns that a rule gives; an interval gives none of its own, but sets the ends that are there."""
+    if rule.kind == "labels":
+        return [GIVEN] if rule.miss is None else [GIVEN, RULED_OUT]
+    return {"threshold": [ANSWERED], "sets": [SET], "interval": []}[rule.kind]
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Decisions:
     """The rules of a predictor, by kind.
 
     Attributes:
-        stored: `"threshold"` and `"sets"`, those there are.
+        stored: `"threshold"` and `"sets"` of classes, `"labels"`, `"interval"` of numbers; those there are.
     """
 
     stored: Mapping[str, StoredDecision] = field(default_factory=dict)
@@ -57,22 +61,17 @@ class Decisions:
 
     def columns(self, how: str, count: int | None, seed: int, errors: bool, artefact: Artefact) -> list[str]:
         """Names of the columns that predictions of some way have."""
-        return [COLUMNS[kind] for kind in self.serving(how, count, seed, errors, artefact)[0]]
+        rules = self.serving(how, count, seed, errors, artefact)[0].values()
+        return [name for one in rules for name in columns_of(one.rule)]
 
-    def applied(
-        self, found: CalibratedPrediction, how: str, count: int | None, seed: int, artefact: Artefact
-    ) -> CalibratedPrediction:
+    def applied(self, found: Any, how: str, count: int | None, seed: int, artefact: Artefact) -> Any:
         """A prediction with what the rules say of its rows."""
         if not self.stored:
             return found
         rules, reasons = self.serving(how, count, seed, found.error_probability is not None, artefact)
         said: dict[str, Any] = {}
-        for kind, one in rules.items():
-            values = rule_rows(one, found.probabilities, found.error_probability)
-            if kind == "threshold":
-                said["answered"] = one.rule.accept(values, input=rule_input(one))
-            else:
-                said["sets"] = one.rule.predict(values)
+        for one in rules.values():
+            said |= KINDS[artefact.kind].decided(one.rule, found, by=one.to.by)
         promises = [one.rule.promise() for one in rules.values()]
         return replace(
             found, **said, decision=" ".join([*promises, *(f"{why[0].upper()}{why[1:]}." for why in reasons)])

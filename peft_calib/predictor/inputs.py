@@ -7,19 +7,18 @@ from dataclasses import dataclass, replace
 from string import ascii_uppercase
 from typing import Any
 
-import numpy as np
-from datasets import ClassLabel, Dataset, IterableDataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from ..artefact import Artefact, Inputs
 from ..prediction.heads import check_label_tokens
 from ..provenance.columns import FILL_IN, check_column, texts_of
-from ..provenance.origins import as_dataset, at, frame_columns, is_missing
+from ..provenance.origins import as_dataset, at, frame_columns
+from .kinds import KINDS
+from .kinds.classes import LABELS
 
-#: Names under which a table that says nothing else has its texts and its labels.
-TEXTS, LABELS = ("text", "sentence", "prompt"), ("label", "labels")
-#: Label of a row that has none.
-NONE = -100
+#: Names under which a table that says nothing else has its texts.
+TEXTS = ("text", "sentence", "prompt")
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Encoded:
     """Inputs of the rows by name, their labels where they have any, and how many rows were cut."""
 
     columns: dict[str, list]
-    labels: list[int] | None = None
+    labels: list[Any] | None = None
     num_cut: int = 0
 
     def __len__(self) -> int:
@@ -63,10 +62,10 @@ def encode(
         raise ValueError(EMPTY)
     elif "input_ids" in table.column_names:
         names = [name for name in table.column_names if name not in LABELS]
-        return Encoded({name: table[name][:] for name in names}, labels_of(table, inputs, classes))
+        return Encoded({name: table[name][:] for name in names}, KINDS[artefact.kind].targets(table, inputs, classes))
     else:
         columns = _of_table(table, inputs, source or f"the {type(rows).__name__} given", mend)
-        labels = labels_of(table, inputs, classes)
+        labels = KINDS[artefact.kind].targets(table, inputs, classes)
     # where a token answers, the end of a text is where the question is put
     tokenized = tokenized_texts if artefact.label_tokens is None else tokenized_prompts
     found = tokenized(columns, tokenizer, inputs.max_length)
@@ -191,27 +190,6 @@ def _of_table(table: Dataset, inputs: Inputs, source: str, mend: str) -> list[li
     assert inputs.prompt is not None
     choices = choices_of(table, inputs.choices_columns, source)
     return [[choice_prompt(inputs.prompt, *row) for row in zip(columns[0], choices, strict=True)]]
-
-
-def labels_of(table: Dataset, inputs: Inputs, classes: Sequence[str]) -> list[int] | None:
-    """Class of each row that has one of the classes, -100 for the others; None where no row has."""
-    names = LABELS if inputs.label_column is None else (inputs.label_column,)
-    column = next((name for name in names if name in table.column_names), None)
-    if column is None:
-        return None
-    values, feature = table[column][:], table.features[column]
-    if isinstance(feature, ClassLabel):
-        values = [feature.names[value] if value is not None and value >= 0 else None for value in values]
-    index = {name: position for position, name in enumerate(classes)}
-    by_number = {str(position): position for position in range(len(classes))}
-    known = index if any(_word(value) in index for value in values) else by_number
-    found = [NONE if is_missing(value) else known.get(_word(value), NONE) for value in values]
-    return None if all(label == NONE for label in found) else found
-
-
-def _word(value: Any) -> Any:
-    whole = isinstance(value, float) and value.is_integer()
-    return str(int(value)) if whole or isinstance(value, (bool, int, np.integer)) else str(value)
 
 
 def _count_cut(

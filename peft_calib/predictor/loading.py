@@ -41,6 +41,7 @@ from ..provenance.companions import attach_file
 from .decisions import Decisions, decisions_beside
 from .error_head import ErrorHead, head_beside
 from .inputs import letter_tokens, with_limits
+from .kinds import KINDS
 from .predictor import Predictor
 
 #: How the base model of a task is loaded.
@@ -60,6 +61,7 @@ def load(
     base_model: str | Path | None = None,
     recalibrate: bool = True,
     decisions: bool = True,
+    kind: str | None = None,
     label_names: Sequence[str] | None = None,
     label_tokens: Sequence[int | str] | None = None,
     max_length: int | None = None,
@@ -82,6 +84,8 @@ def load(
         recalibrate: False applies no stored recalibration, uncertainty head and decision rule; weights or a base
             model other than those that they were fitted for are then a warning.
         decisions: False applies no stored decision rule, whatever it was fitted for.
+        kind: What an adapter that does not say it answers with: `"classes"`, `"labels"` (a sigmoid each; one for a
+            reranker's single logit) or `"numbers"`.
         label_names: Names of the classes, where they are not stored or others are wanted.
         label_tokens: Tokens that stand for the classes of a language model, ids or texts of one token each.
         max_length: Tokens that texts are cut to; as in training, or what the base model takes.
@@ -110,6 +114,8 @@ def load(
     stored = read_artefact(folder)
     artefact = stored or Artefact()
     artefact = replace(artefact, inputs=with_limits(artefact.inputs, max_length, batch_size))
+    if kind is not None:
+        artefact = _of_kind(artefact, kind, folder)
     if label_names is not None:
         artefact = replace(artefact, classes=_different(label_names, f"label_names={list(label_names)!r}"))
     _check_adapters(artefact, folder, recalibrate)
@@ -154,7 +160,7 @@ def _assembled(
         assert artefact.classes is not None
         options = {"revision": revision, **model_options}
         if auto is not AutoModelForCausalLM:
-            options |= class_options(artefact.classes)
+            options |= class_options(artefact.classes, artefact.kind)
         base = seeded_base(lambda: auto.from_pretrained(name, **options), tokenizer, artefact.seed)
         model = _with_adapters(base, places, name)
     _check_base(model, artefact, folder, name, recalibrate)
@@ -238,8 +244,11 @@ def _with_classes(artefact: Artefact, place: Path, base: str, revision: str | No
             f"The adapter in {place} has a head of {count} classes, and {len(names)} are named: "
             f"{', '.join(names[:8])}. Give label_names= as many names as there are classes."
         )
-    if len(names) < 2:
-        raise ValueError(f"The adapter in {place} has a head of one number (regression); a predictor needs classes.")
+    if len(names) < KINDS[artefact.kind].fewest:
+        raise ValueError(
+            f"The adapter in {place} has a head of one output, which is no distribution over classes. Say what it is: "
+            "load(kind='labels') for the logit of one label, such as a reranker's, or kind='numbers' for a number."
+        )
     return replace(artefact, classes=names)
 
 
@@ -308,6 +317,16 @@ def _check_base(model: PeftModel, artefact: Artefact, folder: Path, name: str, r
     if refuse:
         raise ValueError(f"{told}; recalibrate=False loads the adapter without a temperature.")
     warnings.warn(f"{told}.", UserWarning, stacklevel=4)
+
+
+def _of_kind(artefact: Artefact, kind: str, folder: Path) -> Artefact:
+    """The same with what a caller says it answers with, where nothing says otherwise."""
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+    if artefact.kind != kind and (artefact.ways or artefact.kind != "classes"):
+        raise ValueError(f"{folder} says that it answers with {artefact.kind}, so kind={kind!r} cannot be.")
+    target = (0.0, 1.0) if kind == "numbers" and artefact.target is None else artefact.target
+    return replace(artefact, kind=kind, target=target)
 
 
 def _different(names: Sequence[str], source: str) -> tuple[str, ...]:

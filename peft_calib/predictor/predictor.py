@@ -14,19 +14,19 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from ..artefact import Artefact
-from ..calibration.recalibrate import Recalibrator, TemperatureScaling, load_state
+from ..calibration.recalibrate import FittedMethod, load_state
 from ..json_files import Fields
-from ..prediction import Prediction, predict_dataset
+from ..prediction import predict_dataset
 from ..prediction.engine import check_how
 from ..prediction.members import predict_members
 from ..prediction.sources import LawDraws
 from ..tuners.laws import laws_of
-from .answer import CalibratedPrediction
 from .calibrating import calibrated, saved
 from .decisions import Decisions
 from .error_head import NONE, ErrorHead
 from .inputs import Encoded, encode
-from .table import ERROR
+from .kinds import KINDS, Kind
+from .table import ERROR, added_names
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,21 +52,28 @@ class Predictor:
     adapter_names: tuple[str, ...] = ("default",)
     error_head: ErrorHead = field(default_factory=ErrorHead)
     decisions: Decisions = field(default_factory=Decisions)
-    _methods: dict[str, Recalibrator] = field(default_factory=dict, init=False)
+    _methods: dict[str, FittedMethod] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for how, state in self.artefact.ways.items():
             method = load_state(state)
             if method.num_classes != len(self.label_names):
+                of = f"{method.num_classes} {self.kind.unit}"
                 raise ValueError(
-                    f"{self.folder}: the recalibration of how={how!r} is for {method.num_classes} classes, and the "
+                    f"{self.folder}: the recalibration of how={how!r} is for {of}, and the "
                     f"adapter has {len(self.label_names)}. Fit it again on a calibration split."
                 )
             self._methods[how] = method
 
     def __repr__(self) -> str:
         ways = ", ".join(f"{how}: {self.recalibration(how)[1]}" for how in self._methods) or self.recalibration("")[1]
-        return f"Predictor({str(self.folder)!r}, {len(self.label_names)} classes, how={self.main_way!r}, {ways})"
+        what = f"{len(self.label_names)} {self.kind.unit}"
+        return f"Predictor({str(self.folder)!r}, {what}, how={self.main_way!r}, {ways})"
+
+    @property
+    def kind(self) -> Kind:
+        """What the adapter answers with."""
+        return KINDS[self.artefact.kind]
 
     @property
     def main_way(self) -> str:
@@ -96,7 +103,7 @@ class Predictor:
         *,
         batch_size: int | None = None,
         progress: bool = False,
-    ) -> CalibratedPrediction:
+    ) -> Any:
         """Predict texts, pairs of texts or the rows of a table.
 
         Args:
@@ -111,11 +118,13 @@ class Predictor:
             progress: Show a bar.
 
         Returns:
-            The prediction, in the order of the rows, with `label_names`, `labels_predicted`, calibrated
-            `probabilities` (N, C), `temperature`, `entropy` and `mutual_information` (nats), and with an uncertainty
-            head beside the adapter `error_probability`, from the same forward. With a decision rule there it has
-            `answered` (N,) or `sets` (N, C), and in `decision` what these promise. Texts that are longer than what the
-            adapter was trained on are cut as in training; `num_cut` counts them, and a warning says so.
+            The prediction, in the order of the rows. Of classes it is a `CalibratedPrediction` with `label_names`,
+            `labels_predicted`, calibrated `probabilities` (N, C), `temperature`, `entropy` and `mutual_information`
+            (nats), and with an uncertainty head beside the adapter `error_probability`, from the same forward; with a
+            decision rule there it has `answered` (N,) or `sets` (N, C), and in `decision` what these promise. Of
+            labels it is a `LabelsAnswer` with `probabilities` (N, L), and of numbers a `NumberAnswer` with `mean`,
+            `sd`, `lower` and `upper`. Texts that are longer than what the adapter was trained on are cut as in
+            training; `num_cut` counts them, and a warning says so.
 
         Raises:
             TypeError: If a text is no text, or there is a stream instead of rows.
@@ -146,7 +155,7 @@ class Predictor:
         batch_size: int | None = None,
         progress: bool = False,
         accelerator: Any = None,
-    ) -> CalibratedPrediction:
+    ) -> Any:
         """The same for rows that are inputs already; `accelerator` as for `predict_dataset`."""
         how = self.way_of(how, num_samples)
         method, told = self.recalibration(how)
@@ -171,14 +180,14 @@ class Predictor:
             said["error_head"] = head
         if errors is not None:
             said["error_probability"] = errors[back]
-        answer = CalibratedPrediction.of(made.select(back), method, **said)
+        answer = self.kind.answer(made.select(back), method, self.artefact, **said)
         return self.decisions.applied(answer, how, self.count_of(how, count), seed, self.artefact)
 
     def calibrate(
         self,
         rows: Any,
         labels: Sequence[str | int] | None = None,
-        method: Recalibrator | None = None,
+        method: FittedMethod | None = None,
         *,
         how: str | None = None,
         num_samples: int | None = None,
@@ -221,6 +230,13 @@ class Predictor:
         count = self.count_of(way, self.num_samples_for(way) if num_samples is None else num_samples)
         return [*([ERROR] if errors else []), *self.decisions.columns(way, count, seed, errors, self.artefact)]
 
+    def added_names(
+        self, prefix: str, all_probabilities: bool, how: str | None, num_samples: int | None, seed: int
+    ) -> list[str]:
+        """Names of the columns that predictions of some way add to a table."""
+        own = self.kind.columns(self.further_columns(how, num_samples, seed))
+        return added_names(prefix, own, self.label_names if all_probabilities and self.kind.has_probabilities else ())
+
     def count_of(self, how: str, count: int | None) -> int | None:
         """How many draws a prediction has where their number was left to the adapter, for a head or rule of draws."""
         asked = self.error_head.bound is not None or bool(self.decisions.stored)
@@ -233,17 +249,14 @@ class Predictor:
         drawn = how != "mean" and len(self.adapter_names) == 1 and any(law.stochastic for law in self._laws())
         return seed if drawn else None
 
-    def recalibration(self, how: str) -> tuple[Recalibrator | None, str]:
+    def recalibration(self, how: str) -> tuple[Any, str]:
         """What is applied to a way of predicting, None for nothing; and in words."""
         way = "sample" if how == "late" else how
         method = self._methods.get(way)
         if method is None:
-            return None, "no temperature is stored" + (f" for how={how!r}" if self._methods else "")
-        if isinstance(method, TemperatureScaling):
-            fit = method.fit_result
-            off = fit is not None and not fit.applied
-            return method, "T left off" if off else f"T = {method.temperature:.4g}"
-        return method, type(method).__name__
+            what = "temperature" if self.kind.has_probabilities else "noise"
+            return None, f"no {what} is stored" + (f" for how={how!r}" if self._methods else "")
+        return method, self.kind.told(method)
 
     def num_samples_for(self, how: str) -> int | None:
         """Draws that a way of predicting was calibrated with; None where it was not: as many as the law has."""
@@ -257,10 +270,10 @@ class Predictor:
         """Rows of a forward: those asked for, or as in training."""
         return batch_size or self.artefact.inputs.batch_size or 8
 
-    def _made(self, rows: Any, how: str, count: int | None, seed: int, shared: dict[str, Any]) -> Prediction:
+    def _made(self, rows: Any, how: str, count: int | None, seed: int, shared: dict[str, Any]) -> Any:
         options: dict[str, Any] = {
             "processing_class": self.tokenizer,
-            "task": "classification" if self.artefact.label_tokens is None else "next_token",
+            "task": self.kind.predict_task if self.artefact.label_tokens is None else "next_token",
             "label_tokens": self.artefact.label_tokens,
             **shared,
         }
@@ -277,15 +290,14 @@ class Predictor:
                     "out how and the number of draws."
                 )
             found = predict_dataset(self.model, rows, how=how, num_samples=count, seed=seed, **options)  # type: ignore
-        if not isinstance(found, Prediction):
-            raise ValueError("The adapter answers with numbers, not with classes; predict with predict_dataset.")
         self._check_classes(found)
         return found
 
-    def _check_classes(self, found: Prediction) -> None:
-        if found.sample_probabilities.shape[-1] != len(self.label_names):
+    def _check_classes(self, found: Any) -> None:
+        size = getattr(found, found.samples_name).shape[-1]
+        if size != len(self.label_names):
             raise ValueError(
-                f"The adapter answers with {found.sample_probabilities.shape[-1]} classes, and "
+                f"The adapter answers with {size} {self.kind.unit}, and "
                 f"{len(self.label_names)} are named: {', '.join(self.label_names[:8])}. Give label_names to load."
             )
 

@@ -13,7 +13,7 @@ from .inputs import encode
 from .loading import load
 from .predictor import Predictor
 from .shards import ALONE
-from .table import added_columns, added_names, refuse_clash
+from .table import added_columns, refuse_clash
 
 
 class Scorer:
@@ -76,8 +76,8 @@ class Scorer:
         """
         predictor = self._loaded(rank)
         columns = {name: batch[name] for name in batch}
-        further = predictor.further_columns(self.made["how"], self.made["num_samples"], self.made["seed"])
-        names = added_names(self.prefix, predictor.label_names if self.all_probabilities else (), further)
+        made = {name: self.made[name] for name in ("how", "num_samples", "seed")}
+        names = predictor.added_names(self.prefix, self.all_probabilities, **made)
         refuse_clash(list(columns), names, "the batch", "prefix=, such as prefix='model_'")
         if not columns or not len(next(iter(columns.values()))):
             return {**columns, **{name: [] for name in names}}  # engines ask an empty batch for its columns

@@ -29,7 +29,7 @@ from ..provenance.origins import as_dataset
 from ..whole_numbers import check_whole
 from .inputs import EMPTY, as_table, encode
 from .predictor import Predictor
-from .table import added_columns, added_names, arrow_table, refuse_clash
+from .table import added_columns, arrow_table, refuse_clash
 
 #: The manifest; says how was predicted, and at the end which rows lie where.
 MANIFEST = "predictions.json"
@@ -98,8 +98,7 @@ def predict_to(
     state = PartialState() if accelerator is None else accelerator
     place = Path(folder)
     way = predictor.way_of(how, num_samples)
-    further = predictor.further_columns(how, num_samples, seed)
-    names = added_names(prefix, predictor.label_names if all_probabilities else (), further)
+    names = predictor.added_names(prefix, all_probabilities, how, num_samples, seed)
     made = {
         "num_samples": predictor.num_samples_for(way) if num_samples is None else num_samples,
         "how": way,

@@ -8,21 +8,17 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
-from .answer import CalibratedPrediction
-
 #: Names of the added columns; a prefix stands before each.
 LABEL, PROBABILITY, ENTROPY, INFORMATION = "predicted_label", "probability", "entropy", "mutual_information"
 ERROR, ANSWERED, SET = "error_probability", "answered", "set"
+#: Of labels, and of numbers.
+LABELS, GIVEN, RULED_OUT = "predicted_labels", "given", "ruled_out"
+NUMBER = ("mean", "sd", "lower", "upper")
 
 
-def added_names(prefix: str, classes: Sequence[str], further: Sequence[str] = ()) -> list[str]:
-    """Names of the added columns; `classes` are those whose probabilities are added, too.
-
-    `further` are those of `ERROR`, `ANSWERED` and `SET` that the predictor gives.
-    """
-    each = [f"{PROBABILITY}_{name}" for name in classes]
-    own = (LABEL, PROBABILITY, ENTROPY, INFORMATION, *(name for name in (ERROR, ANSWERED, SET) if name in further))
-    return [f"{prefix}{name}" for name in (*own, *each)]
+def added_names(prefix: str, columns: Sequence[str], outputs: Sequence[str]) -> list[str]:
+    """Names of the added columns; `outputs` are those whose probabilities are added, too."""
+    return [f"{prefix}{name}" for name in (*columns, *(f"{PROBABILITY}_{name}" for name in outputs))]
 
 
 def refuse_clash(columns: Sequence[str], added: Sequence[str], source: str, mend: str) -> None:
@@ -35,15 +31,9 @@ def refuse_clash(columns: Sequence[str], added: Sequence[str], source: str, mend
         )
 
 
-def added_columns(found: CalibratedPrediction, names: Sequence[str]) -> dict[str, list]:
-    """The added columns, under the names that `added_names` gave."""
-    columns = [found.labels_predicted, found.probabilities.amax(-1).tolist()]
-    columns += [found.entropy.tolist(), found.mutual_information.tolist()]
-    columns += [] if found.error_probability is None else [found.error_probability.tolist()]
-    columns += [] if found.answered is None else [found.answered.tolist()]
-    columns += [] if found.sets is None else [found.label_sets]
-    columns += found.probabilities.T.tolist()
-    return dict(zip(names, columns, strict=False))  # the classes' own columns where they are named
+def added_columns(found: Any, names: Sequence[str]) -> dict[str, list]:
+    """The added columns of an answer, under the names that `added_names` gave."""
+    return dict(zip(names, found.added(), strict=False))  # the outputs' own columns where they are named
 
 
 def arrow_table(rows: Dataset, added: dict[str, list]) -> pa.Table:

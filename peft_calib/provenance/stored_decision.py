@@ -11,7 +11,6 @@ from typing import Any
 
 from ..artefact import DECISION_FILES, WAYS
 from ..calibration.decide.stored import decision_of
-from ..calibration.decide.threshold import SelectiveThreshold
 from ..calibration.recalibrate import Recalibrator
 from ..files import write_atomically
 from ..identity import belongs_to_folder
@@ -91,7 +90,7 @@ class StoredDecision:
 
     @property
     def kind(self) -> str:
-        """`"threshold"` or `"sets"`."""
+        """`"threshold"`, `"sets"`, `"labels"` or `"interval"`."""
         return kind_of(self.rule)
 
     @property
@@ -196,8 +195,8 @@ class StoredDecision:
 
 
 def kind_of(rule: Any) -> str:
-    """What a rule answers with: `"threshold"` or `"sets"`."""
-    return "threshold" if isinstance(rule, SelectiveThreshold) else "sets"
+    """What a rule answers with, by which its file is called."""
+    return rule.kind
 
 
 def recalibration_of(method: Recalibrator | None) -> dict[str, Any] | None:

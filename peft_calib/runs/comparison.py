@@ -140,7 +140,7 @@ def _evaluated(path: Path, config: RunConfig, count: int | None, options: dict[s
         options = {**options, "num_samples": count}
     found = evaluate_run(path, **options)
     if "keys" not in found.arrays:
-        raise ValueError(f"{path} has no classes to compare: a causal-lm run has a loss per token, see its evaluation")
+        raise ValueError(f"{path} has no classes to compare ({config.task}): see its evaluation")
     return found
 
 

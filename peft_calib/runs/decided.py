@@ -10,8 +10,8 @@ import numpy as np
 
 from ..artefact import DECISION_FILES
 from ..calibration import decision_html, reached_by_group
-from ..calibration.recalibrate import Recalibrator
 from ..predictor.decisions import rule_input, rule_rows
+from ..predictor.kinds import Kind
 from ..provenance.row_hashes import hash_rows
 from ..provenance.splits import MAX_OVERLAP
 from ..provenance.stored_decision import HEAD, StoredDecision, read_decisions
@@ -29,9 +29,7 @@ class RunDecisions:
     stale: Mapping[str, str]
 
     @classmethod
-    def of(
-        cls, folder: RunFolder, config: RunConfig, methods: Mapping[str, Recalibrator], head: str | None
-    ) -> RunDecisions:
+    def of(cls, folder: RunFolder, config: RunConfig, methods: Mapping[str, Any], head: str | None) -> RunDecisions:
         """Of a run; `methods` are the temperatures of its ways of predicting, `head` is the hash of its head."""
         place, found = head_folder(folder, config), read_decisions(head_folder(folder, config))
         adapters = [folder.adapter(name) for name in adapter_names(config)]
@@ -41,17 +39,44 @@ class RunDecisions:
 
 
 @dataclass(frozen=True)
-class Decidable:
-    """Predictions of test rows that a rule may decide over."""
+class DecidableClasses:
+    """Predictions of classes that a rule may decide over."""
 
     probabilities: np.ndarray  # `(N, C)` after the temperature
     labels: np.ndarray
     errors: np.ndarray | None  # `(N,)` P(error); None without a head for this way
     rows: TestRows
 
+    def reached(self, one: StoredDecision, mask: np.ndarray) -> tuple[Any, Any]:
+        """What a rule reaches on the rows of a mask, and in their groups."""
+        values = np.asarray(rule_rows(one, self.probabilities, self.errors))
+        labels = self.labels
+        if one.to.by == HEAD:
+            labels = (self.probabilities.argmax(1) == labels).astype(int)
+        options: dict[str, Any] = {"input": rule_input(one), "mask": mask}
+        reached, groups = one.rule.evaluate(values, labels, **options), None
+        if self.rows.groups is not None:
+            groups = reached_by_group(one.rule, values, labels, list(self.rows.groups), **options)
+        return reached, groups
+
+
+@dataclass(frozen=True)
+class Decidable:
+    """Answers of another kind that a rule may decide over."""
+
+    kind: Kind
+    found: Any
+    targets: np.ndarray
+    rows: TestRows
+    errors: None = None
+
+    def reached(self, one: StoredDecision, mask: np.ndarray) -> tuple[Any, Any]:
+        """What a rule reaches on the rows of a mask; groups are of classes."""
+        return self.kind.evaluate_rule(one.rule, self.found, self.targets, mask), None
+
 
 def reached_in(
-    decisions: RunDecisions, how: str, count: int, seed: int, given: Decidable
+    decisions: RunDecisions, how: str, count: int, seed: int, given: DecidableClasses | Decidable
 ) -> tuple[dict[str, Any], str]:
     """What the rules for a way of predicting reach: their part of a report by kind, and the same as HTML."""
     content, pages = {}, []
@@ -67,7 +92,9 @@ def reached_in(
     return content, "".join(pages)
 
 
-def _reached(one: StoredDecision, how: str, count: int, seed: int, given: Decidable) -> tuple[dict[str, Any], str]:
+def _reached(
+    one: StoredDecision, how: str, count: int, seed: int, given: DecidableClasses | Decidable
+) -> tuple[dict[str, Any], str]:
     why = one.silent_for(how, count, seed, one.to.label_tokens)
     if why is None and one.to.by == HEAD and given.errors is None:
         why = f"the rule in {DECISION_FILES[one.kind]} goes by P(error), which is not known of these predictions"
@@ -81,18 +108,10 @@ def _reached(one: StoredDecision, how: str, count: int, seed: int, given: Decida
             f"Refused: {own.sum()} of the {len(own)} rows are among the {one.num_rows} that the rule was fitted on, "
             "and would flatter it. Evaluate on other rows.",
         )
-    values = np.asarray(rule_rows(one, given.probabilities, given.errors))
-    labels = given.labels
-    if one.to.by == HEAD:
-        labels = (given.probabilities.argmax(1) == labels).astype(int)
-    options: dict[str, Any] = {"input": rule_input(one), "mask": ~own}
     try:
-        reached = one.rule.evaluate(values, labels, **options)
+        reached, groups = given.reached(one, ~own)
     except ValueError as error:
         return _refused(one, f"Refused: {error}")
-    groups = None
-    if given.rows.groups is not None:
-        groups = reached_by_group(one.rule, values, labels, list(given.rows.groups), **options)
     content = {
         "reached": reached.to_dict(),
         "told": reached.to_markdown(one.class_names),

@@ -9,13 +9,14 @@ from typing import Any
 
 from peft.utils import CONFIG_NAME
 
-from ..artefact import ARTEFACT_FILE, DECISION_FILES, place_of
+from ..artefact import ARTEFACT_FILE, DECISION_FILES, Artefact, place_of, read_artefact
 from ..base_models import base_fingerprint
-from ..calibration import ConformalSets, SelectiveThreshold
+from ..calibration import ConformalInterval, ConformalSets, LabelThresholds, SelectiveThreshold
+from ..calibration.decide.base import DecisionRule
 from ..calibration.decide.groups import BY_LABEL, BY_PREDICTION
 from ..console import quiet
 from ..identity import folder_digest
-from ..predictor import CalibratedPrediction, Predictor
+from ..predictor import Predictor
 from ..predictor.decisions import rule_input, rule_rows
 from ..provenance.stored_decision import BY, HEAD, PROBABILITY, FittedTo, StoredDecision, recalibration_of
 from .folder import RunFolder
@@ -24,8 +25,12 @@ from .predicting import loaded_predictor
 from .processes import processes
 from .rows_to_decide import RowsToDecide, rows_for
 
-#: Tasks whose rows are independent and have one answer each.
+#: Tasks whose rows are independent and have one class each, and those with another answer.
 TASKS = ("seq-cls", "multiple-choice")
+OTHER_TASKS = ("multi-label", "rerank", "regression")
+#: Arguments that rules of labels and of numbers have; all others are refused.
+OF_LABELS = ("risk", "miss", "confidence", "each_label")
+OF_NUMBERS = ("alpha", "score", "sets_confidence")
 #: Arguments of sets, and what they are called in the command.
 OF_SETS = {"score": "--score", "groups": "--groups", "randomized": "--randomized", "confidence": "--sets-confidence"}
 #: Arguments that ask for a threshold.
@@ -78,6 +83,8 @@ def decide(
     costs: tuple[float, float] | None = None,
     per_class: bool = False,
     confidence: float | None = None,
+    miss: float | None = None,
+    each_label: bool = False,
     by: str = PROBABILITY,
     alpha: float | None = None,
     score: str | None = None,
@@ -99,20 +106,27 @@ def decide(
     rows. A promise holds for this adapter, its temperature and this way of predicting, and for rows drawn like these.
     It rests on independent rows, so equal inputs count as one; where their labels differ, one of these is drawn.
 
+    Of labels, of which a row may have several, a threshold for each is fitted (`risk`, `miss`); of numbers how far
+    an interval reaches (`alpha`).
+
     Args:
         adapter: Folder of a finished run, or of an adapter.
         data: Labelled rows that nothing was fitted on, and nothing will be reported on: a path, a Hub id or a table;
             of a run its own source, where a `split` of it is named.
-        risk: Of what is answered at most this share is wrong, in (0, 1); 0.05 if nothing is asked for.
+        risk: Of what is answered at most this share is wrong, in (0, 1); 0.05 if nothing is asked for. Of labels: of
+            the rows that are given one at most this share does not have it; 0.1.
         target_coverage: Instead: at least this share of the rows is answered.
         costs: Instead: costs of a wrong answer and of a row passed on.
         per_class: Whether the risk holds for what is answered as any one class.
         confidence: Probability with which a threshold's promise holds; 0.95 if not given.
+        miss: Of labels: of the rows that have one at most this share is said not to; None: none is ruled out.
+        each_label: Of labels: the promise is for each by itself, instead of for all at once.
         by: What a threshold goes by: `"probability"` of the predicted class, or `"head"`, 1 - P(error) of the
             uncertainty head beside the adapter.
         alpha: Highest share of prediction sets that may miss the label, in (0, 1); for sets beside a threshold that
-            was asked for, or alone.
-        score: Of the sets: `"lac"` (the default), `"aps"` or `"raps"`.
+            was asked for, or alone. Of numbers: the share of values outside their interval; 0.1.
+        score: Of the sets: `"lac"` (the default), `"aps"` or `"raps"`. Of an interval: `"absolute"` (the default) or
+            `"normalised"`, by the predicted standard deviation.
         groups: `"label"` or `"predicted"`, where the sets' coverage shall hold for each class.
         randomized: Whether chance decides at the edge of the sets.
         sets_confidence: Probability over calibration splits with which the sets' coverage holds; None: on average.
@@ -143,9 +157,16 @@ def decide(
     asked = {"risk": risk, "target_coverage": target_coverage, "costs": costs}
     of_threshold = {"per_class": per_class, "confidence": confidence, "seed": seed}
     of_sets = {"score": score, "groups": groups, "randomized": randomized, "confidence": sets_confidence}
-    rules = _rules(asked, of_threshold, alpha, of_sets, seed, by)
     place = Path(adapter).absolute()
-    folder = _folder_of(place)
+    folder, kind = _folder_of(place)
+    if kind == "classes":
+        if miss is not None or each_label:
+            raise ValueError(f"{'--miss' if miss is not None else '--each-label'} is of several labels a row")
+        rules: Sequence[DecisionRule] = _rules(asked, of_threshold, alpha, of_sets, seed, by)
+    else:
+        given_here = {**asked, **of_threshold, **of_sets, "confidence": confidence, "sets_confidence": sets_confidence}
+        given_here |= {"alpha": alpha, "miss": miss, "each_label": each_label, "by": None if by == PROBABILITY else by}
+        rules = [_other_rule(kind, {name: value for name, value in given_here.items() if name != "seed"}, seed)]
     _check_free(folder, rules, overwrite)
     with quiet():
         given = rows_for(place, data, where, seed)
@@ -197,27 +218,42 @@ def _rules(
     return [*rules, ConformalSets(alpha=alpha, seed=seed, **given)]
 
 
-def _folder_of(place: Path) -> Path:
-    """Where the rules of a run or an adapter lie: where its uncertainty head does."""
+def _other_rule(kind: str, given: Mapping[str, Any], seed: int) -> DecisionRule:
+    """The rule of labels or of numbers, not fitted yet."""
+    known = OF_LABELS if kind == "labels" else OF_NUMBERS
+    wanted = {name: value for name, value in given.items() if value not in (None, False)}
+    foreign = [name for name in wanted if name not in known]
+    if foreign:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in known)
+        raise ValueError(f"--{foreign[0].replace('_', '-')} is of classes; a rule for {kind} takes {flags}")
+    if kind == "numbers":
+        own = {"confidence": wanted.get("sets_confidence"), "score": wanted.get("score", "absolute")}
+        return ConformalInterval(wanted.get("alpha"), **own)
+    own = {"joint": "each_label" not in wanted, "seed": seed}
+    return LabelThresholds(wanted.get("risk"), wanted.get("miss"), wanted.get("confidence", 0.95), **own)
+
+
+def _folder_of(place: Path) -> tuple[Path, str]:
+    """Where the rules of a run or an adapter lie, where its uncertainty head does; and what it answers with."""
     run = RunFolder(place)
     if run.finished.is_file():
         task = load_task(run)
-        if task.config.task not in TASKS:
+        if task.config.task not in (*TASKS, *OTHER_TASKS):
             raise ValueError(
                 f"a rule decides over rows that are independent, with one answer each; a run of --task "
                 f"{task.config.task} answers with tokens. Decide over whole texts or entities with "
                 "peft_calib.calibration.SelectiveThreshold and input='confidence'"
             )
-        return head_folder(run, task.config)
+        return head_folder(run, task.config), task.kind
     if not any((place / name).is_file() for name in (CONFIG_NAME, ARTEFACT_FILE)):
         raise FileNotFoundError(
             f"{place} holds neither a finished run nor an adapter; a rule is written beside one, so name its folder"
         )
-    return place
+    return place, (read_artefact(place) or Artefact()).kind
 
 
 def _check_free(folder: Path, rules: Sequence[Any], overwrite: bool) -> None:
-    kinds = ["threshold" if isinstance(rule, SelectiveThreshold) else "sets" for rule in rules]
+    kinds = [rule.kind for rule in rules]
     there = [DECISION_FILES[kind] for kind in kinds if (folder / DECISION_FILES[kind]).is_file()]
     if there and not overwrite:
         raise FileExistsError(f"{folder} holds {there[0]}; pass --overwrite to replace it")
@@ -226,7 +262,7 @@ def _check_free(folder: Path, rules: Sequence[Any], overwrite: bool) -> None:
 # ------------------------------------------------------------------------------------------------------------- the fit
 
 
-def _fitted_to(predictor: Predictor, found: CalibratedPrediction, seed: int, by: str) -> FittedTo:
+def _fitted_to(predictor: Predictor, found: Any, seed: int, by: str) -> FittedTo:
     """The way of predicting that a rule is fitted to."""
     if by == HEAD and found.error_probability is None:
         why = found.error_head or "there is no uncertainty head beside the adapter"
@@ -243,9 +279,7 @@ def _fitted_to(predictor: Predictor, found: CalibratedPrediction, seed: int, by:
     )
 
 
-def _stored(
-    predictor: Predictor, found: CalibratedPrediction, rule: Any, to: FittedTo, rows: RowsToDecide
-) -> StoredDecision:
+def _stored(predictor: Predictor, found: Any, rule: Any, to: FittedTo, rows: RowsToDecide) -> StoredDecision:
     """A rule fitted to predictions, with what it belongs to."""
     names = predictor.artefact.names
     is_threshold = isinstance(rule, SelectiveThreshold)
@@ -257,6 +291,9 @@ def _stored(
         rows=rows.known,
         class_names=tuple(predictor.label_names),
     )
+    if predictor.kind.name != "classes":
+        predictor.kind.fit_rule(rule, found, rows.labels)
+        return made
     values, labels = rule_rows(made, found.probabilities, found.error_probability), rows.labels
     if is_threshold:
         correct = (found.predictions.numpy() == labels).astype(int)

@@ -200,9 +200,9 @@ def _asked(run: FinishedRun, variant: str, count: int) -> dict[str, Any]:
 def _way(task: Task, how: str | None, num_samples: int | None) -> tuple[str, int]:
     """The way of predicting that a head is for, and its number of functions."""
     config = task.config
-    if task.labels is None:
+    if task.labels is None or task.kind != "classes":
         raise ValueError(
-            f"a run of --task {config.task} answers with every token of a text, so that none of its predictions is "
+            f"a run of --task {config.task} answers with no class, so that none of its predictions is "
             "right or wrong; a head is for seq-cls, token-cls and multiple-choice"
         )
     variants = prediction_variants(config)

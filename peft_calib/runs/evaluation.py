@@ -25,8 +25,9 @@ from ..json_files import without_nan
 from ..prediction import Prediction
 from ..predictor.answer import logits_of
 from .about import class_names, told_of
+from .answers import AFTER, BEFORE, answers_report
 from .baseline import MostFrequent
-from .decided import Decidable, RunDecisions, reached_in
+from .decided import DecidableClasses, RunDecisions, reached_in
 from .error_head import head_report, load_head, read_head
 from .folder import RunFolder, read_fields, read_json, write_json
 from .loading import FinishedRun, load_task, read_record, run_identity
@@ -39,8 +40,6 @@ from .sources import FileFormat
 from .tables import evaluation_markdown
 from .text_scores import text_report
 
-#: A prediction as it is, and after the stored temperature.
-BEFORE, AFTER = "before", "after"
 REPORT, ROWS = "report.json", "rows.safetensors"
 
 
@@ -127,10 +126,10 @@ def evaluate_run(
         FileNotFoundError: If there is no finished run.
         ValueError: For unknown metrics, missing or empty rows, or rows that the run has seen.
     """
-    if metrics is not None:
-        check_metrics(metrics)
     folder = RunFolder(Path(run_dir).absolute())
     task = load_task(folder)
+    if metrics is not None:
+        check_metrics(metrics, task.config.task)
     variants = _variants(task.config, num_samples)
     where = TestData(data, subset, split, FileFormat(encoding, delimiter), drop_missing, group_column)
     with quiet():
@@ -160,7 +159,7 @@ def _made_before(place: Path, identity: dict[str, Any]) -> Evaluation | None:
         return None
     fields = read_fields(place / REPORT)
     fields.listing("metrics", str)
-    for variant in content["variants"]:
+    for variant in content["variants"] if "kind" not in content else ():
         fields.mapping("variants").mapping(variant).number("temperature", above=0)
     return Evaluation(place, content)
 
@@ -191,7 +190,11 @@ def _measured(
 ) -> Made:
     """All that an evaluation says of a run, its rows and the predictions made of them."""
     rows = _by_length(rows, run)
-    if run.task.labels is None:
+    if run.task.kind != "classes":
+        if outside is not None:
+            raise ValueError(f"rows of other origin are told by confidence, of which {run.task.config.task} has none")
+        made = Made(*answers_report(run, rows, variants, seed, progress))
+    elif run.task.labels is None:
         made = Made(text_report(run, rows, variants, seed), {}, None)
     else:
         other = None if outside is None else _by_length(outside, run)
@@ -250,7 +253,7 @@ def _class_report(
             content[variant]["head"] = head_report(run, head[0], *read, seed, far)
             errors = read[1].error_probability.numpy()
         if decisions.stored:
-            given = Decidable(np.asarray(calibrated), labels, errors, rows)
+            given = DecidableClasses(np.asarray(calibrated), labels, errors, rows)
             content[variant]["decision"], page = reached_in(decisions, variant, count, seed, given)
             pages += page
         about_it = told_of(run, rows, variant, count)  # of the last variant, the one the method is made for
@@ -308,7 +311,9 @@ def _variants(config: RunConfig, num_samples: int | None) -> dict[str, int]:
 def _name(rows: TestRows, variants: dict[str, int], seed: int, outside: TestRows | None) -> str:
     """Folder of an evaluation: the rows' source, readable, and a digest of rows and way of predicting."""
     stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(rows.name).name.split(".")[0]).strip("-") or "rows"
-    labels = next((str(rows.rows[name][:]) for name in ("label", "labels") if name in rows.rows.column_names), "")
+    labels = next(
+        (str(rows.rows[name][:]) for name in ("label", "labels", "target") if name in rows.rows.column_names), ""
+    )
     content = rows.keys.tobytes() + json.dumps([variants, seed, labels]).encode()
     content += b"" if outside is None else outside.keys.tobytes()
     content += b"" if rows.groups is None else json.dumps(rows.groups, default=str).encode()

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from ..calibration.scores.table import KEYS
-from .settings import METHODS, MODES, TASKS, RunConfig, default_of, parse_assignments, read_yaml
+from .settings import METHODS, MODES, SCALINGS, TASKS, RunConfig, default_of, parse_assignments, read_yaml
 
 #: Names of flags where a mapping is given piece by piece.
 PIECES = {"adapter": "adapter-option", "trainer": "trainer-option"}
@@ -22,7 +22,8 @@ PANELS = {
         "calibration_fraction", "test_fraction",
     ),
     "Columns": (
-        "text_column", "label_column", "label_names", "question_column", "choices_column", "prompt", "tokens_column",
+        "text_column", "label_column", "label_columns", "label_separator", "label_names", "question_column",
+        "choices_column", "prompt", "tokens_column",
         "tags_column",
     ),
     "Model and method": (
@@ -32,11 +33,12 @@ PANELS = {
     "Of one method": ("num_samples", "members", "anchors", "handles", "mode"),
     "Training": (
         "epochs", "learning_rate", "batch_size", "gradient_accumulation_steps", "weight_decay", "warmup",
-        "save_steps", "trainer", "best_metric", "metrics", "seed",
+        "label_scaling", "save_steps", "trainer", "best_metric", "metrics", "seed",
     ),
 }  # fmt: skip
 #: What a shell completes.
 CHOICES = {"task": TASKS, "method": METHODS, "mode": MODES, "best_metric": ("nll", "brier"), "metrics": KEYS}
+CHOICES["label_scaling"] = SCALINGS
 
 
 def with_flags(annotations: Mapping[str, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -119,7 +121,7 @@ def _help(item: Any, default: Any) -> str:
     if item.name in PIECES:
         return f"{text} As name=value; may be repeated."
     if isinstance(default, list):
-        return f"{text} May be repeated. Default: {', '.join(default)}."
+        return f"{text} May be repeated." + (f" Default: {', '.join(default)}." if default else "")
     if "\n" in str(default):
         return f"{text} Default: {item.metadata['unset']}."
     if default is None or default is False or default == "":  # a 0 is told

@@ -15,17 +15,17 @@ from transformers import PreTrainedTokenizerBase
 from ..artefact import DECISION_FILES, Artefact, check_temperatures
 from ..base_models import base_fingerprint
 from ..calibration import TemperatureScaling
+from ..calibration.recalibrate import FittedMethod, load_state
 from ..calibration.recalibrate.temperature import POSSIBLE
 from ..console import own_random_state
 from ..files import file_hash
 from ..identity import folder_digest
 from ..json_files import Fields
-from ..prediction import Prediction, predict_dataset
+from ..prediction import predict_dataset
 from ..prediction.members import predict_members
 from ..provenance.splits import SplitRecord, read_split
 from ..uncertainty_head.stored import file_names
 from .folder import RunFolder, read_fields, read_json
-from .labels import LabelMap
 from .methods import ADAPTER, config_class, member_names, prediction_variants
 from .processes import processes
 from .settings import RunConfig
@@ -78,6 +78,8 @@ class FinishedRun:
 
     def temperature_fit(self, variant: str) -> dict[str, Any] | None:
         """What the calibration rows say of the temperature: interval, and whether it is used; `None` in old runs."""
+        if self.task.kind != "classes":
+            return dict(read_fields(self.folder.temperature).mapping(variant).mapping("fit").content)
         fit = self._stored(variant).mapping("fit", None)
         return None if fit is None else dict(fit.content)
 
@@ -85,9 +87,12 @@ class FinishedRun:
         parameters = self._stored(variant).mapping("parameters")
         return float(parameters.number("temperature", least=POSSIBLE[0], most=POSSIBLE[1]))
 
-    def predict(
-        self, rows: Dataset, variant: str, num_samples: int, seed: int = 0, progress: bool = True
-    ) -> Prediction:
+    def method(self, variant: str) -> FittedMethod | None:
+        """What was fitted to a way of predicting labels or numbers; None where there were too few rows."""
+        fields = read_fields(self.folder.temperature).mapping(variant)
+        return load_state(fields) if "method" in fields else None
+
+    def predict(self, rows: Dataset, variant: str, num_samples: int, seed: int = 0, progress: bool = True) -> Any:
         """Predict canonical rows; `num_samples` are grid points of a curve, members of an ensemble."""
         encoded = self.task.encode_prediction(rows, self.tokenizer)
         options: dict[str, Any] = {
@@ -99,9 +104,7 @@ class FinishedRun:
         }
         if len(self.adapter_names) > 1:
             return predict_members(self.model, encoded, self.adapter_names[:num_samples], **options)
-        found = predict_dataset(self.model, encoded, how=variant, num_samples=num_samples, seed=seed, **options)  # type: ignore[arg-type]
-        assert isinstance(found, Prediction)  # no task of the command line is a regression
-        return found
+        return predict_dataset(self.model, encoded, how=variant, num_samples=num_samples, seed=seed, **options)  # type: ignore[arg-type]
 
     def artefact(self) -> Artefact:
         """What a prediction needs of the run, for the folders of its adapters as the run names them."""
@@ -122,8 +125,9 @@ def load_task(folder: RunFolder) -> Task:
         config = RunConfig.from_mapping(dict(resolved.mapping("settings").content))
         config_class(config.method)  # one from outside is known to PEFT once it is imported
         stored = resolved.mapping("labels", None)
-        labels = None if stored is None else LabelMap.from_dict(dict(stored.content))
-        return task_class(config.task)(config, labels)
+        kind = task_class(config.task)
+        labels = None if stored is None else kind.learned.from_dict(dict(stored.content))
+        return kind(config, labels)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder.config} is damaged: {type(error).__name__} {error}. {resolved.mend}.") from error
     except ValueError as error:
@@ -144,10 +148,15 @@ def run_identity(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
     return {
         "adapters": adapter_digests(folder, config),
         "settings": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
-        "temperatures": {n: temperatures.mapping(n).mapping("parameters").get("temperature") for n in temperatures},
+        "temperatures": {n: _used(temperatures.mapping(n).mapping("parameters")) for n in temperatures},
         **({} if head is None else {"uncertainty_head": head}),
         **({} if not rules else {"decisions": rules}),
     }
+
+
+def _used(parameters: Fields) -> Any:
+    """A temperature, or whatever else was fitted."""
+    return parameters.get("temperature", None) or dict(parameters.content)
 
 
 def head_folder(folder: RunFolder, config: RunConfig) -> Path:

@@ -17,9 +17,10 @@ from datasets import Dataset
 from ..console import quiet
 from ..files import replacing, write_atomically
 from ..json_files import without_nan
-from ..predictor import CalibratedPrediction, Predictor, load
+from ..predictor import Predictor, load
 from ..predictor.inputs import encode
-from ..predictor.table import added_columns, added_names, arrow_table, refuse_clash
+from ..predictor.kinds import KINDS
+from ..predictor.table import added_columns, arrow_table, refuse_clash
 from ..provenance.columns import MEND, without_missing
 from .folder import RunFolder
 from .loading import load_task
@@ -32,21 +33,20 @@ class Predicted:
     """A table that was predicted; `without_value` rows lacked a text and were left out."""
 
     path: Path
-    prediction: CalibratedPrediction
+    prediction: Any
     without_value: int = 0
 
     def lines(self) -> list[str]:
         """What a user should know of it."""
         found = self.prediction
-        counts = self.to_dict()["labels_predicted"]
-        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        told = self.summary["told"]
         draws = f"{found.num_samples} draws" if found.how != "mean" else "the mean adapter"
         lines = [f"{len(found)} rows by {draws}, {found.recalibration}: {told}"]
         if found.error_probability is not None:
             lines.append(f"{found.error_head}: {float(found.error_probability.mean()):.1%} errors expected")
-        if found.answered is not None:
-            lines.append(f"{int(found.answered.sum())} of {len(found)} rows are answered")
-        if found.sets is not None:
+        if self.answered is not None:
+            lines.append(f"{self.answered} of {len(found)} rows are answered")
+        if self.mean_set_size is not None:
             lines.append(f"a set holds {self.mean_set_size:.2f} classes on average")
         if found.decision:
             lines.append(found.decision)
@@ -57,9 +57,20 @@ class Predicted:
         return [*lines, f"Written to {self.path}"]
 
     @property
+    def summary(self) -> dict[str, Any]:
+        """What was predicted, in numbers and in words."""
+        return next(kind for kind in KINDS.values() if kind.makes(self.prediction)).summary(self.prediction)
+
+    @property
+    def answered(self) -> int | None:
+        """Rows that are answered; None where there is no rule that says so."""
+        answered = getattr(self.prediction, "answered", None)
+        return None if answered is None else int(answered.sum())
+
+    @property
     def mean_set_size(self) -> float | None:
         """Classes in a prediction set; None where there is no rule that gives sets."""
-        sets = self.prediction.sets
+        sets = getattr(self.prediction, "sets", None)
         return None if sets is None else float(sets.double().sum(-1).mean())
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,9 +82,9 @@ class Predicted:
             "how": found.how,
             "num_samples": found.num_samples,
             "recalibration": found.recalibration,
-            "labels_predicted": {name: found.labels_predicted.count(name) for name in found.label_names},
-            **({} if found.answered is None else {"rows_answered": int(found.answered.sum())}),
-            **({} if found.sets is None else {"mean_set_size": self.mean_set_size}),
+            **{name: value for name, value in self.summary.items() if name != "told"},
+            **({} if self.answered is None else {"rows_answered": self.answered}),
+            **({} if self.mean_set_size is None else {"mean_set_size": self.mean_set_size}),
             "rows_cut": found.num_cut,
             "rows_without_text": self.without_value,
         }
@@ -138,8 +149,7 @@ def predict_table(
         artefact, inputs = predictor.artefact, predictor.artefact.inputs
         if text_column:
             inputs = replace(inputs, text_columns=tuple(text_column))
-        further = predictor.further_columns(how, num_samples, seed)
-        added = added_names(prefix, predictor.label_names if all_probabilities else (), further)
+        added = predictor.added_names(prefix, all_probabilities, how, num_samples, seed)
         refuse_clash(rows.column_names, added, name, "--prefix, such as --prefix model_")
         dropped = 0
         if drop_missing:

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from ..artefact import Inputs, place_of
 from ..predictor import Predictor
-from ..predictor.inputs import NONE, Encoded, choices_of, encode, text_names
+from ..predictor.inputs import Encoded, choices_of, encode, text_names
 from ..provenance.columns import MEND, without_missing
 from ..provenance.row_hashes import hash_rows
 from ..provenance.splits import RowSet, SplitRecord, check_unseen, distinct_rows, read_split
@@ -48,7 +48,10 @@ class RowsToDecide:
         cls, name: str, found: Encoded, known: Mapping[str, RowSet], hashes: np.ndarray, seed: int, left_out: int = 0
     ) -> RowsToDecide:
         """One row of each input; `hashes` are those of the inputs, in the order of the rows."""
-        kept = distinct_rows(hashes, np.asarray(found.labels), seed).tolist()
+        labels = np.asarray(found.labels)
+        if labels.ndim > 1:  # several labels a row: equal ones have one number
+            labels = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
+        kept = distinct_rows(hashes, labels, seed).tolist()
         columns = {key: [values[i] for i in kept] for key, values in found.columns.items()}
         assert found.labels is not None
         once = replace(found, columns=columns, labels=[found.labels[i] for i in kept])
@@ -106,10 +109,11 @@ def _rows_of_adapter(
         if source.drop_missing:
             rows, _ = without_missing(rows, [*(inputs.text_columns or ("text",)), *inputs.choices_columns])
         found = encode(rows, replace(predictor.artefact, inputs=inputs), predictor.tokenizer, name, MEND)
-        unlabelled = len(found) if found.labels is None else found.labels.count(NONE)
+        is_known = predictor.kind.is_known
+        unlabelled = len(found) if found.labels is None else sum(not is_known(label) for label in found.labels)
         if unlabelled:
             raise ValueError(
-                f"{name}: {unlabelled} of {len(found)} rows have no label that is one of the classes "
+                f"{name}: {unlabelled} of {len(found)} rows have no label that is one of the {predictor.kind.unit} "
                 f"({', '.join(predictor.label_names[:8])}); a rule is fitted on labelled rows (--label-column)"
             )
         forms = [found.as_dataset(range(len(found)))]

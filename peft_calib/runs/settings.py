@@ -12,10 +12,15 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ..calibration.scores.kinds import OF_LABELS, OF_NUMBERS, SHOWN_OF_LABELS, SHOWN_OF_NUMBERS
 from ..calibration.scores.table import KEYS, TABLED
 from ..whole_numbers import plain_whole
 
-TASKS = ("seq-cls", "multiple-choice", "token-cls", "causal-lm")
+TASKS = ("seq-cls", "multiple-choice", "token-cls", "causal-lm", "multi-label", "rerank", "regression")
+#: Tasks that answer with labels, or with a number, and the scores that tables show of these.
+SHOWN = {"multi-label": SHOWN_OF_LABELS, "rerank": SHOWN_OF_LABELS, "regression": SHOWN_OF_NUMBERS}
+#: Tasks of single texts or of pairs.
+OF_PAIRS = ("seq-cls", "multi-label", "rerank", "regression")
 #: Each method's configuration, named as methods from outside are.
 METHODS = {
     "lora": "peft:LoraConfig",
@@ -26,6 +31,8 @@ METHODS = {
     "ensemble": "peft:LoraConfig",
 }
 MODES = ("anchored", "free")
+#: Recalibrations of labels: one temperature, one for each, or one and a bias for each.
+SCALINGS = ("joint", "label", "platt")
 #: A method from outside: its configuration's module and class.
 _FROM_OUTSIDE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 # YAML 1.1 reads 1e-3 as text, because it has no dot
@@ -60,7 +67,18 @@ class RunConfig:
     train_split: str = _setting("train", "Split of the data to train on.")
     revision: str | None = _setting(None, "Revision of a Hub model.")
     text_column: list[str] = _setting(["text"], "Column of the text; two for sentence pairs.")
-    label_column: str = _setting("label", "Column of the label.")
+    label_column: str = _setting(
+        "label", "Column of the label; multi-label: of all labels of a row, rerank: 1 or 0, regression: a number."
+    )
+    label_columns: list[str] = _setting(
+        [], "Multi-label: a column of 1 and 0 for each label, also separated by commas, instead of one column of all."
+    )
+    label_separator: str | None = _setting(
+        None, "Multi-label: what stands between the labels of a row.", "the first of | ; and , that there is"
+    )
+    label_scaling: str | None = _setting(
+        None, "Temperatures of labels: joint, label (one each) or platt.", "joint; platt for one label"
+    )
     label_names: list[str] | None = _setting(None, "Names of the classes in order, where the labels need a mapping.")
     question_column: str = _setting("question", "Column of a multiple-choice question.")
     choices_column: list[str] = _setting(["choices"], "Column with the list of choices, or one column a choice.")
@@ -107,7 +125,11 @@ class RunConfig:
         hints = get_type_hints(type(self))
         for item in fields(self):
             object.__setattr__(self, item.name, _checked(item.name, getattr(self, item.name), hints[item.name]))
-        for name in ("target_modules", "metrics"):  # names that hold no comma: one string may list several
+        for name in (
+            "target_modules",
+            "metrics",
+            "label_columns",
+        ):  # names that hold no comma: one string may list several
             split = [part.strip() for item in getattr(self, name) for part in item.split(",")]
             object.__setattr__(self, name, [part for part in split if part])
         for name in ("data", "model"):
@@ -117,7 +139,11 @@ class RunConfig:
             of_ones_own = name != "mode" and _FROM_OUTSIDE.fullmatch(getattr(self, name))
             if getattr(self, name) not in choices and not of_ones_own:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
-        check_metrics(self.metrics)
+        if self.task in SHOWN and self.metrics == list(TABLED):
+            object.__setattr__(self, "metrics", list(SHOWN[self.task]))
+        check_metrics(self.metrics, self.task)
+        if self.label_scaling not in (None, *SCALINGS):
+            raise ValueError(f"label_scaling must be one of {', '.join(SCALINGS)}; got {self.label_scaling!r}")
         if self.members is None:
             object.__setattr__(self, "members", 5 if self.method == "ensemble" else 2)
         self._check_ranges()
@@ -135,7 +161,7 @@ class RunConfig:
             low_open = name == "calibration_fraction"
             if not (0 < getattr(self, name) < 1 or (getattr(self, name) == 0 and not low_open)):
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        pairs = self.task not in TASKS or self.task == "seq-cls"
+        pairs = self.task not in TASKS or self.task in OF_PAIRS
         if not 1 <= len(self.text_column) <= (2 if pairs else 1):
             two = ", or two for sentence pairs" if pairs else ""
             raise ValueError(f"text_column names one column{two}; got {self.text_column}")
@@ -154,11 +180,14 @@ class RunConfig:
         return asdict(self)
 
 
-def check_metrics(metrics: Sequence[str]) -> None:
-    """Raise `ValueError` for the name of a score that a report does not have."""
-    unknown = [name for name in metrics if name not in KEYS]
+def check_metrics(metrics: Sequence[str], task: str = "seq-cls") -> None:
+    """Raise `ValueError` for the name of a score that a report of a task does not have."""
+    known: Sequence[str] = KEYS
+    if task in SHOWN:
+        known = tuple(OF_LABELS if SHOWN[task] == SHOWN_OF_LABELS else OF_NUMBERS)
+    unknown = [name for name in metrics if name not in known]
     if unknown or not metrics:
-        raise ValueError(f"unknown metric(s) {', '.join(unknown) or '(none given)'}; a report has {', '.join(KEYS)}")
+        raise ValueError(f"unknown metric(s) {', '.join(unknown) or '(none given)'}; a report has {', '.join(known)}")
 
 
 def named_class(name: str, what: str, base: type) -> Any:

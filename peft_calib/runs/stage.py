@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
@@ -30,6 +31,7 @@ from ..base_models import able_to_pad, base_fingerprint, seeded_base
 from ..console import StepProgress, own_random_state
 from ..files import move_into_place
 from ..identity import folder_digest
+from ..predictor.kinds import KINDS
 from ..provenance.splits import SplitRecord, record_split
 from ..trainer_callbacks import (
     BestCalibrationCallback,
@@ -43,7 +45,7 @@ from ..tuners.objective import prepare_for_trainer
 from .folder import STAGE, RunFolder, write_json
 from .methods import Stage
 from .processes import on_cpu, processes
-from .settings import RunConfig
+from .settings import SHOWN, RunConfig
 from .tasks import Task
 from .tasks.base import load_model_config
 
@@ -169,7 +171,9 @@ def _trainer(
         kept,
     ]
     options: dict[str, Any] = {}
-    if task.labels is not None:
+    if task.kind != "classes":
+        options["compute_metrics"] = training_scores(task)
+    elif task.labels is not None:
         answers = task.answer_tokens(material.tokenizer)
         watch = CalibrationCallback(scores=config.metrics, answer_token_ids=answers)
         callbacks.insert(0, watch)
@@ -192,12 +196,23 @@ def _trainer(
     return trainer
 
 
+def training_scores(task: Task) -> Any:
+    """`compute_metrics` of the Trainer for a task whose answer is no class."""
+    kind, scale = KINDS[task.kind], 1.0 if task.target is None else task.target[1]
+
+    def compute(found: Any) -> dict[str, float]:
+        logits = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
+        return kind.training_scores(np.asarray(logits, np.float64), np.asarray(found.label_ids), scale)
+
+    return compute
+
+
 def best_callbacks(config: RunConfig) -> list[TrainerCallback]:
     """What keeps the best evaluation's adapter, if that was asked for."""
     if config.best_metric is None:
         return []
-    if config.task == "causal-lm":
-        raise ValueError("best_metric needs classes; a causal-lm run has none")
+    if config.task == "causal-lm" or config.task in SHOWN:
+        raise ValueError(f"best_metric needs classes; a {config.task} run has none")
     return [BestCalibrationCallback(config.best_metric)]
 
 

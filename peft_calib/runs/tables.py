@@ -8,6 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from ..calibration.decide.page import HEADINGS
 from ..calibration.scores.table import CONFIDENCE
 from ..provenance.stored_decision import HEAD
 from .baseline import CALLED
@@ -22,8 +23,8 @@ HEAD_CAPTION = (
     "1 - P(error) is against correctness. The base score is the frozen model's own, which the head has to beat."
 )
 
-#: How the parts about decision rules are called.
-DECISIONS = {"threshold": "Which rows to answer", "sets": "Prediction sets"}
+#: How a model is called that has not read the texts, where the answer is no class.
+BASE_RATES = "base rates"
 
 #: Lines of a table about rows of other origin.
 OUTSIDE = {"mean_confidence": "outside: confidence", "auroc": "outside: AUROC"}
@@ -115,7 +116,7 @@ def decisions_told(content: Mapping[str, Any]) -> dict[str, str]:
                 text += f"\n\n{one['rows_left_out']} row(s) that the rule was fitted on were left out."
             if "groups" in one:
                 text += f"\n\n{one['groups']['told']}"
-            told[DECISIONS[kind] + (" (by P(error))" if one["by"] == HEAD else "")] = text
+            told[HEADINGS[kind] + (" (by P(error))" if one["by"] == HEAD else "")] = text
     return told
 
 
@@ -142,10 +143,14 @@ def _title(content: Mapping[str, Any]) -> str:
 
 def _caption(content: Mapping[str, Any]) -> str:
     lines = ["Brackets: 95 % intervals (bootstrap over the rows)."]
-    lines.append("T: temperature with its 95 % interval, fitted on the calibration rows of the run.")
+    if not content.get("kind"):
+        lines.append("T: temperature with its 95 % interval, fitted on the calibration rows of the run.")
     fits = {name: found.get("temperature_fit") for name, found in content["variants"].items()}
-    lines += [f"{NAMES[name]}: {fit['reason']}" for name, fit in fits.items() if fit and not fit["applied"]]
-    if content.get("baseline"):
+    told = content.get("kind")
+    lines += [f"{NAMES[name]}: {fit['reason']}" for name, fit in fits.items() if fit and (told or not fit["applied"])]
+    if told:
+        lines.append(f"{BASE_RATES.capitalize()}: always {content['baseline']['told']}.")
+    elif content.get("baseline"):
         lines.append(
             f"{CALLED.capitalize()}: always answering {content['baseline']['answer']!r}, with the shares of the "
             "classes in the training rows for its probabilities."
@@ -168,14 +173,20 @@ def _cells(content: Mapping[str, Any], metrics: Sequence[str], gap: str) -> tupl
     outside: list[Mapping[str, float]] = []
     for variant, found in content["variants"].items():
         name = NAMES[variant] if found["num_samples"] == 1 else f"{found['num_samples']} {NAMES[variant]}"
-        columns.append((name, found["before"]))
-        columns.append((f"{name}, {shown(found.get('temperature_fit'), found['temperature'])}", found["after"]))
+        if "before" in found:
+            columns.append((name, found["before"]))
+        done = found.get("recalibration") or shown(found.get("temperature_fit"), found["temperature"])
+        columns.append((f"{name}, {done}", found["after"]))
         outside += [found["outside"][stage] for stage in ("before", "after") if "outside" in found]
     if content.get("baseline"):
-        columns.append((CALLED, content["baseline"]))
+        columns.append((BASE_RATES if content.get("kind") else CALLED, content["baseline"]))
     rows = [name for name in metrics if any(name in report for _, report in columns)]
     rows += [name for name in ("perplexity",) if name in columns[0][1]]  # of texts
     lines = [[name, *(_cell(report, name, gap) for _, report in columns)] for name in rows]
+    floored: tuple[str, ...] = ("ece_micro", "ece_macro", "pit_ks", "coverage_90")
+    for key in (key for key in floored if key in rows):
+        bands = [(report.get("noise_floor") or {}).get(key) for _, report in columns]
+        lines.append([f"{key} if right", *(f"{band['mean']:.3f}" if band else "" for band in bands)])
     if "ece" in rows and columns[0][1].get("noise_floor"):
         floors = [(report.get("noise_floor") or {}).get("ece") for _, report in columns]
         told = (floor and f"{floor['mean']:.3f}{gap}(to {floor['high']:.3f})" for floor in floors)

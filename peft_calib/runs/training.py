@@ -18,7 +18,9 @@ from ..files import move_into_place
 from ..identity import folder_digest
 from ..items import count_items
 from ..predictor.answer import logits_of
+from ..predictor.kinds import KINDS
 from ..provenance.splits import RowSet, SplitRecord
+from .answers import fitted_method
 from .baseline import CALLED, MostFrequent
 from .folder import RunFolder, write_json
 from .limits import settled
@@ -81,7 +83,7 @@ def train_in(config: RunConfig, folder: RunFolder, console: Console, anew: bool 
             f"calibrate on, {len(stages)} stage(s)"
         )
         baseline = None
-        if task.labels is not None:
+        if task.labels is not None and task.kind == "classes":
             baseline = MostFrequent.of(task.labels.names, task.class_indices(rows.train))
         for note in (*notes, *_about_rows(task, rows, baseline)):
             console.print(note, markup=False, highlight=False)
@@ -89,7 +91,11 @@ def train_in(config: RunConfig, folder: RunFolder, console: Console, anew: bool 
             facts = {stage.name: run_stage(stage, material, folder, progress) for stage in stages}
         run = FinishedRun.assemble(folder, task)
         temperatures = _fit_temperatures(run, rows, console, baseline)
-        content = _finish(run, folder, resolved, facts, temperatures, baseline) if state.is_main_process else {}
+        counts = None if baseline is None else dict(zip(baseline.names, baseline.counts, strict=True))
+        known = {"class_counts": counts}
+        if task.kind != "classes":
+            known["base_rates"] = KINDS[task.kind].base_rates(task.targets(rows.train))
+        content = _finish(run, folder, resolved, facts, temperatures, known) if state.is_main_process else {}
         state.wait_for_everyone()
     return content
 
@@ -149,6 +155,11 @@ def _fit_temperatures(
     for variant, count in run.variants.items():
         fitted: dict[str, Any] = {"num_samples": count}
         verdict = None
+        if run.task.kind != "classes":
+            kept, reason = fitted_method(run, rows.calibration, variant, count)
+            temperatures[variant] = fitted | kept
+            console.print(f"{variant}, {count} draw(s): {reason}", markup=False, highlight=False)
+            continue
         if baseline is None:
             fit = fit_text_temperature(run, rows.calibration, variant, count)
             fitted |= {"parameters": {"temperature": fit.temperature}, "fit": fit.to_dict()}
@@ -171,7 +182,7 @@ def _finish(
     resolved: dict[str, Any],
     facts: dict[str, Any],
     temperatures: dict[str, Any],
-    baseline: MostFrequent | None,
+    known: dict[str, Any],
 ) -> dict[str, Any]:
     plain = list(run.adapter_names)
     if run.task.config.method not in ("lora", "ensemble"):
@@ -185,12 +196,12 @@ def _finish(
         "method": run.task.config.method,
         "task": run.task.config.task,
         "rows": {name: split["rows"] for name, split in resolved["rows"].items()},
-        "class_counts": None if baseline is None else dict(zip(baseline.names, baseline.counts, strict=True)),
+        **known,
         "stages": facts,
         "adapters": list(run.adapter_names),
         "adapter_digests": adapters,
         "plain_lora": plain,
-        "temperature": {name: fitted["parameters"]["temperature"] for name, fitted in temperatures.items()},
+        "temperature": {name: fitted["parameters"].get("temperature") for name, fitted in temperatures.items()},
         "temperature_fit": {name: fitted["fit"] for name, fitted in temperatures.items()},
         "environment": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }

@@ -15,7 +15,8 @@ from ..artefact import ARTEFACT_FILE, Artefact, place_of, read_artefact
 from ..files import file_hash
 from ..identity import folder_digest
 from ..json_files import read_json
-from ..predictor.inputs import NONE, labels_of, text_names
+from ..predictor.inputs import text_names
+from ..predictor.kinds.classes import NONE, Classes
 from ..predictor.loading import folder_of
 from ..provenance.splits import RowSet, read_split
 from ..uncertainty_head.stored import file_names
@@ -156,7 +157,7 @@ class _WatchedAdapter:
 
     def reference(self, rows: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
         inputs = self.artefact.inputs
-        labels = labels_of(rows, inputs, self.label_names)
+        labels = Classes().targets(rows, inputs, self.label_names)
         if labels is None or NONE in labels:
             what = "no column of labels" if labels is None else f"{labels.count(NONE)} rows without one of the classes"
             raise ValueError(

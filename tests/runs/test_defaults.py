@@ -29,7 +29,7 @@ from peft_calib.runs.baseline import MostFrequent
 from peft_calib.runs.flags import resolve
 from peft_calib.runs.limits import epochs_for, position_limit
 from peft_calib.runs.methods import HEADS, without_foreign_fields
-from peft_calib.runs.settings import METHODS, TASKS, RunConfig
+from peft_calib.runs.settings import METHODS, SHOWN, TASKS, RunConfig
 
 
 @pytest.fixture
@@ -44,6 +44,10 @@ def task_rows(task: str, count: int, seed: int = 0) -> list[dict]:
     rng = random.Random(seed)
     if task == "seq-cls":
         return [{"text": text, "label": label} for text, label in sentences(count, seed)]
+    if task == "multi-label":
+        return [{"text": text, "label": ["x", label]} for text, label in sentences(count, seed)]
+    if task in ("rerank", "regression"):
+        return [{"text": text, "label": int(label == "good")} for text, label in sentences(count, seed)]
     if task == "causal-lm":
         return [{"text": " ".join([*rng.choices(WORDS, k=6), str(number)])} for number in range(count)]
     rows = []
@@ -58,8 +62,20 @@ def task_rows(task: str, count: int, seed: int = 0) -> list[dict]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("task", "method"), list(zip(SHOWN, ("curve-lora", "ensemble", "hyper-lora"), strict=True)))
+def test_no_optional_flag_of_other_answers(quick, tmp_path, tiny_model_folder, task, method, capsys):
+    data = write_jsonl(tmp_path / "rows.jsonl", task_rows(task, 30))
+    test = write_jsonl(tmp_path / "test.jsonl", task_rows(task, 12, seed=1))
+    run = tmp_path / "run"
+    asked = ["train", "--task", task, "--method", method, "--data", data, "--model", tiny_model_folder]
+    assert peft_calib(*asked, "--output-dir", run) is None
+    assert peft_calib("evaluate", run, "--data", test) is None
+    assert "base rates" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [task for task in TASKS if task not in SHOWN])
 def test_no_optional_flag(quick, tmp_path, tiny_model_folder, tiny_decoder_folder, task, method, capsys):
     model = tiny_model_folder if task.endswith("cls") else tiny_decoder_folder
     data = write_jsonl(tmp_path / "rows.jsonl", task_rows(task, 30))

@@ -81,8 +81,8 @@ def test_a_default_of_zero_is_told(command, flag, default):
     ("values", "message"),
     [
         (
-            {"task": "regression"},
-            "task must be one of seq-cls, multiple-choice, token-cls, causal-lm; got 'regression'",
+            {"task": "ranking"},
+            "task must be one of seq-cls, multiple-choice, token-cls, causal-lm, multi-label, rerank, regression; got",
         ),
         ({"method": "dora"}, "method must be one of lora, hyper-lora, bayesian-lora, curve-lora, ensemble"),
         ({"mode": "closed"}, "mode must be one of anchored, free"),

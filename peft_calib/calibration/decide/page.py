@@ -7,18 +7,24 @@ from typing import Any
 
 from ..report.page import picture
 from ..report.tables import html_table
+from .base import DecisionRule
 from .bounds import band_text, percent
 from .by_group import GroupsReached
 from .plots import reach_diagram, set_size_diagram, threshold_diagram
 from .selective_report import SelectiveReport
 from .set_report import SetReport
-from .sets import ConformalSets
 from .threshold import SelectiveThreshold
 
+#: How the parts about rules are called.
+HEADINGS = {
+    "threshold": "Which rows to answer",
+    "sets": "Prediction sets",
+    "labels": "Which labels to give",
+    "interval": "Intervals",
+}
 
-def decision_html(
-    rule: SelectiveThreshold | ConformalSets, reached: Any, groups: GroupsReached | None = None, title: str = ""
-) -> str:
+
+def decision_html(rule: DecisionRule, reached: Any, groups: GroupsReached | None = None, title: str = "") -> str:
     """A section of HTML, pictures included, for `CalibrationReport.to_html(further=...)`.
 
     Args:
@@ -30,12 +36,12 @@ def decision_html(
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    is_threshold = isinstance(rule, SelectiveThreshold)
-    heading = title or ("Which rows to answer" if is_threshold else "Prediction sets")
+    heading = title or HEADINGS[rule.kind]
     parts = [f"<h2>{html.escape(heading)}</h2>", f'<p class="verdict">{html.escape(rule.promise())}</p>']
     if isinstance(reached, str):
         return "\n".join([*parts, f"<p>{html.escape(reached)}</p>\n"])
-    assert isinstance(reached, (SelectiveReport, SetReport))
+    if not isinstance(reached, (SelectiveReport, SetReport)):
+        return "\n".join([*parts, f"<p>{html.escape(reached.verdict())}</p>\n"])
     parts.append(f"<p>{html.escape(_said(reached))}</p>")
     if isinstance(rule, SelectiveThreshold):
         assert isinstance(reached, SelectiveReport)

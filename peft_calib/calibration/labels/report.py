@@ -13,29 +13,9 @@ from ..report.measured import ScoreMapping
 from ..report.page import page
 from ..report.tables import Name, Section, Table, html_section, markdown_section, number, pair
 from ..resampling.intervals import NoiseFloor, num_resamples_for
+from ..scores.kinds import OF_LABELS
 from .measured import LabelRow, label_row, micro_and_macro
 from .rows import as_label_rows, checked_label_names
-
-#: What is measured of all labels, in the order of the tables.
-DEFINITIONS = {
-    "f1_micro": "F1 of all answers together, a label being given from a probability of 1/2 on",
-    "f1_macro": "mean F1 of the labels; of a label that no row has or is given, 0",
-    "precision_micro": "share of given labels that hold",
-    "recall_micro": "share of labels that hold which are given",
-    "exact_match": "share of rows in which every label is right",
-    "hamming_loss": "share of answers that are wrong",
-    "nll_micro": "mean negative log-likelihood of an answer, nats",
-    "brier_micro": "mean squared error of an answer's probability",
-    "ece_micro": "calibration error of all answers' probabilities, equal-width bins",
-    "ece_macro": "mean calibration error of the labels",
-    "mean_labels": "labels of a row, on average",
-    "mean_probability": "mean probability of a label",
-}
-#: Errors that noise only increases: their intervals are held against the noise floor.
-FOLDED = ("ece_micro", "ece_macro")
-#: What tables show unless others are named.
-LEFT_OUT = ("precision_micro", "recall_micro", "mean_labels", "mean_probability")
-SHOWN = tuple(key for key in DEFINITIONS if key not in LEFT_OUT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +23,7 @@ class LabelsReport(ScoreMapping):
     """Scores of all labels together, and a panel of each; as a mapping it holds the scores alone.
 
     Attributes:
-        scores: Key to number, the keys of `DEFINITIONS`.
+        scores: Key to number, the keys of `OF_LABELS`.
         settings: Rows, labels, bins, resamples, seed.
         intervals: Key to `(low, high)`, from a bootstrap over rows, so that labels of a row may hang together; None if
             none were asked for.
@@ -102,7 +82,7 @@ class LabelsReport(ScoreMapping):
             if self.intervals is not None:
                 cells += [pair(self.intervals.get(key))]
                 cells += [number(self.floor[key].mean) if self.floor and key in self.floor else "–"]
-            lines.append([*cells, DEFINITIONS[key]])
+            lines.append([*cells, OF_LABELS[key]])
         notes = ["Intervals: bootstrap over rows."] if level else []
         keys = [key for key in self.labels[0].scores if key != "mean_probability"]
         of_each = ["label", "rows", "given", *keys, *(["ece if calibrated"] if level else [])]
@@ -157,5 +137,5 @@ def labels_report(
     scores, intervals, floor = micro_and_macro(rows, **how)
     each = tuple(label_row(rows, k, name, **how) for k, name in enumerate(names))
     settings = {"num_rows": len(rows.labels), "num_labels": rows.num_labels, **how}
-    ordered = {key: scores[key] for key in DEFINITIONS}
+    ordered = {key: scores[key] for key in OF_LABELS}
     return LabelsReport(ordered, settings, intervals, floor, each)

@@ -18,6 +18,9 @@ MAX_OVERLAP = 0.05
 FORMAT_VERSION = 1
 MEND = "Fit it again on a calibration split"
 
+#: Every method that is kept in files, by its name there.
+METHODS: dict[str, type[FittedMethod]] = {}
+
 Self = TypeVar("Self", bound="FittedMethod")
 
 
@@ -30,6 +33,11 @@ class FittedMethod:
     """
 
     parameter_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.parameter_names:
+            METHODS[cls.__name__] = cls
 
     def __init__(self) -> None:
         self.num_classes: int | None = None
@@ -133,3 +141,8 @@ class FittedMethod:
                 f"This {type(self).__name__} is not fitted yet; call fit(logits, labels) on a calibration split."
             )
         return self.fitted_on
+
+
+def load_state(fields: Fields) -> FittedMethod:
+    """The fitted method that a file holds, whichever it is: of classes, of labels or of numbers."""
+    return METHODS[fields.text("method", among=list(METHODS))].from_state(fields)

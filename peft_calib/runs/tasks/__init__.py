@@ -4,6 +4,8 @@ from ..settings import named_class
 from .base import Task
 from .choice import MultipleChoice
 from .language import CausalLanguageModelling
+from .multi_label import MultiLabel, Reranking
+from .regression import Regression
 from .sequence import SequenceClassification
 from .token import TokenClassification
 
@@ -14,6 +16,9 @@ TASK_CLASSES: dict[str, type[Task]] = {
     "multiple-choice": MultipleChoice,
     "token-cls": TokenClassification,
     "causal-lm": CausalLanguageModelling,
+    "multi-label": MultiLabel,
+    "rerank": Reranking,
+    "regression": Regression,
 }
 
 

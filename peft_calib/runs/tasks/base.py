@@ -37,6 +37,10 @@ class Task(ABC):
     peft_task_type: ClassVar[str]
     #: `task=` of `peft_calib.predict`.
     predict_task: ClassVar[str]
+    #: What it answers with, one of `predictor.kinds.KINDS`.
+    kind: ClassVar[str] = "classes"
+    #: What is learned of the training rows' labels, as `config.json` keeps it.
+    learned: ClassVar[Any] = LabelMap
     #: Whether a head is trained along with the adapter.
     has_head: ClassVar[bool] = False
     #: Loads the base model.
@@ -64,7 +68,7 @@ class Task(ABC):
 
     def load_model(self) -> PreTrainedModel:
         """The base model; a fresh head takes the global random state."""
-        head = {} if self.labels is None or not self.has_head else class_options(self.labels.names)
+        head = {} if self.labels is None or not self.has_head else class_options(self.labels.names, self.kind)
         return self.auto_model.from_pretrained(self.config.model, revision=self.config.revision, **head)
 
     @abstractmethod
@@ -83,6 +87,15 @@ class Task(ABC):
         """Class of each item of canonical rows; empty for a task without classes."""
         return [] if self.labels is None else rows["label"][:]
 
+    def targets(self, rows: Dataset) -> list[Any]:
+        """What is true of each canonical row, where the answer is no class."""
+        raise NotImplementedError(f"{self.config.task} answers with {self.kind}")
+
+    @property
+    def target(self) -> tuple[float, float] | None:
+        """Offset and scale of a number that is standardised for the training."""
+        return None
+
     def inputs(self) -> Inputs:
         """How rows become inputs, for whoever predicts with the adapter alone."""
         return Inputs(max_length=self.config.max_length, batch_size=2 * self.config.batch_size)
@@ -91,7 +104,8 @@ class Task(ABC):
         """What a prediction needs of the task and its settings; `base` is the base model's fingerprint."""
         classes, tokens = None if self.labels is None else self.labels.names, self.answer_tokens(tokenizer)
         ids = None if tokens is None else tuple(tokens)
-        return Artefact(classes, ids, self.inputs(), seed=self.config.seed, base=base)
+        kind: dict[str, Any] = {"kind": self.kind, "target": self.target}
+        return Artefact(classes, ids, self.inputs(), seed=self.config.seed, base=base, **kind)
 
     def answer_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
         """Token of each class, where a language model answers."""

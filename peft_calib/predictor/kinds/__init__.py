@@ -1,0 +1,10 @@
+"""The kinds of answer, by the name that `predictor.json` has of them: a new one is a file here and a line below."""
+
+from .base import Kind
+from .classes import Classes
+from .labels import Labels, LabelsAnswer
+from .numbers import NumberAnswer, Numbers
+
+__all__ = ["KINDS", "Kind", "LabelsAnswer", "NumberAnswer"]
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (Classes(), Labels(), Numbers())}

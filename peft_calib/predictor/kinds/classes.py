@@ -1,0 +1,80 @@
+"""One of some classes: a softmax, a temperature, thresholds and sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset
+
+from ...artefact import Artefact, Inputs
+from ...calibration.recalibrate import TemperatureScaling
+from ...provenance.origins import is_missing
+from ...provenance.stored_decision import HEAD
+from ..answer import CalibratedPrediction
+from ..table import ENTROPY, INFORMATION, LABEL, PROBABILITY
+from .base import Kind
+
+#: Names under which a table that says nothing else has its labels.
+LABELS = ("label", "labels")
+#: Label of a row that has none.
+NONE = -100
+
+
+class Classes(Kind):
+    """One of some classes."""
+
+    name = "classes"
+    predict_task = "classification"
+    unit = "classes"
+    rules = ("threshold", "sets")
+    fewest = 2
+    answers = CalibratedPrediction
+
+    def targets(self, table: Dataset, inputs: Inputs, names: Sequence[str]) -> list[Any] | None:
+        """Class of each row that has one of the classes, -100 for the others."""
+        columns = LABELS if inputs.label_column is None else (inputs.label_column,)
+        column = next((name for name in columns if name in table.column_names), None)
+        if column is None:
+            return None
+        values, feature = table[column][:], table.features[column]
+        if isinstance(feature, ClassLabel):
+            values = [feature.names[value] if value is not None and value >= 0 else None for value in values]
+        index = {name: position for position, name in enumerate(names)}
+        by_number = {str(position): position for position in range(len(names))}
+        known = index if any(_word(value) in index for value in values) else by_number
+        found = [NONE if is_missing(value) else known.get(_word(value), NONE) for value in values]
+        return found if any(map(self.is_known, found)) else None
+
+    def is_known(self, target: Any) -> bool:
+        return target != NONE
+
+    def told(self, method: Any) -> str:
+        if not isinstance(method, TemperatureScaling):
+            return type(method).__name__
+        fit = method.fit_result
+        return "T left off" if fit is not None and not fit.applied else f"T = {method.temperature:.4g}"
+
+    def answer(self, made: Any, method: Any, artefact: Artefact, **said: Any) -> CalibratedPrediction:
+        return CalibratedPrediction.of(made, method, **said)
+
+    def columns(self, further: Sequence[str]) -> list[str]:
+        return [LABEL, PROBABILITY, ENTROPY, INFORMATION, *further]
+
+    def summary(self, found: Any) -> dict[str, Any]:
+        counts = {name: found.labels_predicted.count(name) for name in found.label_names}
+        return {"labels_predicted": counts, "told": ", ".join(f"{name} {count}" for name, count in counts.items())}
+
+    def decided(self, rule: Any, found: Any, **by: Any) -> dict[str, Any]:
+        if rule.kind == "sets":
+            return {"sets": rule.predict(torch.as_tensor(found.probabilities))}
+        if by.get("by") == HEAD:
+            return {"answered": rule.accept(1.0 - torch.as_tensor(found.error_probability), input="confidence")}
+        return {"answered": rule.accept(torch.as_tensor(found.probabilities))}
+
+
+def _word(value: Any) -> Any:
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value)) if whole or isinstance(value, (bool, int, np.integer)) else str(value)
