@@ -82,6 +82,10 @@ def place(tmp_path, tiny_model_folder, tiny_decoder_folder, monkeypatch) -> Path
         label = "label" if name == "rows" else "mood"
         lines = [f"text,{label}", *(",".join(row) for row in rows(60, seed))]
         (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    topics = [f"{text},{label}{'|billing' if i % 3 else ''}" for i, (text, label) in enumerate(rows(60, 8))]
+    (tmp_path / "tickets.csv").write_text("\n".join(["text,topics", *topics]) + "\n")
+    stars = [f"{text},{5 if label == 'up' else 2}" for text, label in rows(60, 9)]
+    (tmp_path / "ratings.csv").write_text("\n".join(["text,stars", *stars]) + "\n")
     pairs = [{"question": text, "answer": text[::-1], "label": label} for text, label in rows(60, 4)]
     write(tmp_path / "pairs.jsonl", pairs)
     (tmp_path / "run.yaml").write_text("data: reviews.csv\nlabel_column: mood\nmodel: roberta-base\n")

@@ -219,6 +219,26 @@ def for_heads(reader: Reader) -> dict:
     }
 
 
+def for_kinds(reader: Reader) -> dict:
+    rng = np.random.default_rng(0)
+
+    def labelled() -> tuple[np.ndarray, np.ndarray]:
+        p = rng.random((600, 2))
+        return p, (rng.random(p.shape) < p).astype(int)
+
+    def numbers() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        mean, variance = rng.normal(size=300), rng.gamma(1.0, 1.0, 300)
+        return mean, variance, rng.normal(mean, np.sqrt(0.5 + variance))
+
+    found: dict = {"names": ["billing", "refund"]}
+    for prefix in ("", "new_", "other_"):
+        found[f"{prefix}probabilities"], found[f"{prefix}labels"] = labelled()
+        mean, variance, values = numbers()
+        found |= {f"{prefix}mean": mean, f"{prefix}variance": variance, f"{prefix}values": values}
+        found[f"{prefix}sd"] = np.sqrt(0.5 + variance)
+    return found
+
+
 PAGES = {
     "bayesian-lora.md": lambda reader: {"calibration_rows": reader.rows(40, 4)},
     "calibration.md": for_calibration,
@@ -228,6 +248,7 @@ PAGES = {
     "guide-texts.md": for_texts,
     "hub.md": for_hub,
     "hyper-lora.md": lambda reader: {},
+    "kinds-of-answer.md": for_kinds,
     "prediction.md": for_prediction,
     "training.md": for_training,
     "uncertainty-head.md": for_heads,

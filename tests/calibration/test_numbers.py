@@ -23,7 +23,9 @@ def drawn(size: int, seed: int = 0, noise: float = 0.5):
     return mean, variance, rng.normal(mean, np.sqrt(noise + variance))
 
 
-@pytest.mark.parametrize(("mean", "sd", "value"), [(0.0, 1.0, 0.3), (2.0, 0.5, -1.0), (1.0, 3.0, 9.0), (0.0, 2.0, 0.0)])
+@pytest.mark.parametrize(
+    ("mean", "sd", "value"), [(0.0, 1.0, 0.3), (2.0, 0.5, -1.0), (1.0, 3.0, 9.0), (0.0, 2.0, 0.0)]
+)
 def test_crps_is_the_integral_of_squared_differences_of_distributions(mean, sd, value):
     def squared(x):
         return (norm.cdf(x, mean, sd) - (x >= value)) ** 2
@@ -109,7 +111,9 @@ def test_noise_comes_out_of_its_file_and_refuses_its_own_rows(tmp_path):
     assert again.evaluate(*drawn(300, 5))["coverage_90"] > 0.8
     with pytest.raises(ValueError, match="100% of these rows"):
         again.evaluate(*rows)
-    (tmp_path / "n.json").write_text((tmp_path / "n.json").read_text().replace('"noise_variance": ', '"noise_variance": -'))
+    (tmp_path / "n.json").write_text(
+        (tmp_path / "n.json").read_text().replace('"noise_variance": ', '"noise_variance": -')
+    )
     with pytest.raises(ValueError, match="noise_variance"):
         GaussianNoise.load(tmp_path / "n.json")
 
@@ -130,7 +134,9 @@ def test_conformal_intervals_cover_as_promised_whatever_the_model():
     for found in covered.values():
         assert np.mean(found) == pytest.approx(55 / 61, abs=0.008)  # k / (n + 1), k = ceil(61 * 0.9)
         assert np.quantile(found, 0.02) > 0.75
-    sure = [ConformalInterval(0.1, confidence=0.95).fit(np.zeros(200), 1.0, rng.normal(size=200)).reach for _ in range(200)]
+    sure = [
+        ConformalInterval(0.1, confidence=0.95).fit(np.zeros(200), 1.0, rng.normal(size=200)).reach for _ in range(200)
+    ]
     below = np.mean([2 * norm.cdf(reach) - 1 < 0.9 for reach in sure])
     assert below <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 200)
     plug_in = [np.quantile(np.abs(rng.normal(size=50)), 0.9) for _ in range(200)]

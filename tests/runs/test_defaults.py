@@ -44,10 +44,6 @@ def task_rows(task: str, count: int, seed: int = 0) -> list[dict]:
     rng = random.Random(seed)
     if task == "seq-cls":
         return [{"text": text, "label": label} for text, label in sentences(count, seed)]
-    if task == "multi-label":
-        return [{"text": text, "label": ["x", label]} for text, label in sentences(count, seed)]
-    if task in ("rerank", "regression"):
-        return [{"text": text, "label": int(label == "good")} for text, label in sentences(count, seed)]
     if task == "causal-lm":
         return [{"text": " ".join([*rng.choices(WORDS, k=6), str(number)])} for number in range(count)]
     rows = []
@@ -59,18 +55,6 @@ def task_rows(task: str, count: int, seed: int = 0) -> list[dict]:
             answer = rng.randrange(3)
             rows.append({"question": f"number {number}: {words[answer]}", "choices": words[:3], "label": answer})
     return rows
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("task", "method"), list(zip(SHOWN, ("curve-lora", "ensemble", "hyper-lora"), strict=True)))
-def test_no_optional_flag_of_other_answers(quick, tmp_path, tiny_model_folder, task, method, capsys):
-    data = write_jsonl(tmp_path / "rows.jsonl", task_rows(task, 30))
-    test = write_jsonl(tmp_path / "test.jsonl", task_rows(task, 12, seed=1))
-    run = tmp_path / "run"
-    asked = ["train", "--task", task, "--method", method, "--data", data, "--model", tiny_model_folder]
-    assert peft_calib(*asked, "--output-dir", run) is None
-    assert peft_calib("evaluate", run, "--data", test) is None
-    assert "base rates" in capsys.readouterr().out
 
 
 @pytest.mark.slow

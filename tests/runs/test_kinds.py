@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import QUICK, WORDS, peft_calib, write_csv, write_jsonl
+from command_line import QUICK, WORDS, peft_calib, write_csv
 from datasets import Dataset, load_dataset
 from peft import AutoPeftModelForSequenceClassification
 from scipy.special import expit
@@ -64,9 +64,27 @@ def files(tmp_path_factory) -> dict[str, Path]:
 def runs(files, tiny_model_folder, tmp_path_factory) -> dict[str, Path]:
     """A run of each kind, with the rule beside it."""
     asked = {
-        "labels": ["--task", "multi-label", "--label-column", "labels", "--method", "bayesian-lora", "--num-samples", 3],
+        "labels": [
+            "--task",
+            "multi-label",
+            "--label-column",
+            "labels",
+            "--method",
+            "bayesian-lora",
+            "--num-samples",
+            3,
+        ],
         "columns": ["--task", "multi-label", "--label-columns", "nice,price", "--label-scaling", "label"],
-        "numbers": ["--task", "regression", "--label-column", "stars", "--method", "bayesian-lora", "--num-samples", 3],
+        "numbers": [
+            "--task",
+            "regression",
+            "--label-column",
+            "stars",
+            "--method",
+            "bayesian-lora",
+            "--num-samples",
+            3,
+        ],
         "rerank": ["--task", "rerank", "--label-column", "nice", "--text-column", "group", "--text-column", "text"],
     }
     found = {}
@@ -81,7 +99,9 @@ def runs(files, tiny_model_folder, tmp_path_factory) -> dict[str, Path]:
 
 
 def targets(files, name: str = "test") -> tuple[list[str], np.ndarray, np.ndarray]:
-    table = load_dataset("csv", data_files=str(files[name]), split="train", cache_dir=str(files[name].parent / "cache"))
+    table = load_dataset(
+        "csv", data_files=str(files[name]), split="train", cache_dir=str(files[name].parent / "cache")
+    )
     return table["text"][:], np.stack([table["nice"][:], table["price"][:]], 1), np.array(table["stars"][:])
 
 
@@ -101,7 +121,9 @@ def test_labels_are_sigmoids_of_draws_at_the_stored_temperature(runs, files):
     np.testing.assert_array_equal(found.ruled_out.numpy(), rule.ruled_out(found.probabilities.numpy()))
     assert found.decision == rule.promise() and rule.promise() in repr(found)
     for row, given in zip(found.probabilities.tolist(), found.labels_given, strict=True):
-        assert given == [found.label_names[k] for k in sorted(range(2), key=lambda k: -row[k]) if found.label_names[k] in given]
+        assert given == [
+            found.label_names[k] for k in sorted(range(2), key=lambda k: -row[k]) if found.label_names[k] in given
+        ]
     other = predictor.predict(texts[:2], seed=1)
     assert other.given is None and "3 draws of seed 0" in other.decision
     found.save(runs["labels"].parent / "saved")
