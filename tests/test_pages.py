@@ -223,7 +223,7 @@ def for_kinds(reader: Reader) -> dict:
     rng = np.random.default_rng(0)
 
     def labelled() -> tuple[np.ndarray, np.ndarray]:
-        p = rng.random((600, 2))
+        p = 1 / (1 + np.exp(-rng.normal(0, 6, (600, 2))))
         return p, (rng.random(p.shape) < p).astype(int)
 
     def numbers() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

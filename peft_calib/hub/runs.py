@@ -36,6 +36,8 @@ def _evaluations(folder: RunFolder, identity: dict) -> Iterator[list[Measurement
         content = read_json(place)
         if content.get("identity") != identity:
             warnings.warn(f"{place} was made of another state of the run and is left out.", UserWarning, stacklevel=4)
+        elif "kind" in content:
+            warnings.warn(f"{place} is of {content['kind']}; a card reports on classes.", UserWarning, stacklevel=4)
         elif AFTER in next(iter(content["variants"].values()), {}):
             yield _measurements(Evaluation(place.parent, content))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..artefact import ARTEFACT_FILE, HERE
-from ..calibration.recalibrate import Recalibrator, TemperatureScaling
+from ..calibration.recalibrate import FittedMethod, TemperatureScaling
 from ..identity import adapter_digest
 from ..provenance.companions import attach_file, attach_recalibration
 from ..provenance.splits import RowSet, record_split
@@ -24,7 +24,7 @@ def calibrated(
     predictor: Any,  # the `Predictor` that this is a method of
     rows: Any,
     labels: Sequence[str | int] | None,
-    method: Recalibrator | None,
+    method: FittedMethod | None,
     how: str | None,
     num_samples: int | None,
     seed: int,
@@ -39,9 +39,12 @@ def calibrated(
     plain = replace(predictor, artefact=replace(predictor.artefact, ways={}), decisions=Decisions())
     made = plain.predict(rows, num_samples, way, seed, batch_size=batch_size)
     given = made.labels.numpy() if labels is None and made.labels is not None else labels
-    classes = _classes(given, len(made), predictor.label_names)
-    method = TemperatureScaling() if method is None else method
-    method.fit(logits_of(made.probabilities), classes)
+    if predictor.kind.name == "classes":
+        classes = _classes(given, len(made), predictor.label_names)
+        method = TemperatureScaling() if method is None else method
+        method.fit(logits_of(made.probabilities), classes)
+    else:
+        method = _of_another_kind(predictor, made, given, method)
     model, own = predictor.model, plain.artefact
     table = as_table(rows)
     record_split(model, calibrated_on=RowSet.of(rows if table is None else table))
@@ -49,6 +52,17 @@ def calibrated(
     count = None if way == "mean" else made.num_samples
     found = attach_recalibration(model, method.state(), num_samples=count, seed=seed, label_tokens=own.label_tokens)
     return replace(plain, artefact=found)
+
+
+def _of_another_kind(predictor: Any, made: Any, given: Any, method: Any) -> Any:
+    """The recalibration of labels or of a number; a `LabelScaling` says of which kind."""
+    if given is None or len(given) != len(made):
+        found = "none" if given is None else len(given)
+        raise ValueError(f"There are {len(made)} rows and {found} labels; give labels=, one entry for each row.")
+    truth = np.asarray(given, np.float64)
+    truth = truth[:, None] if predictor.kind.has_probabilities and truth.ndim == 1 else truth
+    in_its_unit = replace(predictor.artefact, target=None)  # what was predicted is already
+    return predictor.kind.fit(made, truth, in_its_unit, getattr(method, "kind", None))
 
 
 def _classes(given: Any, count: int, names: tuple[str, ...]) -> np.ndarray:

@@ -198,8 +198,10 @@ class Predictor:
 
         Args:
             rows: What `predict` takes.
-            labels: Name or position of the class of each row, where the rows have no column of them.
-            method: Unfitted; a `TemperatureScaling` if not given.
+            labels: Name or position of the class of each row, where the rows have no column of them; zeros and ones
+                `(N, L)` of labels, or numbers.
+            method: Unfitted; a `TemperatureScaling` if not given. Of labels a `LabelScaling`, of numbers always the
+                noise.
             how: `"mean"` or `"sample"`; as `predict` chooses if not given.
             num_samples: Draws K.
             seed: Key of the draws.

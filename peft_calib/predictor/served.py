@@ -122,6 +122,10 @@ class _Known:
             raise ValueError(
                 f"{folder} has no predictor.json: there is no temperature and there are no classes in it."
             )
+        if artefact.kind != "classes":
+            raise ValueError(
+                f"{folder} answers with {artefact.kind}, and draws on a server are asked for classes: use load()."
+            )
         artefact.check_belongs(folder)
         place = place_of(folder, artefact.names[0])
         config = read_config(place)

@@ -157,7 +157,7 @@ def test_intervals_are_kept_reported_and_refused(tmp_path):
     assert again.evaluate(*other, mask=np.arange(500) < 100).num_rows == 100
     with pytest.raises(ValueError, match="was fitted on"):
         again.evaluate(mean, sd, y)
-    with pytest.raises(NoGuaranteeError, match="8 rows are too few .* takes 9 rows"):
+    with pytest.raises(NoGuaranteeError, match=r"8 rows are too few .* takes 9 rows"):
         ConformalInterval(0.1).fit(mean[:8], sd[:8], y[:8])
     with pytest.raises(ValueError, match="divides by the standard deviation"):
         ConformalInterval(score="normalised").fit(mean, 0.0, y)

@@ -107,7 +107,7 @@ def targets(files, name: str = "test") -> tuple[list[str], np.ndarray, np.ndarra
 
 def test_labels_are_sigmoids_of_draws_at_the_stored_temperature(runs, files):
     predictor = load(runs["labels"], device="cpu")
-    texts, held, _ = targets(files)
+    texts = targets(files)[0]
     found = predictor.predict(texts)
     assert isinstance(found, LabelsAnswer) and found.label_names == ("nice", "price") and found.num_samples == 3
     mean = found.sample_probabilities.double().mean(0).numpy()
@@ -231,6 +231,14 @@ def test_a_reranker_has_one_logit_and_a_probability_of_relevance(runs, files):
         inputs = plain.tokenizer("a", "our house", return_tensors="pt")
         logit = float(plain.model(**inputs).logits)
     assert float(plain.predict([("a", "our house")]).probabilities) == pytest.approx(expit(logit), abs=1e-6)
+    pairs = [("a", text) for text, *_ in rows(40, 7)]
+    calibrated = plain.calibrate(pairs, [nice for _, _, nice, *_ in rows(40, 7)])
+    calibrated.save(runs["rerank"].parent / "mended")
+    again = load(runs["rerank"].parent / "mended", device="cpu").predict(pairs[:3])
+    assert torch.equal(again.probabilities, calibrated.predict(pairs[:3]).probabilities)
+    assert again.label_names == plain.label_names
+    with pytest.raises(ValueError, match="40 rows and 3 labels"):
+        plain.calibrate(pairs, [1, 0, 1])
     with pytest.raises(ValueError, match="kind must be one of"):
         load(bare, kind="scores")
     with pytest.raises(ValueError, match="says that it answers with labels"):
