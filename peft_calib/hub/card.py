@@ -14,6 +14,13 @@ REPORT_FILE, RELIABILITY, RISK = "report.json", "reliability.png", "risk_coverag
 DECISION = "decision.png"
 #: What a user writes for what a rule of each kind says.
 ANSWERS = {"threshold": "answer.answered", "sets": "answer.label_sets"}
+ANSWERS |= {"labels": "answer.labels_given", "interval": "answer.lower, answer.upper"}
+#: What an adapter says, by its kind of answer.
+TELLS = {
+    "classes": "It tells {count} classes apart: {names}.",
+    "labels": "It gives any of {count} label(s), each with a probability: {names}.",
+    "numbers": "It predicts a number, {names}, with its noise.",
+}
 
 
 def card_body(facts: CardFacts, repo_id: str, pictures: Mapping[str, str]) -> str:
@@ -50,7 +57,7 @@ def _what(facts: CardFacts) -> str:
     )
     if classes:
         shown = ", ".join(map(_text, classes[:30])) + (f", and {len(classes) - 30} more" if len(classes) > 30 else "")
-        lines.append(f"It tells {len(classes)} classes apart: {shown}.")
+        lines.append(TELLS[facts.artefact.kind].format(count=len(classes), names=shown))
     return "\n\n".join(lines)
 
 
@@ -126,6 +133,8 @@ def _usage(facts: CardFacts, repo_id: str) -> str:
 
 def _unscaled(facts: CardFacts) -> str:
     way = facts.artefact.ways.get("mean")
+    if facts.artefact.kind != "classes":
+        return "as its head gives it, without what was fitted on held-out rows"
     value = None if way is None else way.content.get("parameters", {}).get("temperature")
     if isinstance(value, (int, float)) and value != 1:
         return f"calibrated once its logits are divided by {value:.6g}"

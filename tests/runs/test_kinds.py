@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from scipy.special import expit
 from peft_calib import Scorer, load, predict_to
 from peft_calib.calibration import NoGuaranteeError, labels_report, load_decision, numbers_report
 from peft_calib.calibration.resampling import intervals
+from peft_calib.hub import write_card
 from peft_calib.predictor.kinds import LabelsAnswer, NumberAnswer
 from peft_calib.predictor.kinds.labels import labels_in, separator_of
 from peft_calib.runs import tasks
@@ -210,6 +212,15 @@ def test_a_number_has_the_noise_and_the_spread_of_draws_in_its_own_unit(runs, fi
     assert content["decision"]["interval"]["reached"]["num_rows"] == 60
     found.save(tmp_path / "saved")
     assert torch.equal(NumberAnswer.load(tmp_path / "saved").sd, found.sd)
+
+
+def test_a_card_says_what_the_adapter_answers_with(runs, tmp_path):
+    for name, told in (("labels", "any of 2 label"), ("numbers", "predicts a number, stars")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that evaluations of it are left out
+            write_card(runs[name], tmp_path / name, base_model="user/base")
+        text = (tmp_path / name / "README.md").read_text()
+        assert told in text and "Deciding" in text
 
 
 def test_a_reranker_has_one_logit_and_a_probability_of_relevance(runs, files):
