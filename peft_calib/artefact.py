@@ -168,9 +168,10 @@ class Artefact:
     @classmethod
     def from_fields(cls, fields: Fields) -> Artefact:
         """The inverse of `text`, checked; a recalibration itself is read by whoever applies it."""
-        if not any(map(fields.has_version, (FORMAT_VERSION, OTHER_VERSION))):
-            raise fields.wrong("format_version", f"{FORMAT_VERSION} or {OTHER_VERSION}, which this release reads")
         kind = fields.text("kind", among=tuple(KINDS), default="classes")
+        version = FORMAT_VERSION if kind == "classes" else OTHER_VERSION
+        if not fields.has_version(version):
+            raise fields.wrong("format_version", f"{version}, which this release reads")
         names = fields.listing("classes", str, None)
         if names is not None and not (_different(names) or (len(names) == 1 and kind != "classes")):
             raise fields.wrong("classes", "null, or a list of at least two different texts")

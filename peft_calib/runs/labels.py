@@ -130,8 +130,7 @@ def check_one_label(label: Any, row: int, where: str) -> None:
     if written or isinstance(label, (list, tuple, dict, np.ndarray)):
         raise ValueError(
             f"{where}: row {row} has several labels ({str(label)[:60]}); one class a row is expected. Several "
-            "labels a row are one question each: give every label a column of yes and no, and train a run for each, "
-            "with --label-column"
+            "labels a row are learned with --task multi-label"
         )
 
 

@@ -60,6 +60,9 @@ def test_a_report_is_what_its_parts_are():
     narrow = numbers_report(mean, 0.4 * sd, y)
     assert "too narrow" in narrow.verdict() and narrow["crps"] > report["crps"]
     assert "too wide" in numbers_report(mean, 3 * sd, y).verdict()
+    peaked = np.sign(y - mean) * np.abs(y - mean) ** 2  # as wide at 90 %, and more of them in the middle
+    scaled = peaked / (np.quantile(np.abs(peaked) / sd, 0.9) / norm.ppf(0.95))
+    assert "of another shape" in numbers_report(mean, sd, mean + scaled).verdict()
     assert narrow["coverage_90"] < narrow.floor["coverage_90"].low
     alone = numbers_report(mean, 0.0, y, confidence_level=None)
     assert alone["nll"] == np.inf and '"nll": null' in alone.to_json()

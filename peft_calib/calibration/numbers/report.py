@@ -63,8 +63,11 @@ class NumbersReport(ScoreMapping):
         p, inside = self.settings["pit_p"], self.scores["coverage_90"]
         judgement = "these rows cannot tell the predicted Gaussians from right ones"
         if p < 0.05:
-            how = "too narrow" if inside < 0.9 else "too wide" if inside > 0.9 else "of another shape"
-            judgement = f"the predicted Gaussians are {how}, or lie beside the values"
+            band = None if self.floor is None else self.floor["coverage_90"]
+            how = "of another shape than the values, or lie beside them"
+            if band is not None and not band.low <= inside <= band.high:
+                how = "too narrow, or lie beside the values" if inside < band.low else "too wide"
+            judgement = f"the predicted Gaussians are {how}"
         return f"{told}; central 90 % intervals hold {inside:.1%} of the values; {judgement} (PIT test: p = {p:.3g})."
 
     def to_markdown(self) -> str:
