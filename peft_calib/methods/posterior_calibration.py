@@ -125,7 +125,8 @@ def calibrate_posterior(
     except BaseException:
         _set_scale(model, name, before)
         raise
-    found = _chosen(measured)
+    _set_scale(model, name, 0.0)
+    found = _chosen(measured, "mean is" if law.num_draws is None else "members are")
     _set_scale(model, name, found.scale)
     record_split(model, calibrated_on=calibrated_on)
     about = {"num_samples": law.num_draws or num_samples, "seed": seed, "posterior_scale": found.scale}
@@ -158,19 +159,22 @@ def _measured(model: PeftModel, rows: Any, scale: float, options: dict[str, Any]
     return _Measured(scale, scaling, -np.log(scaled[np.arange(kept.sum()), labels[kept]]))
 
 
-def _chosen(measured: Sequence[_Measured]) -> PosteriorCalibration:
-    """The scale of least NLL where the rows show that it is better than the mean, else the mean."""
+def _chosen(measured: Sequence[_Measured], centre: str) -> PosteriorCalibration:
+    """The scale of least NLL where the rows show that it is better than the centre of the draws, else that centre."""
     mean, *others = measured
     level = 1 - ERROR / len(others)
     candidates = [_candidate(found, mean, level) for found in measured]
     best = min(range(1, len(measured)), key=lambda i: candidates[i].nll)
     told = candidates[best]
-    told_best = f"the best scale, {told.scale:g}, gains {told.gain:.4f} nats over the mean on {len(mean.row_nll)} rows"
+    told_best = (
+        f"the best scale, {told.scale:g}, gains {told.gain:.4f} nats over the {centre.split()[0]} on "
+        f"{len(mean.row_nll)} rows"
+    )
     if told.lower > 0:
         reason = f"{told_best}, at least {told.lower:.4f} with 95 % confidence: it is applied."
     else:
         best = 0
-        reason = f"{told_best}, which may be chance (lower end {told.lower:.4f}): the mean is used, scale 0."
+        reason = f"{told_best}, which may be chance (lower end {told.lower:.4f}): the {centre} used, scale 0."
     used = measured[best]
     text = reason[0].upper() + reason[1:]
     return PosteriorCalibration(used.scale, used.scaling.temperature, used.scaling, tuple(candidates), text)
@@ -187,9 +191,15 @@ def _posterior_of(model: PeftModel, name: str) -> Law:
     tuner = model.base_model
     law = tuner.get_law(name) if isinstance(tuner, FactorModel) else None
     if law is None or not law.has_scale:
+        kept = getattr(model.peft_config[name], "moments", 0)
+        mend = (
+            "Moments were asked for and none were kept: train with RegularizerScheduleCallback."
+            if kept
+            else "It takes BayesianLoRA, or EnsembleLoRA with moments."
+        )
         raise TypeError(
-            f"calibrate_posterior takes an adapter with a posterior: BayesianLoRA, or EnsembleLoRA with moments; the "
-            f"draws of {name!r} ({model.peft_config[name].peft_type.value}) have no scale."
+            f"calibrate_posterior needs draws whose distance can be scaled; those of {name!r} "
+            f"({model.peft_config[name].peft_type.value}) have no scale. {mend}"
         )
     return law
 

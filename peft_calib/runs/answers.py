@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from ..calibration.recalibrate.temperature import FEWEST_ROWS
 from ..predictor.kinds import KINDS, Kind
+from .about import told_of
 from .decided import Decidable, RunDecisions, reached_in
 from .folder import read_json
 from .loading import FinishedRun
@@ -75,7 +76,8 @@ def answers_report(
         if decisions.stored:
             given = Decidable(kind, found, targets, rows)
             content[variant]["decision"], page = reached_in(decisions, variant, count, seed, given)
-        html = report.to_html(page)  # of the last variant, the one the method is made for
+        about_it = told_of(run, rows, variant, count)  # of the last variant, the one the method is made for
+        html = report.to_html(page, about=about_it, title=run.folder.path.name)
     about = {"items": len(targets), "variants": content, "kind": kind.name}
     rates = read_json(run.folder.finished).get("base_rates") or kind.base_rates(targets)
     known, told = kind.baseline(rates, targets)

@@ -116,7 +116,8 @@ def prediction_variants(config: RunConfig) -> dict[str, int]:
 
 def most_draws(config: RunConfig) -> int | None:
     """How many different draws there are, which are the members of an ensemble; `None` where there is no end."""
-    around = config.method == "ensemble-lora" and config.adapter.get("moments", 0) > 0
+    own = config.adapter
+    around = config.method == "ensemble-lora" and own.get("moments", 0) > 0 and own.get("posterior_scale", 1) > 0
     return _members(config) if config.method in ("ensemble", "ensemble-lora") and not around else None
 
 

@@ -142,7 +142,11 @@ def _title(content: Mapping[str, Any]) -> str:
 
 
 def _caption(content: Mapping[str, Any]) -> str:
-    lines = ["Brackets: 95 % intervals (bootstrap over the rows)."]
+    lines = [
+        "Brackets: 95 % intervals (bootstrap over the rows)."
+        if not content.get("kind")
+        else "Brackets: 95 % intervals."
+    ]
     if not content.get("kind"):
         lines.append("T: temperature with its 95 % interval, fitted on the calibration rows of the run.")
     fits = {name: found.get("temperature_fit") for name, found in content["variants"].items()}

@@ -60,10 +60,8 @@ class LabelsDecided:
         """In one sentence."""
         given, errors = sum(one.given for one in self.labels), sum(one.errors for one in self.labels)
         held = sum(one.num_rows for one in self.labels)
-        told = (
-            f"On {self.num_rows} rows {given} labels are given, {errors} of them wrongly; of the {held} labels that "
-            f"hold {percent(self.found)} are given."
-        )
+        told = f"On {self.num_rows} rows {given} labels are given, {errors} of them wrongly; "
+        told += f"of the {held} labels that hold {percent(self.found)} are given." if held else "no label holds."
         if self.above:
             told += f" {len(self.above)} label(s) are above the target by more than chance explains."
         return told

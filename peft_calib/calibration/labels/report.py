@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...json_files import without_nan
 from ..inputs import check_confidence_level, check_num_bins
 from ..report.measured import ScoreMapping
-from ..report.page import page
+from ..report.page import facts, page
 from ..report.tables import Name, Section, Table, html_section, markdown_section, number, pair
 from ..resampling.intervals import NoiseFloor, num_resamples_for
 from ..scores.kinds import OF_LABELS
@@ -65,10 +65,18 @@ class LabelsReport(ScoreMapping):
         lines = [line for section in self._sections() for line in markdown_section(section)]
         return "\n".join([self.verdict(), "", *lines])
 
-    def to_html(self, further: str = "") -> str:
-        """One self-contained page; `further` is HTML that comes after the tables."""
+    def to_html(
+        self, further: str = "", *, about: Mapping[str, Any] | None = None, title: str = "Calibration report of labels"
+    ) -> str:
+        """One self-contained page.
+
+        Args:
+            further: HTML that comes after the tables.
+            about: What is reported on, by name, at the top.
+            title: Of the page.
+        """
         body = "".join(map(html_section, self._sections()))
-        return page("Calibration report of labels", self.verdict(), body + further, self.settings)
+        return page(title, self.verdict(), facts(about) + body + further, self.settings)
 
     def __str__(self) -> str:
         return self.to_markdown()

@@ -14,7 +14,7 @@ from scipy.special import ndtri
 from ...json_files import without_nan
 from ..inputs import check_confidence_level
 from ..report.measured import ScoreMapping
-from ..report.page import page
+from ..report.page import facts, page
 from ..report.tables import Section, Table, html_section, markdown_section, number, pair
 from ..resampling.bands import skewed_mean_interval, wilson_interval
 from ..resampling.intervals import Band, NoiseFloor
@@ -75,10 +75,22 @@ class NumbersReport(ScoreMapping):
         lines = [line for section in self._sections() for line in markdown_section(section)]
         return "\n".join([self.verdict(), "", *lines])
 
-    def to_html(self, further: str = "") -> str:
-        """One self-contained page; `further` is HTML that comes after the tables."""
+    def to_html(
+        self,
+        further: str = "",
+        *,
+        about: Mapping[str, Any] | None = None,
+        title: str = "Calibration report of numbers",
+    ) -> str:
+        """One self-contained page.
+
+        Args:
+            further: HTML that comes after the tables.
+            about: What is reported on, by name, at the top.
+            title: Of the page.
+        """
         body = "".join(map(html_section, self._sections()))
-        return page("Calibration report of numbers", self.verdict(), body + further, self.settings)
+        return page(title, self.verdict(), facts(about) + body + further, self.settings)
 
     def __str__(self) -> str:
         return self.to_markdown()

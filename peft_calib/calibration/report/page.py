@@ -20,7 +20,6 @@ td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 figure{display:inline-block;vertical-align:top;margin:0 1rem 1rem 0;max-width:100%}
 img{max-width:100%;height:auto}
 table.facts{width:auto;margin-bottom:1rem}
-table.facts td.n{text-align:left;white-space:normal}
 details{margin:1rem 0}
 summary{cursor:pointer;font-weight:600}
 figcaption{font-size:.85rem;color:#555}
@@ -36,6 +35,15 @@ def page(title: str, verdict: str, body: str, settings: Mapping[str, Any]) -> st
         f'<h1>{html.escape(title)}</h1>\n<p class="verdict">{verdict}</p>\n'
         f"{body}<details><summary>Settings</summary><ul>{listed}</ul></details>\n</body></html>\n"
     )
+
+
+def facts(about: Mapping[str, Any] | None) -> str:
+    """What a page is a report on, by name, as a table; nothing where nothing is said."""
+    lines = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>\n"
+        for name, value in (about or {}).items()
+    )
+    return f"<table class=facts><tbody>\n{lines}</tbody></table>\n" if lines else ""
 
 
 def picture(name: str, figure: Figure) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..scores.table import DEFINITIONS, TABLED
-from .page import page, picture
+from .page import facts, page, picture
 from .record import ReportRecord
 from .render import notes, score_table, sections, table_header, verdict
-from .tables import Table, html_section, html_table, in_html, number, pair
+from .tables import html_section, in_html, number, pair
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,13 +36,12 @@ def report_html(
         about: What is reported on, by name: run, model, data, date, ...
         title: Of the page.
     """
-    facts = "" if not about else html_table(Table(("", ""), [(name, str(value)) for name, value in about.items()]))
     told = "".join(f"<p>{html.escape(note)}</p>\n" for note in notes(report) if note)
     parts = "".join(
         html_section(section, _group_picture(report) if section.has_picture else "") for section in sections(report)
     )
     body = (
-        f"{facts.replace('<table>', '<table class=facts>')}{_first_pictures(report, before)}\n"
+        f"{facts(about)}{_first_pictures(report, before)}\n"
         f"{_first_numbers(report, before)}"
         f"<details><summary>All {len(report.scores)} scores, and more pictures</summary>\n"
         f"{_all_scores(report)}{_more_pictures(report)}</details>\n{told}{parts}{further}"

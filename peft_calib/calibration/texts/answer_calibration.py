@@ -96,8 +96,9 @@ class AnswerCalibration:
     ) -> None:
         if method not in METHODS:
             raise ValueError(f"method must be one of {METHODS}, got {method!r}.")
-        if isinstance(scores, str):
-            raise ValueError(f"scores is a list of names: scores=[{scores!r}].")
+        for name, given in (("scores", scores), ("falling", falling)):
+            if isinstance(given, str):
+                raise ValueError(f"{name} is a list of names: {name}=[{given!r}].")
         self.method, self.scores = method, None if scores is None else tuple(scores)
         self.falling, self.seed = frozenset(falling) | FALLING, check_seed(seed)
         self.fitted: Fitted | None = None
@@ -123,6 +124,7 @@ class AnswerCalibration:
         """
         table, right = self._labelled(scores, correct)
         names = tuple(table) if self.scores is None else self.scores
+        self._check_falling(table)
         rarer = min(int(right.sum()), int((~right).sum()))
         if rarer < FEWEST_OF_EACH:
             what = "right" if right.sum() == rarer else "wrong"
@@ -139,6 +141,11 @@ class AnswerCalibration:
         self.fitted_on = SplitFingerprint.of_hashes(_hashes(table, names, right))
         self.scores_seen, self.num_right = names, int(right.sum())
         return self
+
+    def _check_falling(self, table: Mapping[str, Any]) -> None:
+        unknown = sorted(self.falling - FALLING - set(table))
+        if unknown:
+            raise ValueError(f"falling names {unknown}, which are none of the scores: {sorted(table)}.")
 
     def transform(self, scores: Mapping[str, Any]) -> Any:
         """The probability that each answer is right.

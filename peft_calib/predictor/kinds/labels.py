@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import io
+import json
+import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -129,10 +132,13 @@ class Labels(Kind):
         if inputs.label_columns and all(name in table.column_names for name in inputs.label_columns):
             found = columns_of_flags(table, inputs.label_columns, "")
         elif single is not None and single in table.column_names:
-            rows = [labels_in(value, inputs.label_separator) for value in named_values(table, single)]
+            rows = [_read(value, inputs.label_separator) for value in named_values(table, single)]
             known = set(names)
             found = [
-                [int(name in row) for name in names] if set(row) <= known else [UNKNOWN] * len(names) for row in rows
+                [int(name in row) for name in names]
+                if row is not None and set(row) <= known
+                else [UNKNOWN] * len(names)
+                for row in rows
             ]
         else:
             return None
@@ -239,21 +245,56 @@ def named_values(table: Dataset, column: str) -> list[Any]:
 
 
 def labels_in(value: Any, separator: str | None) -> list[str]:
-    """The labels of one field: a list, a list as Python or JSON writes it, or texts with something between them."""
-    if is_missing(value):
-        return []
+    """The labels of one field: a list, a list as JSON or Python writes it, or texts with something between them.
+
+    Raises:
+        ValueError: For a text in brackets that is no such list, as numpy's `['a' 'b']`: one text to Python.
+    """
     if isinstance(value, (list, tuple, np.ndarray)):
         return [_word(label) for label in value]
+    if is_missing(value):
+        return []
     text = str(value).strip()
     if text.startswith("[") and text.endswith("]"):
-        try:
-            listed = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            listed = None
-        if isinstance(listed, list):
-            return [_word(label) for label in listed]
+        return [_word(label) for label in _listed(text)]
     parts = [text] if separator is None else text.split(separator)
     return [part.strip() for part in parts if part.strip()]
+
+
+def _read(value: Any, separator: str | None) -> list[str] | None:
+    """The labels of a field; None where it cannot be read."""
+    try:
+        return labels_in(value, separator)
+    except ValueError:
+        return None
+
+
+def _listed(text: str) -> list[Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = _python_list(text)
+    if not isinstance(found, list) or not all(_is_label(label) for label in found):
+        raise ValueError(
+            f'{text!r} stands in brackets and is no list of labels; expected is ["a", "b"], as JSON or Python write it'
+        )
+    return found
+
+
+def _python_list(text: str) -> list[Any] | None:
+    """A list literal of as many members as there are commas between them; None for anything else."""
+    try:
+        tree = ast.parse(text, mode="eval").body
+        tokens = [kind.type for kind in tokenize.generate_tokens(io.StringIO(text).readline)]
+        found = ast.literal_eval(tree)
+    except (ValueError, SyntaxError, tokenize.TokenError):
+        return None
+    joined = tokens.count(tokenize.STRING) > sum(isinstance(member, str) for member in found)
+    return None if joined or not isinstance(found, list) else found
+
+
+def _is_label(label: Any) -> bool:
+    return isinstance(label, (str, int, float)) and not isinstance(label, bool)
 
 
 def separator_of(values: Sequence[Any]) -> str | None:

@@ -31,7 +31,7 @@ class NumberAnswer(RegressionPrediction):
         sd: Float64 (N,), standard deviation of an observation: of the noise and, by the law of total variance, of the
             draws; of the draws alone where no noise is stored.
         lower: Float64 (N,), lower end of the interval that the rule beside the adapter gives, or else of the central
-            90 % of the Gaussian.
+            90 % of the Gaussian; NaN where no noise is stored.
         upper: Float64 (N,), its upper end.
         label_names: Name of the number.
         recalibration: In words, what was applied or why nothing was.
@@ -119,7 +119,8 @@ class Numbers(Kind):
         own = {item.name: getattr(plain, item.name) for item in fields(RegressionPrediction)}
         mean, variance = plain._mean_value[:, 0].numpy(), plain.variance[:, 0].double().numpy()
         sd = np.sqrt(variance) if method is None else method.transform(mean, variance)
-        reach = float(ndtri(0.5 + 0.5 * CENTRAL)) * sd
+        # without noise there is no interval, and none is made up of what the draws disagree on
+        reach = float(ndtri(0.5 + 0.5 * CENTRAL)) * (sd if method is not None else np.full_like(sd, np.nan))
         ends = {"sd": sd, "lower": mean - reach, "upper": mean + reach}
         return NumberAnswer(**own, **{key: torch.from_numpy(value) for key, value in ends.items()}, **said)
 
@@ -155,9 +156,9 @@ class Numbers(Kind):
     def summary(self, found: Any) -> dict[str, Any]:
         means, width = found.means, float((found.upper - found.lower).mean())
         facts = {"mean": float(means.mean()), "least": float(means.min()), "most": float(means.max()), "width": width}
-        told = (
-            f"predicted from {facts['least']:.4g} to {facts['most']:.4g}, {facts['mean']:.4g} on average, in "
-            f"intervals {width:.4g} wide on average"
+        told = f"predicted from {facts['least']:.4g} to {facts['most']:.4g}, {facts['mean']:.4g} on average, "
+        told += (
+            f"in intervals {width:.4g} wide on average" if width == width else "without intervals: no noise is stored"
         )
         return {"predicted": facts, "told": told}
 
@@ -178,7 +179,7 @@ def in_units(values: torch.Tensor, target: tuple[float, float] | None) -> torch.
     if target is None:
         return values
     offset, scale = target
-    return (values.double() * scale + offset).float()
+    return values.double() * scale + offset  # a float32 near 1e9 knows no steps below 64
 
 
 def as_number(value: Any) -> float | None:

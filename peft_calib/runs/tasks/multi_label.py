@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...artefact import Inputs
 from ...predictor.inputs import tokenized_texts
-from ...predictor.kinds.labels import columns_of_flags, labels_in, named_values, separator_of
+from ...predictor.kinds.labels import SEPARATORS, columns_of_flags, labels_in, named_values, separator_of
 from ...provenance.columns import check_column, texts_of
 from ...provenance.origins import at
 from ..labels import LabelMap
@@ -21,6 +22,28 @@ from .sequence import TEXTS, SequenceClassification
 
 #: More labels than this, in most rows a new one, are texts.
 MOST_LABELS = 1000
+
+
+def _labels_of(rows: Dataset, values: Sequence[Any], separator: str | None, source: str) -> list[list[str]]:
+    """The labels of every row; an error says where one cannot be read."""
+    found = []
+    for row, value in enumerate(values):
+        try:
+            found.append(labels_in(value, separator))
+        except ValueError as error:
+            raise ValueError(f"{at(source, rows, row)}: {error}") from None
+    return found
+
+
+def _warn_of_other_separators(found: Sequence[Sequence[str]], config: RunConfig) -> None:
+    inside = sorted({label for row in found for label in row if any(mark in label for mark in SEPARATORS)})
+    if inside and config.label_names is None:
+        warnings.warn(
+            f"{config.data}: {len(inside)} labels hold what often stands between labels, such as {inside[0]!r}; "
+            f"labels are taken apart at {config.label_separator!r}. Name it with --label-separator",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 class MultiLabel(SequenceClassification):
@@ -41,7 +64,8 @@ class MultiLabel(SequenceClassification):
         values = named_values(rows, config.label_column)
         if config.label_separator is None:
             config = replace(config, label_separator=separator_of(values))
-        found = [labels_in(value, config.label_separator) for value in values]
+        found = _labels_of(rows, values, config.label_separator, config.data)
+        _warn_of_other_separators(found, config)
         names = config.label_names or sorted({label for row in found for label in row})
         if len(names) > MOST_LABELS:
             raise ValueError(
@@ -73,8 +97,8 @@ class MultiLabel(SequenceClassification):
         check_column(rows, self.config.label_column, "labels", source)
         index = {name: position for position, name in enumerate(self.labels.names)}
         found = []
-        for row, value in enumerate(named_values(rows, self.config.label_column)):
-            named = labels_in(value, self.config.label_separator)
+        values = named_values(rows, self.config.label_column)
+        for row, named in enumerate(_labels_of(rows, values, self.config.label_separator, source)):
             unknown = [label for label in named if label not in index]
             if unknown:
                 raise ValueError(

@@ -116,6 +116,12 @@ class EnsembleLaw(Law):
         if self.moments is None:
             return
         before = int(self.config.moments_start * total_steps)
+        if total_steps - before < 2:
+            raise ValueError(
+                f"moments={self.config.moments} needs two steps at least in the last part of the training "
+                f"(moments_start={self.config.moments_start:g}), and there are {total_steps - before} of "
+                f"{total_steps}: train longer, or set moments=0."
+            )
         if step == 0:  # of a training that begins; one that is resumed has kept what came before
             self.moments.reset()
         elif step - before == self.moments.kept() + 1:
@@ -138,4 +144,5 @@ class EnsembleLaw(Law):
 
     @property
     def has_scale(self) -> bool:
-        return self.moments is not None
+        """Where moments were kept."""
+        return self.moments is not None and self.moments.kept() > 1

@@ -204,3 +204,13 @@ def test_without_a_callback_the_draws_are_the_members():
 def test_numbers_that_cannot_be_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         EnsembleLoraConfig(**fields)
+
+
+def test_too_few_steps_are_told_before_the_first(tmp_path):
+    with pytest.raises(ValueError, match=r"needs two steps at least .* there are 1 of 2: train longer"):
+        trained(adapted(), tmp_path, steps=2)
+
+
+def test_a_scale_without_moments_says_what_is_missing():
+    with pytest.raises(TypeError, match="none were kept: train with RegularizerScheduleCallback"):
+        calibrate_posterior(adapted().eval(), list(rows(40)))
