@@ -81,6 +81,7 @@ def run_stage(stage: Stage, material: Material, folder: RunFolder, progress: Pro
         return facts
     with own_random_state():
         base = load_base(material.task, material.tokenizer)
+        material.task.start_head(base, material.train)
         set_seed(stage.seed)
         model = get_peft_model(base, stage.config)
         if stage.head_of is not None:

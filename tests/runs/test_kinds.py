@@ -294,6 +294,15 @@ def test_lists_of_names_in_other_files_are_read(tmp_path):
         task.canonical(other, "d", "test")
 
 
+def test_a_head_of_labels_starts_at_their_shares(tiny_classifier):
+    table = Dataset.from_dict({"text": ["a"] * 8, "label": ["x|y", "x", "x", "x", "", "x", "x", "y"]})
+    task = tasks.MultiLabel.learn(config(task="multi-label"), table)
+    model = tiny_classifier(num_labels=2)
+    task.start_head(model, task.canonical(table, "d", "train"))
+    expected = np.log([7 / 10, 3 / 10]) - np.log([3 / 10, 7 / 10])  # six and two of eight, and one of each
+    np.testing.assert_allclose(model.classifier.bias.detach().numpy(), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("own", "values", "told"),
     [

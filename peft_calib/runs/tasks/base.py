@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from datasets import Dataset
 from datasets.fingerprint import generate_random_fingerprint
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -70,6 +71,10 @@ class Task(ABC):
         """The base model; a fresh head takes the global random state."""
         head = {} if self.labels is None or not self.has_head else class_options(self.labels.names, self.kind)
         return self.auto_model.from_pretrained(self.config.model, revision=self.config.revision, **head)
+
+    def start_head(self, model: nn.Module, train: Dataset) -> None:
+        """Where a fresh head starts; as transformers made it, as a rule. `train` are encoded rows."""
+        del model, train
 
     @abstractmethod
     def encode_training(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
