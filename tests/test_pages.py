@@ -31,7 +31,7 @@ import peft_calib
 from peft_calib.calibration import TemperatureScaling
 
 DOCS = Path(__file__).parents[1] / "docs"
-ELSEWHERE = {"decide.md", "elsewhere.md", "serving.md", "watch.md"}
+ELSEWHERE = {"decide.md", "elsewhere.md", "generated-text.md", "serving.md", "watch.md"}
 WORDS = "a long short film story of two three old new friends rain sun and night".split()
 TARGETS = ["query", "value"]
 

@@ -101,7 +101,7 @@ def test_a_page_holds_promise_reach_and_pictures(fitted, kind):
     assert part.count("<figure>") == 2 and rule.promise() in part
     assert "<b>north" not in part and "&lt;b&gt;north" in part
     page = calibration_report(p, labels, confidence_level=None).to_html(part)
-    assert part in page and page.index(part) < page.index("<h2>Settings</h2>")
+    assert part in page and page.index(part) < page.index("<summary>Settings</summary>")
     assert "Refused: own rows" in decision_html(rule, "Refused: own rows", title="A rule")
 
 

@@ -204,7 +204,7 @@ def test_recalibration_passes_groups_on():
 def test_names_are_text_in_every_form(report):
     page, text = report.to_html(), report.to_markdown()
     assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert page.count("data:image/png") == 5
+    assert page.count("data:image/png") == 6
     section = text.split("## Groups")[1]
     tables = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)
     assert len(tables) == 2

@@ -193,7 +193,7 @@ def test_an_evaluation_says_what_the_rules_reach(lora, new_file, capsys, monkeyp
     assert regions == {"north": 30, "south": 30}
     assert set(content["variants"]["mean"]["after"]["groups"]["panels"]) == {"north", "south"}
     page, text = (place / "report.html").read_text(), (place / "report.md").read_text()
-    assert page.count("<figure>") == 9 and "<h2>Prediction sets</h2>" in page
+    assert page.count("<figure>") == 10 and "<h2>Prediction sets</h2>" in page
     assert "## Which rows to answer" in text and "| south | 30 |" in text
 
 

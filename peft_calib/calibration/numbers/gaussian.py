@@ -94,7 +94,7 @@ def crps(mean: Any, sd: Any, values: Any) -> np.ndarray:
     rows = as_number_rows(mean, sd, values)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = rows.residuals / rows.sd
-        density = np.exp(-0.5 * z**2) / math.sqrt(2.0 * math.pi)
+        density = np.exp(-0.5 * np.square(z)) / math.sqrt(2.0 * math.pi)
         scores = rows.sd * (z * (2.0 * ndtr(z) - 1.0) + 2.0 * density - 1.0 / math.sqrt(math.pi))
     return np.where(rows.sd > 0, scores, np.abs(rows.residuals))
 

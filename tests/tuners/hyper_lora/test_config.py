@@ -8,9 +8,9 @@ from peft_calib import HyperLoraConfig
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"r": 0}, "rank of 'r' must be a positive integer"),
-        ({"r": 2.5}, "rank of 'r' must be a positive integer"),
-        ({"rank_pattern": {"query": -1}}, "rank of 'query' must be a positive integer"),
+        ({"r": 0}, "rank of 'r' must be a whole number of at least 1"),
+        ({"r": 2.5}, "rank of 'r' must be a whole number of at least 1"),
+        ({"rank_pattern": {"query": -1}}, "rank of 'query' must be a whole number of at least 1"),
         ({"lora_dropout": 1.0}, "lora_dropout is a probability"),
         ({"layers_pattern": "layers"}, "no effect without layers_to_transform"),
         ({"target_modules": ".*q", "layers_to_transform": 1}, "cannot be combined with target_modules given as a reg"),
