@@ -113,6 +113,14 @@ class Fields:
         found = self.content.get("format_version")
         return type(found) is int and found == expected
 
+    def check_version(self, expected: int) -> None:
+        """Raise `ValueError` for what was saved with another format version than the one that is read."""
+        if not self.has_version(expected):
+            raise ValueError(
+                f"{self.source} was saved with format version {describe(self.content.get('format_version'))}; this "
+                f"release reads {expected}."
+            )
+
     def text(self, name: str, *, among: Collection[str] | None = None, default: Any = _MISSING) -> Any:
         """A text, perhaps one of a few."""
         expected = "a text" if among is None else f"one of {', '.join(map(repr, among))}"

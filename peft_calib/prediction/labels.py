@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import datasets
 import torch
 
-from .result import DrawnResult
+from .result import DrawnProbabilities
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class LabelsPrediction(DrawnResult):
+class LabelsPrediction(DrawnProbabilities):
     """Probabilities of labels, of which an item may have any number: K draws and what follows. All on the CPU.
 
     As of classes the predictive probability of a label is the mean of the draws', never of their logits. `entropy` and
@@ -33,19 +32,8 @@ class LabelsPrediction(DrawnResult):
         (tensor([[0.5000, 0.9000]]), [[True, True]])
     """
 
-    samples_name: ClassVar[str] = "sample_probabilities"
-    sample_probabilities: torch.Tensor
-
     def _facts(self) -> list[str]:
         return [f"{self._samples.shape[-1]} labels"] if len(self) else []
-
-    @cached_property
-    def _p(self) -> torch.Tensor:
-        return torch.where(self._made, self.sample_probabilities.double(), 0)
-
-    @cached_property
-    def _predictive(self) -> torch.Tensor:
-        return self._mean(self._p)
 
     @property
     def probabilities(self) -> torch.Tensor:

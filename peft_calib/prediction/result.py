@@ -262,7 +262,23 @@ class DrawnResult:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Prediction(DrawnResult):
+class DrawnProbabilities(DrawnResult):
+    """What results of probabilities share: those of the draws, and their mean, which is never that of logits."""
+
+    samples_name: ClassVar[str] = "sample_probabilities"
+    sample_probabilities: torch.Tensor
+
+    @cached_property
+    def _p(self) -> torch.Tensor:
+        return torch.where(self._made, self.sample_probabilities.double(), 0)
+
+    @cached_property
+    def _predictive(self) -> torch.Tensor:
+        return self._mean(self._p)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Prediction(DrawnProbabilities):
     """Probabilities of K draws and what follows from them. All tensors are on the CPU.
 
     The predictive distribution is the mean of the draws' probabilities, never of their logits. Its entropy splits into
@@ -287,23 +303,12 @@ class Prediction(DrawnResult):
         ([[0.5, 0.5]], 0.6931)
     """
 
-    samples_name: ClassVar[str] = "sample_probabilities"
-    sample_probabilities: torch.Tensor
-
     def _facts(self) -> list[str]:
         if not len(self):
             return []
         means = {"confidence": self.confidence, "mutual information": self.mutual_information}
         told = [f"mean {name} {float(values.mean()):.3f}" for name, values in means.items()]
         return [f"{self._samples.shape[-1]} classes", *told]
-
-    @cached_property
-    def _p(self) -> torch.Tensor:
-        return torch.where(self._made, self.sample_probabilities.double(), 0)
-
-    @cached_property
-    def _predictive(self) -> torch.Tensor:
-        return self._mean(self._p)
 
     @cached_property
     def probabilities(self) -> torch.Tensor:

@@ -14,10 +14,53 @@ from ..calibration import log_probabilities
 from ..calibration.recalibrate import Recalibrator, TemperatureScaling
 from ..json_files import Fields
 from ..prediction import Prediction
+from ..prediction.result import DrawnResult
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class CalibratedPrediction(Prediction):
+class Answer(DrawnResult):
+    """What every answer of a predictor says beside its numbers, and keeps in files."""
+
+    label_names: tuple[str, ...] = ()
+    recalibration: str = ""
+    num_cut: int = 0
+    decision: str = ""
+
+    def _facts(self) -> list[str]:
+        cut = [f"{self.num_cut} rows cut"] if self.num_cut else []
+        return [*super()._facts(), self.recalibration, *filter(None, self._words()), *cut]
+
+    def _words(self) -> list[str]:
+        """What further is told in words, where there is something to tell."""
+        return [self.decision]
+
+    @property
+    def _made_by(self) -> dict[str, Any]:
+        own = {"label_names": tuple(self.label_names), "recalibration": self.recalibration}
+        return super()._made_by | own | {"num_cut": self.num_cut, "decision": self.decision}
+
+    @classmethod
+    def _read_facts(cls, facts: Fields) -> dict[str, Any]:
+        return super()._read_facts(facts) | {
+            "label_names": tuple(facts.listing("label_names", str)),
+            "recalibration": facts.text("recalibration"),
+            "num_cut": facts.integer("num_cut", least=0),
+            "decision": facts.text("decision", default=""),
+        }
+
+
+def names_by_probability(p: torch.Tensor, chosen: torch.Tensor, names: Sequence[str]) -> list[list[str]]:
+    """Names of the chosen entries (N, C) of each row, the most probable first."""
+    order = p.argsort(dim=-1, descending=True, stable=True)
+    held = chosen.gather(-1, order)
+    return [
+        [names[k] for k, inside in zip(row, kept, strict=True) if inside]
+        for row, kept in zip(order.tolist(), held.tolist(), strict=True)
+    ]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class CalibratedPrediction(Answer, Prediction):
     """What a predictor answers: a `Prediction` whose probabilities are calibrated.
 
     The temperature T was fitted to the mean of the draws' probabilities, and acts there:
@@ -44,15 +87,11 @@ class CalibratedPrediction(Prediction):
     item_tensors: ClassVar[tuple[str, ...]] = ("calibrated",)
     optional_item_tensors: ClassVar[tuple[str, ...]] = ("error_probability", "answered", "sets")
     calibrated: torch.Tensor
-    label_names: tuple[str, ...] = ()
     temperature: float | None = None
-    recalibration: str = ""
-    num_cut: int = 0
     error_probability: torch.Tensor | None = None
     error_head: str = ""
     answered: torch.Tensor | None = None
     sets: torch.Tensor | None = None
-    decision: str = ""
 
     @classmethod
     def of(cls, prediction: Prediction, method: Recalibrator | None, **said: Any) -> CalibratedPrediction:
@@ -92,14 +131,7 @@ class CalibratedPrediction(Prediction):
     @property
     def label_sets(self) -> list[list[str]] | None:
         """Names of the classes in each row's prediction set, the most probable first; None without `sets`."""
-        if self.sets is None:
-            return None
-        order = self.calibrated.argsort(dim=-1, descending=True, stable=True)
-        held = self.sets.gather(-1, order)
-        return [
-            [self.label_names[k] for k, inside in zip(row, kept, strict=True) if inside]
-            for row, kept in zip(order.tolist(), held.tolist(), strict=True)
-        ]
+        return None if self.sets is None else names_by_probability(self.calibrated, self.sets, self.label_names)
 
     @cached_property
     def mutual_information(self) -> torch.Tensor:  # type: ignore[override]
@@ -124,27 +156,18 @@ class CalibratedPrediction(Prediction):
                 found = found.add_column(name, getattr(self, name).tolist())
         return found if self.label_sets is None else found.add_column("set", self.label_sets)
 
-    def _facts(self) -> list[str]:
-        cut = [f"{self.num_cut} rows cut"] if self.num_cut else []
-        further = [told for told in (self.error_head, self.decision) if told]
-        return [*super()._facts(), self.recalibration, *further, *cut]
+    def _words(self) -> list[str]:
+        return [self.error_head, *super()._words()]
 
     @property
     def _made_by(self) -> dict[str, Any]:
-        own = {"label_names": tuple(self.label_names), "temperature": self.temperature}
-        said = {"recalibration": self.recalibration, "num_cut": self.num_cut, "error_head": self.error_head}
-        said["decision"] = self.decision
-        return super()._made_by | own | said
+        return super()._made_by | {"temperature": self.temperature, "error_head": self.error_head}
 
     @classmethod
     def _read_facts(cls, facts: Fields) -> dict[str, Any]:
         return super()._read_facts(facts) | {
-            "label_names": tuple(facts.listing("label_names", str)),
             "temperature": facts.number("temperature", above=0, default=None),
-            "recalibration": facts.text("recalibration"),
-            "num_cut": facts.integer("num_cut", least=0),
             "error_head": facts.text("error_head", default=""),
-            "decision": facts.text("decision", default=""),
         }
 
 

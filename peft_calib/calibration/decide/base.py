@@ -11,11 +11,11 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from ...files import write_atomically
-from ...json_files import Fields, describe, read_json, sealed, without_nan
+from ...json_files import Fields, read_json, sealed, without_nan
 from ..answers import log_probabilities, unwrapped
 from ..fingerprint import SplitFingerprint, row_hashes, softmax_hashes
 from ..inputs import LogitRows, as_float64, as_logit_rows, as_numpy, as_rows, softmax
-from ..recalibrate.fitted import MAX_OVERLAP
+from ..recalibrate.fitted import MAX_OVERLAP, refuse_overlap
 from ..recalibrate.temperature import POSSIBLE, TemperatureScaling
 
 FORMAT_VERSION = 1
@@ -135,11 +135,7 @@ class DecisionRule(ABC):
                 f"{fields.source} holds a saved {fields.text('rule')!r}; load it with that class, or with "
                 "load_decision, which finds the class."
             )
-        if not fields.has_version(FORMAT_VERSION):
-            raise ValueError(
-                f"{fields.source} was saved with format version {describe(fields.get('format_version'))}; this "
-                f"release reads {FORMAT_VERSION}."
-            )
+        fields.check_version(FORMAT_VERSION)
         settings = fields.mapping("settings")
         temperature = settings.number("temperature", least=POSSIBLE[0], most=POSSIBLE[1], default=None)
         num_classes = fields.integer("num_classes", least=1)
@@ -209,13 +205,8 @@ class DecisionRule(ABC):
     def _refuse_own(self, hashes: np.ndarray) -> None:
         """Raise `ValueError` where many of some rows are those of the fit."""
         fitted_on = self._check_fitted()
-        overlap = fitted_on.repeated(hashes)
-        if overlap > MAX_OVERLAP:
-            raise ValueError(
-                f"{overlap:.0%} of these rows are among the {fitted_on.num_rows} that {type(self).__name__} was "
-                f"fitted on (split {fitted_on.digest[:12]}). What a rule reaches must be reported on rows it has not "
-                "seen: hold out rows for the report."
-            )
+        mend = "What a rule reaches must be reported on rows it has not seen: hold out rows for the report."
+        refuse_overlap(fitted_on.repeated(hashes), fitted_on, type(self).__name__, mend)
 
     def _check_kind(self, input: str) -> None:
         if input not in self.kinds:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from ...json_files import without_nan
 from ..inputs import check_confidence_level, check_num_bins
-from ..report.measured import ScoreMapping
-from ..report.page import facts, page
-from ..report.tables import Name, Section, Table, html_section, markdown_section, number, pair
+from ..report.sectioned import SectionedReport
+from ..report.tables import Name, Section, Table, number, pair
 from ..resampling.intervals import NoiseFloor, num_resamples_for
 from ..scores.kinds import OF_LABELS
 from .measured import LabelRow, label_row, micro_and_macro
@@ -19,7 +16,7 @@ from .rows import as_label_rows, checked_label_names
 
 
 @dataclass(frozen=True, eq=False)
-class LabelsReport(ScoreMapping):
+class LabelsReport(SectionedReport):
     """Scores of all labels together, and a panel of each; as a mapping it holds the scores alone.
 
     Attributes:
@@ -31,6 +28,8 @@ class LabelsReport(ScoreMapping):
         labels: One line a label, see `LabelRow`.
     """
 
+    title: ClassVar[str] = "Calibration report of labels"
+
     scores: dict[str, float]
     settings: dict[str, Any]
     intervals: dict[str, tuple[float, float]] | None
@@ -39,14 +38,7 @@ class LabelsReport(ScoreMapping):
 
     def to_dict(self) -> dict[str, Any]:
         """The scores under their own keys, then `settings`, `intervals`, `noise_floor` and `labels`."""
-        floor = None if self.floor is None else {key: band._asdict() for key, band in self.floor.items()}
-        intervals = None if self.intervals is None else {key: list(ends) for key, ends in self.intervals.items()}
-        about = {"settings": dict(self.settings), "intervals": intervals, "noise_floor": floor}
-        return {**self.scores, **about, "labels": [row.to_dict() for row in self.labels]}
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """`to_dict` as standard JSON; a score that is not defined (NaN) becomes null."""
-        return json.dumps(without_nan(self.to_dict()), indent=indent, allow_nan=False)
+        return {**super().to_dict(), "labels": [row.to_dict() for row in self.labels]}
 
     def verdict(self) -> str:
         """In words: how the mean ECE of the labels compares with that of right probabilities."""
@@ -59,27 +51,6 @@ class LabelsReport(ScoreMapping):
             f"Mean ECE of the labels {ece:.4f} {size}; probabilities that are right would score {band.mean:.4f} "
             f"[{band.low:.4f}, {band.high:.4f}] ({level:.0%} band): {judgement}."
         )
-
-    def to_markdown(self) -> str:
-        """The verdict and two tables: all labels together, and one line a label."""
-        lines = [line for section in self._sections() for line in markdown_section(section)]
-        return "\n".join([self.verdict(), "", *lines])
-
-    def to_html(
-        self, further: str = "", *, about: Mapping[str, Any] | None = None, title: str = "Calibration report of labels"
-    ) -> str:
-        """One self-contained page.
-
-        Args:
-            further: HTML that comes after the tables.
-            about: What is reported on, by name, at the top.
-            title: Of the page.
-        """
-        body = "".join(map(html_section, self._sections()))
-        return page(title, self.verdict(), facts(about) + body + further, self.settings)
-
-    def __str__(self) -> str:
-        return self.to_markdown()
 
     def _sections(self) -> list[Section]:
         level = self.settings["confidence_level"]

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.special import ndtri
 
-from ...json_files import without_nan
 from ..inputs import check_confidence_level
-from ..report.measured import ScoreMapping
-from ..report.page import facts, page
-from ..report.tables import Section, Table, html_section, markdown_section, number, pair
+from ..report.sectioned import SectionedReport
+from ..report.tables import Section, Table, number, pair
 from ..resampling.bands import skewed_mean_interval, wilson_interval
 from ..resampling.intervals import Band, NoiseFloor
 from ..resampling.ranked import Interval
@@ -27,7 +24,7 @@ BINS = 10
 
 
 @dataclass(frozen=True, eq=False)
-class NumbersReport(ScoreMapping):
+class NumbersReport(SectionedReport):
     """Scores of predicted Gaussians; as a mapping it holds the scores alone.
 
     Attributes:
@@ -38,6 +35,8 @@ class NumbersReport(ScoreMapping):
         pit_counts: `(10,)` rows in each tenth of the PIT.
     """
 
+    title: ClassVar[str] = "Calibration report of numbers"
+
     scores: dict[str, float]
     settings: dict[str, Any]
     intervals: dict[str, Interval] | None
@@ -46,14 +45,7 @@ class NumbersReport(ScoreMapping):
 
     def to_dict(self) -> dict[str, Any]:
         """The scores under their own keys, then `settings`, `intervals`, `noise_floor` and `pit_counts`."""
-        floor = None if self.floor is None else {key: band._asdict() for key, band in self.floor.items()}
-        intervals = None if self.intervals is None else {key: list(ends) for key, ends in self.intervals.items()}
-        about = {"settings": dict(self.settings), "intervals": intervals, "noise_floor": floor}
-        return {**self.scores, **about, "pit_counts": list(self.pit_counts)}
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """`to_dict` as standard JSON; a score that is not defined (NaN) becomes null."""
-        return json.dumps(without_nan(self.to_dict()), indent=indent, allow_nan=False)
+        return {**super().to_dict(), "pit_counts": list(self.pit_counts)}
 
     def verdict(self) -> str:
         """In words: whether the observed values look like draws from the predicted Gaussians."""
@@ -69,31 +61,6 @@ class NumbersReport(ScoreMapping):
                 how = "too narrow, or lie beside the values" if inside < band.low else "too wide"
             judgement = f"the predicted Gaussians are {how}"
         return f"{told}; central 90 % intervals hold {inside:.1%} of the values; {judgement} (PIT test: p = {p:.3g})."
-
-    def to_markdown(self) -> str:
-        """The verdict, the table of scores and the PIT in tenths."""
-        lines = [line for section in self._sections() for line in markdown_section(section)]
-        return "\n".join([self.verdict(), "", *lines])
-
-    def to_html(
-        self,
-        further: str = "",
-        *,
-        about: Mapping[str, Any] | None = None,
-        title: str = "Calibration report of numbers",
-    ) -> str:
-        """One self-contained page.
-
-        Args:
-            further: HTML that comes after the tables.
-            about: What is reported on, by name, at the top.
-            title: Of the page.
-        """
-        body = "".join(map(html_section, self._sections()))
-        return page(title, self.verdict(), facts(about) + body + further, self.settings)
-
-    def __str__(self) -> str:
-        return self.to_markdown()
 
     def _sections(self) -> list[Section]:
         level = self.settings["confidence_level"]

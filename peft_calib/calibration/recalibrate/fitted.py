@@ -10,13 +10,31 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from ...files import write_atomically
-from ...json_files import Fields, describe, read_json
+from ...json_files import Fields, read_json
 from ..fingerprint import SplitFingerprint
 
 # Share of evaluated rows that may also have been fitted on: chance duplicates, not a re-used split.
 MAX_OVERLAP = 0.05
 FORMAT_VERSION = 1
 MEND = "Fit it again on a calibration split"
+
+
+def refuse_overlap(overlap: float, fitted_on: SplitFingerprint, name: str, mend: str, items: str = "rows") -> None:
+    """Raise `ValueError` where many of some rows are those that something was fitted on: a report would flatter.
+
+    Args:
+        overlap: Their share, as the fingerprint that suits these rows tells it.
+        fitted_on: Of the rows of the fit.
+        name: Of what was fitted.
+        mend: What to report on instead.
+        items: What the rows are called.
+    """
+    if overlap > MAX_OVERLAP:
+        raise ValueError(
+            f"{overlap:.0%} of these {items} are among the {fitted_on.num_rows} that {name} was fitted on (split "
+            f"{fitted_on.digest[:12]}). {mend}"
+        )
+
 
 #: Every method that is kept in files, by its name there.
 METHODS: dict[str, type[FittedMethod]] = {}
@@ -105,11 +123,7 @@ class FittedMethod:
                 f"{fields.source} holds a saved {fields.text('method')!r}; load it with that class, not with "
                 f"{cls.__name__}."
             )
-        if not fields.has_version(FORMAT_VERSION):
-            raise ValueError(
-                f"{fields.source} was saved with format version {describe(fields.get('format_version'))}; this "
-                f"release reads {FORMAT_VERSION}."
-            )
+        fields.check_version(FORMAT_VERSION)
         parameters = fields.mapping("parameters")
         missing = set(cls.parameter_names) ^ set(parameters)
         if missing:
@@ -127,13 +141,11 @@ class FittedMethod:
     def _refuse_own(self, hashes: np.ndarray) -> None:
         """Raise `ValueError` where many of some rows are those of the fit: a report on them would flatter."""
         fitted_on = self._check_fitted()
-        overlap = fitted_on.overlap(hashes)
-        if overlap > MAX_OVERLAP:
-            raise ValueError(
-                f"{overlap:.0%} of these rows are among the {fitted_on.num_rows} that {type(self).__name__} was "
-                f"fitted on (split {fitted_on.digest[:12]}). Recalibration must be reported on rows it has not "
-                "seen: hold out a calibration split of the training data to fit on."
-            )
+        mend = (
+            "Recalibration must be reported on rows it has not seen: hold out a calibration split of the training "
+            "data to fit on."
+        )
+        refuse_overlap(fitted_on.overlap(hashes), fitted_on, type(self).__name__, mend)
 
     def _check_fitted(self) -> SplitFingerprint:
         if self.fitted_on is None:

@@ -11,11 +11,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ...files import write_atomically
-from ...json_files import Fields, describe, read_json, sealed
+from ...json_files import Fields, read_json, sealed
 from ..decide.bounds import check_seed
 from ..fingerprint import SplitFingerprint, row_hashes
 from ..inputs import as_numpy
-from ..recalibrate.fitted import MAX_OVERLAP
+from ..recalibrate.fitted import refuse_overlap
 from ..report.confidence import ConfidenceReport, confidence_report
 from .maps import KINDS, Fitted, cross_entropy, fit_map
 from .scores import FALLING, AnswerScores
@@ -182,12 +182,8 @@ class AnswerCalibration:
         assert self.fitted_on is not None
         table, right = self._labelled(scores, correct, self.scores_seen)
         overlap = self.fitted_on.seen(_hashes(table, self.scores_seen, right))
-        if overlap > MAX_OVERLAP:
-            raise ValueError(
-                f"{overlap:.0%} of these answers are among the {self.fitted_on.num_rows} that AnswerCalibration was "
-                f"fitted on (split {self.fitted_on.digest[:12]}). P(correct) must be reported on answers it has not "
-                "seen: hold out labelled answers for the report."
-            )
+        mend = "P(correct) must be reported on answers it has not seen: hold out labelled answers for the report."
+        refuse_overlap(overlap, self.fitted_on, type(self).__name__, mend, "answers")
         return confidence_report(self.transform(table), right, **options)
 
     def save(self, path: str | Path) -> None:
@@ -222,9 +218,7 @@ class AnswerCalibration:
         fields = read_json(path, MEND)
         if fields.text("calibration") != cls.__name__:
             raise fields.wrong("calibration", repr(cls.__name__))
-        if not fields.has_version(FORMAT_VERSION):
-            told = describe(fields.get("format_version"))
-            raise ValueError(f"{path} was saved with format version {told}; this release reads {FORMAT_VERSION}.")
+        fields.check_version(FORMAT_VERSION)
         settings = fields.mapping("settings")
         names = settings.listing("scores", str, None)
         falling, seed = settings.listing("falling", str), settings.integer("seed", least=0)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from ...files import write_atomically
-from ...json_files import Fields, describe, read_json, sealed, without_nan
+from ...json_files import Fields, read_json, sealed, without_nan
 from ..decide.bounds import NoGuaranteeError, band_text, check_share, exact_interval, percent
 from ..decide.set_part import rows_needed
 from ..decide.set_report import CoverageLaw
 from ..decide.set_scores import rank_for
 from ..fingerprint import SplitFingerprint, row_hashes
 from ..inputs import as_numpy
-from ..recalibrate.fitted import MAX_OVERLAP
+from ..recalibrate.fitted import refuse_overlap
 
 FORMAT_VERSION = 1
 MEND = "Fit the sets again on prompts whose samples are labelled"
@@ -199,11 +199,8 @@ class SampleSets:
         level = check_share(confidence_level, "confidence_level", 0.95)
         right, values = self._checked(right, scores)
         overlap = self.fitted_on.seen(_hashes(right, values))
-        if overlap > MAX_OVERLAP:
-            raise ValueError(
-                f"{overlap:.0%} of these prompts are among the {self.fitted_on.num_rows} that SampleSets was fitted "
-                "on: hold out labelled prompts for the report."
-            )
+        mend = "Coverage must be reported on prompts they have not seen: hold out labelled prompts for the report."
+        refuse_overlap(overlap, self.fitted_on, type(self).__name__, mend, "prompts")
         inside = self.predict(right if scores is None else scores)
         covered, count = (inside & right).any(axis=1), len(right)
         return SampleSetReport(
@@ -263,9 +260,7 @@ class SampleSets:
         fields = read_json(path, MEND)
         if fields.text("rule") != cls.__name__:
             raise fields.wrong("rule", repr(cls.__name__))
-        if not fields.has_version(FORMAT_VERSION):
-            told = describe(fields.get("format_version"))
-            raise ValueError(f"{path} was saved with format version {told}; this release reads {FORMAT_VERSION}.")
+        fields.check_version(FORMAT_VERSION)
         settings, fitted = fields.mapping("settings"), fields.mapping("fitted")
         found = cls(
             settings.number("alpha"),

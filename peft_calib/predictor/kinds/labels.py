@@ -17,9 +17,9 @@ from datasets import ClassLabel, Dataset
 from ...artefact import Artefact, Inputs
 from ...calibration.decide.base import DecisionRule
 from ...calibration.labels import LabelScaling, LabelsReport, labels_report
-from ...json_files import Fields
 from ...prediction import LabelsPrediction
 from ...provenance.origins import at, is_missing
+from ..answer import Answer, names_by_probability
 from ..table import ENTROPY, INFORMATION, LABELS
 from .base import Kind
 
@@ -32,7 +32,7 @@ UNKNOWN = -100
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class LabelsAnswer(LabelsPrediction):
+class LabelsAnswer(Answer, LabelsPrediction):
     """What a predictor of labels answers: a `LabelsPrediction` whose probabilities are calibrated.
 
     The temperatures were fitted to the mean of the draws' probabilities, and act there. `mutual_information` is that
@@ -51,12 +51,8 @@ class LabelsAnswer(LabelsPrediction):
     item_tensors: ClassVar[tuple[str, ...]] = ("calibrated",)
     optional_item_tensors: ClassVar[tuple[str, ...]] = ("given", "ruled_out")
     calibrated: torch.Tensor
-    label_names: tuple[str, ...] = ()
-    recalibration: str = ""
-    num_cut: int = 0
     given: torch.Tensor | None = None
     ruled_out: torch.Tensor | None = None
-    decision: str = ""
     error_probability: ClassVar[None] = None
 
     @property
@@ -84,12 +80,7 @@ class LabelsAnswer(LabelsPrediction):
         return None if self.ruled_out is None else self._named(self.ruled_out)
 
     def _named(self, chosen: torch.Tensor) -> list[list[str]]:
-        order = self.calibrated.argsort(dim=-1, descending=True, stable=True)
-        held = chosen.gather(-1, order)
-        return [
-            [self.label_names[k] for k, inside in zip(row, kept, strict=True) if inside]
-            for row, kept in zip(order.tolist(), held.tolist(), strict=True)
-        ]
+        return names_by_probability(self.calibrated, chosen, self.label_names)
 
     def added(self) -> list[list]:
         """The columns that `Kind.columns` names, and a probability of every label."""
@@ -97,24 +88,6 @@ class LabelsAnswer(LabelsPrediction):
         columns += [] if self.labels_given is None else [self.labels_given]
         columns += [] if self.labels_ruled_out is None else [self.labels_ruled_out]
         return columns + self.calibrated.T.tolist()
-
-    def _facts(self) -> list[str]:
-        cut = [f"{self.num_cut} rows cut"] if self.num_cut else []
-        return [*super()._facts(), self.recalibration, *([self.decision] if self.decision else []), *cut]
-
-    @property
-    def _made_by(self) -> dict[str, Any]:
-        own = {"label_names": list(self.label_names), "recalibration": self.recalibration}
-        return super()._made_by | own | {"num_cut": self.num_cut, "decision": self.decision}
-
-    @classmethod
-    def _read_facts(cls, facts: Fields) -> dict[str, Any]:
-        return super()._read_facts(facts) | {
-            "label_names": tuple(facts.listing("label_names", str)),
-            "recalibration": facts.text("recalibration"),
-            "num_cut": facts.integer("num_cut", least=0),
-            "decision": facts.text("decision", default=""),
-        }
 
 
 class Labels(Kind):

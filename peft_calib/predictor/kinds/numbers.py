@@ -13,9 +13,9 @@ from scipy.special import ndtri
 
 from ...artefact import Artefact, Inputs
 from ...calibration.numbers import GaussianNoise, NumbersReport, numbers_report
-from ...json_files import Fields
 from ...prediction import RegressionPrediction
 from ...provenance.origins import is_missing
+from ..answer import Answer
 from ..table import NUMBER
 from .base import Kind
 
@@ -24,7 +24,7 @@ CENTRAL = 0.9
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class NumberAnswer(RegressionPrediction):
+class NumberAnswer(Answer, RegressionPrediction):
     """What a predictor of numbers answers: a `RegressionPrediction` with the noise of observations around it.
 
     Args:
@@ -43,10 +43,6 @@ class NumberAnswer(RegressionPrediction):
     sd: torch.Tensor
     lower: torch.Tensor
     upper: torch.Tensor
-    label_names: tuple[str, ...] = ()
-    recalibration: str = ""
-    num_cut: int = 0
-    decision: str = ""
     error_probability: ClassVar[None] = None
 
     @property
@@ -68,24 +64,6 @@ class NumberAnswer(RegressionPrediction):
         for name in ("sd", "lower", "upper"):
             found = found.add_column(name, getattr(self, name).tolist())
         return found
-
-    def _facts(self) -> list[str]:
-        cut = [f"{self.num_cut} rows cut"] if self.num_cut else []
-        return [*super()._facts(), self.recalibration, *([self.decision] if self.decision else []), *cut]
-
-    @property
-    def _made_by(self) -> dict[str, Any]:
-        own = {"label_names": list(self.label_names), "recalibration": self.recalibration}
-        return super()._made_by | own | {"num_cut": self.num_cut, "decision": self.decision}
-
-    @classmethod
-    def _read_facts(cls, facts: Fields) -> dict[str, Any]:
-        return super()._read_facts(facts) | {
-            "label_names": tuple(facts.listing("label_names", str)),
-            "recalibration": facts.text("recalibration"),
-            "num_cut": facts.integer("num_cut", least=0),
-            "decision": facts.text("decision", default=""),
-        }
 
 
 class Numbers(Kind):

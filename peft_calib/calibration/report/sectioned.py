@@ -1,0 +1,63 @@
+"""What reports that are a verdict and sections of tables share: plain values, Markdown and a page."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from ...json_files import without_nan
+from ..resampling.intervals import NoiseFloor
+from ..resampling.ranked import Interval
+from .measured import ScoreMapping
+from .page import facts, page
+from .tables import Section, html_section, markdown_section
+
+
+class SectionedReport(ScoreMapping):
+    """Scores with intervals and floor; a subclass says its verdict and its sections."""
+
+    #: Of its page, where none is given.
+    title: ClassVar[str]
+
+    settings: dict[str, Any]
+    intervals: dict[str, Interval] | None
+    floor: NoiseFloor | None
+
+    @abstractmethod
+    def verdict(self) -> str:
+        """In words."""
+
+    @abstractmethod
+    def _sections(self) -> Sequence[Section]:
+        """The tables under their headings."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores under their own keys, then `settings`, `intervals`, `noise_floor` and the report's own."""
+        floor = None if self.floor is None else {key: band._asdict() for key, band in self.floor.items()}
+        intervals = None if self.intervals is None else {key: list(ends) for key, ends in self.intervals.items()}
+        return {**self.scores, "settings": dict(self.settings), "intervals": intervals, "noise_floor": floor}
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as standard JSON; a score that is not defined (NaN) becomes null."""
+        return json.dumps(without_nan(self.to_dict()), indent=indent, allow_nan=False)
+
+    def to_markdown(self) -> str:
+        """The verdict, and the tables."""
+        lines = [line for section in self._sections() for line in markdown_section(section)]
+        return "\n".join([self.verdict(), "", *lines])
+
+    def to_html(self, further: str = "", *, about: Mapping[str, Any] | None = None, title: str | None = None) -> str:
+        """One self-contained page.
+
+        Args:
+            further: HTML that comes after the tables.
+            about: What is reported on, by name, at the top.
+            title: Of the page; what it is a report of, if not given.
+        """
+        body = "".join(map(html_section, self._sections()))
+        return page(title or self.title, self.verdict(), facts(about) + body + further, self.settings)
+
+    def __str__(self) -> str:
+        return self.to_markdown()
