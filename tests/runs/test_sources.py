@@ -290,7 +290,7 @@ def test_what_is_harmless_is_read(tmp_path):
 def test_several_labels_are_refused_in_one_line(tmp_path, label):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"text": f"t{i}", "label": label}) for i in range(30)))
-    with pytest.raises(ValueError, match=r"line 1: row 0 has several labels .* with --label-column") as caught:
+    with pytest.raises(ValueError, match=r"line 1: row 0 has several labels .* with --task multi-label") as caught:
         load_text_data(path)
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="several labels"):
