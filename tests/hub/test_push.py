@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from hub_server import TOKEN
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
@@ -25,6 +27,7 @@ from peft_calib.hub import write_card
 from peft_calib.identity import folder_digest
 from peft_calib.provenance.companions import attach_recalibration
 from peft_calib.provenance.splits import record_split
+from peft_calib.runs.deciding import decide
 
 
 def command(*arguments: object) -> None:
@@ -36,6 +39,8 @@ def command(*arguments: object) -> None:
 
 TEXTS = ["what a film", "a long story of two old friends", "rain"]
 TARGETS = ["query", "value"]
+#: How each method predicts here: so many draws, or its mean.
+DRAWS = {"bayesian": 3, "hyper": None, "curve": 3, "ensemble-late": 3, "lora": None}
 
 
 def answers(count: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -77,51 +82,78 @@ def reports():
 #: Run in a process of its own, where this package may be imported or not: answers of several repositories.
 LOAD = """
 import json, sys
-import numpy as np
-base, ours, names, texts, temperature = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
-found = {}
-if ours == "ours":
+import torch
+from peft import AutoPeftModelForSequenceClassification, PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+names, texts = map(json.loads, sys.argv[2:])
+found = {name: {} for name in names}
+if sys.argv[1] == "ours":
     import peft_calib
     for name in names:
-        found[name] = peft_calib.load(name, base_model=base).predict(texts, how="mean").probabilities
-else:
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    batch = AutoTokenizer.from_pretrained(base)(texts, return_tensors="pt", padding=True)
-    for name in names:
-        model = AutoModelForSequenceClassification.from_pretrained(base)
-        where = {} if name.endswith("/lora") else {"subfolder": "lora"}
-        model = PeftModel.from_pretrained(model, name, **where).eval()
-        with torch.no_grad():
-            found[name] = (model(**batch).logits / temperature).softmax(-1)
-    assert "peft_calib" not in sys.modules
-print(json.dumps({name: np.asarray(p, np.float64).tolist() for name, p in found.items()}))
+        found[name] = peft_calib.load(name).predict(texts).to_dataset().to_dict()
+batch = AutoTokenizer.from_pretrained("user/base")(texts, return_tensors="pt", padding=True)
+for name in names:
+    if sys.argv[1] == "ours" or name == "user/lora":
+        model = AutoPeftModelForSequenceClassification.from_pretrained(name).eval()
+    else:
+        base = AutoModelForSequenceClassification.from_pretrained("user/base", num_labels=3)
+        model = PeftModel.from_pretrained(base, name, subfolder="lora").eval()
+    with torch.no_grad():
+        found[name]["logits"] = model(**batch).logits.tolist()
+assert sys.argv[1] == "ours" or "peft_calib" not in sys.modules
+print(json.dumps(found))
 """
 
 
-def in_another_process(hub, tmp_path, *arguments: object) -> dict[str, np.ndarray]:
+def in_another_process(hub, tmp_path, *arguments: object) -> dict[str, dict[str, list]]:
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     environment |= {"HF_HOME": str(tmp_path / "hub-cache"), "PYTHONWARNINGS": "ignore"}
     words = [word if isinstance(word, str) else json.dumps(word) for word in arguments]
     line = [sys.executable, "-c", LOAD, *words]
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return {name: np.array(found) for name, found in json.loads(done.stdout.splitlines()[-1]).items()}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def phrases(count: int) -> list[str]:
+    words = "a long film of old friends and rain that nobody saw again".split()
+    return [" ".join(words[i % 7 : i % 7 + 2 + i % 5]) for i in range(count)]
+
+
+def whole(folder: Path, base: Path, method: str) -> Path:
+    """An adapter as a user has it in the end: with a head, a temperature and two decision rules for its draws."""
+    model, tokenizer, draws = trained(base, method), AutoTokenizer.from_pretrained(base), DRAWS[method]
+    texts = [text + f" {i}" for i, text in enumerate(phrases(160))]
+    labels = np.random.default_rng(0).integers(0, 3, len(texts)).tolist()
+    rows = Dataset.from_dict({**tokenizer(texts), "labels": labels}).select(range(60))
+    settings = {"lr": (1e-2,), "epochs": 2, "alpha": (0.1,), "beta": (0.01,), "folds": 2, "keep_base": False}
+    head = package.UncertaintyHead.fit(model, None, rows, tokenizer=tokenizer, num_samples=draws or 1, **settings)
+    head.attach(model)
+    attach_recalibration(model, scaling_of_sharp_answers().state(), num_samples=draws, seed=0)
+    model.save_pretrained(folder)
+    table = {"text": texts[60:], "label": [f"LABEL_{label}" for label in labels[60:]]}
+    decide(folder, Dataset.from_dict(table), target_coverage=0.5, alpha=0.2, progress=False)
+    return folder
 
 
 @pytest.mark.slow
 def test_from_the_hub_all_methods_answer_as_before_with_and_without_this_package(
     hub, tmp_path, tiny_model_folder, reports
 ):
-    batch = AutoTokenizer.from_pretrained(tiny_model_folder)(TEXTS, return_tensors="pt", padding=True)
-    temperature, expected = scaling_of_sharp_answers().temperature, {}
-    for method in ("bayesian", "hyper", "curve", "ensemble-late", "lora"):
-        model, name = trained(tiny_model_folder, method), f"user/{method}"
-        told = package.push_to_hub(model, name, report=reports, base_model="user/base")
+    HfApi(token=TOKEN).create_repo("user/base")
+    HfApi(token=TOKEN).upload_folder(repo_id="user/base", folder_path=tiny_model_folder)
+    texts, expected, answered = phrases(12), {}, []
+    batch = AutoTokenizer.from_pretrained(tiny_model_folder)(texts, return_tensors="pt", padding=True)
+    for method in DRAWS:
+        folder, name = whole(tmp_path / method, tiny_model_folder, method), f"user/{method}"
+        told = package.push_to_hub(folder, name, report=reports, base_model="user/base")
         assert told.commit_url.startswith(hub.url)
+        predictor = package.load(folder)
+        expected[name] = predictor.predict(texts).to_dataset().to_dict()
+        assert {"error_probability", "answered", "set"} <= set(expected[name])
+        answered += expected[name]["answered"]
         with torch.no_grad():
-            expected[name] = (model(**batch).logits.double() / temperature).softmax(-1).numpy()
+            expected[name]["logits"] = predictor.model(**batch).logits.tolist()
         files = hub.files(name)
         assert ("lora/adapter_config.json" in files) == (method != "lora")
         config = json.loads(files["adapter_config.json"])
@@ -129,10 +161,11 @@ def test_from_the_hub_all_methods_answer_as_before_with_and_without_this_package
         assert "import peft_calib" in config.get("how_to_load", "") or method == "lora"
         everything = b"".join(files.values())
         assert TOKEN.encode() not in everything and str(tiny_model_folder).encode() not in everything
-    for ours in ("ours", "stock"):
-        found = in_another_process(hub, tmp_path, str(tiny_model_folder), ours, list(expected), TEXTS, temperature)
-        for name, p in found.items():
-            assert np.allclose(p, expected[name], atol=1e-5), (ours, name)
+    assert {True, False} == set(answered)
+    assert in_another_process(hub, tmp_path, "ours", list(expected), texts) == expected
+    found = in_another_process(hub, tmp_path, "stock", list(expected), texts)
+    for name, one in found.items():  # a product of factors in the place of a law's own: other roundings
+        assert np.allclose(one["logits"], expected[name]["logits"], atol=1e-5), name
 
 
 def test_one_commit_replaces_an_earlier_push_and_nothing_else(hub, tiny_model_folder, reports):
