@@ -13,6 +13,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from ..tuners.late import Prefix, run_prefix, share_of
+from ..tuners.one_by_one import SharedRowsError, runs_one_by_one
 from ..tuners.padding import takes_one_row
 from ..tuners.rows import count_rows, main_input_name, repeat_rows
 from .adaptive import FIRST, FIRST_PAIRED, STEP, STEP_PAIRED, check_adaptive, pair_means
@@ -293,13 +294,19 @@ class BatchPredictor:
     def passes(self, items: Items, first: int, num_samples: int, prefix: Prefix | None = None) -> torch.Tensor:
         """Evaluate draws in as few forwards as memory allows, (K, N, C) on the CPU; `prefix` is what they share."""
         size = draws_per_pass(self.source.root, items.inputs, items.rows, num_samples, self.budget)
-        size = 1 if items.rows == 1 and takes_one_row(self.source.root) else size
+        one_row = items.rows == 1 and takes_one_row(self.source.root)
+        size = 1 if one_row or runs_one_by_one(self.source.root) else size
         done: list[torch.Tensor] = []
         last = first + num_samples
         while first < last:
             count = min(size, last - first)
             try:
                 done.append(self._pass(items, first, count, prefix))
+            except SharedRowsError:
+                if count == 1:
+                    raise
+                size = 1
+                continue
             except torch.OutOfMemoryError:
                 if count == 1:
                     done.append(self._by_halves(items, first, prefix))

@@ -35,6 +35,10 @@ class Part:
         """Functions evaluated on each row: several only where a law trains on several."""
         return max([1, *[law.train_samples for law in self.comparing]])
 
+    def only(self, index: int) -> Part:
+        """The factors of one of several functions."""
+        return Part(self.draw, [], {name: made.only(index) for name, made in self.factors.items()})
+
 
 def own_draw(law: Law, trains: bool, part: Part | None) -> Draw:
     """What a law is asked for where the call chain asks for nothing."""
@@ -58,10 +62,24 @@ class Forward:
     parts: dict[nn.Module, Part] = field(default_factory=dict)
     lent: Any = None
     replay: AbstractContextManager[None] | None = None
+    #: The inputs before their rows were repeated for `functions`, where they were.
+    given: dict[str, Any] | None = None
+    functions: int = 1
 
     @property
     def num_samples(self) -> int:
         return max([1, *[part.num_samples for part in self.parts.values()]])
+
+    def end_replay(self) -> None:
+        """Let the layers below the first that varies answer for themselves again."""
+        if self.replay is not None:
+            self.replay.__exit__(None, None, None)
+            self.replay = None
+
+    def only(self, index: int) -> Forward:
+        """This forward for one of its functions."""
+        parts = {holder: part.only(index) for holder, part in self.parts.items()}
+        return Forward(self.root, self.asked, self.trains, parts)
 
 
 class _Running(threading.local):
@@ -86,6 +104,11 @@ def pop(root: nn.Module) -> Forward | None:
             del forwards[index:]
             return found
     return None
+
+
+def running_forward(root: nn.Module) -> Forward | None:
+    """The innermost forward of a base model that is under way in this thread."""
+    return next((forward for forward in reversed(_RUNNING.forwards) if forward.root is root), None)
 
 
 def is_running(root: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -75,6 +75,17 @@ class Generation:
     @property
     def draw(self) -> Draw:
         return self.stamp[0]
+
+    def only(self, index: int) -> Generation:
+        """One of several functions, in the graph of all; what holds one function stays as it is."""
+        if self.draw.num_samples == 1:
+            return self
+        pairs = [(A[index], B[index]) for A, B in self.pairs]
+        heads = {
+            module: {name: t[index : index + 1] if len(t) > 1 else t for name, t in tensors.items()}
+            for module, tensors in self.heads.items()
+        }
+        return replace(self, pairs=pairs, heads=heads, regularizer=None, has_graph=False)
 
     def pair(self, index: int) -> Pair:
         """A and B of one slot, as the calling layer may use them."""

@@ -13,11 +13,12 @@ from torch import nn
 
 from ..internals.torch import has_pre_hook, is_replica, remove_hooks
 from .asked import Asked, asked_of, asked_while_tracing
-from .forward import Forward, is_running, pop, push
+from .forward import Forward, is_running, pop, push, running_forward
 from .holder import FactorHolder
 from .late import trunk_replay
 from .modes import modes_of
 from .objective import Receipt, add_to_outputs, has_labels, micro_batch_share, named_inputs, reaches_loss
+from .one_by_one import run, runs_one_by_one
 from .padding import check_one_row, give_back, lend, takes_one_row
 from .rows import count_rows, first_rows, main_input_name, repeat_rows, repeat_training_rows
 from .trunk_cache import CACHES, cached_replay
@@ -55,9 +56,11 @@ def begin_forward(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, d
         if max(drawn, compared) == 1:
             return None
         forward.lent = lend(model)
+    if forward is not None and max(drawn, compared) > 1:
+        forward.given, forward.functions = inputs, max(drawn, compared)
     if drawn > 1:
         return (), repeat_rows(inputs, drawn, rows)
-    if trains:
+    if trains and not (compared > 1 and runs_one_by_one(model)):
         forward.replay = cached_replay(model, inputs, compared)
         if forward.replay is None and compared > 1:
             forward.replay = trunk_replay(model, inputs, rows, compared)
@@ -91,8 +94,7 @@ def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: object) -> 
         parts = forward.parts
         if forward.lent is not None:
             give_back(forward.lent)
-        if forward.replay is not None:
-            forward.replay.__exit__(None, None, None)
+        forward.end_replay()
         modes_of(model).end_forward(model, forward.trains)
     num_samples = max([1, *[part.num_samples for part in parts.values()]])
     inputs = named_inputs(model, args, kwargs) if num_samples > 1 else {}
@@ -130,7 +132,7 @@ def _entrance(forward: Callable[..., Any]) -> Callable[..., Any]:
             return forward(self, *args, **kwargs)
         if begun:
             try:
-                return forward(self, *args, **kwargs)
+                return run(forward, self, None if compiling else running_forward(self), args, kwargs)
             except Exception:
                 raise  # torch calls the hook behind the forward
             except BaseException:  # which it does not for an interrupt
@@ -139,7 +141,7 @@ def _entrance(forward: Callable[..., Any]) -> Callable[..., Any]:
         output = None
         try:
             args, kwargs = begin_forward(self, args, kwargs) or (args, kwargs)
-            output = forward(self, *args, **kwargs)
+            output = run(forward, self, None if compiling else running_forward(self), args, kwargs)
         finally:
             changed = end_forward(self, args, kwargs, output)
         return output if changed is None else changed

@@ -26,6 +26,7 @@ from .heads import StackedModule
 from .holder import FactorHolder
 from .laws import laws_of
 from .modes import modes_of
+from .one_by_one import replaying
 from .rows import repeat_rows
 
 
@@ -45,7 +46,12 @@ class Prefix:
         """Let blocks answer with their kept outputs, repeated K-fold; `idle`, which nobody reads, do nothing."""
         replays = {block: partial(_replay, output, num_samples, self.rows) for block, output in self.outputs}
         with forward_replaced({**replays, **dict.fromkeys(idle, pass_on)}):
-            yield
+            outside = replaying.get()
+            replaying.set(outside or num_samples > 1)
+            try:
+                yield
+            finally:
+                replaying.set(outside)
 
 
 def share_of(prefix: Prefix, root: nn.Module, read: float) -> float:

@@ -16,7 +16,9 @@ from transformers.pytorch_utils import Conv1D
 from ..internals.peft import TunerLayer, in_out_features
 from .factors import Pair
 from .holder import FactorHolder
+from .one_by_one import SharedRowsError
 from .slots import Slot
+from .uncalled import check_called
 
 
 def add_low_rank(
@@ -37,10 +39,7 @@ def add_low_rank(
         return flat.view(result.shape)
     num_samples = A.shape[0]
     if x.shape[0] % num_samples:
-        raise ValueError(
-            f"{num_samples} draws were asked for, but the layer received {x.shape[0]} rows, no multiple of it. Pass "
-            "the batch through peft_calib.draws or peft_calib.predict, which repeat it for each draw."
-        )
+        raise SharedRowsError(x.shape[0], num_samples)
     hidden = torch.bmm(x.reshape(num_samples, -1, x.shape[-1]), A.transpose(1, 2))
     if result.dtype != hidden.dtype:
         return result + torch.bmm(hidden * scaling, B.transpose(1, 2)).view(result.shape)
@@ -265,11 +264,7 @@ SUPPORTED_BASE_LAYERS = (nn.Linear, Conv1D)
 
 def check_supported(base: nn.Module, parent: nn.Module, key: str, kwargs: dict) -> None:
     """Raise `ValueError` for a target module that cannot be adapted."""
-    if isinstance(parent, nn.MultiheadAttention):
-        raise ValueError(
-            f"Target module {key} belongs to torch.nn.MultiheadAttention, which reads the weight without calling the "
-            "module, so an adapter there would do nothing. Leave it out with exclude_modules."
-        )
+    check_called(parent, key)
     if isinstance(base, SUPPORTED_BASE_LAYERS):
         return
     backend = resolve_quantization_backend(base, **kwargs)

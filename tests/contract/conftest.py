@@ -4,18 +4,25 @@ import pytest
 from families import FAMILIES, Family
 from methods import METHODS, Method, from_outside
 
+PRINCIPAL = ("hyper", "bayesian", "curve", "ensemble")
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "method" in metafunc.fixturenames:
         given = metafunc.config.getoption("--law")
         methods = {given: from_outside(given)} if given else METHODS
         metafunc.parametrize("method", methods.values(), ids=list(methods))
+    if "principal" in metafunc.fixturenames:  # on many bases: one variant of each of our methods
+        given = metafunc.config.getoption("--law")
+        chosen = {given: from_outside(given)} if given else {name: METHODS[name] for name in PRINCIPAL}
+        metafunc.parametrize("principal", chosen.values(), ids=list(chosen))
 
 
 @pytest.fixture(autouse=True)
 def _told_in_the_summary(request, record_property):
     """Which law a test holds: `tests/conftest.py` prints how much of the contract each does."""
-    method = getattr(getattr(request.node, "callspec", None), "params", {}).get("method")
+    params = getattr(getattr(request.node, "callspec", None), "params", {})
+    method = params.get("method", params.get("principal"))
     if method is not None:
         known = [name for name, of in METHODS.items() if of is method]
         record_property("law", known[0] if known else request.config.getoption("--law"))

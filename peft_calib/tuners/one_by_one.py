@@ -1,0 +1,107 @@
+"""K functions one after the other, for models whose rows share what an adapted map is applied to.
+
+DeBERTa applies the adapted maps of its attention to one table of relative positions, which all rows read. K functions
+make K tables of it, and the model has no place for them in one pass over the rows of all functions. Such a map sees a
+number of rows that K does not divide; the pass is then made anew, one function at a time, and the answers are put
+together as the one pass would have given them. Which models need it is known only when the first pass has met it, and
+is remembered for each.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+
+from .forward import Forward, pop, push
+
+_NEEDED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_PROVEN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+#: Whether blocks answer for all functions at once, so that they cannot be asked one by one.
+replaying: ContextVar[bool] = ContextVar("peft_calib_replaying", default=False)
+
+
+class SharedRowsError(ValueError):
+    """An adapted map was applied to rows that are not those of all functions."""
+
+    def __init__(self, rows: int, num_samples: int) -> None:
+        super().__init__(
+            f"An adapted map received {rows} rows, no multiple of the {num_samples} functions that are in place. "
+            "Pass the batch through the whole model, which repeats it for them, or use one function: "
+            "draws(model, 1, first=k)."
+        )
+
+
+def runs_one_by_one(root: nn.Module) -> bool:
+    """Whether a base model is known to need one pass for each function."""
+    return root in _NEEDED
+
+
+def run(forward: Callable[..., Any], root: nn.Module, running: Forward | None, args: tuple, kwargs: dict) -> Any:
+    """Call a base model's forward, once for all functions where that is possible."""
+    if running is None or running.given is None:
+        return forward(root, *args, **kwargs)
+    if root in _NEEDED:
+        return _one_by_one(forward, root, running)
+    if root in _PROVEN:
+        return forward(root, *args, **kwargs)
+    states = _random_states()
+    try:
+        output = forward(root, *args, **kwargs)
+    except SharedRowsError:
+        _NEEDED.add(root)
+        _restore(states)
+        return _one_by_one(forward, root, running)
+    _PROVEN.add(root)
+    return output
+
+
+def _one_by_one(forward: Callable[..., Any], root: nn.Module, running: Forward) -> Any:
+    running.end_replay()
+    if replaying.get():  # its blocks answer for all functions: whoever has them do so asks for one at a time
+        raise SharedRowsError(1, running.functions)
+    checkpointed = any(getattr(module, "gradient_checkpointing", False) is True for module in root.modules())
+    if checkpointed and torch.is_grad_enabled() and root.training:
+        raise RuntimeError(
+            f"{type(root).__name__} shares rows between functions, so {running.functions} of them run one after the "
+            "other, and a checkpointed block would be recomputed with another. Switch gradient checkpointing off, or "
+            "train one function at a time."
+        )
+    outputs = []
+    for index in range(running.functions):
+        push(running.only(index))
+        try:
+            outputs.append(forward(root, **running.given))
+        finally:
+            pop(root)
+    return _joined(outputs)
+
+
+def _joined(outputs: list[Any]) -> Any:
+    """What functions answered on B rows each, as one answer on K * B rows; a loss is the mean."""
+    first = outputs[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(outputs) if first.dim() else torch.stack(outputs).mean()
+    if isinstance(first, Mapping):
+        joined = {name: _joined([output[name] for output in outputs]) for name in first}
+        return type(first)(**joined)
+    if isinstance(first, (tuple, list)):
+        parts = [_joined(list(part)) for part in zip(*outputs, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    return None  # a cache, whose rows belong to one function
+
+
+def _random_states() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), cuda
+
+
+def _restore(states: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+    """Take back what the attempt drew: a model that is met for the first time trains as one that is known."""
+    torch.set_rng_state(states[0])
+    if states[1]:
+        torch.cuda.set_rng_state_all(states[1])

@@ -1,0 +1,74 @@
+"""Where an adapter of this package does otherwise than PEFT's LoRA on the same base: all of it, with the reason.
+
+`docs/bases.md` shows this list, and a test holds the page to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One difference.
+
+    Attributes:
+        what: What one does.
+        lora: What PEFT's LoRA does.
+        ours: What ours does.
+        why: The reason.
+        shown_by: The test that shows it, as `file::function`.
+    """
+
+    what: str
+    lora: str
+    ours: str
+    why: str
+    shown_by: str
+
+
+DIFFERENCES: dict[str, Difference] = {
+    "weights read without a call": Difference(
+        "adapt a map whose parent reads its weight itself (`x_proj`, `dt_proj`, `out_proj` of Mamba; WavLM's)",
+        "refuses `out_proj` of Mamba, adapts the others without effect where the weight is read",
+        "refused, with the names to leave out",
+        "the layer around it is never called there, so it would train nothing",
+        "tests/contract/test_bases.py::test_a_map_that_nobody_calls_is_refused",
+    ),
+    "rows shared by functions": Difference(
+        "ask K draws of a base whose rows share what a map is applied to (relative positions of DeBERTa), or train K "
+        "members on it",
+        "has one function",
+        "K passes instead of one; not with gradient checkpointing",
+        "K functions make K tables, for which the model has no place in one pass",
+        "tests/contract/test_bases.py::test_members_train_where_rows_share_a_table",
+    ),
+    "embeddings and convolutions": Difference(
+        "adapt an embedding or a convolution",
+        "adapts it",
+        "refused, with the way out: train it whole (`modules_to_save`)",
+        "a law answers with factors of linear maps of a slot's two sizes",
+        "tests/tuners/test_state.py::test_conv_target_is_refused",
+    ),
+    "torch's attention": Difference(
+        "adapt `out_proj` of `torch.nn.MultiheadAttention`",
+        "merges and unmerges around each call",
+        "refused",
+        "its weight is read without a call; draws cannot be merged into one weight",
+        "tests/tuners/test_state.py::test_target_inside_multihead_attention_is_refused",
+    ),
+    "pickled weights": Difference(
+        "load `adapter_model.bin`",
+        "loads it",
+        "refused",
+        "a pickle runs what is written in it; safetensors only",
+        "tests/tuners/test_state.py::test_pickled_weights_are_refused",
+    ),
+    "mixed types": Difference(
+        "put it beside another type with `get_peft_model(..., mixed=True)`",
+        "goes with five other types",
+        "refused by PEFT; several laws, or a law and a LoRA, go on one base by `add_adapter` of transformers",
+        "PEFT lists the types of `PeftMixedModel` in its code",
+        "tests/contract/test_peft_contract.py::test_a_stock_lora_beside_it_is_refused_by_peft_mixed_model",
+    ),
+}
