@@ -288,35 +288,6 @@ def _of_run(folder: Path) -> Artefact:
     return found.with_temperatures(read_json(folder / RUN_TEMPERATURE, MEND), digests)
 
 
-def check_temperatures(folder: str | Path) -> None:
-    """Raise `ValueError` where a temperature of a run was changed by hand: it is not that of its fit, or of its copy.
-
-    Args:
-        folder: Of a run, with `temperature.json`; one of an earlier version has a copy beside its adapter.
-    """
-    folder = Path(folder)
-    ways = read_json(folder / RUN_TEMPERATURE, MEND)
-    used = {how: ways.mapping(how).mapping("parameters").get("temperature") for how in ways}
-    for how, number in used.items():
-        fit = ways.mapping(how).mapping("fit", None)
-        fitted = number if fit is None else fit.number("fitted") if fit.flag("applied") else 1.0
-        if number != fitted:
-            raise _changed(ways, f"{how}.parameters.temperature is {number!r}, and its fit says {fitted!r}")
-    for copy in sorted(folder.glob(f"*/{RECALIBRATION_FILE}")):
-        fields = read_json(copy, MEND)
-        how, number = fields.text("how", among=WAYS, default="mean"), fields.mapping("parameters").get("temperature")
-        if how in used and number != used[how]:
-            told = f"parameters.temperature is {number!r}, and {folder / RUN_TEMPERATURE} says {used[how]!r}"
-            raise _changed(fields, told)
-
-
-def _changed(fields: Fields, told: str) -> ValueError:
-    return ValueError(
-        f"{fields.source}: {told}: one of them was changed by hand, and nobody can say which holds for the adapter. "
-        f"{fields.mend}; Predictor.calibrate fits another temperature."
-    )
-
-
 def read_old_names(file: Path) -> tuple[str, ...]:
     """The names of the classes in a `classes.json`."""
     fields = read_json(file, "Restore it, or pass id2label")

@@ -33,6 +33,10 @@ def read_json(path: str | Path, mend: str = RESTORE) -> Fields:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is damaged: it is no UTF-8 text ({error}). {mend}.") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no file {path}. {mend}, or name the right one.") from error
+    except IsADirectoryError as error:
+        raise IsADirectoryError(f"{path} is a folder, and a JSON file is expected: name the file in it.") from error
     return parse_json(text, str(path), mend)
 
 

@@ -56,3 +56,12 @@ def test_an_index_stays_inside_its_folder(tmp_path, name):
     with pytest.raises(ValueError, match="does not lie in its own folder"):
         inside(tmp_path / "index", name, "draws.json")
     assert inside(tmp_path / "index", "draw-0", "draws.json") == tmp_path / "index" / "draw-0"
+
+
+def test_a_file_that_is_not_there_and_a_folder_are_one_line(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"^There is no file .*box\.json\. Make it again, or name the right one\.$"
+    ):
+        read_json(tmp_path / "box.json", "Make it again")
+    with pytest.raises(IsADirectoryError, match=r"is a folder, and a JSON file is expected"):
+        read_json(tmp_path)

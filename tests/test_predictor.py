@@ -39,7 +39,7 @@ def temperature(value: float, num_classes: int = 3) -> dict:
     scaling = TemperatureScaling().fit(rng.normal(size=(40, num_classes)), rng.integers(0, num_classes, 40))
     state = scaling.state()
     state["parameters"]["temperature"] = value
-    del state["fit"]  # of another value
+    del state["fit"], state["seal"]  # of another value
     return state
 
 

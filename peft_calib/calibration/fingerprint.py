@@ -18,8 +18,8 @@ SKETCH_SIZE = 4096
 # From so many different rows on a count that divides those of all of them is a copy, and no accident: of counts that
 # come about by chance two divides all with probability 2^-20.
 FEWEST_TO_TELL_COPIES = 20
-# Share of different rows from which on rows are known one by one.
-DISTINCT = 0.95
+# Standard errors of what look alike by chance that are taken off beside it.
+STANDARD_ERRORS = 3.0
 # To what log-probabilities are rounded where logits and probabilities of one row should be alike: far above what a
 # softmax in float32 rounds, so that nearly all rows survive it, and far below what tells rows apart.
 LOG_STEP = 1e-4
@@ -47,18 +47,14 @@ class SplitFingerprint:
         digest = hashlib.sha256(ordered.astype("<u8").tobytes()).hexdigest()
         return cls(digest, len(ordered), tuple(int(h) for h in ordered[:SKETCH_SIZE]))
 
-    def overlap(self, hashes: np.ndarray) -> float:
-        """Share of these rows in this set; of a larger set only hashes up to the largest remembered are judged."""
-        known = np.array(self.hashes, dtype=np.uint64)
-        judged = hashes if self.num_rows <= SKETCH_SIZE else hashes[hashes <= known[-1]]
-        return float(np.isin(judged, known).mean()) if len(judged) else 0.0
+    def seen(self, hashes: np.ndarray) -> float:
+        """Share of some rows that are rows of this set, beyond what look alike by chance; 1 for the very same rows.
 
-    def repeated(self, hashes: np.ndarray) -> float:
-        """Share of these rows in this set, by rows that occur in it once; 1 for the very same rows.
-
-        Where all rows of this set occur in it twice, or any same number of times, it is copies of another, whose rows
-        are then known where they come once. Unlike `overlap` it does not take rows that only look alike for the same
-        ones: of probabilities that come in a few levels, or are exactly 1, new rows equal old ones by the hundred.
+        A row is known by its hash where this set has it once (where all its rows come twice, or any same number of
+        times, it is copies of another set, and they once), and makes one other row known. New rows have such a hash
+        by chance, too: probabilities come in few levels, or are exactly 1. How many is told by the hashes that come
+        twice here (Good, 1953: `2 N_2 / n`), and what that and three standard errors explain is taken off. Of rows
+        that all differ nothing is.
         """
         if len(hashes) == self.num_rows and SplitFingerprint.of_hashes(hashes).digest == self.digest:
             return 1.0
@@ -67,20 +63,9 @@ class SplitFingerprint:
         if not len(judged):
             return 0.0
         copies = self._copies(counts)
-        found = np.isin(judged, known[counts == copies])
-        if copies > 1:
-            _, place, times = np.unique(judged, return_inverse=True, return_counts=True)
-            found &= times[place] == 1
-        return float(found.mean())
-
-    def seen(self, hashes: np.ndarray) -> float:
-        """`repeated`, where nearly all rows of this set differ; else 1 for the very same rows, and 0 for any others.
-
-        Rows of a few booleans, or of a score with a few levels, equal others by chance: no row is known by them.
-        """
-        if len(set(self.hashes)) >= DISTINCT * len(self.hashes):
-            return self.repeated(hashes)
-        return float(SplitFingerprint.of_hashes(hashes).digest == self.digest)
+        found = float(np.isin(known[counts == copies], judged).sum()) / len(judged)
+        chance = 0.0 if (counts == copies).all() else _by_chance(counts // copies, len(judged))
+        return max(found - chance, 0.0)
 
     def _copies(self, counts: np.ndarray) -> int:
         """How often every row occurs at least, if the counts of all are multiples of it."""
@@ -100,6 +85,14 @@ class SplitFingerprint:
         if len(hashes) != min(num_rows, SKETCH_SIZE) or not all(re.fullmatch(r"[0-9a-f]{16}", h) for h in hashes):
             raise fields.wrong("hashes", f"{min(num_rows, SKETCH_SIZE)} row hashes of 16 hexadecimal digits")
         return cls(digest, num_rows, tuple(int(h, 16) for h in hashes))
+
+
+def _by_chance(counts: np.ndarray, judged: int) -> float:
+    """How large the share of new rows may be whose hash is one that came once, by how often each came."""
+    twice, size = int((counts == 2).sum()), int(counts.sum())
+    share = min(2.0 * twice / size, 1.0)
+    of_estimate, of_rows = 4.0 * (twice + 1) / size**2, share * (1.0 - share) / judged
+    return share + STANDARD_ERRORS * float(np.sqrt(of_estimate + of_rows))
 
 
 def row_hashes(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:

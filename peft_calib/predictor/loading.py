@@ -23,9 +23,7 @@ from transformers import (
 from ..artefact import (
     ARTEFACT_FILE,
     HERE,
-    RUN_TEMPERATURE,
     Artefact,
-    check_temperatures,
     is_earlier_run,
     place_of,
     read_artefact,
@@ -38,6 +36,7 @@ from ..fetching import local_folder
 from ..identity import open_weights, read_config
 from ..prediction.heads import check_label_tokens
 from ..provenance.companions import attach_file
+from ..provenance.run_temperatures import check_temperatures, run_of
 from .decisions import Decisions, decisions_beside
 from .error_head import ErrorHead, head_beside
 from .inputs import letter_tokens, with_limits
@@ -119,8 +118,9 @@ def load(
     if label_names is not None:
         artefact = replace(artefact, classes=_different(label_names, f"label_names={list(label_names)!r}"))
     _check_adapters(artefact, folder, recalibrate)
-    if recalibrate and is_earlier_run(folder) and (folder / RUN_TEMPERATURE).is_file():
-        check_temperatures(folder)
+    run = run_of(folder)
+    if recalibrate and run is not None:
+        check_temperatures(run)
     if not recalibrate:
         artefact = replace(artefact, ways={})
     found = _assembled(folder, artefact, device, base_model, label_tokens, model_options, recalibrate, decisions)

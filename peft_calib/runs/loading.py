@@ -12,7 +12,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from ..artefact import DECISION_FILES, Artefact, check_temperatures
+from ..artefact import DECISION_FILES, Artefact
 from ..base_models import base_fingerprint
 from ..calibration import TemperatureScaling
 from ..calibration.recalibrate import FittedMethod, load_state
@@ -23,6 +23,7 @@ from ..identity import folder_digest
 from ..json_files import Fields
 from ..prediction import predict_dataset
 from ..prediction.members import predict_members
+from ..provenance.run_temperatures import check_temperatures
 from ..provenance.splits import SplitRecord, read_split
 from ..uncertainty_head.stored import file_names
 from .folder import RunFolder, read_fields, read_json
@@ -69,7 +70,7 @@ class FinishedRun:
         return prediction_variants(self.task.config)
 
     def _stored(self, variant: str) -> Fields:
-        """What is stored of a variant's temperature; a `ValueError` where it was changed by hand."""
+        """What is stored of a variant's fit; a `ValueError` where it was changed by hand."""
         check_temperatures(self.folder.path)
         return read_fields(self.folder.temperature).mapping(variant)
 
@@ -78,8 +79,6 @@ class FinishedRun:
 
     def temperature_fit(self, variant: str) -> dict[str, Any] | None:
         """What the calibration rows say of the temperature: interval, and whether it is used; `None` in old runs."""
-        if self.task.kind != "classes":
-            return dict(read_fields(self.folder.temperature).mapping(variant).mapping("fit").content)
         fit = self._stored(variant).mapping("fit", None)
         return None if fit is None else dict(fit.content)
 
@@ -89,7 +88,7 @@ class FinishedRun:
 
     def method(self, variant: str) -> FittedMethod | None:
         """What was fitted to a way of predicting labels or numbers; None where there were too few rows."""
-        fields = read_fields(self.folder.temperature).mapping(variant)
+        fields = self._stored(variant)
         return load_state(fields) if "method" in fields else None
 
     def predict(self, rows: Dataset, variant: str, num_samples: int, seed: int = 0, progress: bool = True) -> Any:
@@ -108,6 +107,7 @@ class FinishedRun:
 
     def artefact(self) -> Artefact:
         """What a prediction needs of the run, for the folders of its adapters as the run names them."""
+        check_temperatures(self.folder.path)
         described = self.task.described(self.tokenizer, base_fingerprint(self.model))
         adapters = adapter_digests(self.folder, self.task.config)
         return described.with_temperatures(read_fields(self.folder.temperature), adapters)
@@ -142,6 +142,7 @@ def adapter_digests(folder: RunFolder, config: RunConfig) -> dict[str, str]:
 def run_identity(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
     """All that an evaluation of a run hangs on: adapters, settings, classes, temperatures, head and decision rules."""
     settings = read_json(folder.config)
+    check_temperatures(folder.path)
     temperatures = read_fields(folder.temperature)
     head = head_hash(folder, config)
     rules = decision_hashes(folder, config)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from datasets import Dataset
 
 from ..console import quiet
 from ..files import replacing, write_atomically
-from ..json_files import without_nan
+from ..json_files import describe, without_nan
 from ..predictor import Predictor, load
 from ..predictor.inputs import encode
 from ..predictor.kinds import KINDS
@@ -27,14 +28,21 @@ from .loading import load_task
 from .processes import processes
 from .sources import READERS, FileFormat, read_splits, source_name
 
+#: Of labels that an adapter does not know, how many are named.
+SHOWN = 5
+
 
 @dataclass(frozen=True)
 class Predicted:
-    """A table that was predicted; `without_value` rows lacked a text and were left out."""
+    """A table that was predicted; `without_value` rows lacked a text and were left out.
+
+    `strange` has, of each row whose label the adapter does not know, what it says; such rows are predicted as any.
+    """
 
     path: Path
     prediction: Any
     without_value: int = 0
+    strange: Sequence[Sequence[str]] = ()
 
     def lines(self) -> list[str]:
         """What a user should know of it."""
@@ -52,9 +60,24 @@ class Predicted:
             lines.append(found.decision)
         if found.num_cut:
             lines.append(f"{found.num_cut} row(s) are longer than what the adapter was trained on, and were cut")
+        if self.strange:
+            lines.append(
+                f"{len(self.strange)} row(s) have a label that the adapter does not know ({self._strange_told()}); "
+                "they are predicted all the same"
+            )
         if self.without_value:
             lines.append(f"{self.without_value} row(s) without a text were left out")
         return [*lines, f"Written to {self.path}"]
+
+    @property
+    def strange_counts(self) -> dict[str, int]:
+        """How many rows say what of themselves that the adapter does not know, the most frequent first."""
+        return dict(Counter(word for words in self.strange for word in set(words)).most_common())
+
+    def _strange_told(self) -> str:
+        counts = self.strange_counts
+        told = [f"{describe(word)} {count}" for word, count in list(counts.items())[:SHOWN]]
+        return ", ".join([*told, *([f"{len(counts) - SHOWN} more"] if len(counts) > SHOWN else [])])
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -87,6 +110,8 @@ class Predicted:
             **({} if self.mean_set_size is None else {"mean_set_size": self.mean_set_size}),
             "rows_cut": found.num_cut,
             "rows_without_text": self.without_value,
+            "rows_with_unknown_label": len(self.strange),
+            "unknown_labels": self.strange_counts,
         }
 
 
@@ -160,7 +185,7 @@ def predict_table(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_table(out, rows, added_columns(found, added), form.delimiter)
     processes().wait_for_everyone()
-    return Predicted(out, found, dropped)
+    return Predicted(out, found, dropped, predictor.kind.strange(rows, inputs, predictor.label_names))
 
 
 def write_table(path: Path, rows: Dataset, added: dict[str, list], delimiter: str | None = None) -> None:

@@ -156,7 +156,7 @@ def _check_pair(first: str, a: FeatureSet, second: str, b: FeatureSet) -> None:
     if a.hashes is None or b.hashes is None:
         return
     # hashes know rows of a fit at other places, too; features know rows that occur here and there in other numbers
-    shared = max(SplitFingerprint.of_hashes(a.hashes).repeated(b.hashes), share_of_copies(a, b))
+    shared = max(SplitFingerprint.of_hashes(a.hashes).seen(b.hashes), share_of_copies(a, b))
     if shared > MAX_OVERLAP:
         raise ValueError(
             f"{shared:.0%} of the {second} items are among the {first} items. A head must be chosen and calibrated on "

@@ -420,6 +420,23 @@ def test_other_prompts_that_only_look_alike_are_not_taken_for_those_of_the_fit()
             calibration.evaluate({"match_share": levels["match_share"][0]}, right[0])
 
 
+def test_scores_that_are_no_numbers_and_files_that_are_not_there_are_told(tmp_path):
+    generator = np.random.default_rng(0)
+    right, scores = generator.random((60, 3)) < 0.6, generator.random((60, 3))
+    sets = SampleSets(0.3, by="score").fit(right, scores)
+    bad = scores.copy()
+    bad[4, 1], bad[5, 0] = np.nan, np.inf
+    told = r"^2 scores are NaN or infinite, first nan of sample 1 of prompt 4; finite numbers are expected: leave out"
+    for asked in (lambda: sets.fit(right, bad), lambda: sets.predict(bad), lambda: sets.evaluate(right, bad)):
+        with pytest.raises(ValueError, match=told):
+            asked()
+    for kind in (SampleSets, AnswerCalibration):
+        with pytest.raises(
+            FileNotFoundError, match=r"^There is no file .*gone\.json\. Fit .* or name the right one\.$"
+        ):
+            kind.load(tmp_path / "gone.json")
+
+
 def test_the_figures_of_the_page_are_those_of_the_benchmark():
     found = json.loads((ROOT / "benchmarks" / "results" / "generated_text.json").read_text())
     named = {f"`{key}`": way for key, way in found["ways"].items() if "_" in key}

@@ -188,6 +188,8 @@ def test_pit_of_certain_predictions():
     assert pit(rows).tolist() == [0.0, 0.5, 1.0]
     with pytest.raises(TypeError, match="numbers"):
         as_number_rows(["a"], 1.0, [0.0])
+    with pytest.raises(TypeError, match=r"one for each row or one for all, such as 1\.0; got None"):
+        as_number_rows([0.0], None, [0.0])
     with pytest.raises(ValueError, match="at least 10"):
         GaussianNoise().fit(np.zeros(9), None, np.ones(9))
     with pytest.raises(ValueError, match="predicted exactly"):

@@ -224,7 +224,7 @@ def test_fingerprints_of_large_splits_estimate_the_overlap():
     assert len(fingerprint.hashes) == 4096
     for start, share in ((0, 1.0), (10_000, 0.5), (20_000, 0.0)):
         rows = slice(start, start + 20_000)
-        assert fingerprint.overlap(row_hashes(logits[rows], labels[rows])) == pytest.approx(share, abs=0.04)
+        assert fingerprint.seen(row_hashes(logits[rows], labels[rows])) == pytest.approx(share, abs=0.04)
     order = np.random.default_rng(0).permutation(20_000)
     assert SplitFingerprint.of(logits[order], labels[order]).digest == fingerprint.digest
     assert SplitFingerprint.of(logits[1:20_000], labels[1:20_000]).digest != fingerprint.digest

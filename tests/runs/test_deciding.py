@@ -5,13 +5,14 @@ import shutil
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from command_line import QUICK, peft_calib, sentences, write_csv, write_jsonl
 from datasets import load_dataset
 
 from peft_calib import Scorer, export_lora, load, predict_to
-from peft_calib.calibration import NoGuaranteeError, load_decision
+from peft_calib.calibration import NoGuaranteeError, TemperatureScaling, load_decision
 from peft_calib.calibration.decide.stored import decision_scores
 from peft_calib.calibration.report import confidence, measured
 from peft_calib.hub import write_card
@@ -218,12 +219,15 @@ def test_a_rule_is_not_reported_on_its_own_rows_and_another_one_is_measured_anew
 def test_a_rule_of_another_temperature_or_adapter_is_refused(lora, decided, new_file, fit_file):
     artefact = lora / "adapter" / "predictor.json"
     content = json.loads(artefact.read_text())
-    content["ways"]["mean"]["parameters"]["temperature"] = 3.25
-    content["ways"]["mean"].pop("fit", None)
+    other = TemperatureScaling().fit(np.tile([[6.0, 0.0], [6.0, 0.0], [0.0, 6.0]], (20, 1)), [0, 1, 1] * 20)
+    content["ways"]["mean"] |= other.state()  # fitted anew, on other rows
     artefact.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"another recalibration: T = .* where the rule was fitted, and T = 3.25 now"):
+    now = other.temperature
+    with pytest.raises(
+        ValueError, match=rf"another recalibration: T = .* where the rule was fitted, and T = {now:.6g} now"
+    ):
         quiet_load(lora)
-    assert quiet_load(lora, decisions=False).predict(["a"]).temperature == 3.25
+    assert quiet_load(lora, decisions=False).predict(["a"]).temperature == now != 1.0
     assert peft_calib("decide", lora, "--data", fit_file, *EASY, "--overwrite") is None
     assert quiet_load(lora).predict(["a"]).answered is not None
     # the run itself keeps its temperature elsewhere: there the rule is stale now

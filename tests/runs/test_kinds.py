@@ -214,6 +214,71 @@ def test_a_number_has_the_noise_and_the_spread_of_draws_in_its_own_unit(runs, fi
     assert torch.equal(NumberAnswer.load(tmp_path / "saved").sd, found.sd)
 
 
+@pytest.mark.parametrize(
+    ("name", "way", "parameter"),
+    [
+        ("labels", "sample", "temperatures"),
+        ("columns", "mean", "temperatures"),
+        ("numbers", "sample", "noise_variance"),
+        ("rerank", "mean", "biases"),
+    ],
+)
+def test_what_was_fitted_is_not_changed_by_hand(name, way, parameter, runs, files, tmp_path):
+    """Neither in the file that an evaluation reads, nor in the one that predicting reads, nor in both."""
+    run = shutil.copytree(runs[name], tmp_path / name)
+    of_run, beside = run / "temperature.json", run / "adapter" / "predictor.json"
+    whole = {file: file.read_text() for file in (of_run, beside)}
+
+    def edit(file: Path, anew: float = 3.25) -> str:
+        content = json.loads(whole[file])
+        parameters = (content if file == of_run else content["ways"])[way]["parameters"]
+        was = parameters[parameter]
+        parameters[parameter] = [anew] * len(was) if isinstance(was, list) else anew
+        file.write_text(json.dumps(content))
+        return repr(was)[:50]
+
+    def readers():
+        yield lambda: evaluate_run(run, data=str(files["test"]), progress=False)
+        yield lambda: load(run, device="cpu")
+        yield lambda: load(run / "adapter", device="cpu")
+
+    for file in (of_run, beside):
+        was = edit(file)
+        for read in readers():
+            with pytest.raises(ValueError, match="changed by hand") as told:
+                read()
+            message = str(told.value)
+            assert f"{way}.parameters.{parameter}" in message and "3.25" in message and was in message
+            assert str(of_run) in message and str(beside) in message and "\n" not in message
+        file.write_text(whole[file])
+    edit(of_run)
+    edit(beside)
+    for read in readers():
+        with pytest.raises(ValueError, match=rf"{parameter} is .*3\.25.* and what was fitted is another one"):
+            read()
+    alone = shutil.copytree(run / "adapter", tmp_path / f"{name}-alone")
+    with pytest.raises(ValueError, match=rf"{parameter} is .*3\.25.* and what was fitted is another one.*by hand"):
+        load(alone, device="cpu")
+
+
+def test_a_label_that_the_adapter_does_not_know_is_told(runs, files, tmp_path, capsys):
+    new = [("a text", "nice|sad", "maybe", 1, "many"), ("another", "price", 1, 0, 3.5), ("a third", "", "", 1, "")]
+    own = ("text", "labels", "nice", "price", "stars")
+    data = write_csv(tmp_path / "new.csv", [(*row, "a") for row in new], (*own, "group"))
+    for name, told in (
+        ("labels", "'sad' 1"),
+        ("columns", "'maybe' 1"),
+        ("numbers", "'many' 1"),
+        ("rerank", "'maybe' 1"),
+    ):
+        assert peft_calib("predict", runs[name], "--data", data, "--output", tmp_path / f"{name}.csv") is None
+        assert f"1 row(s) have a label that the adapter does not know ({told}); they are predicted all the same" in (
+            " ".join(capsys.readouterr().out.split())
+        )
+    assert peft_calib("predict", runs["labels"], "--data", files["test"], "--output", tmp_path / "t.csv") is None
+    assert "does not know" not in capsys.readouterr().out
+
+
 def test_a_card_says_what_the_adapter_answers_with(runs, tmp_path):
     for name, told in (("labels", "any of 2 label"), ("numbers", "predicts a number, stars")):
         with warnings.catch_warnings():

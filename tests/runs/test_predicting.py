@@ -61,6 +61,22 @@ def test_the_columns_are_kept_and_the_probabilities_are_the_predictors(trained, 
     assert "4 rows by 2 draws" in capsys.readouterr().out
 
 
+def test_labels_that_are_no_class_are_told_and_their_rows_predicted(trained, tmp_path, capsys):
+    labels = ["meh", "good", "meh", "so so", "", "-1"]
+    rows = write_csv(tmp_path / "rows.csv", [(f"a lovely text {n}", label) for n, label in enumerate(labels)])
+    arguments = ("predict", trained["lora"], "--data", rows, "--output", tmp_path / "out.csv")
+    assert peft_calib(*arguments) is None
+    told = capsys.readouterr().out
+    assert "3 row(s) have a label that the adapter does not know ('meh' 2, 'so so' 1)" in told
+    assert len(table(tmp_path / "out.csv")) == 7
+    assert peft_calib(*arguments, "--overwrite", "--json") is None
+    content = json.loads(capsys.readouterr().out)
+    assert content["rows_with_unknown_label"] == 3 and content["unknown_labels"] == {"meh": 2, "so so": 1}
+    rows = write_csv(tmp_path / "others.csv", [(f"text {n}", f"star {n}") for n in range(8)])
+    assert peft_calib("predict", trained["lora"], "--data", rows, "--output", tmp_path / "others-out.csv") is None
+    assert "8 row(s) have a label" in (told := capsys.readouterr().out) and "3 more" in told
+
+
 def test_json_lines_json_and_parquet(place):
     rows = [
         {"text": text, "tags": ["x", "y"], "meta": {"z": n}, "n": n, "label": None} for n, text in enumerate(TEXTS)

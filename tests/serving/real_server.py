@@ -73,7 +73,7 @@ def exported(model, folder: Path, count: int, tokens: list[int] | None = None) -
     scaling = TemperatureScaling().fit(rng.normal(size=(90, 3)), rng.integers(0, 3, 90))
     state = scaling.state()
     state["parameters"]["temperature"] = 1.7
-    del state["fit"]  # of another value
+    del state["fit"], state["seal"]  # of another value
     attach_recalibration(model, state, num_samples=count, seed=0, label_tokens=tokens)
     way = {"method": state["method"], "parameters": state["parameters"]}
     to = FittedTo("sample", count, seed=0, recalibration=way, label_tokens=None if tokens is None else tuple(tokens))

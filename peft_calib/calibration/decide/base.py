@@ -206,7 +206,7 @@ class DecisionRule(ABC):
         """Raise `ValueError` where many of some rows are those of the fit."""
         fitted_on = self._check_fitted()
         mend = "What a rule reaches must be reported on rows it has not seen: hold out rows for the report."
-        refuse_overlap(fitted_on.repeated(hashes), fitted_on, type(self).__name__, mend)
+        refuse_overlap(fitted_on.seen(hashes), fitted_on, type(self).__name__, mend)
 
     def _check_kind(self, input: str) -> None:
         if input not in self.kinds:
@@ -238,14 +238,10 @@ def refuse_weights(sample_weight: Any, why: str) -> None:
 def _seen_by(scaling: TemperatureScaling, rows: LogitRows) -> float:
     """Share of the rows that a temperature was fitted on, whether as logits or as probabilities."""
     assert scaling.fitted_on is not None
-    same = scaling.fitted_on.repeated(row_hashes(rows.logits, rows.labels))
+    same = scaling.fitted_on.seen(row_hashes(rows.logits, rows.labels))
     if scaling.fitted_on_softmax is None:
         return same
-    # Of very many rows some are alike to the last digit that is kept: as many as of rows a little surer than these.
-    alike, by_chance = (
-        scaling.fitted_on_softmax.repeated(softmax_hashes(factor * rows.logits, rows.labels)) for factor in (1.0, 1.05)
-    )
-    return max(same, alike - by_chance)
+    return max(same, scaling.fitted_on_softmax.seen(softmax_hashes(rows.logits, rows.labels)))
 
 
 def _checked_temperature(temperature: Any) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import ndtr
 
+from ...json_files import describe
 from ..fingerprint import row_hashes
 from ..inputs import as_numpy
 
@@ -45,7 +46,10 @@ def as_number_rows(mean: Any, sd: Any, values: Any) -> NumberRows:
         ValueError, TypeError: If they are not paired or not finite, an sd is negative, or there is no row.
     """
     means, observed = (as_column(part, name) for part, name in ((mean, "mean"), (values, "values")))
-    spread = np.full(len(means), float(sd)) if np.ndim(as_numpy(sd, "sd")) == 0 else as_column(sd, "sd")
+    given = as_numpy(sd, "sd")
+    if given.dtype.kind not in "fiu":
+        raise TypeError(f"sd must be numbers, one for each row or one for all, such as 1.0; got {describe(sd)}.")
+    spread = as_column(np.full(len(means), float(given)) if given.ndim == 0 else given, "sd")
     if not len(means) == len(observed) == len(spread):
         raise ValueError(
             f"There are {len(means)} means, {len(spread)} standard deviations and {len(observed)} observed values; "

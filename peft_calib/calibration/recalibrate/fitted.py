@@ -10,13 +10,15 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from ...files import write_atomically
-from ...json_files import Fields, read_json
+from ...json_files import Fields, describe, read_json, seal_of
 from ..fingerprint import SplitFingerprint
 
 # Share of evaluated rows that may also have been fitted on: chance duplicates, not a re-used split.
 MAX_OVERLAP = 0.05
 FORMAT_VERSION = 1
 MEND = "Fit it again on a calibration split"
+#: What a state says of itself, and the digest of it: what was fitted is not changed by hand.
+SAID, SEAL = ("method", "num_classes", "parameters"), "seal"
 
 
 def refuse_overlap(overlap: float, fitted_on: SplitFingerprint, name: str, mend: str, items: str = "rows") -> None:
@@ -66,13 +68,8 @@ class FittedMethod:
         fitted_on = self._check_fitted()
         values = {name: getattr(self, name) for name in self.parameter_names}
         plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
-        return {
-            "method": type(self).__name__,
-            "format_version": FORMAT_VERSION,
-            "num_classes": self.num_classes,
-            "parameters": plain,
-            "fitted_on": fitted_on.to_dict(),
-        }
+        said = {"method": type(self).__name__, "num_classes": self.num_classes, "parameters": plain}
+        return {**said, "format_version": FORMAT_VERSION, SEAL: seal_of(said), "fitted_on": fitted_on.to_dict()}
 
     def save(self, path: str | Path) -> None:
         """Writes the fitted method to a JSON file, whole or not at all."""
@@ -103,7 +100,8 @@ class FittedMethod:
             state: What `state` gave, or the fields of a file.
 
         Raises:
-            ValueError: If it is of another method, or a value cannot be; the message names field and value.
+            ValueError: If it is of another method, a value cannot be, or what was fitted was changed by hand; the
+                message names field and value.
         """
         fields = cls._checked_fields(state)
         parameters = fields.mapping("parameters")
@@ -112,6 +110,7 @@ class FittedMethod:
         method.fitted_on = SplitFingerprint.from_fields(fields.mapping("fitted_on"))
         for name in cls.parameter_names:
             setattr(method, name, method._read_parameter(parameters, name))
+        _check_seal(fields)
         return method
 
     @classmethod
@@ -145,7 +144,7 @@ class FittedMethod:
             "Recalibration must be reported on rows it has not seen: hold out a calibration split of the training "
             "data to fit on."
         )
-        refuse_overlap(fitted_on.overlap(hashes), fitted_on, type(self).__name__, mend)
+        refuse_overlap(fitted_on.seen(hashes), fitted_on, type(self).__name__, mend)
 
     def _check_fitted(self) -> SplitFingerprint:
         if self.fitted_on is None:
@@ -153,6 +152,19 @@ class FittedMethod:
                 f"This {type(self).__name__} is not fitted yet; call fit(logits, labels) on a calibration split."
             )
         return self.fitted_on
+
+
+def _check_seal(fields: Fields) -> None:
+    """Raise `ValueError` where what was fitted is not what it was; a state of an earlier version has no seal."""
+    if fields.text(SEAL, default=None) in (None, seal_of({name: fields.get(name) for name in SAID})):
+        return
+    now = ", ".join(f"{name} is {describe(value)}" for name, value in fields.mapping("parameters").content.items())
+    fit = fields.mapping("fit", None)
+    then = (fields if fit is None else fit).text("reason", default=None) or "other values"
+    raise ValueError(
+        f"{fields.source}: {fields.prefix}parameters: {now}, and what was fitted is another one ({then}): it was "
+        f"changed by hand. {fields.mend}."
+    )
 
 
 def load_state(fields: Fields) -> FittedMethod:

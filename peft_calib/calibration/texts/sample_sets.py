@@ -294,8 +294,15 @@ class SampleSets:
         if scores is None:
             return np.broadcast_to(np.arange(1.0, shape[1] + 1.0), shape)
         values = as_numpy(scores, "scores").astype(np.float64)
-        if values.shape != shape or not np.isfinite(values).all():
+        if values.shape != shape:
             raise ValueError(f"scores must be finite numbers of shape {shape}, got shape {values.shape}.")
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            prompt, sample = bad[0].tolist()
+            raise ValueError(
+                f"{len(bad)} scores are NaN or infinite, first {values[prompt, sample]} of sample {sample} of "
+                f"prompt {prompt}; finite numbers are expected: leave out such prompts, or score them anew."
+            )
         return -values
 
     def _inside(self, values: np.ndarray) -> np.ndarray:

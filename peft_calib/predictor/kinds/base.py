@@ -35,6 +35,10 @@ class Kind(ABC):
         """What is true of each row, as far as the table says so; None where no row says it."""
 
     @abstractmethod
+    def strange(self, table: Dataset, inputs: Inputs, names: Sequence[str]) -> list[list[str]]:
+        """Of each row that says what is true of it in words that the adapter does not know, these words."""
+
+    @abstractmethod
     def is_known(self, target: Any) -> bool:
         """Whether a row of `targets` says what is true of it."""
 

@@ -35,18 +35,14 @@ class Classes(Kind):
 
     def targets(self, table: Dataset, inputs: Inputs, names: Sequence[str]) -> list[Any] | None:
         """Class of each row that has one of the classes, -100 for the others."""
-        columns = LABELS if inputs.label_column is None else (inputs.label_column,)
-        column = next((name for name in columns if name in table.column_names), None)
-        if column is None:
-            return None
-        values, feature = table[column][:], table.features[column]
-        if isinstance(feature, ClassLabel):
-            values = [feature.names[value] if value is not None and value >= 0 else None for value in values]
-        index = {name: position for position, name in enumerate(names)}
-        by_number = {str(position): position for position in range(len(names))}
-        known = index if any(_word(value) in index for value in values) else by_number
-        found = [NONE if is_missing(value) else known.get(_word(value), NONE) for value in values]
+        values = _values(table, inputs)
+        found = [] if values is None else _positions(values, names)
         return found if any(map(self.is_known, found)) else None
+
+    def strange(self, table: Dataset, inputs: Inputs, names: Sequence[str]) -> list[list[str]]:
+        values = _values(table, inputs) or []
+        places = zip(values, _positions(values, names), strict=True)
+        return [[str(value)] for value, place in places if place == NONE and not is_withheld(value)]
 
     def is_known(self, target: Any) -> bool:
         return target != NONE
@@ -73,6 +69,31 @@ class Classes(Kind):
         if by.get("by") == HEAD:
             return {"answered": rule.accept(1.0 - torch.as_tensor(found.error_probability), input="confidence")}
         return {"answered": rule.accept(torch.as_tensor(found.probabilities))}
+
+
+def is_withheld(value: Any) -> bool:
+    """Whether a field says nothing: it is empty, or -1, as in the test splits of GLUE."""
+    return is_missing(value) or _word(value) == "-1"
+
+
+def _values(table: Dataset, inputs: Inputs) -> list[Any] | None:
+    """What the rows have in the column of the labels, a `ClassLabel` by name; None without such a column."""
+    columns = LABELS if inputs.label_column is None else (inputs.label_column,)
+    column = next((name for name in columns if name in table.column_names), None)
+    if column is None:
+        return None
+    values, feature = table[column][:], table.features[column]
+    if isinstance(feature, ClassLabel):
+        return [feature.names[value] if value is not None and value >= 0 else None for value in values]
+    return values
+
+
+def _positions(values: Sequence[Any], names: Sequence[str]) -> list[int]:
+    """Position of each class, by its name, or by its number where no row has a name."""
+    index = {name: position for position, name in enumerate(names)}
+    by_number = {str(position): position for position in range(len(names))}
+    known = index if any(_word(value) in index for value in values) else by_number
+    return [NONE if is_missing(value) else known.get(_word(value), NONE) for value in values]
 
 
 def _word(value: Any) -> Any:

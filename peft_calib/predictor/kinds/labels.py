@@ -117,6 +117,19 @@ class Labels(Kind):
             return None
         return found if any(map(self.is_known, found)) else None
 
+    def strange(self, table: Dataset, inputs: Inputs, names: Sequence[str]) -> list[list[str]]:
+        if inputs.label_columns and all(name in table.column_names for name in inputs.label_columns):
+            fields = zip(*(table[name][:] for name in inputs.label_columns), strict=True)
+            words = [[str(value) for value in row if not is_missing(value)] for row in fields]
+            found = [[word for word in row if word.strip().lower() not in (*YES, *NO)] for row in words]
+        elif inputs.label_column in table.column_names:
+            values = named_values(table, str(inputs.label_column))
+            rows = [(value, _read(value, inputs.label_separator)) for value in values]
+            found = [[str(v)] if row is None else [n for n in row if n not in names] for v, row in rows]
+        else:
+            found = []
+        return [words for words in found if words]
+
     def is_known(self, target: Any) -> bool:
         return UNKNOWN not in target
 

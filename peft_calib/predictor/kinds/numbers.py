@@ -85,6 +85,11 @@ class Numbers(Kind):
         known = [float("nan") if value is None else value for value in found]
         return known if any(map(self.is_known, known)) else None
 
+    def strange(self, table: Dataset, inputs: Inputs, names: Sequence[str]) -> list[list[str]]:
+        column = inputs.label_column
+        values = table[column][:] if column in table.column_names else []
+        return [[str(value)] for value in values if as_number(value) is None and not is_missing(value)]
+
     def is_known(self, target: Any) -> bool:
         return target == target
 

@@ -1,0 +1,144 @@
+"""Whatever is fitted knows its own rows again, and takes no new ones for them, however few levels they come in."""
+
+import numpy as np
+import pytest
+from drawn_rows import drawn_rows
+
+from peft_calib.calibration import (
+    AnswerCalibration,
+    BetaCalibration,
+    ConformalInterval,
+    ConformalSets,
+    GaussianNoise,
+    HistogramCalibration,
+    IsotonicCalibration,
+    LabelScaling,
+    LabelThresholds,
+    MatrixScaling,
+    SampleSets,
+    SelectiveThreshold,
+    TemperatureScaling,
+    VectorScaling,
+)
+from peft_calib.calibration.fingerprint import SplitFingerprint
+
+SIZE = 300
+
+
+def _classes(seed: int, levels: int | None):
+    return drawn_rows(seed, SIZE, 3, 3.0, levels)
+
+
+def _labels(seed: int, levels: int | None):
+    p = np.random.default_rng(seed).random((SIZE, 2))
+    y = (np.random.default_rng(seed + 1000).random((SIZE, 2)) < p).astype(int)
+    return (p if levels is None else np.round(levels * p) / levels), y
+
+
+def _numbers(seed: int, levels: int | None):
+    generator = np.random.default_rng(seed)
+    mean, values = generator.normal(size=SIZE), generator.normal(size=SIZE)
+    if levels is not None:  # a rating from few to few
+        mean, values = np.round(levels * mean), np.round(levels * values)
+    return mean, values
+
+
+def _answers(seed: int, levels: int | None):
+    score = np.random.default_rng(seed).random(SIZE)
+    right = np.random.default_rng(seed + 1000).random(SIZE) < score
+    return {"match_share": score if levels is None else np.round(levels * score) / levels}, right
+
+
+def _samples(seed: int, levels: int | None):
+    generator = np.random.default_rng(seed)
+    right, score = generator.random((SIZE, 3)) < 0.6, generator.random((SIZE, 3))
+    return right, score if levels is None else np.round(levels * score) / levels
+
+
+def _of_probabilities(method):
+    return lambda p, y: method().fit(p, y, input="probabilities"), lambda one, p, y: one.evaluate(
+        p, y, input="probabilities", confidence_level=None
+    )
+
+
+def _plain(make, **options):
+    return lambda *rows: make().fit(*rows), lambda one, *rows: one.evaluate(*rows, **options)
+
+
+#: Rows, and how they are fitted and reported on.
+FITTED = {
+    **{
+        method.__name__: (_classes, *_of_probabilities(method))
+        for method in (
+            TemperatureScaling,
+            VectorScaling,
+            MatrixScaling,
+            IsotonicCalibration,
+            HistogramCalibration,
+            BetaCalibration,
+        )
+    },
+    "SelectiveThreshold": (_classes, *_plain(lambda: SelectiveThreshold(risk=0.4))),
+    "ConformalSets": (_classes, *_plain(ConformalSets)),
+    "LabelScaling": (_labels, *_plain(LabelScaling, confidence_level=None)),
+    "LabelThresholds": (_labels, *_plain(lambda: LabelThresholds(0.4))),
+    "GaussianNoise": (
+        _numbers,
+        lambda mean, y: GaussianNoise().fit(mean, None, y),
+        lambda one, mean, y: one.evaluate(mean, None, y, confidence_level=None),
+    ),
+    "ConformalInterval": (
+        _numbers,
+        lambda mean, y: ConformalInterval(0.2).fit(mean, 1.0, y),
+        lambda one, mean, y: one.evaluate(mean, 1.0, y),
+    ),
+    "AnswerCalibration": (_answers, *_plain(AnswerCalibration, confidence_level=None)),
+    "SampleSets": (_samples, *_plain(lambda: SampleSets(0.3, by="score"))),
+}
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_new_rows_of_few_levels_are_reported_on_and_own_ones_are_not(name):
+    drawn, fit, report = FITTED[name]
+    for seed, levels in ((0, None), (10, 2), (20, 4), (30, 9)):
+        own = drawn(seed, levels)
+        fitted = fit(*own)
+        report(fitted, *drawn(seed + 5, levels))
+        with pytest.raises(ValueError, match=r"100% of these .* was fitted on"):
+            report(fitted, *own)
+    own, new = drawn(0, None), drawn(5, None)
+    fitted = fit(*own)
+    with pytest.raises(ValueError, match=r"^(10|[6-9])% of these .* was fitted on"):  # 30 of 300
+        report(fitted, *(_mixed(a, b) for a, b in zip(own, new, strict=True)))
+
+
+def _mixed(own, new):
+    if isinstance(own, dict):
+        return {key: _mixed(own[key], new[key]) for key in own}
+    return np.concatenate([own[:30], new[30:]])
+
+
+@pytest.mark.parametrize("cells", [4, 40, 150, 1000])
+@pytest.mark.parametrize("size", [100, 1000, 20_000])
+def test_what_looks_alike_by_chance_is_not_counted(cells, size):
+    """Rows of some kinds, frequent and rare ones: of many cuts hardly any share is said to be seen."""
+    generator = np.random.default_rng(cells)
+    taken = 0
+    for _ in range(40):
+        share = generator.dirichlet(np.full(cells, 0.5))
+        kinds = generator.integers(0, 2**63, cells, dtype=np.uint64)
+        first, second = (kinds[generator.choice(cells, size, p=share)] for _ in range(2))
+        known = SplitFingerprint.of_hashes(first)
+        taken += known.seen(second) > 0.05
+        assert known.seen(first[::-1]) == 1.0
+    assert taken <= 2
+
+
+def test_saturated_rows_and_rows_all_alike_hide_no_others():
+    generator = np.random.default_rng(0)
+    own, new = generator.integers(0, 2**63, (2, 1000), dtype=np.uint64)
+    own[:400] = new[:400] = 7  # 40 % are exactly 1
+    known = SplitFingerprint.of_hashes(own)
+    assert known.seen(new) == 0.0
+    assert known.seen(own[200:]) == pytest.approx(0.75, abs=0.01)
+    assert known.seen(np.full(50, own[-1])) <= 0.02  # fifty times the one row: it is one of them
