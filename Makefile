@@ -22,7 +22,7 @@ help:
 	@echo "make quality      check style and types; make style mends what can be mended"
 	@echo "make docs         build the documentation as a site; what is wrong with a link or a name is an error"
 	@echo "make dist         build the wheel and the source distribution, and check both"
-	@echo "make evidence     compare methods with a LoRA and its temperature as benchmarks/evidence/protocol.json says"
+	@echo "make evidence     compare methods with a LoRA and its temperature as the protocols of benchmarks/evidence say"
 	@echo "make conformance  run PEFT's own test suites on our methods"
 	@echo "make gpu-wheels   fetch what a CUDA image with torch, transformers, accelerate and pytest lacks for make gpu"
 	@echo "make gpu          run all that needs an accelerator, in at most six minutes: tests, steps, traffic, draws"
@@ -114,14 +114,16 @@ bench: install
 
 # Goes on where it stood. EVIDENCE_DATA holds a folder for each data set of the protocol, EVIDENCE_RUNS what is finished.
 EVIDENCE_RUNS ?= evidence-runs
+MOMENTS = --protocol benchmarks/evidence/moments.json
 EVIDENCE = $(THREADS) $(OFFLINE) $(BIN)/python benchmarks/evidence.py
-EVIDENCE_RESULTS = --output benchmarks/results/evidence.json
 
 evidence: install
 	test -d "$(EVIDENCE_DATA)" || { echo "make evidence EVIDENCE_DATA=DIR; see the head of benchmarks/evidence.py"; exit 2; }
 	$(EVIDENCE) run --data $(EVIDENCE_DATA) --runs $(EVIDENCE_RUNS)
-	$(EVIDENCE) table --runs $(EVIDENCE_RUNS) $(EVIDENCE_RESULTS)
-	$(EVIDENCE) page $(EVIDENCE_RESULTS)
+	$(EVIDENCE) table --runs $(EVIDENCE_RUNS) --output benchmarks/results/evidence.json
+	$(EVIDENCE) run $(MOMENTS) --data $(EVIDENCE_DATA) --runs $(EVIDENCE_RUNS)
+	$(EVIDENCE) table $(MOMENTS) --runs $(EVIDENCE_RUNS) --output benchmarks/results/moments.json
+	$(EVIDENCE) page
 
 # PEFT's own suites on our methods; fetches PEFT's source distribution once.
 conformance: install

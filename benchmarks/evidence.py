@@ -8,7 +8,10 @@ before the runs; what is not finished goes on where it stood.
 
     python benchmarks/evidence.py run --data DIR --runs DIR
     python benchmarks/evidence.py table --runs DIR --output benchmarks/results/evidence.json
-    python benchmarks/evidence.py page --output benchmarks/results/evidence.json    # docs/evidence.md
+    python benchmarks/evidence.py page    # docs/evidence.md
+
+A second protocol, with moments around the members, is `--protocol benchmarks/evidence/moments.json`; its results are
+`benchmarks/results/moments.json`, and the page holds both.
 
 DIR holds a folder for each data set with `train.jsonl.gz` and the files that the protocol names, with columns `text`
 and `label`; without `--data` there is only `documentation`, the embedded sentences. `--model` takes any encoder of the
@@ -43,6 +46,9 @@ from peft_calib.runs.training import train_run
 
 PROTOCOL = Path(__file__).parent / "evidence" / "protocol.json"
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
+RESULTS = Path(__file__).parent / "results"
+#: Results whose protocols the page tells, in its order.
+ON_THE_PAGE = ("evidence.json", "moments.json")
 #: Of a table of results.
 PARTS = ("in distribution", "shifted")
 
@@ -220,6 +226,11 @@ def decided(results: dict[str, Any]) -> dict[str, dict[str, bool]]:
     return answers
 
 
+def stored_results() -> list[dict[str, Any]]:
+    """What the page is made of."""
+    return [json.loads((RESULTS / name).read_text(encoding="utf-8")) for name in ON_THE_PAGE]
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("what", choices=("run", "table", "page"))
@@ -236,7 +247,7 @@ def main() -> None:
     elif args.what == "table":
         write(args.output, table(args, protocol))
     else:
-        write_atomically(PAGE, page(json.loads(args.output.read_text(encoding="utf-8"))))
+        write_atomically(PAGE, page(stored_results()))
 
 
 if __name__ == "__main__":

@@ -8,37 +8,81 @@ HEAD = """# Is it better than a LoRA with a temperature?
 
 <!-- written by benchmarks/evidence.py page; change that, or the results -->
 
-**Question.** {question}
+Every protocol below, its cells, settings and rule, was written down before any of its runs was made
+(`benchmarks/evidence/`). The figures are in `benchmarks/results/`, and `make evidence EVIDENCE_DATA=DIR` makes them again.
 
-The runs, the settings and the rule below were written down before any run was made
-(`benchmarks/evidence/protocol.json`); the figures are in `benchmarks/results/evidence.json`, and
-`make evidence EVIDENCE_DATA=DIR` makes them again.
+Differences are to the baseline, a LoRA with a temperature; below 0 is better in all scores but accuracy. Intervals (95 %)
+are over other rows and other runs of these data sets, runs paired by their seed, with which both methods see the same
+training and calibration rows. `run sd` is the standard deviation between runs of one method that differ in their seed
+alone. Nothing here speaks of data sets that are not here.
+"""
+
+PROTOCOL = """
+## {number}. {question}
 
 **Rule.** {decision}
 
 **Answer.** {answer}
+
+{seeds} runs a side. Not counted: {excluded} Learning rate: {learning_rate}.
 """
 
-TAIL = """
-Differences are to the baseline, each the mean over {seeds} runs a side; below 0 is better in all scores but accuracy.
-Intervals (95 %) are over other rows and other runs of these data sets, runs paired by their seed, with which both
-methods see the same training and calibration rows; the last columns are the standard deviation between runs of one
-method that differ in their seed alone. They say nothing of data sets that are not here.
+TOGETHER = """
+## All cells together
 
-Not counted: {excluded} Learning rate: {learning_rate}.
+Nobody wrote this down beforehand: the mean over the cells of all protocols, each protocol by its share of the cells, for
+methods that are in all. A cell's rows and runs are in one protocol only.
+
+| method | rows | score | difference | 95 % interval |
+|---|---|---|---:|---|
 """
 
 
-def page(results: dict[str, Any]) -> str:
-    """The page in Markdown."""
-    protocol = results["protocol"]
-    told = {key: protocol[key] for key in ("question", "decision")}
-    parts = [HEAD.format(**told, answer=_answer(results["decision"]))]
-    for title in ("in distribution", "shifted"):
-        if title in results:
-            parts.append(f"\n## {title.capitalize()}\n\n{_means(results[title])}\n{_cells(results[title])}")
-    parts.append(TAIL.format(**{key: protocol[key] for key in ("seeds", "excluded", "learning_rate")}))
+def page(results: list[dict[str, Any]]) -> str:
+    """The page in Markdown, one part a protocol."""
+    parts = [HEAD]
+    for number, found in enumerate(results, 1):
+        protocol = found["protocol"]
+        told = {key: protocol[key] for key in ("question", "decision", "seeds", "excluded", "learning_rate")}
+        parts.append(PROTOCOL.format(**told, number=number, answer=_answer(found["decision"])))
+        for title in ("in distribution", "shifted"):
+            if title in found:
+                parts.append(f"\n### {title.capitalize()}\n\n{_means(found[title])}\n{_cells(found[title])}")
+    if len(results) > 1:
+        parts.append(TOGETHER + "".join(_together(results)))
     return "".join(parts)
+
+
+def together(results: list[dict[str, Any]], title: str) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Difference, low and high of each method and score over the cells of all protocols, which share no run.
+
+    The mean over all cells is that of the protocols' means by their numbers of cells, so its interval's half width is the root
+    of the sum of squares of theirs by the same shares.
+    """
+    found = [one[title] for one in results if title in one]
+    if not found:
+        return {}
+    cells = [len(one["cells"]) for one in found]
+    shares = [count / sum(cells) for count in cells]
+    shared = [name for name in found[0]["mean over cells"] if all(name in one["mean over cells"] for one in found)]
+    answers: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for method in shared:
+        for score in found[0]["mean over cells"][method]:
+            of = [one["mean over cells"][method][score] for one in found]
+            mean = sum(share * d["difference"] for share, d in zip(shares, of, strict=True))
+            halves = ((share * (d["high"] - d["low"]) / 2) ** 2 for share, d in zip(shares, of, strict=True))
+            half = sum(halves) ** 0.5
+            answers.setdefault(method, {})[score] = (mean, mean - half, mean + half)
+    return answers
+
+
+def _together(results: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"| {method} | {title} | {score} | {mean:+.4f} | [{low:+.4f}, {high:+.4f}] |\n"
+        for title in ("in distribution", "shifted")
+        for method, scores in together(results, title).items()
+        for score, (mean, low, high) in scores.items()
+    ]
 
 
 def _answer(decision: dict[str, dict[str, bool]]) -> str:

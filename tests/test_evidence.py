@@ -32,6 +32,12 @@ BETTER = of(
 )
 
 
+ABOUT: dict = {
+    "protocol": dict.fromkeys(("question", "decision", "seeds", "excluded", "learning_rate"), "so"),
+    "decision": {"b": {"nll lower": True}},
+}
+
+
 @pytest.mark.parametrize(
     ("change", "missed"),
     [
@@ -55,8 +61,18 @@ def test_shifted_rows_are_a_clause_where_there_are_some(evidence):
 
 
 def test_the_page_is_what_the_results_say(evidence):
-    results = ROOT / "benchmarks" / "results" / "evidence.json"
-    assert evidence.PAGE.read_text(encoding="utf-8") == evidence.page(json.loads(results.read_text(encoding="utf-8")))
+    assert evidence.PAGE.read_text(encoding="utf-8") == evidence.page(evidence.stored_results())
+
+
+def test_cells_of_two_protocols_are_one_mean_by_their_numbers(evidence):
+    first = {"in distribution": {"mean over cells": {"a": BETTER, "b": BETTER}, "cells": dict.fromkeys("abc", {})}}
+    other = BETTER | of(nll=(0.01, -0.02, 0.04))
+    second = {"in distribution": {"mean over cells": {"b": other}, "cells": {"x": {}}}}
+    found = sys.modules["evidence_page"].together([first, second], "in distribution")
+    half = ((0.75 * 0.02) ** 2 + (0.25 * 0.03) ** 2) ** 0.5
+    assert set(found) == {"b"}
+    assert found["b"]["nll"] == pytest.approx((-0.02, -0.02 - half, -0.02 + half))
+    assert evidence.page([first | ABOUT, second | ABOUT]).count("| b | in distribution |") == 4
 
 
 @pytest.mark.slow
@@ -78,4 +94,4 @@ def test_the_road_from_runs_to_a_page_finds_a_known_effect_and_goes_on_where_it_
     untrained = results["in distribution"]["mean over cells"]["untrained"]
     assert untrained["brier"]["low"] > 0, untrained
     assert results["decision"]["untrained"]["brier lower"] is False
-    assert "`untrained`: not shown to be better" in evidence.page(results)
+    assert "`untrained`: not shown to be better" in evidence.page([results])
