@@ -65,7 +65,7 @@ def test_the_page_is_what_the_results_say(evidence):
 
 
 def test_cells_of_two_protocols_are_one_mean_by_their_numbers(evidence):
-    first = {"in distribution": {"mean over cells": {"a": BETTER, "b": BETTER}, "cells": dict.fromkeys("abc", {})}}
+    first = {"in distribution": {"mean over cells": {"a": BETTER, "b": BETTER}, "cells": {key: {} for key in "abc"}}}
     other = BETTER | of(nll=(0.01, -0.02, 0.04))
     second = {"in distribution": {"mean over cells": {"b": other}, "cells": {"x": {}}}}
     found = sys.modules["evidence_page"].together([first, second], "in distribution")

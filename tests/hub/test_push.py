@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub.constants as constants
 import numpy as np
 import pytest
 import torch
@@ -168,10 +169,17 @@ def test_from_the_hub_all_methods_answer_as_before_with_and_without_this_package
         assert np.allclose(one["logits"], expected[name]["logits"], atol=1e-5), name
 
 
-def test_one_commit_replaces_an_earlier_push_and_nothing_else(hub, tiny_model_folder, reports):
+@pytest.mark.parametrize("xet", [False, True])
+def test_one_commit_replaces_an_earlier_push_and_nothing_else(
+    hub, tmp_path, tiny_model_folder, reports, xet, monkeypatch
+):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
     package.push_to_hub(trained(tiny_model_folder), "user/adapter", report=reports, base_model="user/base")
     repository = hub.repositories["user/adapter"]
-    assert repository.commits == 1
+    assert repository.commits == 1 and xet == any(request.startswith("POST /xet/") for request in hub.requests)
+    trained(tiny_model_folder).save_pretrained(tmp_path)
+    weights = "adapter_model.safetensors"
+    assert hub.files("user/adapter")[weights] == (tmp_path / weights).read_bytes()
     repository.branches["main"].files["notes.txt"] = b"somebody's own"
     package.push_to_hub(trained(tiny_model_folder, "lora"), "user/adapter", base_model="user/base", private=True)
     files = hub.files("user/adapter")

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import huggingface_hub.constants as constants
 import pytest
 from huggingface_hub import hf_api
+from xet_store import XetStore
 
 TOKEN = "hf_for_the_server_of_the_tests"
 
@@ -41,6 +42,7 @@ class HubServer:
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
+        self.xet = XetStore(self.objects)
         self.requests: list[str] = []
         self.answer: Callable[[int, str], int | str | None] = lambda number, request: None
         self.lost: Callable[[str], bool] = lambda request: False  # carried out, but answered by an error
@@ -101,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if isinstance(wrong, int):
             return self._send(wrong, {"error": "as the test wants it"})
-        writes = self.command not in ("GET", "HEAD") and not path.startswith("/lfs/")
+        writes = self.command not in ("GET", "HEAD") and not path.startswith(("/lfs/", "/xet/"))
         if writes and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._send(401, {"error": "Invalid credentials in Authorization header"})
         self.is_lost = hub.lost(hub.requests[-1])
@@ -120,6 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(409, {"error": "You already created this model repo", "url": f"{hub.url}/{name}"})
             hub.repositories[name] = Repository(bool(asked.get("private") or asked.get("visibility") == "private"))
             return self._send(200, {"url": f"{hub.url}/{name}", "name": name})
+        if parts[0] == "xet":
+            told = hub.xet.take(path, body)
+            return self._send(404, {}) if told is None else self._send(200, told)
         if path == "/api/validate-yaml":
             return self._send(200, {"errors": [], "warnings": []})
         if parts[0] == "lfs":
@@ -154,6 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": file, "size": len(content)} for file, content in commit.files.items()]
             about = {"id": name, "modelId": name, "sha": commit.sha, "siblings": siblings, "tags": []}
             return self._send(200, {**about, "private": repository.private, "downloads": 0, "likes": 0})
+        if what == "xet-write-token":
+            told = {"casUrl": f"{self.hub.url}/xet", "accessToken": "for uploads", "exp": int(time.time()) + 3600}
+            return self._send(200, told)
         if what == "tree":
             commit = self._commit_of(repository, revision)
             files = {} if commit is None else commit.files
