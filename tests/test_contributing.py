@@ -99,9 +99,10 @@ assert found["worst_overconfidence"].a > 0
 
 def test_a_score_from_the_page(tmp_path):
     """Two lines in a copy of the package: every list of scores, interval, stream and comparison has it."""
-    package = shutil.copytree(ROOT / "peft_calib", tmp_path / "peft_calib")
+    compiled = shutil.ignore_patterns("__pycache__")
+    package = shutil.copytree(ROOT / "peft_calib", tmp_path / "peft_calib", ignore=compiled)
     for folder in ("trainer_callbacks", "metrics"):
-        shutil.copytree(ROOT / folder, package / folder)
+        shutil.copytree(ROOT / folder, package / folder, ignore=compiled)
     places = {"table.py": "SCORES: tuple[Score, ...] = (\n", "binned.py": "def scores_of_bins("}
     for name, place in places.items():
         (block,) = re.findall(rf"scores/{name}`:\n```\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
