@@ -9,12 +9,12 @@ HEAD = """# Is it better than a LoRA with a temperature?
 <!-- written by benchmarks/evidence.py page; change that, or the results -->
 
 Every protocol below, its cells, settings and rule, was written down before any of its runs was made
-(`benchmarks/evidence/`). The figures are in `benchmarks/results/`, and `make evidence EVIDENCE_DATA=DIR` makes them again.
+(`benchmarks/evidence/`). The figures are in `benchmarks/results/`; `make evidence EVIDENCE_DATA=DIR` makes them again.
 
-Differences are to the baseline, a LoRA with a temperature; below 0 is better in all scores but accuracy. Intervals (95 %)
-are over other rows and other runs of these data sets, runs paired by their seed, with which both methods see the same
-training and calibration rows. `run sd` is the standard deviation between runs of one method that differ in their seed
-alone. Nothing here speaks of data sets that are not here.
+Differences are to the baseline, a LoRA with a temperature; below 0 is better in all scores but accuracy. Intervals
+(95 %) are over other rows and other runs of these data sets, runs paired by their seed, with which both methods see
+the same training and calibration rows. `run sd` is the standard deviation between runs of one method that differ in
+their seed alone. Nothing here speaks of data sets that are not here.
 """
 
 PROTOCOL = """
@@ -30,8 +30,8 @@ PROTOCOL = """
 TOGETHER = """
 ## All cells together
 
-Nobody wrote this down beforehand: the mean over the cells of all protocols, each protocol by its share of the cells, for
-methods that are in all. A cell's rows and runs are in one protocol only.
+Nobody wrote this down beforehand: the mean over the cells of all protocols, each protocol by its share of the cells,
+for methods that are in all. A cell's rows and runs are in one protocol only.
 
 | method | rows | score | difference | 95 % interval |
 |---|---|---|---:|---|
@@ -56,8 +56,8 @@ def page(results: list[dict[str, Any]]) -> str:
 def together(results: list[dict[str, Any]], title: str) -> dict[str, dict[str, tuple[float, float, float]]]:
     """Difference, low and high of each method and score over the cells of all protocols, which share no run.
 
-    The mean over all cells is that of the protocols' means by their numbers of cells, so its interval's half width is the root
-    of the sum of squares of theirs by the same shares.
+    The mean over all cells is that of the protocols' means by their numbers of cells, so its interval's half width is
+    the root of the sum of squares of theirs by the same shares.
     """
     found = [one[title] for one in results if title in one]
     if not found:
