@@ -91,7 +91,7 @@ def _trackers(args: TrainingArguments, state: TrainerState) -> list[Any]:
 
 
 def _has_run(module: Any) -> bool:
-    if hasattr(module, "context_vars"):  # trackio
+    if hasattr(module, "context_vars"):  # trackio, whose `run` is a module (findings/trackio_run_is_a_module.sh)
         return module.context_vars.current_run.get() is not None
     return getattr(module, "run", None) is not None
 
