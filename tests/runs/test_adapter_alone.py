@@ -2,15 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from command_line import read
+from processes import run_code
 
 from peft_calib.artefact import ARTEFACT_FILE
-from peft_calib.calibration.report import measured
 from peft_calib.provenance.row_hashes import hash_rows
 from peft_calib.runs.evaluation import Evaluation, evaluate_run
 from peft_calib.runs.folder import RunFolder
@@ -21,7 +19,6 @@ IN_ANOTHER_PROCESS = """
 import json, sys
 import numpy as np, torch
 import peft_calib
-torch.set_num_threads(1)
 rows = json.load(open("rows.json"))
 for name in sys.argv[1:]:
     predictor = peft_calib.load(name)
@@ -32,9 +29,7 @@ for name in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def evaluated(trained, test_file) -> dict[str, Evaluation]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measured, "num_resamples_for", lambda *_: 20)  # nobody reads the intervals
-        return {method: evaluate_run(trained[method], data=test_file, progress=False) for method in METHODS}
+    return {method: evaluate_run(trained[method], data=test_file, progress=False) for method in METHODS}
 
 
 def probabilities(evaluation: Evaluation, variant: str, keys: np.ndarray) -> np.ndarray:
@@ -54,7 +49,7 @@ def test_the_folder_alone_in_another_process_says_what_the_run_says(trained, eva
                 shutil.copytree(trained[method] / name, tmp_path / method / name)
             shutil.copy(trained[method] / ARTEFACT_FILE, tmp_path / method)
     (tmp_path / "rows.json").write_text(json.dumps(rows["text"][:]))
-    subprocess.run([sys.executable, "-c", IN_ANOTHER_PROCESS, *METHODS], cwd=tmp_path, check=True)
+    run_code(IN_ANOTHER_PROCESS, *METHODS, cwd=tmp_path)
     for method in METHODS:
         told = np.load(tmp_path / f"{method}.npz")
         assert told["names"].tolist() == ["bad", "good"]

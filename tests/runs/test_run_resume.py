@@ -6,12 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import QUICK, peft_calib
+from processes import started
 from safetensors.torch import load_file
+
+from peft_calib.cli import main
 
 
 def command(out: Path, train_file: Path, model: Path, *further: object) -> list[str]:
@@ -19,18 +23,22 @@ def command(out: Path, train_file: Path, model: Path, *further: object) -> list[
     return [str(argument) for argument in [*base, *QUICK, *further]]
 
 
+def silently(arguments: list[str]) -> None:
+    torch.set_num_threads(1)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        main(arguments)
+
+
 def kill_when(sign: Path, arguments: list[str]) -> None:
     """Run a command in a process of its own and kill it as soon as a file is there."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "peft_calib.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    process = started(silently, arguments)
     deadline = time.monotonic() + 120
-    while not sign.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not sign.exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    _, errors = process.communicate()
-    assert sign.exists(), errors.decode()
-    assert process.returncode == -signal.SIGKILL, "the command ended before it was killed"
+    process.kill()
+    process.join()
+    assert sign.exists(), "the command did not come so far"
+    assert process.exitcode == -signal.SIGKILL, "the command ended before it was killed"
 
 
 def assert_same_weights(one: Path, two: Path) -> None:

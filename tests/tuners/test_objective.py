@@ -1,7 +1,5 @@
 """The regulariser in the loss: where it appears, and that its gradient does not depend on how a step is cut."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,7 @@ import torch
 import transformers as tf
 from families import FAMILIES
 from peft import PeftModel, get_peft_model
+from processes import run_ranks
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -243,26 +242,15 @@ def test_gradient_does_not_depend_on_accumulation(classify, tmp_path):
             torch.testing.assert_close(cut[name], change, rtol=1e-5, atol=1e-9)
 
 
-RANKS = """
-import os, sys, time, torch
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-import test_objective as t
-found = {classify: t.kl_step(classify, Path(sys.argv[2]), 2, 2) for classify in (False, True)}
-if torch.distributed.get_rank() == 0:
-    torch.save(found, Path(sys.argv[2]) / "step.pt")
-torch.distributed.barrier()
-time.sleep(0.5)
-os._exit(0)  # as in processes.py: gloo can fail while its objects are torn down
-"""
+def ranks(rank: int, folder: Path) -> None:
+    found = {classify: kl_step(classify, folder, 2, 2) for classify in (False, True)}
+    if rank == 0:
+        torch.save(found, folder / "step.pt")
 
 
 @pytest.mark.slow
 def test_gradient_does_not_depend_on_the_number_of_ranks(tmp_path):
-    (tmp_path / "ranks.py").write_text(RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(tmp_path / "ranks.py"), str(Path(__file__).parent), str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    run_ranks(ranks, tmp_path)
     found = torch.load(tmp_path / "step.pt")
     for classify in (False, True):
         whole = kl_step(classify, tmp_path, 8, 1)

@@ -10,6 +10,7 @@ import torch
 from families import FAMILIES, logits, perturb
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
+from processes import run_code
 from safetensors.torch import load_file, save_file
 
 import peft_calib
@@ -82,7 +83,7 @@ base = AutoModelForSequenceClassification.from_pretrained({str(tmp_path / "base"
 model = PeftModel.from_pretrained(base, {str(folder)!r}, adapter_name="elsewhere")
 torch.save(logits(model, FAMILIES["bert"].batch()), {str(tmp_path / "logits.pt")!r})
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_code(code)
     assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
 
 
