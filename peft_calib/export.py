@@ -293,6 +293,7 @@ def _lora_config(config: Any, slots: list[Slot], form: _CommonForm) -> LoraConfi
         lora_dropout=config.lora_dropout,
         target_modules=sorted(slot.name for slot in slots),
         modules_to_save=config.modules_to_save,
+        trainable_token_indices=config.trainable_token_indices,
         task_type=config.task_type,
         base_model_name_or_path=config.base_model_name_or_path,
         revision=config.revision,

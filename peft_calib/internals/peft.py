@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from functools import wraps
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftType
+from peft import PeftConfig, PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _get_in_out_features
+from peft.utils import save_and_load
 from torch import nn
 
 StateDict = dict[str, torch.Tensor]
@@ -150,3 +152,19 @@ def extend_peft_types(name: str) -> PeftType:
 def wrap_method_reading(around: Callable[[Callable[..., str]], Callable[..., str]]) -> None:
     """Put something around the function by which PEFT reads which method a saved adapter is of."""
     PeftConfig._get_peft_type = classmethod(around(PeftConfig._get_peft_type.__func__))  # type: ignore[method-assign,assignment]
+
+
+def count_to_adapters(own: Callable[[nn.Module], Iterable[str]]) -> None:
+    """Have PEFT's state dicts of the base model leave out children of modules that are no tuner layers.
+
+    PEFT collects the names of what adapters have put into a model from tuner layers and auxiliary modules alone. `own`
+    names the children of a module that are an adapter's, none for a module of others.
+    """
+    collect = save_and_load._get_adapter_state_dict_key_prefixes
+
+    @wraps(collect)
+    def with_ours(model: PeftModel) -> set[str]:
+        named = model.base_model.model.named_modules()
+        return collect(model) | {f"{name}.{child}".lstrip(".") for name, module in named for child in own(module)}
+
+    save_and_load._get_adapter_state_dict_key_prefixes = with_ours

@@ -18,6 +18,7 @@ from ..identity import ADAPTER_MENDS, open_weights, stamp_weights
 from ..json_files import check_fields, read_json
 from ..registry import ensure_peft_type
 from ..whole_numbers import check_whole, plain_whole
+from .lora_options import check_no_options_of_lora
 from .sealing import check_fields_recorded, check_folder, embeddings_beside
 from .seeding import seed_of_adapter
 
@@ -49,6 +50,8 @@ class CalibLoraConfig(PeftConfig):
         rank_pattern: Rank of particular modules, by name or regular expression.
         alpha_pattern: `lora_alpha` of particular modules, likewise.
         modules_to_save: Further modules that are trained and saved whole, such as a new head.
+        trainable_token_indices: Tokens whose embeddings are trained and saved beside the law; by the name of the
+            embedding where it is not the input's.
         bias: `"none"`, `"all"`, or the method's `"<prefix>_only"`.
         fan_in_fan_out: Whether the base weight is stored (in, out), as in `Conv1D`; corrected with a warning.
         init_weights: `False` draws moderate non-zero factors instead of starting at the base model's function.
@@ -75,6 +78,9 @@ class CalibLoraConfig(PeftConfig):
     rank_pattern: dict = field(default_factory=dict, metadata={"help": "Rank of particular modules."})
     alpha_pattern: dict = field(default_factory=dict, metadata={"help": "lora_alpha of particular modules."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved whole."})
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
+        default=None, metadata={"help": "Tokens whose embeddings are trained."}
+    )
     bias: str = field(default="none", metadata={"help": "'none', 'all' or '<prefix>_only'."})
     fan_in_fan_out: bool = field(default=False, metadata={"help": "Base weight is stored (in, out)."})
     init_weights: bool = field(default=True, metadata={"help": "Start at the base model's function."})
@@ -89,6 +95,10 @@ class CalibLoraConfig(PeftConfig):
     peft_name: ClassVar[str | None] = None
     training_fields: ClassVar[frozenset[str]] = _PLACEMENT
     draws_differ: ClassVar[bool] = False
+
+    def __new__(cls, *args: Any, **given: Any) -> CalibLoraConfig:
+        check_no_options_of_lora(cls.__name__, (one.name for one in fields(cls)), given)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         super().__post_init__()

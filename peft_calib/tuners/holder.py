@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..internals.peft import count_to_adapters
 from ..internals.torch import in_backward
 from .asked import asked_for
 from .factors import Draw, Law, Perturbation, Train
@@ -255,3 +256,6 @@ class FactorHolder(nn.Module):
         if (root := self.root) is not None:
             modes_of(root).note_switch(mode)
         return super().train(mode)
+
+
+count_to_adapters(lambda module: [module.laws_name] if isinstance(module, FactorHolder) else [])

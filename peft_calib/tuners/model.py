@@ -174,6 +174,14 @@ class FactorModel(Tuner):
         """By the configuration; the laws are modules of the base model too, whoever's they are, and never targets."""
         return None if _is_inside_holder(self.model, key) else check_target_module_exists(config, key)
 
+    def add_weighted_adapter(self, adapters: list[str], *_: Any, **__: Any) -> None:
+        """Refused: laws cannot be added, only what they answer."""
+        raise ValueError(
+            f"add_weighted_adapter adds pairs of factors, and {type(self).__name__} has laws, which make them: there "
+            f"is no weighted sum of {', '.join(adapters)}. Write each as a plain LoRA (export_lora), and add those in "
+            "PEFT with combination_type='cat', which is exact; without trained heads, which PEFT does not add."
+        )
+
     def get_law(self, adapter_name: str = "default") -> Law:
         return self.get_holder(self.model).laws[adapter_name]
 

@@ -21,10 +21,6 @@ DESELECTED: dict[str, str] = {
     "test_save_pretrained_pickle": _PICKLE,
     "test_save_pretrained_selected_adapters_pickle": _PICKLE,
     "layer_indexing": "counts parameter tensors; ours are stacked, so fewer layers make them smaller, not fewer",
-    "test_get_base_model_state_dict": (
-        "PEFT looks for adapter tensors inside tuner layers only; ours live once in the base model, and calling their "
-        "holder a tuner layer would break convert_to_lora"
-    ),
     "test_save_load_roundtrip_fsdp_wrapped_learnable_bias": (
         "loads biases of the base model into an adapter whose configuration trains none; a tensor of the base model "
         "among an adapter's weights is refused, as it would change every other adapter of that model"

@@ -71,4 +71,33 @@ DIFFERENCES: dict[str, Difference] = {
         "PEFT lists the types of `PeftMixedModel` in its code",
         "tests/contract/test_peft_contract.py::test_a_stock_lora_beside_it_is_refused_by_peft_mixed_model",
     ),
+    "options of LoRA alone": Difference(
+        "set `use_dora`, `target_parameters`, `init_lora_weights`, `use_qalora` and others of `LoraConfig`",
+        "has them",
+        "refused by name, with the reason or the name they have here",
+        "they change one pair of factors, or how it starts; a law makes its factors itself",
+        "tests/contract/test_doors.py::test_options_of_lora_alone_are_refused_by_name",
+    ),
+    "weighted sums": Difference(
+        "call `add_weighted_adapter`",
+        'adds factors (`"cat"` exactly, `"linear"` with cross terms)',
+        'refused; exports are added by PEFT, exactly with `combination_type="cat"`',
+        "laws cannot be added, only what they answer",
+        "tests/contract/test_doors.py::test_laws_are_not_added",
+    ),
+    "scale for a while": Difference(
+        "use `rescale_adapter_scale`",
+        "scales LoRA's layers",
+        "refused by PEFT where there is no LoRA",
+        "it looks for LoRA's own layers; set `lora_alpha`, and say so by `accept_edits`",
+        "tests/contract/test_doors.py::test_only_a_lora_is_rescaled",
+    ),
+    "hot swap": Difference(
+        "use `hotswap_adapter`",
+        "swaps LoRAs without trained heads",
+        "draws are swapped as the LoRAs that they are exported to; heads by `load_adapter` and `set_adapter`; a law "
+        "is refused",
+        "PEFT swaps LoRA's tensors only",
+        "tests/contract/test_doors.py::test_draws_are_swapped_while_serving",
+    ),
 }
