@@ -8,6 +8,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import typer
 from datasets import Dataset, load_dataset
 from peft import get_peft_model
@@ -20,7 +21,7 @@ from transformers import (
 )
 
 import peft_calib
-from peft_calib.calibration import TemperatureScaling
+from peft_calib.calibration import TemperatureScaling, entities_report, find_entities
 from peft_calib.demo import offline_words, tiny_encoder
 from peft_calib.trainer_callbacks import CalibrationCallback
 
@@ -69,13 +70,16 @@ def main(
     trainer.train()
 
     def words(part: Dataset) -> tuple:
-        """Logits and tags of the words, one row a word."""
+        """Logits and tags of the words, one row a word, and the sentence of each."""
         found = trainer.predict(part)
         is_word = found.label_ids != -100
-        return found.predictions[is_word], found.label_ids[is_word]
+        return found.predictions[is_word], found.label_ids[is_word], np.nonzero(is_word)[0]
 
-    scaling = TemperatureScaling().fit(*words(held["train"]))
-    print(f"\nT = {scaling.temperature:.2f}\n\n{scaling.evaluate(*words(held['test']))}")
+    scaling = TemperatureScaling().fit(*words(held["train"])[:2])
+    logits, labels, sentences = words(held["test"])
+    print(f"\nT = {scaling.temperature:.2f}\n\n{scaling.evaluate(logits, labels)}")
+    entities = find_entities(scaling.transform(logits), tags, sentences, labels)  # what a user acts on
+    print(f"\n{entities_report(entities) if len(entities) else 'No entity is found.'}")
     adapted.save_pretrained(output_dir / "adapter")
     scaling.save(output_dir / "temperature.json")
     peft_calib.export_lora(adapted, output_dir / "as-lora")  # for software that has never heard of HyperLoRA

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 import peft_calib
-from peft_calib.calibration import TemperatureScaling
+from peft_calib.calibration import TemperatureScaling, find_entities
 
 DOCS = Path(__file__).parents[1] / "docs"
 ELSEWHERE = {"decide.md", "elsewhere.md", "generated-text.md", "serving.md", "watch.md"}
@@ -205,17 +205,33 @@ def for_heads(reader: Reader) -> dict:
     base = BertForTokenClassification.from_pretrained(reader.folder, num_labels=3, ignore_mismatched_sizes=True)
     lora = LoraConfig(task_type="TOKEN_CLS", target_modules=TARGETS, r=2)
 
-    def sentences(count: int, seed: int) -> list[dict]:
-        found = reader.rows(count, seed).remove_columns("labels")
-        return [{**row, "labels": [i % 3 for i in range(len(row["input_ids"]))]} for row in found]
-
     return {
         "model": reader.adapted(LoraConfig),
         "validation_rows": reader.rows(120, 7),
         "tagger": get_peft_model(base, lora).eval(),
-        "sentences_of_words": sentences(12, 8),
-        "validation_sentences": sentences(60, 9),
+        "sentences_of_words": tagged(reader, 12, 8),
+        "validation_sentences": tagged(reader, 60, 9),
         "tags": ["O", "B-PER", "I-PER"],
+    }
+
+
+def tagged(reader: Reader, count: int, seed: int) -> list[dict]:
+    found = reader.rows(count, seed).remove_columns("labels")
+    return [{**row, "labels": [i % 3 for i in range(len(row["input_ids"]))]} for row in found]
+
+
+def for_words(reader: Reader) -> dict:
+    base = BertForTokenClassification.from_pretrained(reader.folder, num_labels=3, ignore_mismatched_sizes=True)
+    law = peft_calib.BayesianLoraConfig(task_type="TOKEN_CLS", target_modules=TARGETS, r=2, num_train_examples=100)
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet([0.5, 0.2, 0.2], 900)
+    tags, owners = ["O", "B-PER", "I-PER"], np.repeat(np.arange(150), 6)
+    return {
+        "model": get_peft_model(base, law).eval(),
+        "calibration_rows": tagged(reader, 60, 9),
+        "tags": tags,
+        "other": find_entities(p, tags, owners, p.argmax(1)),
+        "new_p": rng.random(9),
     }
 
 
@@ -246,6 +262,7 @@ PAGES = {
     "ensemble-lora.md": for_members,
     "files.md": for_files,
     "guide-texts.md": for_texts,
+    "guide-words.md": for_words,
     "hub.md": for_hub,
     "hyper-lora.md": lambda reader: {},
     "kinds-of-answer.md": for_kinds,

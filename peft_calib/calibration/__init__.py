@@ -16,6 +16,7 @@ from .decide import (
     set_size_diagram,
     threshold_diagram,
 )
+from .entities import Entities, EntitiesReport, entities_report, find_entities
 from .labels import LabelScaling, LabelsReport, LabelThresholds, labels_report
 from .numbers import ConformalInterval, GaussianNoise, NumbersReport, crps, numbers_report
 from .recalibrate import (
@@ -72,6 +73,8 @@ __all__ = [
     "ConformalInterval",
     "ConformalSets",
     "DrawUncertainty",
+    "Entities",
+    "EntitiesReport",
     "GaussianNoise",
     "GroupPanel",
     "GroupsReached",
@@ -107,7 +110,9 @@ __all__ = [
     "crps",
     "decision_html",
     "draw_uncertainty",
+    "entities_report",
     "estimate_prior",
+    "find_entities",
     "group_diagram",
     "labels_report",
     "load_decision",

@@ -29,7 +29,14 @@ def evaluate(run: RunDir, seed: Seed = 0, as_json: AsJson = False, **how: Any) -
     Of an uncertainty head and of decision rules beside the adapter it says what they are worth on these rows.
     """
     from ..runs.evaluation import evaluate_run
-    from ..runs.tables import decisions_told, evaluation_table, head_table, verdict_of_baseline, verdict_of_head
+    from ..runs.tables import (
+        decisions_told,
+        evaluation_table,
+        head_table,
+        verdict_of_baseline,
+        verdict_of_entities,
+        verdict_of_head,
+    )
 
     console = main_console()
     found = evaluate_run(run, seed=seed, progress=console.is_terminal, **how)
@@ -39,6 +46,7 @@ def evaluate(run: RunDir, seed: Seed = 0, as_json: AsJson = False, **how: Any) -
         if head is not None:
             console.print(head)
         say(console, [f"{title}: {text}\n" for title, text in decisions_told(found.content).items()])
+        say(console, [verdict_of_entities(found.content)])
         say(console, [verdict_of_head(found.content), verdict_of_baseline(found.content)])
         say(console, [f"Written to {found.folder}: report.json, report.md, report.html"])
     return {"folder": str(found.folder), **found.content}

@@ -241,7 +241,7 @@ def _folder_of(place: Path) -> tuple[Path, str]:
         if task.config.task not in (*TASKS, *OTHER_TASKS):
             raise ValueError(
                 f"a rule decides over rows that are independent, with one answer each; a run of --task "
-                f"{task.config.task} answers with tokens. Decide over whole texts or entities with "
+                f"{task.config.task} answers with tokens. Decide over whole texts, or entities (find_entities), with "
                 "peft_calib.calibration.SelectiveThreshold and input='confidence'"
             )
         return head_folder(run, task.config), task.kind

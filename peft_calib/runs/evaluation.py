@@ -28,6 +28,7 @@ from .about import class_names, told_of
 from .answers import AFTER, BEFORE, answers_report
 from .baseline import MostFrequent
 from .decided import DecidableClasses, RunDecisions, reached_in
+from .entities import entities_in
 from .error_head import head_report, load_head, read_head
 from .folder import RunFolder, read_fields, read_json, write_json
 from .loading import FinishedRun, load_task, read_record, run_identity
@@ -246,6 +247,9 @@ def _class_report(
         if outside is not None:
             elsewhere = run.predict(outside.rows, variant, count, seed, progress)
             content[variant]["outside"] = outside_report(prediction, elsewhere, scaling)
+        found, page = entities_in(run, prediction, calibrated, labels, seed)
+        content[variant] |= found
+        pages += page
         errors = None
         if head is not None and head[1] == variant:
             read = read_head(run, head[0], rows.rows, seed, progress)

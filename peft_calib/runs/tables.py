@@ -54,7 +54,8 @@ def evaluation_markdown(content: Mapping[str, Any], metrics: Sequence[str]) -> s
         for stage in ("before", "after")
         if "verdict" in found.get(stage, {})
     ]
-    verdicts += [f"- {told}" for told in (verdict_of_head(content), verdict_of_baseline(content)) if told is not None]
+    further = verdict_of_entities(content), verdict_of_head(content), verdict_of_baseline(content)
+    verdicts += [f"- {told}" for told in further if told is not None]
     head = _head(content)
     told = [] if head is None else ["", "## Uncertainty head", "", *_markdown(*_head_cells(head)), "", HEAD_CAPTION]
     for title, text in decisions_told(content).items():
@@ -118,6 +119,12 @@ def decisions_told(content: Mapping[str, Any]) -> dict[str, str]:
                 text += f"\n\n{one['groups']['told']}"
             told[HEADINGS[kind] + (" (by P(error))" if one["by"] == HEAD else "")] = text
     return told
+
+
+def verdict_of_entities(content: Mapping[str, Any]) -> str | None:
+    """What the entities of the way that the method is made for are worth, after the temperature."""
+    found = [one["entities"]["told"] for one in content["variants"].values() if "entities" in one]
+    return f"Entities: {found[-1]}" if found else None
 
 
 def verdict_of_head(content: Mapping[str, Any]) -> str | None:

@@ -8,10 +8,9 @@ from typing import Literal
 
 import torch
 
+from ..calibration.entities import spans_of
 from .features import FeatureSet
 
-#: Marks in front of a tag's type, as in `B-PER`: of the schemes IOB2, IOBES and BILOU.
-_BEGINS, _ENDS, _MARKS = "BSU", "ESLU", "BIESLU"
 How = Literal["max", "mean", "any"]
 
 
@@ -37,31 +36,6 @@ class Grouped:
 
     def __len__(self) -> int:
         return len(self.uncertainty)
-
-
-def spans_of(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Entities in the tags of one sentence: type, first token, and the one after the last.
-
-    As the CoNLL script and seqeval read them: an `I-` that continues nothing of its type begins an entity. Tags
-    without a mark are types; equal ones beside each other are one entity.
-
-    Args:
-        tags: `O` outside of entities; `B-`, `I-`, `E-` (`L-`) and `S-` (`U-`) before a type, or a type alone.
-
-    Example:
-        >>> spans_of(["B-PER", "I-PER", "O", "I-LOC", "B-LOC"])
-        [('PER', 0, 2), ('LOC', 3, 4), ('LOC', 4, 5)]
-    """
-    found, start, before, ended = [], 0, "", True
-    for place, tag in enumerate([*tags, "O"]):
-        mark, kind = ("", "") if tag == "O" else (tag[0], tag[2:]) if _is_marked(tag) else ("I", tag)
-        continues = bool(kind) and kind == before and mark not in _BEGINS and not ended
-        if before and not continues:
-            found.append((before, start, place))
-        if not continues:
-            start, before = place, kind
-        ended = not kind or mark in _ENDS
-    return found
 
 
 def entities(features: FeatureSet, uncertainty: torch.Tensor, names: Sequence[str], how: How = "max") -> Grouped:
@@ -159,7 +133,3 @@ def _aggregated(
     values = uncertainty.double()
     found = [together(values[start:stop]) for start, stop in spans]
     return torch.stack(found) if found else values[:0]
-
-
-def _is_marked(tag: str) -> bool:
-    return len(tag) > 2 and tag[1] == "-" and tag[0] in _MARKS

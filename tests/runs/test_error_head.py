@@ -160,6 +160,12 @@ def test_a_head_of_a_tagger_is_measured_by_tokens_entities_and_sentences(tiny_mo
     right = sum(len(spans_of(row["tags"])) for row in map(json.loads, test.read_text().splitlines()))
     entities = found.get("entities", {"items": 0, "errors": 0, "missed": right})
     assert entities["missed"] + entities["items"] - entities["errors"] == right
+    own = content["variants"]["mean"]["entities"]  # without a head too
+    if "after" in own:
+        assert own["before"]["settings"]["num_true"] == right and own["after"]["types"][0]["name"] == "X"
+        assert own["after"]["settings"]["num_found"] == entities["items"]
+    (place,) = out.glob("evaluation/*")
+    assert f"Entities: {own['told']}" in (place / "report.md").read_text()
 
 
 def test_a_language_model_that_answers_with_a_letter_has_a_head(tiny_decoder_folder, tmp_path):

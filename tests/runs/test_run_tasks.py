@@ -11,10 +11,11 @@ from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from peft_calib.calibration import entities_report, find_entities
 from peft_calib.prediction import predict
 from peft_calib.runs.evaluation import evaluate_run
-from peft_calib.runs.loading import FinishedRun
-from peft_calib.runs.rows import load_run_rows
+from peft_calib.runs.loading import FinishedRun, read_record
+from peft_calib.runs.rows import load_run_rows, load_test_rows
 from peft_calib.runs.settings import RunConfig
 from peft_calib.runs.stage import load_tokenizer
 from peft_calib.runs.tasks import TASK_CLASSES
@@ -242,6 +243,17 @@ def test_token_classification_run(tmp_path, tiny_model_folder):
         Dataset.from_list(tagged_rows(50)), "rows", "train"))  # fmt: skip
     assert one.content["items"] == two.content["items"] < words
     assert one.content["rows"] == 15
+    run = FinishedRun.load(tmp_path / "one")
+    rows = load_test_rows(run.task, read_record(run.folder, run.task)).rows
+    found = run.predict(rows, "sample", 2, progress=False)
+    tags = run.task.labels.names
+    expected = find_entities(found.sample_probabilities, tags, found.positions[:, 0], found.labels)
+    entities = one.content["variants"]["sample"]["entities"]
+    for key, value in entities_report(expected, confidence_level=None).items():
+        assert entities["before"][key] == pytest.approx(value, abs=1e-6), key
+    assert {row["name"] for row in entities["after"]["types"]} == {"NUM", "LONG"}
+    assert "Report of entities" not in (one.folder / "report.html").read_text()  # a part of the page
+    assert "<h2>Types</h2>" in (one.folder / "report.html").read_text()
     assert peft_calib("compare", tmp_path / "one", tmp_path / "two", "--every-pair") is None
 
 

@@ -1,4 +1,4 @@
-"""The scores of labels and of numbers: what there is, and what tables show; imports nothing, for a command line."""
+"""The scores of labels, numbers and entities: what there is, and what tables show; imports nothing, for a command."""
 
 from __future__ import annotations
 
@@ -29,6 +29,18 @@ OF_NUMBERS = {
     "coverage_50": "share of values inside the central 50 % of their Gaussian",
     "coverage_90": "share of values inside the central 90 % of their Gaussian",
     "mean_sd": "mean predicted standard deviation",
+}
+#: The same of entities.
+OF_ENTITIES = {
+    "f1": "F1 of all entities; one is right if its span and its type are",
+    "f1_macro": "mean F1 of the types",
+    "precision": "share of the entities found that are right",
+    "recall": "share of the true entities that are found",
+    "mean_confidence": "mean probability of the entities found, to be held against the precision",
+    "ece": "calibration error of the entities' probabilities, equal-width bins",
+    "brier": "mean squared error of an entity's probability",
+    "error_auroc": "how well the probabilities rank right before wrong entities",
+    "aurc": "mean share of wrong ones among the surest entities, over all shares answered",
 }
 _LEFT_OUT = ("precision_micro", "recall_micro", "mean_labels", "mean_probability", "bias", "mean_sd")
 #: What tables show unless others are named.

@@ -1,0 +1,43 @@
+"""What a tagger's entities are worth: of a run whose tags mark them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..calibration import entities_report, find_entities
+from .answers import AFTER, BEFORE
+from .loading import FinishedRun
+
+
+def entities_in(
+    run: FinishedRun, prediction: Any, calibrated: Any, labels: np.ndarray, seed: int
+) -> tuple[dict[str, Any], str]:
+    """The reports of entities before and after the temperature under `"entities"`, and that after it as HTML.
+
+    Before it an entity's probability is the mean of the draws'; after it that of the calibrated words, which have the
+    temperature of the mean and are taken as independent.
+
+    Args:
+        run: The run.
+        prediction: Of words.
+        calibrated: `(N, C)` probabilities of the words after the temperature.
+        labels: `(N,)` tags.
+        seed: Of the intervals.
+
+    Returns:
+        Nothing where the tags have no outside, `O`; a sentence where no entity is found.
+    """
+    assert run.task.labels is not None
+    names = run.task.labels.names
+    if prediction.positions is None or "O" not in names:
+        return {}, ""
+    sentences = prediction.positions[:, 0].numpy()
+    stages = {BEFORE: prediction.sample_probabilities.double().numpy(), AFTER: np.asarray(calibrated, np.float64)}
+    found = {stage: find_entities(p, names, sentences, labels) for stage, p in stages.items()}
+    if not all(map(len, found.values())):
+        return {"entities": {"told": "none is found, every word has the tag O."}}, ""
+    reports = {stage: entities_report(one, seed=seed) for stage, one in found.items()}
+    told = {stage: {**one.to_dict(), "verdict": one.verdict()} for stage, one in reports.items()}
+    return {"entities": {**told, "told": reports[AFTER].verdict()}}, reports[AFTER].part()

@@ -1,0 +1,136 @@
+"""Entities: a probability is that of all tags that hold one, scores are seqeval's, rules keep their promise."""
+
+import itertools
+import json
+
+import entity_peers
+import numpy as np
+import pytest
+
+from peft_calib.calibration import LabelScaling, SelectiveThreshold, entities_report, find_entities
+from peft_calib.calibration.entities import spans_of
+from peft_calib.calibration.entities.spans import TagSet
+
+IOB = ["O", "B-X", "I-X", "B-Y", "I-Y"]
+
+
+@pytest.mark.parametrize(
+    "names", [IOB, ["O", "X", "Y"], ["O", "B-X", "I-X", "E-X", "S-X"], ["O", "B-X", "I-X", "L-X", "U-X"]]
+)
+def test_a_probability_is_that_of_all_tags_that_hold_the_entity(names):
+    generator = np.random.default_rng(0)
+    p = generator.dirichlet(np.ones(len(names)), size=(2, 4))
+    reader = TagSet(names)
+    expected: dict[tuple, np.ndarray] = {}
+    for tags in itertools.product(range(len(names)), repeat=4):
+        weight = np.prod([p[:, place, tag] for place, tag in enumerate(tags)], axis=0)
+        for entity in spans_of([names[tag] for tag in tags]):
+            expected[entity] = expected.get(entity, 0.0) + weight
+    for entity, chance in expected.items():
+        np.testing.assert_allclose(reader.chance(p, *entity), chance, atol=1e-12)
+
+
+def one_hot(sentences: list[list[str]], names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Certain words of sentences that have any, and where they belong."""
+    ids = [names.index(tag) for tags in sentences for tag in tags]
+    return np.eye(len(names))[ids], np.repeat(np.arange(len(sentences)), [len(tags) for tags in sentences])
+
+
+def test_scores_are_those_of_seqeval():
+    names = sorted(set(entity_peers.TAGS))
+    p, owners = one_hot(entity_peers.sentences(), names)
+    labels = one_hot(entity_peers.truth(), names)[0].argmax(1)
+    report = entities_report(find_entities(p, names, owners, labels), confidence_level=None)
+    for key, value in json.loads(entity_peers.FILE.read_text())["scores"].items():
+        assert report[key] == pytest.approx(value, abs=1e-12), key
+
+
+def drawn(seed: int, sentences: int, sharpness: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Words whose tags are drawn from the probabilities, which are then sharpened."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(size=(6 * sentences, 5)) * 2.5
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = (p.cumsum(1) < generator.random((len(p), 1))).sum(1).clip(max=4)
+    sharp = p**sharpness
+    return sharp / sharp.sum(1, keepdims=True), np.repeat(np.arange(sentences), 6), labels
+
+
+def test_probabilities_of_a_right_model_hold_and_those_of_an_over_confident_one_are_mended():
+    p, owners, labels = drawn(0, 1500)
+    report = entities_report(find_entities(p, IOB, owners, labels), num_resamples=200)
+    assert report["ece"] <= report.floor["ece"].high and "cannot tell" in report.verdict()
+    low, high = report.intervals["precision"]
+    assert low < report["precision"] < high and report["mean_confidence"] == pytest.approx(
+        report["precision"], abs=0.03
+    )
+    over = find_entities(drawn(0, 1500, 3.0)[0], IOB, owners, labels)
+    before = entities_report(over, num_resamples=200)
+    assert "too high" in before.verdict() and before["ece"] > before.floor["ece"].high
+    fit = over.sentences < 750
+    scaling = LabelScaling("platt").fit(over.probability[fit, None], over.correct[fit, None].astype(int))
+    after = scaling.evaluate(over.probability[~fit, None], over.correct[~fit, None].astype(int), confidence_level=None)
+    assert after["ece_micro"] < 0.5 * before["ece"]
+
+
+def test_draws_keep_that_words_lean_the_same_way():
+    draws = np.array([[[0.1, 0.9, 0.0], [0.1, 0.0, 0.9]], [[0.9, 0.1, 0.0], [0.9, 0.0, 0.1]]])
+    draws[1, :, :] = [[0.45, 0.55, 0.0], [0.45, 0.0, 0.55]]
+    found = find_entities(draws, ["O", "B-X", "I-X"], [3, 3], [1, 2])
+    assert found.probability == pytest.approx([(0.9 * 0.9 + 0.55 * 0.55) / 2])
+    assert find_entities(draws.mean(0), ["O", "B-X", "I-X"], [3, 3]).probability == pytest.approx([0.725**2])
+
+
+def test_a_rule_counts_one_entity_of_a_sentence():
+    """Sentences whose entities are all right or all wrong: five copies of one row are no five rows."""
+    level, broken = 0.1, {"one": 0, "all": 0}
+    for cut in range(200):
+        generator = np.random.default_rng(cut)
+        wrong = np.repeat(generator.random(60) < 0.12, 5)  # every entity has the risk 0.12, above what is asked for
+        p = np.full((600, 3), 0.05)
+        p[::2, 1], p[1::2, 0] = 0.9, 0.9
+        p[::2, 0], p[1::2, 1] = 0.05, 0.05
+        labels = np.where(np.arange(600) % 2 == 0, np.where(np.repeat(wrong, 2), 0, 1), 0)
+        found = find_entities(p, ["O", "B-X", "I-X"], np.repeat(np.arange(60), 10), labels)
+        assert len(found) == 300 and (found.correct == ~wrong).all()
+        masks = {"one": found.one_a_sentence(cut), "all": np.ones(300, bool)}
+        assert masks["one"].sum() == 60 and len(set(found.sentences[masks["one"]])) == 60
+        for name, mask in masks.items():
+            try:
+                SelectiveThreshold(level).fit(
+                    found.probability, found.correct.astype(int), input="confidence", mask=mask
+                )
+                broken[name] += 1  # it answers, and 12 % of that is wrong
+            except ValueError:
+                pass
+    assert broken["one"] <= 200 * 0.05 + 2 * (200 * 0.05 * 0.95) ** 0.5 < broken["all"]
+    assert (found.one_a_sentence(0) != found.one_a_sentence(1)).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (([[0.5, 0.5]], IOB, [0]), r"C = 5, one for each of tag_names, got shape \(1, 2\)"),
+        (([[3.0, 1.0, 0, 0, 0]], IOB, [0]), "of logits take the softmax"),
+        (([[float("nan"), 1.0, 0, 0, 0]], IOB, [0]), "must lie in"),
+        ((np.eye(5)[:3], IOB, [0, 1]), "to each of 3 words|of each of 3 words where it belongs"),
+        ((np.eye(5)[:3], IOB, [0, 1, 0]), "must stand together"),
+        ((np.eye(5)[:2], IOB, [0, 0], [1, -100]), "leave out words without a label"),
+    ],
+)  # fmt: skip
+def test_what_is_no_tagging_is_refused(arguments, told):
+    with pytest.raises(ValueError, match=told):
+        find_entities(*arguments)
+
+
+def test_a_report_needs_a_truth_and_an_entity():
+    with pytest.raises(ValueError, match="give labels="):
+        entities_report(find_entities(np.eye(5)[1:2], IOB, [0]))
+    with pytest.raises(ValueError, match="No entity is found in 1 sentences"):
+        entities_report(find_entities(np.eye(5)[:1], IOB, [0], [1]))
+    p, owners, labels = drawn(1, 30)
+    report = entities_report(find_entities(p, IOB, owners, labels), num_resamples=20)
+    assert (
+        "| X |" in str(report)
+        and "<table" in report.to_html()
+        and json.loads(report.to_json())["types"][1]["name"] == "Y"
+    )
