@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from resamples import few_resamples
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -211,7 +212,7 @@ def test_own_model_and_data_from_the_command_line(tmp_path, rows_file, tiny_mode
     out = tmp_path / "out"
     arguments = ["demo", "--data", str(rows_file), "--text-column", "review", "--label-column", "mood"]
     arguments += ["--model", str(tiny_model_folder), "--output-dir", str(out), "--epochs", "1", "--batch-size", "8"]
-    with pytest.raises(SystemExit) as stopped:
+    with few_resamples(), pytest.raises(SystemExit) as stopped:
         main([*arguments, "--target-modules", "query,value", "--rank", "2"])
     assert stopped.value.code in (None, 0)
     printed = capsys.readouterr().out

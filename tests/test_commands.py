@@ -5,13 +5,14 @@ import random
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from hub_server import client_of_a_hub
+from resamples import few_resamples
 
-from peft_calib.calibration.report import measured
 from peft_calib.cli import main
 from peft_calib.demo import run as demo_run
 from peft_calib.runs import limits
@@ -69,7 +70,7 @@ def write(path: Path, content: list[dict]) -> None:
 
 
 @pytest.fixture
-def place(tmp_path, tiny_model_folder, tiny_decoder_folder, monkeypatch) -> Path:
+def place(tmp_path, tiny_model_folder, tiny_decoder_folder, monkeypatch) -> Iterator[Path]:
     """A working folder with the files that the pages name, and models and data under the names of Hub ids."""
     for name in MODELS:
         shutil.copytree(tiny_model_folder, tmp_path / name)
@@ -101,10 +102,10 @@ def place(tmp_path, tiny_model_folder, tiny_decoder_folder, monkeypatch) -> Path
     (glue / "README.md").write_text(head + "---\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(limits, "STEPS", 1)
-    monkeypatch.setattr(measured, "num_resamples_for", lambda *_: 40)
     # in the place of the pretrained encoder, for the time it takes
     monkeypatch.setattr(demo_run, "embedded_model", lambda: str(tiny_model_folder))
-    return tmp_path
+    with few_resamples():
+        yield tmp_path
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel
+from resamples import few_resamples
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -37,7 +38,7 @@ def run(tmp_path_factory, tiny_model_folder):
     before = transformers.logging.get_verbosity(), datasets.is_progress_bar_enabled(), list(warnings.filters)
     random = torch.get_rng_state()
     stream = io.StringIO()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), few_resamples():
         config, outside = demo_config(**settings)
         report = run_demo(config, folder, outside=outside, console=Console(file=stream, width=80))
     after = transformers.logging.get_verbosity(), datasets.is_progress_bar_enabled(), list(warnings.filters)

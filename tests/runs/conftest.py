@@ -6,8 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import QUICK, WORDS, peft_calib, sentences, write_csv
+from resamples import few_resamples
 from tokenizers import ByteLevelBPETokenizer
 from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaTokenizer
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_resamples():
+    with few_resamples():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from datasets import load_dataset
 from peft_calib import Scorer, export_lora, load, predict_to
 from peft_calib.calibration import NoGuaranteeError, TemperatureScaling, load_decision
 from peft_calib.calibration.decide.stored import decision_scores
-from peft_calib.calibration.report import confidence, measured
 from peft_calib.hub import write_card
 from peft_calib.provenance.companions import attach_recalibration, attached_file
 from peft_calib.provenance.splits import record_split
@@ -28,13 +27,6 @@ from peft_calib_vllm import Asked, Served, answer
 #: What rows that a quick run may get wrong allow.
 EASY = ["--risk", "0.7", "--alpha", "0.2"]
 THRESHOLD, SETS = "decision.threshold.json", "decision.sets.json"
-
-
-@pytest.fixture(autouse=True)
-def _few_resamples(monkeypatch):
-    """Intervals of 40 resamples, for the time they take."""
-    for module in (measured, confidence):
-        monkeypatch.setattr(module, "num_resamples_for", lambda *_: 40)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from transformers import (
 )
 
 import peft_calib as package
-from peft_calib.calibration.report import measured
 from peft_calib.demo import embedded_model
 from peft_calib.runs import limits
 from peft_calib.runs.baseline import MostFrequent
@@ -34,9 +33,8 @@ from peft_calib.runs.settings import METHODS, SHOWN, TASKS, RunConfig
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Nothing of what a run does is left out: fewer passes over the rows, and intervals from fewer resamples."""
+    """Nothing of what a run does is left out: fewer passes over the rows."""
     monkeypatch.setattr(limits, "STEPS", 1)
-    monkeypatch.setattr(measured, "num_resamples_for", lambda *_: 40)
 
 
 def task_rows(task: str, count: int, seed: int = 0) -> list[dict]:

@@ -10,20 +10,12 @@ import torch
 from command_line import QUICK, WORDS, peft_calib, read, sentences, write_csv, write_jsonl
 
 from peft_calib import UncertaintyHead
-from peft_calib.calibration.report import confidence, measured
 from peft_calib.runs.error_head import load_head, train_head
 from peft_calib.runs.evaluation import evaluate_run
 from peft_calib.runs.loading import FinishedRun
 from peft_calib.uncertainty_head.entities import spans_of
 
 FAST = ["--lr", "1e-3", "--alpha", "0.1", "--beta", "0.01", "--epochs", "2"]
-
-
-@pytest.fixture(autouse=True)
-def _few_resamples(monkeypatch):
-    """Intervals of 40 resamples, for the time they take."""
-    for module in (measured, confidence):
-        monkeypatch.setattr(module, "num_resamples_for", lambda *_: 40)
 
 
 def noisy(count: int, seed: int) -> list[tuple[str, str]]:

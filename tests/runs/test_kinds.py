@@ -16,7 +16,6 @@ from scipy.special import expit
 
 from peft_calib import Scorer, load, predict_to
 from peft_calib.calibration import NoGuaranteeError, labels_report, load_decision, numbers_report
-from peft_calib.calibration.resampling import intervals
 from peft_calib.hub import write_card
 from peft_calib.predictor.kinds import LabelsAnswer, NumberAnswer
 from peft_calib.predictor.kinds.labels import labels_in, separator_of
@@ -39,18 +38,6 @@ def rows(count: int, seed: int) -> list[tuple]:
         stars = round(300 + 100 * (2 * nice - price) + rng.gauss(0, 30), 2)
         found.append((" ".join(words), listed, int(nice), int(price), stars, "ab"[number % 2]))
     return found
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_resamples():
-    """Intervals of 40 resamples, for the time they take."""
-    patch = pytest.MonkeyPatch()
-    from peft_calib.calibration.labels import report
-
-    patch.setattr(report, "num_resamples_for", lambda *_: 40)
-    yield
-    patch.undo()
-    assert intervals.num_resamples_for(100) == 1000
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,9 @@ from command_line import peft_calib, sentences, write_csv
 
 from peft_calib import load, predict_to
 from peft_calib.calibration import Watch
-from peft_calib.calibration.report import confidence, measured
 from peft_calib.runs.evaluation import evaluate_run
 from peft_calib.runs.predicting import predict_table
 from peft_calib.runs.watching import watch_run
-
-
-@pytest.fixture(autouse=True)
-def _few_resamples(monkeypatch):
-    """Intervals of 40 resamples, for the time they take."""
-    for module in (measured, confidence):
-        monkeypatch.setattr(module, "num_resamples_for", lambda *_: 40)
 
 
 @pytest.fixture(scope="module")
