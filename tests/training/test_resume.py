@@ -1,6 +1,7 @@
 """A run that is stopped anywhere and resumed ends like the run that was not, to the last bit."""
 
 import shutil
+from functools import cache
 
 import pytest
 import train_script
@@ -69,14 +70,30 @@ def test_the_comparison_can_fail(whole, tmp_path):
     assert not found["weights"]
 
 
+#: Methods by the number of processes that train them.
+KILLED = {1: ("bayesian-lora",), 2: ("curve-lora", "members")}
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """Runs that nobody kills: the methods of a number of processes are trained one after the other by one start."""
+
+    @cache
+    def make(processes):
+        folder = tmp_path_factory.mktemp("left-alone")
+        run(command(",".join(KILLED[processes]), folder, "--steps", "9", processes=processes))
+        return folder
+
+    return lambda method, processes: make(processes) / (method if len(KILLED[processes]) > 1 else "")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "processes"), [("bayesian-lora", 1), ("curve-lora", 2), ("members", 2)])
-def test_killed_and_resumed(method, processes, tmp_path):
+@pytest.mark.parametrize(("processes", "method"), [(n, method) for n, methods in KILLED.items() for method in methods])
+def test_killed_and_resumed(left_alone, processes, method, tmp_path):
     """SIGKILL between two checkpoints; the full study is benchmarks/kill_resume.py."""
     if processes > 1 and Version(transformers.__version__) < Version("5.23"):
         pytest.skip("transformers 5.17 cannot load the optimiser's state on the CPUs of several processes")
-    reference, folder = tmp_path / "reference", tmp_path / "killed"
-    run(command(method, reference, "--steps", "9", processes=processes))
+    reference, folder = left_alone(method, processes), tmp_path / "killed"
     line = command(method, folder, "--steps", "9", "--resume", processes=processes)
     assert run_until_killed(line, step=5, delay=0.02) is not None
     assert not (folder / "final").exists()
