@@ -57,7 +57,10 @@ def read_draws_index(folder: str | Path) -> tuple[list[str], str | None]:
         if not inside(folder, name, str(place)).exists():
             raise FileNotFoundError(f"{place} names {name!r}, but there is no such folder. {_MEND}.")
         if digests is not None and digests.text(name) != _digest(folder / name):
-            raise ValueError(f"{folder / name} is not the draw that was written there: it has changed. {_MEND}.")
+            raise ValueError(
+                f"{folder / name} is not the draw that was written there: it has changed, or its digest in {place}. "
+                f"{_MEND}."
+            )
     return draws, mean
 
 

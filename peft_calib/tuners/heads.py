@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -112,14 +113,33 @@ def trained_modules(model: nn.Module, adapter: str) -> dict[str, tuple[ModulesTo
 def stacked_heads(model: nn.Module, holder: FactorHolder, adapter: str) -> HeadTensors:
     """Put `StackedModule`s in the place of what an adapter trains whole; the modules' tensors as they were."""
     modules = trained_modules(model, adapter)
-    heads = {name: dict(module.named_parameters()) for name, (_, module) in modules.items()}
+    heads = {name: dict(map(_in_floats, module.named_parameters())) for name, (_, module) in modules.items()}
     for name, (wrapper, module) in modules.items():
         wrapper.modules_to_save[adapter] = StackedModule(module, holder, adapter, name)
     return heads
 
 
-def materialize_heads(model: nn.Module, adapter: str) -> None:
-    """Put ordinary modules back in the place of an adapter's `StackedModule`s."""
-    for wrapper, module in trained_modules(model, adapter).values():
-        if isinstance(module, StackedModule):
-            wrapper.modules_to_save[adapter] = module.materialize()
+def _in_floats(named: tuple[str, torch.Tensor]) -> tuple[str, torch.Tensor]:
+    """A tensor that torchao has quantised in place as plain numbers: members and points are numbers to be trained."""
+    name, tensor = named
+    plain = type(tensor) in (torch.Tensor, nn.Parameter)
+    return name, tensor if plain or not hasattr(type(tensor), "tensor_data_names") else tensor.dequantize()
+
+
+@contextmanager
+def materialized_heads(model: nn.Module, adapters: Iterable[str]) -> Iterator[None]:
+    """Put ordinary modules in the place of adapters' `StackedModule`s, for good unless what is done inside fails."""
+    replaced = [
+        (wrapper.modules_to_save, adapter, module)
+        for adapter in adapters
+        for wrapper, module in trained_modules(model, adapter).values()
+        if isinstance(module, StackedModule)
+    ]
+    for modules, adapter, module in replaced:
+        modules[adapter] = module.materialize()
+    try:
+        yield
+    except BaseException:
+        for modules, adapter, module in replaced:
+            modules[adapter] = module
+        raise

@@ -25,7 +25,7 @@ from ..internals.torch import without_compiler
 from .asked import forward_replaced
 from .config import CalibLoraConfig
 from .factors import Law
-from .heads import materialize_heads
+from .heads import materialized_heads
 from .holder import FactorHolder
 from .hooks import attach_hooks, detach_hooks
 from .laws import holders_of
@@ -224,9 +224,8 @@ class FactorModel(Tuner):
 
     def take_out(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Take the layers out, and what they read from; heads of a law stay as they are for its single draw."""
-        for adapter in self.peft_config:
-            materialize_heads(self.model, adapter)
-        model = super().take_out(*args, **kwargs)
+        with materialized_heads(self.model, self.peft_config):
+            model = super().take_out(*args, **kwargs)
         self._remove_holder(model)
         detach_hooks(model)
         return model

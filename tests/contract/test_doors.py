@@ -191,3 +191,13 @@ def test_a_tied_head_is_adapted_with_the_same_warning_as_a_lora(config_class, me
     with pytest.warns(UserWarning, match="tie_word_embeddings"):
         again = PeftModel.from_pretrained(LLAMA.build(tie_word_embeddings=True), tmp_path)
     assert torch.equal(logits(again, LLAMA.batch()), expected)
+
+
+def test_a_refused_merge_leaves_heads_and_factors_as_they_were(method):
+    model = perturb(method.adapt(BERT, task_type="SEQ_CLS"))
+    if not method.law(model).varies:
+        pytest.skip("all its draws are one function")
+    before = [drawn(model, index, BERT.batch()) for index in range(2)]
+    with draws(model, 2), pytest.raises(ValueError, match="no single pair of factors"):
+        model.merge_and_unload()
+    assert all(torch.equal(drawn(model, index, BERT.batch()), before[index]) for index in range(2))

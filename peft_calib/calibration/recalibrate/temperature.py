@@ -111,7 +111,8 @@ class TemperatureScaling(LogitScaling):
         method = super().from_state(state)
         # Null is what a temperature of an even earlier version had when it was saved again.
         if (recorded := state.get("fit", None)) is not None:
-            method.fit_result = TemperatureFit.from_dict(recorded, method.temperature)
+            source = f"{state.source}: " if isinstance(state, Fields) else ""
+            method.fit_result = TemperatureFit.from_dict(recorded, method.temperature, source)
         return method
 
     def fold_into_head(self, model: nn.Module) -> nn.Linear:

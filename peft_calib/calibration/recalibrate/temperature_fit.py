@@ -60,26 +60,28 @@ class TemperatureFit:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, state: Any, temperature: float) -> TemperatureFit:
-        """The inverse of `to_dict`, held against the temperature that it belongs to.
+    def from_dict(cls, state: Any, temperature: float, source: str = "") -> TemperatureFit:
+        """The inverse of `to_dict`, held against the temperature that it belongs to; `source` is what it stands in.
 
         Raises:
             ValueError: If a field is missing, of a wrong type or out of range, or the fit is another temperature's.
         """
+        what = f"{source}The fit of a saved temperature"
         names = sorted(field.name for field in fields(cls))
         if not isinstance(state, dict) or sorted(state) != names:
-            raise ValueError(f"The fit of a saved temperature must hold {names}, got {state!r}.")
+            raise ValueError(f"{what} must hold {names}, got {state!r}.")
         fit = cls(**state)
-        check_fields(fit, cls, "The fit of a saved temperature")
+        check_fields(fit, cls, what)
         if (
             fit.at_bound not in (None, "low", "high")
             or not BOUNDS[0] <= fit.low <= fit.fitted * (1 + 1e-9)
             or not fit.fitted * (1 - 1e-9) <= fit.high <= BOUNDS[1] * (1 + 1e-9)
         ):
-            raise ValueError(f"The fit of a saved temperature is no interval around it within {BOUNDS}: {state!r}.")
+            raise ValueError(f"{what} is no interval around it within {BOUNDS}: {state!r}.")
         if fit.temperature != temperature:
             raise ValueError(
-                f"The saved temperature is {temperature!r}, but its fit says {fit.temperature!r}: one was changed."
+                f"{source}The saved temperature is {temperature!r}, but its fit says {fit.temperature!r}: one "
+                "was changed."
             )
         return fit
 

@@ -1,0 +1,181 @@
+"""Files beside an adapter, changed behind its back: a reader gives what was saved, or an error that names it.
+
+Each example is a change drawn by hypothesis, of a field or of the text. `COMPANION_MUTATIONS=100` tries as many of
+each file; the suite tries a few.
+"""
+
+import copy
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from peft_calib.artefact import ARTEFACT_FILE, Artefact, read_artefact
+from peft_calib.calibration import ConformalSets, SelectiveThreshold, TemperatureScaling, load_decision
+from peft_calib.calibration.recalibrate import VectorScaling
+from peft_calib.calibration.recalibrate.fitted import load_state
+from peft_calib.draws_index import read_draws_index, write_draws_index
+from peft_calib.json_files import read_json
+
+COUNT = int(os.environ.get("COMPANION_MUTATIONS", "25"))
+RNG = np.random.default_rng(0)
+LABELS = RNG.integers(0, 3, 300)
+LOGITS = RNG.normal(size=(300, 3)) + 2 * np.eye(3)[LABELS]
+PROBABILITIES = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
+ASKED = RNG.normal(size=(40, 3))
+WRONG = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    7,
+    0.5,
+    -0.5,
+    1e30,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    [],
+    {},
+    [1],
+    {"x": 2},
+]
+
+
+def ways_of(folder: Path) -> Any:
+    """What a `predictor.json` has predictions taken to; names and columns in it are its owner's to edit."""
+    found = read_artefact(folder)
+    found.check_belongs(folder)
+    if len(found.ways) < 2:
+        raise ValueError(f"{ARTEFACT_FILE} has no temperature for one way, of which peft_calib.load warns")
+    return {how: load_state(state).transform(ASKED).tolist() for how, state in found.ways.items()}
+
+
+def thresholds(file: Path) -> Any:
+    rule = load_decision(file)
+    return [rule.accept(PROBABILITIES[:40]).tolist(), rule.threshold]
+
+
+def sets(file: Path) -> Any:
+    return load_decision(file).predict(PROBABILITIES[:40]).tolist()
+
+
+def recalibrated(file: Path) -> Any:
+    return load_state(read_json(file, "Fit it again")).transform(ASKED).tolist()
+
+
+def write_predictor(folder: Path) -> Path:
+    state = TemperatureScaling().fit(LOGITS, LABELS).state()
+    artefact = Artefact(classes=("a", "b", "c")).with_way("mean", 1, 0, state).with_way("sample", 4, 0, state)
+    artefact.write(folder)
+    return folder / "predictor.json"
+
+
+def write_index(folder: Path) -> Path:
+    for index in range(3):
+        (folder / f"draw-{index}.gguf").write_bytes(bytes([index]))
+    write_draws_index(folder, [f"draw-{index}.gguf" for index in range(3)], None, seed=1)
+    return folder / "draws.json"
+
+
+def written(name: str, make: Callable[[], Any]) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        make().save(folder / name)
+        return folder / name
+
+    return write
+
+
+FILES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
+    "predictor": (write_predictor, lambda file: ways_of(file.parent)),
+    "draws": (write_index, lambda file: read_draws_index(file.parent)),
+    "temperature": (written("t.json", lambda: TemperatureScaling().fit(LOGITS, LABELS)), recalibrated),
+    "vector": (written("v.json", lambda: VectorScaling().fit(LOGITS, LABELS)), recalibrated),
+    "threshold": (written("d.json", lambda: SelectiveThreshold(risk=0.2).fit(PROBABILITIES, LABELS)), thresholds),
+    "sets": (written("s.json", lambda: ConformalSets(alpha=0.1).fit(PROBABILITIES, LABELS)), sets),
+}
+
+
+def places(value: Any, path: tuple = ()) -> list[tuple]:
+    """Where something can be changed: every entry of every mapping, and of the first few of every list."""
+    inside = list(value.items()) if isinstance(value, dict) else list(enumerate(value[:4]))
+    found = [(*path, key) for key, _ in inside]
+    return found + [
+        place for key, part in inside if isinstance(part, (dict, list)) for place in places(part, (*path, key))
+    ]
+
+
+@st.composite
+def changed(draw: st.DrawFn, text: str) -> str:
+    """The text of a JSON file after a tired hand, a careless script or a bad disk."""
+    content = json.loads(text)
+    how = draw(
+        st.sampled_from(["value", "value", "value", "scaled", "gone", "twice", "cut", "dropped", "put", "flipped"])
+    )
+    if how in ("cut", "dropped", "put", "flipped"):
+        at = draw(st.integers(0, len(text) - 1))
+        if how == "flipped":
+            return text[:at] + chr(ord(text[at]) ^ (1 << draw(st.integers(0, 6)))) + text[at + 1 :]
+        put = draw(st.sampled_from('0129-"x,{')) if how == "put" else ""
+        return text[:at] + put + ("" if how == "cut" else text[at + (how == "dropped") :])
+    *above, key = draw(st.sampled_from(places(content)))
+    owner = content = copy.deepcopy(content)
+    for step in above:
+        owner = owner[step]
+    if how == "gone":
+        del owner[key]
+    elif how == "scaled" and isinstance(owner[key], (int, float)):
+        owner[key] = owner[key] * 2 + 1
+    elif how == "twice":
+        return json.dumps(content)[:-1] + f", {json.dumps(str(above[0] if above else key))}: 1}}"
+    else:
+        owner[key] = draw(st.sampled_from(WRONG))
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_file_is_read_as_it_was_or_refused_by_name(name, tmp_path):
+    write, read = FILES[name]
+    file = write(tmp_path)
+    good, expected = file.read_text(), read(file)
+    refused = []
+
+    @settings(max_examples=COUNT, deadline=None, database=None, derandomize=COUNT < 100, print_blob=False,
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(text=changed(good))
+    def hold(text):
+        nonlocal refused
+        file.write_bytes(text.encode("utf-8", "surrogatepass"))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = read(file)
+        except (ValueError, FileNotFoundError) as error:
+            found, message = None, str(error)
+        assert found == expected if found is not None else file.name in message
+        refused += [text] if found is None else []
+
+    hold()
+    assert len(refused) > COUNT / 3  # changes that change nothing show nothing
+
+
+@pytest.mark.parametrize(("name", "setting"), [("threshold", {"risk": 1.4}), ("sets", {"alpha": 0})])
+def test_a_setting_that_nobody_may_give_is_refused_in_the_name_of_the_file(name, setting, tmp_path):
+    write, read = FILES[name]
+    file = write(tmp_path)
+    content = json.loads(file.read_text())
+    content["settings"] |= setting
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{file.name}: .*{next(iter(setting))}"):
+        read(file)
