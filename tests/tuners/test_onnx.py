@@ -18,6 +18,15 @@ CASES = {name: (name, {}) for name in METHODS if name != "hyper-random"} | {
 }
 
 
+#: Rows and tokens are free in each input.
+DYNAMIC = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},) * 2
+
+
+def other_batch() -> dict[str, torch.Tensor]:
+    ids = torch.arange(3, 18).reshape(3, 5)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
 class Logits(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -37,25 +46,29 @@ def test_exported_graph_has_no_factorisation_and_follows_the_parameters(case):
     model, batch = adapted(case), BERT.batch()
     expected = logits(model, batch)
     with torch.no_grad():
-        exported = torch.export.export(Logits(model), tuple(batch.values()), strict=False)
+        exported = torch.export.export(Logits(model), tuple(batch.values()), dynamic_shapes=DYNAMIC, strict=False)
         names = {str(node.target) for node in exported.graph.nodes}
         assert not any("linalg" in name or "triangular" in name for name in names)
         torch.testing.assert_close(exported.module()(*batch.values()), expected, rtol=1e-4, atol=1e-5)
+        other = other_batch()
+        got = exported.module()(*other.values())
+    torch.testing.assert_close(got, logits(model, other), rtol=1e-4, atol=1e-5)
     assert torch.equal(logits(model, batch), expected)  # nothing is left behind
 
 
-def test_onnxruntime_gives_the_logits_of_a_posterior(tmp_path):
+@pytest.mark.parametrize("case", ["hyper", "bayesian", "curve", "ensemble"])
+def test_onnxruntime_gives_the_logits(case, tmp_path):
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
-    model, batch = adapted("bayesian"), BERT.batch()
+    model, batch, place = adapted(case), BERT.batch(), str(tmp_path / "model.onnx")
     with torch.no_grad():
-        torch.onnx.export(
-            Logits(model), tuple(batch.values()), str(tmp_path / "model.onnx"), dynamo=True, verbose=False
-        )
-    session = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
-    inputs = {node.name: tensor.numpy() for node, tensor in zip(session.get_inputs(), batch.values(), strict=True)}
-    got = torch.from_numpy(session.run(None, inputs)[0])
-    torch.testing.assert_close(got, logits(model, batch), rtol=1e-4, atol=1e-4)
+        given = tuple(batch.values())
+        torch.onnx.export(Logits(model), given, place, dynamo=True, dynamic_shapes=DYNAMIC, verbose=False)
+    session = runtime.InferenceSession(place, providers=["CPUExecutionProvider"])
+    for asked in (batch, other_batch()):
+        named = zip(session.get_inputs(), asked.values(), strict=True)
+        got = torch.from_numpy(session.run(None, {node.name: tensor.numpy() for node, tensor in named})[0])
+        torch.testing.assert_close(got, logits(model, asked), rtol=1e-4, atol=1e-4)
 
 
 def test_elimination_is_the_factorisation(monkeypatch):
