@@ -246,7 +246,13 @@ def for_kinds(reader: Reader) -> dict:
         mean, variance = rng.normal(size=300), rng.gamma(1.0, 1.0, 300)
         return mean, variance, rng.normal(mean, np.sqrt(0.5 + variance))
 
-    found: dict = {"names": ["billing", "refund"]}
+    chances = rng.random(600)  # a real one is asked in tests/runs/test_kinds.py
+    found: dict = {"names": ["billing", "refund"], "encoder": SimpleNamespace(predict=lambda _: chances[:, None])}
+    for prefix in ("", "other_", "new_"):
+        found |= {
+            f"{prefix}pairs": [("question", "text")] * 600,
+            f"{prefix}relevant": rng.random(600) < 0.02 + 0.97 * (chances > 0.5),
+        }
     for prefix in ("", "new_", "other_"):
         found[f"{prefix}probabilities"], found[f"{prefix}labels"] = labelled()
         mean, variance, values = numbers()

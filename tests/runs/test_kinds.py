@@ -15,7 +15,14 @@ from peft import AutoPeftModelForSequenceClassification
 from scipy.special import expit
 
 from peft_calib import Scorer, load, predict_to
-from peft_calib.calibration import NoGuaranteeError, labels_report, load_decision, numbers_report
+from peft_calib.calibration import (
+    LabelScaling,
+    LabelThresholds,
+    NoGuaranteeError,
+    labels_report,
+    load_decision,
+    numbers_report,
+)
 from peft_calib.hub import write_card
 from peft_calib.predictor.kinds import LabelsAnswer, NumberAnswer
 from peft_calib.predictor.kinds.labels import labels_in, separator_of
@@ -306,6 +313,27 @@ def test_a_reranker_has_one_logit_and_a_probability_of_relevance(runs, files):
         load(bare, kind="scores")
     with pytest.raises(ValueError, match="says that it answers with labels"):
         load(runs["rerank"], device="cpu", kind="numbers")
+
+
+def test_a_cross_encoder_is_calibrated_and_answers_as_the_run_does(runs, tmp_path):
+    """sentence-transformers' own class: of the run's merged adapter it says what we say, and takes our rules."""
+    cross = pytest.importorskip("sentence_transformers").CrossEncoder
+    predictor = load(runs["rerank"], device="cpu")
+    pairs, nice = [("a", text) for text, *_ in rows(240, 5)], np.array([row[2] for row in rows(240, 5)])
+    ours = predictor.predict(pairs).probabilities.numpy()
+    predictor.model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    predictor.tokenizer.save_pretrained(tmp_path / "merged")
+    encoder = cross(str(tmp_path / "merged"), device="cpu", local_files_only=True)
+    p = encoder.predict(pairs, show_progress_bar=False)[:, None].astype(float)  # a sigmoid, by its default
+    stored = LabelScaling.load(runs["rerank"] / "temperature.json")
+    np.testing.assert_allclose(stored.transform(p), ours, atol=1e-5)
+    fit, decide_on, report_on = (slice(start, start + 80) for start in (0, 80, 160))
+    scaling = LabelScaling("platt").fit(p[fit], nice[fit])
+    rule = LabelThresholds(risk=0.5).fit(scaling.transform(p[decide_on]), nice[decide_on])
+    reached = rule.evaluate(scaling.transform(p[report_on]), nice[report_on])
+    assert reached.labels[0].given == rule.predict(scaling.transform(p[report_on])).sum() > 0
+    logits = encoder.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+    np.testing.assert_allclose(scaling.transform(logits, input="logits")[:, 0], scaling.transform(p)[:, 0], atol=1e-5)
 
 
 @pytest.mark.parametrize(
