@@ -52,18 +52,36 @@ def test_the_figures_of_the_front_page_are_those_of_its_picture():
 
 
 def test_the_figures_that_choose_a_method_are_those_of_the_evidence():
-    text, evidence = page("which-method.md"), json.loads((RESULTS / "evidence.json").read_text())
+    text, evidence = page("which-method.md"), json.loads((RESULTS / "moments.json").read_text())
     inside = evidence["in distribution"]["mean over cells"]["members"]["nll"]
     shifted = evidence["shifted"]["mean over cells"]["members"]["nll"]
-    for found in (inside, shifted):
+    first = json.loads((RESULTS / "evidence.json").read_text())["in distribution"]["mean over cells"]["members"]["nll"]
+    for found in (inside, shifted, first):
         sign, ends = "-" if found["difference"] < -0.0005 else "+", (found["low"], found["high"])
         low, high = (f"{'-' if end < 0 else '+'}{number(end, 3)}" for end in ends)
         assert f"{sign}{number(found['difference'], 3)} nats [{low}, {high}]" in text
-    assert evidence["decision"]["members"]["nll lower"] is False
+    assert evidence["decision"]["members"]["nll lower"] is True
+    assert evidence["decision"]["members"]["brier lower"] is False
     head = re.search(r"\*\*head \(default\)\*\*: (\S+ \[[^]]*\])", page("uncertainty-head.md"))
     assert head is not None
     said, interval = head[1].split(" ", 1)
     assert f"{said} points of AUROC {interval}" in text
+
+
+def test_the_figures_of_members_are_those_of_the_evidence():
+    text = page("ensemble-lora.md")
+
+    def said(found: dict) -> str:
+        ends = [f"{'-' if found[end] < 0 else ''}{number(found[end], 3)}" for end in ("low", "high")]
+        return f"{'-' if found['difference'] < 0 else ''}{number(found['difference'], 3)} [{', '.join(ends)}]"
+
+    for file, methods in (("evidence.json", ["members"]), ("moments.json", ["members", "members, moments"])):
+        results = json.loads((RESULTS / file).read_text())
+        for method in methods:
+            scores = results["in distribution"]["mean over cells"][method]
+            assert said(scores["nll"]) in text, (file, method)
+            assert method != "members" or said(scores["brier"]) in text, file
+    assert said(results["shifted"]["mean over cells"]["members"]["nll"]) in text
 
 
 def test_the_first_remedy_is_that_of_the_unknown_type():
