@@ -212,6 +212,11 @@ def check_kind(input: str) -> None:
         raise ValueError(f"`input` must be one of {INPUT_KINDS}, got {input!r}.")
 
 
+def check_seed(seed: Any) -> int:
+    """Returns a whole number of at least 0, and raises ValueError for anything else."""
+    return check_whole(seed, "`seed`", 0)
+
+
 def check_num_bins(num_bins: int) -> int:
     """Returns `num_bins` if it is an integer from 1 to `MOST_BINS`, and raises ValueError otherwise."""
     num_bins = check_whole(num_bins, "`num_bins`", 1)

@@ -27,7 +27,8 @@ def entities_in(
         seed: Of the intervals.
 
     Returns:
-        Nothing where the tags have no outside, `O`; a sentence where no entity is found.
+        Nothing where the tags have no outside, `O`; a sentence where there is no entity, neither found
+        nor true.
     """
     assert run.task.labels is not None
     names = run.task.labels.names
@@ -36,8 +37,8 @@ def entities_in(
     sentences = prediction.positions[:, 0].numpy()
     stages = {BEFORE: prediction.sample_probabilities.double().numpy(), AFTER: np.asarray(calibrated, np.float64)}
     found = {stage: find_entities(p, names, sentences, labels) for stage, p in stages.items()}
-    if not all(map(len, found.values())):
-        return {"entities": {"told": "none is found, every word has the tag O."}}, ""
+    if not all(one.counts for one in found.values()):
+        return {"entities": {"told": "there is none in these sentences, and none is found."}}, ""
     reports = {stage: entities_report(one, seed=seed) for stage, one in found.items()}
     told = {stage: {**one.to_dict(), "verdict": one.verdict()} for stage, one in reports.items()}
     return {"entities": {**told, "told": reports[AFTER].verdict()}}, reports[AFTER].part()

@@ -7,7 +7,15 @@ import entity_peers
 import numpy as np
 import pytest
 
-from peft_calib.calibration import LabelScaling, SelectiveThreshold, entities_report, find_entities
+from peft_calib.calibration import (
+    LabelScaling,
+    SelectiveThreshold,
+    calibration_report,
+    confidence_report,
+    entities_report,
+    find_entities,
+    labels_report,
+)
 from peft_calib.calibration.entities import spans_of
 from peft_calib.calibration.entities.spans import TagSet
 
@@ -72,6 +80,32 @@ def test_probabilities_of_a_right_model_hold_and_those_of_an_over_confident_one_
     assert after["ece_micro"] < 0.5 * before["ece"]
 
 
+def alike(seed: int, shift: float = 0.0, sentences: int = 100):
+    """Five entities a sentence, all right or all wrong, each as often as its probability says, less a shift."""
+    generator = np.random.default_rng(seed)
+    sure = np.repeat(generator.uniform(0.6, 0.95, sentences), 5)
+    right = np.repeat(generator.random(sentences), 5) < sure - shift
+    p = np.zeros((2 * len(sure), 3))
+    p[1::2, 0], p[::2, 1], p[::2, 0] = 1.0, sure, 1.0 - sure
+    labels = np.stack([right, np.zeros_like(right)], axis=1).ravel().astype(int)
+    return find_entities(p, ["O", "B-X", "I-X"], np.repeat(np.arange(sentences), 10), labels)
+
+
+def test_entities_of_one_sentence_are_no_independent_rows():
+    """As if they were, the verdict was false in 73 of 100 such cuts, which are calibrated exactly."""
+    u = np.linspace(0.6, 0.95, 1001)
+    truth = {"precision": u.mean(), "mean_confidence": u.mean(), "brier": (u * (1.0 - u)).mean(), "ece": 0.0}
+    told, held = 0, dict.fromkeys(truth, 0)
+    for cut in range(30):
+        report = entities_report(alike(cut), num_resamples=40)
+        told += "too" in report.verdict()
+        for key, value in truth.items():
+            low, high = report.intervals[key]
+            held[key] += low <= value <= high
+    assert told <= 4 and min(held.values()) >= 25, (told, held)
+    assert "too high" in entities_report(alike(0, 0.3), num_resamples=40).verdict()
+
+
 def test_draws_keep_that_words_lean_the_same_way():
     draws = np.array([[[0.1, 0.9, 0.0], [0.1, 0.0, 0.9]], [[0.9, 0.1, 0.0], [0.9, 0.0, 0.1]]])
     draws[1, :, :] = [[0.45, 0.55, 0.0], [0.45, 0.0, 0.55]]
@@ -125,8 +159,8 @@ def test_what_is_no_tagging_is_refused(arguments, told):
 def test_a_report_needs_a_truth_and_an_entity():
     with pytest.raises(ValueError, match="give labels="):
         entities_report(find_entities(np.eye(5)[1:2], IOB, [0]))
-    with pytest.raises(ValueError, match="No entity is found in 1 sentences"):
-        entities_report(find_entities(np.eye(5)[:1], IOB, [0], [1]))
+    with pytest.raises(ValueError, match="There is no entity in 1 sentences, neither found nor true"):
+        entities_report(find_entities(np.eye(5)[:1], IOB, [0], [0]))
     p, owners, labels = drawn(1, 30)
     report = entities_report(find_entities(p, IOB, owners, labels), num_resamples=20)
     assert (
@@ -134,3 +168,33 @@ def test_a_report_needs_a_truth_and_an_entity():
         and "<table" in report.to_html()
         and json.loads(report.to_json())["types"][1]["name"] == "Y"
     )
+
+
+def test_a_tagger_that_finds_nothing_has_found_nothing_of_what_is_there():
+    report = entities_report(find_entities(np.eye(5)[[0, 0, 0, 0]], IOB, [0, 0, 1, 2], [1, 2, 3, 0]), num_resamples=20)
+    assert dict(report) == {"f1": 0.0, "f1_macro": 0.0, "precision": 0.0, "recall": 0.0}
+    assert report.settings["num_true"] == 2 and [(row.name, row.true) for row in report.types] == [("X", 1), ("Y", 1)]
+    assert report.verdict().startswith("F1 0.0000 of 0 entities found in 3 sentences, 2 are there. Of none there is")
+    assert "| f1 | 0.0" in str(report) and json.loads(report.to_json())["noise_floor"] is None
+
+
+def test_what_is_perfect_is_so_in_every_resample_however_rare_a_type_is():
+    """A resample without the rare type has no F1 of it, and one without any entity has none at all."""
+    labels = [1, 0, 0, 0, 0, 0, 0, 0, 3, 0]
+    report = entities_report(find_entities(np.eye(5)[labels], IOB, range(10), labels), num_resamples=100)
+    for key in ("f1", "f1_macro", "precision", "recall"):
+        assert report.intervals[key] == (1.0, 1.0), key
+
+
+@pytest.mark.parametrize("seed", [-3, None, 0.5])
+def test_a_seed_is_a_whole_number_in_every_report(seed):
+    p = [0.9, 0.2, 0.6]
+    found = find_entities(np.eye(5)[[1, 0]], IOB, [0, 1], [1, 0])
+    for report in (
+        lambda: entities_report(found, seed=seed),
+        lambda: confidence_report(p, [1, 0, 1], seed=seed),
+        lambda: calibration_report(p, [1, 0, 1], seed=seed),
+        lambda: labels_report(p, [1, 0, 1], seed=seed),
+    ):
+        with pytest.raises(ValueError, match="`seed`"):
+            report()

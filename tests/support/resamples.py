@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from peft_calib.calibration.entities import report as entities
 from peft_calib.calibration.labels import report as labels
 from peft_calib.calibration.report import confidence, measured
 
@@ -15,6 +16,6 @@ from peft_calib.calibration.report import confidence, measured
 def few_resamples(count: int = 40) -> Iterator[None]:
     """Reports take their intervals from `count` resamples instead of a thousand and more."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (labels, confidence, measured):
+        for module in (entities, labels, confidence, measured):
             patch.setattr(module, "num_resamples_for", lambda *_: count)
         yield

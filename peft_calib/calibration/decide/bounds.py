@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from scipy.special import bdtr, betaincinv
 
-from ...whole_numbers import check_whole
-
 
 class NoGuaranteeError(ValueError):
     """The rows do not allow the guarantee that was asked for.
@@ -96,11 +94,6 @@ def check_share(value: Any, name: str, example: float) -> float:
     if not number or not 0.0 < float(value) < 1.0:
         raise ValueError(f"`{name}` must lie strictly between 0 and 1 ({example:g}, say), got {value!r}.")
     return float(value)
-
-
-def check_seed(seed: Any) -> int:
-    """Returns a whole number of at least 0, and raises ValueError for anything else."""
-    return check_whole(seed, "`seed`", 0)
 
 
 def band_text(ends: tuple[float, float]) -> str:

@@ -12,10 +12,10 @@ from ...whole_numbers import check_whole
 from ..answers import as_given
 from ..bins import top_label
 from ..grouping import Grouping, exact, names_of
-from ..inputs import as_numpy, checked_weights
+from ..inputs import as_numpy, check_seed, checked_weights
 from ..recalibrate.temperature import TemperatureScaling
 from .base import DecisionRule, Taken
-from .bounds import check_seed, check_share, percent
+from .bounds import check_share, percent
 from .groups import BY_LABEL, BY_NAME, BY_PREDICTION, as_classes, as_names, grouping_of, places_in
 from .selective_report import named
 from .set_part import SetPart, fit_part, read_part

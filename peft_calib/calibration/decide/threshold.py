@@ -11,9 +11,10 @@ import numpy as np
 from ...json_files import Fields
 from ..answers import as_given
 from ..bins import top_label
+from ..inputs import check_seed
 from ..recalibrate.temperature import TemperatureScaling
 from .base import DecisionRule, Taken, refuse_weights
-from .bounds import NoGuaranteeError, check_seed, check_share, percent
+from .bounds import NoGuaranteeError, check_share, percent
 from .curve import RiskCurve, curve_of
 from .search import NEVER, Found, Prefixes, checked_costs, for_costs, for_coverage, for_risk
 from .selective_report import SelectiveReport, named, reached_by

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..decide.bounds import check_seed
-from ..inputs import as_numpy
+from ..inputs import as_numpy, check_seed
 from .spans import TagSet, spans_of
 
 

@@ -9,16 +9,30 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..inputs import check_confidence_level
+from ..bins import uniform_bins
+from ..inputs import Rows, check_confidence_level, check_seed
 from ..report.confidence import confidence_report
 from ..report.sectioned import SectionedReport
 from ..report.tables import Name, Section, Table, html_section, number, pair
-from ..resampling.intervals import NoiseFloor, num_resamples_for
+from ..resampling.intervals import (
+    Band,
+    NoiseFloor,
+    bootstrap_counts,
+    check_num_resamples,
+    down_to_zero,
+    num_resamples_for,
+    weighted_draws,
+)
+from ..resampling.ranked import Interval
+from ..scores.binned import scores_of_bins
 from ..scores.kinds import OF_ENTITIES
+from ..scores.table import BY_KEY
 from .found import Entities
 
 #: How many resamples of sentences are at hand at a time.
 _BLOCK = 50
+#: Scores of the probabilities; without an entity that is found there are none.
+_OF_PROBABILITIES = tuple(key for key in OF_ENTITIES if key in BY_KEY)
 
 
 @dataclass(frozen=True)
@@ -44,11 +58,12 @@ class EntitiesReport(SectionedReport):
     """Scores of entities; as a mapping it holds the scores alone.
 
     Attributes:
-        scores: Key to number, the keys of `OF_ENTITIES`.
+        scores: Key to number, the keys of `OF_ENTITIES`; where no entity is found, those of F1, precision and recall
+            alone, which are 0.
         settings: Sentences, entities, bins, resamples, seed.
-        intervals: Key to `(low, high)`: of F1, precision and recall from a bootstrap over sentences, of the others
-            over entities; None if none were asked for.
-        floor: Mean and band of the calibration errors if every probability were right; None likewise.
+        intervals: Key to `(low, high)`, from a bootstrap over sentences; None if none were asked for.
+        floor: Mean and band of the calibration error if every probability were right, and the entities of a sentence
+            right and wrong together; None likewise, and where no entity is found.
         types: One line a type.
     """
 
@@ -68,6 +83,8 @@ class EntitiesReport(SectionedReport):
         """In words: F1, and how the probabilities compare with right ones."""
         size = f"{self.settings['num_found']:,} entities found in {self.settings['num_sentences']:,} sentences"
         told = f"F1 {self.scores['f1']:.4f} of {size}, {self.settings['num_true']:,} are there."
+        if not self.settings["num_found"]:
+            return f"{told} Of none there is no probability to measure."
         if self.floor is None:
             return told
         ece, band = self.scores["ece"], self.floor["ece"]
@@ -79,7 +96,8 @@ class EntitiesReport(SectionedReport):
         )
         return (
             f"{told} ECE {ece:.4f}; probabilities that are right would score {band.mean:.4f} [{band.low:.4f}, "
-            f"{band.high:.4f}] ({self.settings['confidence_level']:.0%} band): {judgement}."
+            f"{band.high:.4f}] ({self.settings['confidence_level']:.0%} band, the entities of a sentence right and "
+            f"wrong together): {judgement}."
         )
 
     def part(self) -> str:
@@ -100,7 +118,7 @@ class EntitiesReport(SectionedReport):
             [Name(row.name), str(row.found), str(row.true), str(row.right), *map(number, row.shares)]
             for row in self.types
         ]
-        notes = ["F1, precision and recall: bootstrap over sentences; the others over entities."] if level else []
+        notes = ["Intervals: bootstrap over sentences."] if level else []
         of_types = ["type", "found", "true", "right", "precision", "recall", "F1"]
         return [Section("Entities", [Table(header, lines)], notes), Section("Types", [Table(of_types, each)], [])]
 
@@ -129,7 +147,7 @@ def entities_report(
         The report.
 
     Raises:
-        ValueError: Without labels, or where no entity is found and so there is nothing to measure.
+        ValueError: Without labels, or where there is no entity, neither found nor true.
 
     Example:
         >>> from peft_calib.calibration import find_entities
@@ -141,35 +159,44 @@ def entities_report(
     """
     if found.counts is None or found.correct is None:
         raise ValueError("These entities have no truth beside them; give labels= to find_entities.")
-    if not len(found):
+    if not found.counts:
         raise ValueError(
-            f"No entity is found in {found.num_sentences} sentences: every word has the tag O, so there is no "
-            "probability to measure. Train longer, or look at the accuracy of words."
+            f"There is no entity in {found.num_sentences} sentences, neither found nor true, so there is nothing to "
+            "measure; give sentences that hold some."
         )
     level = None if confidence_level is None else check_confidence_level(confidence_level)
+    seed = check_seed(seed)
     size = num_resamples_for(max(len(found), found.num_sentences)) if num_resamples is None else num_resamples
-    panel = confidence_report(
-        found.probability, found.correct, num_bins=num_bins, confidence_level=level, num_resamples=size, seed=seed
-    )
     table = np.stack(list(found.counts.values()), axis=1)  # (S, types, 3)
-    own = _scores(table.sum(axis=0)[None])
-    scores = {key: float(own[key][0]) if key in own else panel[key] for key in OF_ENTITIES}
-    intervals = None
+    values = {key: float(value[0]) for key, value in _scores(table.sum(axis=0)[None]).items()}
+    if len(found):
+        panel = confidence_report(found.probability, found.correct, num_bins=num_bins, confidence_level=None)
+        values |= {key: panel[key] for key in _OF_PROBABILITIES}
+    scores = {key: values[key] for key in OF_ENTITIES if key in values}
+    intervals, floor = None, None
     if level is not None:
-        assert panel.intervals is not None
-        intervals = {**panel.intervals, **_intervals(table, level, size, seed)}
-        intervals = {key: intervals[key] for key in OF_ENTITIES if key in intervals}
+        check_num_resamples(size)
+        floor = _floor(found, num_bins, level, size, seed) if len(found) else None
+        drawn = _resampled(found, table, num_bins, size, seed)
+        intervals = _intervals(drawn, scores, level, floor or {})
     settings: dict[str, Any] = {"num_sentences": found.num_sentences, "num_found": len(found)}
     settings |= {"num_true": int(table[..., 1].sum()), "num_bins": num_bins, "confidence_level": level}
     settings |= {"num_resamples": size, "seed": seed} if level is not None else {}
     rows = tuple(_row(name, counts.sum(axis=0)) for name, counts in found.counts.items())
-    return EntitiesReport(scores, settings, intervals, panel.floor, rows)
+    return EntitiesReport(scores, settings, intervals, floor, rows)
 
 
 def _scores(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Of `(R, types, 3)` counts, each `(R,)`; 0 where a share is one of nothing, as in seqeval."""
+    """Of `(R, types, 3)` counts, each `(R,)`; 0 where a share is one of nothing, as in seqeval.
+
+    The mean over types is one over those that are found or true, and NaN is all where there is no entity.
+    """
     precision, recall, f1 = _of_counts(counts.sum(axis=1))
-    return {"f1": f1, "f1_macro": _of_counts(counts)[2].mean(axis=1), "precision": precision, "recall": recall}
+    present = counts[..., :2].any(axis=2)
+    count = present.sum(axis=1)
+    macro = (_of_counts(counts)[2] * present).sum(axis=1) / np.maximum(count, 1)
+    scores = {"f1": f1, "f1_macro": macro, "precision": precision, "recall": recall}
+    return {key: np.where(count > 0, values, np.nan) for key, values in scores.items()}
 
 
 def _of_counts(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -178,17 +205,55 @@ def _of_counts(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return right / np.maximum(found, 1), right / np.maximum(true, 1), 2 * right / np.maximum(found + true, 1)
 
 
-def _intervals(table: np.ndarray, level: float, size: int, seed: int) -> Mapping[str, tuple[float, float]]:
-    """Percentiles of resamples of whole sentences."""
+def _resampled(found: Entities, table: np.ndarray, num_bins: int, size: int, seed: int) -> dict[str, np.ndarray]:
+    """Scores of resamples of whole sentences, since the entities of one are right and wrong together."""
     count, flat = len(table), table.reshape(len(table), -1)
-    generator = np.random.default_rng(seed)
-    blocks = []
-    for start in range(0, size, _BLOCK):
-        weights = generator.multinomial(count, np.full(count, 1.0 / count), size=min(_BLOCK, size - start))
-        blocks.append((weights @ flat).reshape(-1, *table.shape[1:]))
-    drawn = _scores(np.concatenate(blocks))
-    ends = [0.5 - 0.5 * level, 0.5 + 0.5 * level]
-    return {key: tuple(map(float, np.quantile(values, ends))) for key, values in drawn.items()}  # type: ignore[misc]
+    weights = bootstrap_counts(np.random.default_rng([seed, 0]), count, size)  # (S, R)
+    blocks = [weights[:, start : start + _BLOCK].T.astype(np.int64) @ flat for start in range(0, size, _BLOCK)]
+    drawn = _scores(np.concatenate(blocks).reshape(-1, *table.shape[1:]))
+    if len(found):
+        of_entity = weights[found.sentences]
+        of_entity = of_entity[:, of_entity.any(axis=0)]  # a resample without an entity says nothing of them
+        drawn |= weighted_draws(_as_rows(found), of_entity, num_bins=num_bins, scores=_OF_PROBABILITIES)
+        drawn["brier"] = 0.5 * drawn["brier"]  # two equal columns
+    return drawn
+
+
+def _as_rows(found: Entities) -> Rows:
+    assert found.correct is not None
+    columns = np.stack([1.0 - found.probability, found.probability], axis=1)
+    return Rows(columns, found.correct.astype(np.int64), against_rest=True)
+
+
+def _intervals(
+    drawn: Mapping[str, np.ndarray], scores: Mapping[str, float], level: float, floor: NoiseFloor
+) -> dict[str, Interval]:
+    """Percentiles; the calibration error's reach further down, by twice what resampling adds to it.
+
+    It is a mean of absolute values, which chance makes larger: once in the rows, once more in their resamples.
+    """
+    ends, found = [0.5 - 0.5 * level, 0.5 + 0.5 * level], {}
+    for key in scores:
+        values = drawn[key][np.isfinite(drawn[key])]
+        low, high = map(float, np.quantile(values, ends)) if len(values) else (np.nan, np.nan)
+        if key == "ece":
+            low = max(low - 2.0 * max(float(values.mean()) - scores[key], 0.0), 0.0)
+        found[key] = low, high
+    return down_to_zero(found, scores, floor)
+
+
+def _floor(found: Entities, num_bins: int, level: float, size: int, seed: int) -> NoiseFloor:
+    """The calibration error where probabilities are right, and the entities of a sentence right and wrong together.
+
+    One uniform number a sentence says which of its entities are right: each with its probability, and together as
+    much as that allows. How much they really are is not known; so the band is wide enough whatever it is.
+    """
+    generator, drawn = np.random.default_rng([seed, 1]), []
+    for _ in range(size):
+        right = generator.random(found.num_sentences)[found.sentences] < found.probability
+        drawn.append(scores_of_bins(uniform_bins(found.probability, right.astype(np.float64), num_bins))["ece"])
+    low, high = np.quantile(drawn, [0.5 - 0.5 * level, 0.5 + 0.5 * level])
+    return {"ece": Band(float(np.mean(drawn)), float(low), float(high))}
 
 
 def _row(name: str, counts: np.ndarray) -> TypeRow:

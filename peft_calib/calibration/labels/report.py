@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..inputs import check_confidence_level, check_num_bins
+from ..inputs import check_confidence_level, check_num_bins, check_seed
 from ..report.sectioned import SectionedReport
 from ..report.tables import Name, Section, Table, number, pair
 from ..resampling.intervals import NoiseFloor, num_resamples_for
@@ -107,7 +107,7 @@ def labels_report(
         >>> round(report["f1_micro"], 3), report["exact_match"], round(report["brier_micro"], 4)
         (0.8, 0.5, 0.1125)
     """
-    num_bins = check_num_bins(num_bins)
+    num_bins, seed = check_num_bins(num_bins), check_seed(seed)
     rows = as_label_rows(probabilities, labels, input=input)
     names = checked_label_names(label_names, rows.num_labels)
     size = num_resamples_for(len(rows.labels), rows.num_labels) if num_resamples is None else num_resamples

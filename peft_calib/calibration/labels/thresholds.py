@@ -12,10 +12,11 @@ import numpy as np
 from ...json_files import Fields
 from ..answers import as_given
 from ..decide.base import DecisionRule
-from ..decide.bounds import NoGuaranteeError, check_seed, check_share, percent
+from ..decide.bounds import NoGuaranteeError, check_share, percent
 from ..decide.search import ALWAYS, NEVER, Prefixes, for_coverage, for_risk
 from ..decide.selective_report import named
 from ..fingerprint import SplitFingerprint
+from ..inputs import check_seed
 from .decided import LabelsDecided, labels_decided
 from .rows import LabelRows, as_label_probabilities, as_label_rows
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..bins import group_by_value, uniform_bins
-from ..inputs import Rows, as_numpy, check_confidence_level, check_num_bins
+from ..inputs import Rows, as_numpy, check_confidence_level, check_num_bins, check_seed
 from ..resampling.intervals import NoiseFloor, bootstrap_intervals, down_to_zero, noise_floor, num_resamples_for
 from ..resampling.ranked import Interval
 from ..scores.binned import scores_of_bins
@@ -76,6 +76,7 @@ def confidence_report(
         (1.0, 0.07)
     """
     num_bins = check_num_bins(num_bins)
+    seed = check_seed(seed)
     sure, right = _checked(confidence, correct)
     groups, bins = group_by_value(sure, right), uniform_bins(sure, right.astype(np.float64), num_bins)
     means = {"accuracy": right.mean(), "mean_confidence": sure.mean(), "brier": ((sure - right) ** 2).mean()}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..grouping import as_groups
-from ..inputs import as_rows, check_num_bins
+from ..inputs import as_rows, check_num_bins, check_seed
 from ..scores.weighted import drawn_bins
 from . import render, sheet
 from .classes import checked_class_names, class_rows
@@ -123,7 +123,7 @@ def calibration_report(
     if sample_weight is not None:
         _refuse_with_weights(groups=groups is not None, per_class=per_class, convention=convention != OURS)
     rows = as_rows(probabilities, labels, **options, sample_weight=sample_weight)
-    asked = ReportSettings(num_bins, convention, confidence_level, num_resamples, interval_method, seed)
+    asked = ReportSettings(num_bins, convention, confidence_level, num_resamples, interval_method, check_seed(seed))
     names = checked_class_names(class_names, rows.num_classes)
     grouping = None if groups is None else as_groups(groups, labels, rows.kept)
     found = measured(rows, asked)

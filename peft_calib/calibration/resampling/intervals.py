@@ -204,7 +204,7 @@ def _resampled(
 
 
 def weighted_draws(rows: Rows, counts: np.ndarray, *, num_bins: int, scores: Sequence[str]) -> dict[str, np.ndarray]:
-    """Key to `(R,)` scores where the rows count `(N, R)` times; every column of `counts` sums to N."""
+    """Key to `(R,)` scores where the rows count `(N, R)` times; no column of `counts` is all zero."""
     families, design = _families(rows, num_bins, scores)
     return _collected(_weighted_sums(design, counts, families), scores)
 

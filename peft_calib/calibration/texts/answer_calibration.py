@@ -12,9 +12,8 @@ import numpy as np
 
 from ...files import write_atomically
 from ...json_files import Fields, read_json, sealed
-from ..decide.bounds import check_seed
 from ..fingerprint import SplitFingerprint, row_hashes
-from ..inputs import as_numpy
+from ..inputs import as_numpy, check_seed
 from ..recalibrate.fitted import refuse_overlap
 from ..report.confidence import ConfidenceReport, confidence_report
 from .maps import KINDS, Fitted, cross_entropy, fit_map

@@ -12,8 +12,8 @@ import numpy as np
 from ...files import write_atomically
 from ...json_files import Fields, describe, read_json
 from ...whole_numbers import check_whole
-from ..decide.bounds import check_seed, check_share
-from ..inputs import as_numpy, check_confidence_level
+from ..decide.bounds import check_share
+from ..inputs import as_numpy, check_confidence_level, check_seed
 from ..resampling.bands import wilson_interval
 from .estimates import expected_accuracy, expected_brier
 from .reference import Reference
