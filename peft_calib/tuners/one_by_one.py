@@ -1,28 +1,35 @@
 """K functions one after the other, for models whose rows share what an adapted map is applied to.
 
-DeBERTa applies the adapted maps of its attention to one table of relative positions, which all rows read. K functions
-make K tables of it, and the model has no place for them in one pass over the rows of all functions. Such a map sees a
-number of rows that K does not divide; the pass is then made anew, one function at a time, and the answers are put
-together as the one pass would have given them. Which models need it is known only when the first pass has met it, and
-is remembered for each.
+DeBERTa applies the adapted maps of its attention to one table of relative positions, which all rows read; XLNet keeps
+positions before rows. K functions make K tables, or K rows at each position, and the one pass over the rows of all
+functions would give a row another's function. Such a pass is made anew, one function at a time, and the answers are
+put together as the one pass would have given them.
+
+Which models need it is found in the first pass: there every adapted map sees K times the rows that it sees when one
+function runs alone. That K divides them says nothing, a table of 512 positions is divided by two.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import Context, ContextVar
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from .asked import only_here
 from .forward import Forward, pop, push
 
 _NEEDED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _PROVEN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 #: Whether blocks answer for all functions at once, so that they cannot be asked one by one.
 replaying: ContextVar[bool] = ContextVar("peft_calib_replaying", default=False)
+#: Rows that each adapted map was applied to, call by call.
+Rows = dict[nn.Module, list[int]]
 
 
 class SharedRowsError(ValueError):
@@ -47,17 +54,66 @@ def run(forward: Callable[..., Any], root: nn.Module, running: Forward | None, a
         return forward(root, *args, **kwargs)
     if root in _NEEDED:
         return _one_by_one(forward, root, running)
-    if root in _PROVEN:
-        return forward(root, *args, **kwargs)
-    states = _random_states()
+    states = None if root in _PROVEN else _random_states()
     try:
-        output = forward(root, *args, **kwargs)
+        if root in _PROVEN:
+            return forward(root, *args, **kwargs)
+        with _rows_seen(root) as together:
+            output = forward(root, *args, **kwargs)
     except SharedRowsError:
-        _NEEDED.add(root)
+        shared = True
+    else:
+        if not _can_run_again(running.given):
+            return output
+        # in a context of its own nothing replays, reads along or asks for draws, as it may in this one
+        alone = Context().run(_rows_alone, forward, root, running)
+        shared = any(
+            rows != [running.functions * n for n in alone.get(module, [])] for module, rows in together.items()
+        )
+    if not shared:
+        _PROVEN.add(root)
+        return output
+    _NEEDED.add(root)
+    if states is not None:
         _restore(states)
-        return _one_by_one(forward, root, running)
-    _PROVEN.add(root)
-    return output
+    return _one_by_one(forward, root, running)
+
+
+@contextmanager
+def _rows_seen(root: nn.Module) -> Iterator[Rows]:
+    """Count the rows of every adapted map in the forwards of this call chain."""
+    seen: Rows = {}
+
+    def note(module: nn.Module, args: tuple) -> None:
+        if args:
+            seen.setdefault(module, []).append(args[0].shape[0])
+
+    with only_here() as here, ExitStack() as stack:
+        for module in root.modules():
+            if isinstance(module, BaseTunerLayer):
+                stack.callback(module.register_forward_pre_hook(here(note)).remove)
+        yield seen
+
+
+def _rows_alone(forward: Callable[..., Any], root: nn.Module, running: Forward) -> Rows:
+    """The rows of every adapted map where one function runs on the batch; nothing is drawn, updated or kept."""
+    training = [module for module in root.modules() if module.training]
+    for module in training:  # not by eval(): what a module does when it is switched is not for one look
+        module.training = False
+    push(running.only(0))
+    try:
+        with torch.no_grad(), _rows_seen(root) as seen:
+            forward(root, **(running.given or {}))
+    finally:
+        pop(root)
+        for module in training:
+            module.training = True
+    return seen
+
+
+def _can_run_again(inputs: Mapping[str, Any] | None) -> bool:
+    """Whether a forward leaves its inputs as they are, which one with a cache of earlier tokens does not."""
+    return not any(hasattr(value, "get_seq_length") for value in (inputs or {}).values())
 
 
 def _one_by_one(forward: Callable[..., Any], root: nn.Module, running: Forward) -> Any:
