@@ -18,7 +18,7 @@ SKETCH_SIZE = 4096
 # From so many different rows on a count that divides those of all of them is a copy, and no accident: of counts that
 # come about by chance two divides all with probability 2^-20.
 FEWEST_TO_TELL_COPIES = 20
-# Standard errors of what look alike by chance that are taken off beside it.
+# Standard errors of what look alike by chance from which on rows are said to be own ones.
 STANDARD_ERRORS = 3.0
 # To what log-probabilities are rounded where logits and probabilities of one row should be alike: far above what a
 # softmax in float32 rounds, so that nearly all rows survive it, and far below what tells rows apart.
@@ -50,27 +50,24 @@ class SplitFingerprint:
     def seen(self, hashes: np.ndarray) -> float:
         """Share of some rows that are rows of this set, beyond what look alike by chance; 1 for the very same rows.
 
-        A row is known by its hash where this set has it once (where all its rows come twice, or any same number of
-        times, it is copies of another set, and they once), and makes one other row known. New rows have such a hash
-        by chance, too: probabilities come in few levels, or are exactly 1. How many is told by the hashes that come
-        twice here (Good, 1953: `2 N_2 / n`), and what that and three standard errors explain is taken off. Of rows
-        that all differ nothing is.
+        Pairs of rows that are alike across both sets are counted, and pairs within each. New rows are alike across at
+        most as often as the geometric mean of within and within (Cauchy & Schwarz), however few levels they come in
+        and whatever their shares are; an own row has its pair on top. Copies in one set alone hide nothing, since the
+        other has no pairs; where all rows of a set come equally often, they count once. Of rows that differ in both
+        sets each that is known is an own one; else nothing is said below `STANDARD_ERRORS`, so that few own rows, or
+        copies in both sets, of rows in few levels may pass.
         """
         if len(hashes) == self.num_rows and SplitFingerprint.of_hashes(hashes).digest == self.digest:
             return 1.0
-        known, counts = np.unique(np.array(self.hashes, dtype=np.uint64), return_counts=True)
-        judged = hashes if self.num_rows <= SKETCH_SIZE else hashes[hashes <= known[-1]]
-        if not len(judged):
+        ours = np.array(self.hashes, dtype=np.uint64)
+        if self.num_rows > SKETCH_SIZE:  # the last one may be cut in two
+            ours, hashes = ours[ours < ours[-1]], hashes[hashes < ours[-1]]
+        if not len(ours) or not len(hashes):
             return 0.0
-        copies = self._copies(counts)
-        found = float(np.isin(known[counts == copies], judged).sum()) / len(judged)
-        chance = 0.0 if (counts == copies).all() else _by_chance(counts // copies, len(judged))
-        return max(found - chance, 0.0)
-
-    def _copies(self, counts: np.ndarray) -> int:
-        """How often every row occurs at least, if the counts of all are multiples of it."""
-        whole = counts if self.num_rows <= SKETCH_SIZE else counts[:-1]  # the last one may be cut in two
-        return int(np.gcd.reduce(whole)) if len(whole) >= FEWEST_TO_TELL_COPIES else 1
+        kinds, which = np.unique(np.concatenate([ours, hashes]), return_inverse=True)
+        fitted = _without_copies(np.bincount(which[: len(ours)], minlength=len(kinds)))
+        judged = _without_copies(np.bincount(which[len(ours) :], minlength=len(kinds)))
+        return _own_share(fitted, judged)
 
     def to_dict(self) -> dict[str, Any]:
         return {"digest": self.digest, "num_rows": self.num_rows, "hashes": [f"{h:016x}" for h in self.hashes]}
@@ -87,12 +84,38 @@ class SplitFingerprint:
         return cls(digest, num_rows, tuple(int(h, 16) for h in hashes))
 
 
-def _by_chance(counts: np.ndarray, judged: int) -> float:
-    """How large the share of new rows may be whose hash is one that came once, by how often each came."""
-    twice, size = int((counts == 2).sum()), int(counts.sum())
-    share = min(2.0 * twice / size, 1.0)
-    of_estimate, of_rows = 4.0 * (twice + 1) / size**2, share * (1.0 - share) / judged
-    return share + STANDARD_ERRORS * float(np.sqrt(of_estimate + of_rows))
+def _without_copies(counts: np.ndarray) -> np.ndarray:
+    """How often each kind of row came, where all came a multiple of some times: that many times less."""
+    came = counts[counts > 0]
+    return counts // np.gcd.reduce(came) if len(came) >= FEWEST_TO_TELL_COPIES else counts
+
+
+def _own_share(fitted: np.ndarray, judged: np.ndarray) -> float:
+    """Share of judged rows that are fitted ones, by how often each kind of row came in either set."""
+    known = float(judged[fitted > 0].sum() / judged.sum())
+    if fitted.max() == 1 and judged.max() == 1:
+        return known
+    both = fitted + judged
+    weight = 2.0 / np.maximum(both, 2)  # frequent kinds tell little of single rows
+    across = (weight * fitted * judged).sum()
+    within = [(weight * count * (count - 1.0)).sum() for count in (fitted, judged)]
+    own = across - np.sqrt(within[0] * within[1])
+    if own <= STANDARD_ERRORS * _standard_error(fitted, judged, weight):
+        return 0.0
+    return min(float(own / (weight * judged).sum()), known)
+
+
+def _standard_error(fitted: np.ndarray, judged: np.ndarray, weight: np.ndarray) -> float:
+    """Of `own`, of new rows: `t (t - 1) / 2` for a kind that came `t` times, on whichever side each of them fell.
+
+    It is told by all kinds, or by those on both sides and how likely that is. Copies in one set raise the first.
+    """
+    both = fitted + judged
+    variance = weight**2 * both * (both - 1.0) / 2.0
+    share = judged.sum() / both.sum()
+    mixed = (fitted > 0) & (judged > 0)
+    likely = 1.0 - share ** both[mixed] - (1.0 - share) ** both[mixed]
+    return float(np.sqrt(min(variance.sum(), (variance[mixed] / likely).sum())))
 
 
 def row_hashes(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -140,5 +140,68 @@ def test_saturated_rows_and_rows_all_alike_hide_no_others():
     own[:400] = new[:400] = 7  # 40 % are exactly 1
     known = SplitFingerprint.of_hashes(own)
     assert known.seen(new) == 0.0
-    assert known.seen(own[200:]) == pytest.approx(0.75, abs=0.01)
-    assert known.seen(np.full(50, own[-1])) <= 0.02  # fifty times the one row: it is one of them
+    assert known.seen(own[200:]) == pytest.approx(1.0, abs=0.01)
+    half = np.concatenate([own[:700], new[700:]])  # 300 own ones of 600 that are told
+    assert known.seen(half) == pytest.approx(0.5, abs=0.01)
+    assert known.seen(np.full(50, own[-1])) == 0.0  # one row fifty times says nothing of more
+
+
+def _kinds(seed: int, cells: int, size: int) -> np.ndarray:
+    generator = np.random.default_rng([seed, cells])
+    kinds = generator.integers(0, 2**63, cells, dtype=np.uint64)
+    return kinds[generator.integers(0, cells, size)]
+
+
+@pytest.mark.parametrize("cells", [100, 400, 2**40])
+def test_parts_of_the_own_rows_are_known_whatever_their_levels(cells):
+    """Not only the identical set, which has the digest: all but one, halves, with new rows, and each many times."""
+    rows = _kinds(0, min(cells, 10**6), 1000)
+    own, new = rows[:400], rows[400:]
+    known = SplitFingerprint.of_hashes(own)
+    assert known.seen(new) <= 0.05
+    for part in (own[:-1], own[:200], own[1::2]):
+        assert known.seen(part) > 0.8
+        assert known.seen(np.repeat(part, 25)) > 0.8
+    if cells > 100:
+        assert known.seen(np.concatenate([own[:200], new[:200]])) == pytest.approx(0.5, abs=0.2)
+
+
+@pytest.mark.parametrize("twice", [120, 300, 399, 400])
+def test_rows_that_came_twice_in_the_fit_are_known(twice):
+    rows = np.random.default_rng(twice).integers(0, 2**63, 1000, dtype=np.uint64)
+    own, new = rows[:400], rows[400:]
+    known = SplitFingerprint.of_hashes(np.concatenate([own, own[:twice]]))
+    assert known.seen(new) == 0.0
+    for part in (own, own[:-1], own[:200], own[200:], own[:twice], np.repeat(own[:200], 25)):
+        assert known.seen(part) == pytest.approx(1.0, abs=0.01)
+    for count in (40, 80, 200):
+        leaked = np.concatenate([own[-count:], new[: 400 - count]])
+        assert known.seen(leaked) == pytest.approx(count / 400, abs=0.01)
+
+
+@pytest.mark.parametrize("size", [50, 400, 20_000])
+def test_other_shares_of_the_same_levels_are_no_own_rows(size):
+    """Rows of a test set may be surer than those of the fit: more are saturated, and the levels otherwise spread."""
+    generator = np.random.default_rng(size)
+    taken = 0
+    for _ in range(40):
+        kinds = generator.integers(0, 2**63, 300, dtype=np.uint64)
+        share = generator.dirichlet(np.full(300, 0.5))
+        share[0] = share.sum() / 2
+        other = share * np.exp(generator.normal(size=300))
+        other[0] = 3 * other.sum()
+        first, second = (kinds[generator.choice(300, size, p=p / p.sum())] for p in (share, other))
+        taken += SplitFingerprint.of_hashes(first).seen(second) > 0.05
+    assert taken <= 2
+
+
+def test_two_decimals_are_told_through_the_methods():
+    generator = np.random.default_rng(0)
+    p = np.round(generator.random(800), 2)
+    rows, y = np.stack([p, 1 - p], 1), (generator.random(800) < 1 - p).astype(int)
+    fitted = TemperatureScaling().fit(rows[:400], y[:400], input="probabilities")
+    report = {"input": "probabilities", "confidence_level": None}
+    fitted.evaluate(rows[400:], y[400:], **report)
+    for part in (slice(0, 399), slice(0, 200), slice(0, 400, 2)):
+        with pytest.raises(ValueError, match=r"^\d+% of these rows"):
+            fitted.evaluate(rows[part], y[part], **report)
