@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from ..calibration.entities import spans_of
+from ..calibration.entities import TagSet
 from .features import FeatureSet
 
 How = Literal["max", "mean", "any"]
@@ -57,13 +57,14 @@ def entities(features: FeatureSet, uncertainty: torch.Tensor, names: Sequence[st
     rows, together = _rows(features, uncertainty), _together(how)
     if len(names) != features.num_classes:
         raise ValueError(f"names are the tags of {features.num_classes} classes, in order; got {len(names)}.")
+    tags = TagSet(names)
     predicted = [names[tag] for tag in features.predicted.tolist()]
     labels = None if features.labels is None else [names[tag] for tag in features.labels.tolist()]
     spans, types, owners, errors, missed = [], [], [], [], 0
     for row, start, stop in rows:
-        made = spans_of(predicted[start:stop])
+        made = tags.spans(predicted[start:stop])
         if labels is not None:
-            right = set(spans_of(labels[start:stop]))
+            right = set(tags.spans(labels[start:stop]))
             errors += [entity not in right for entity in made]
             missed += len(right - set(made))
         spans += [(start + first, start + last) for _, first, last in made]

@@ -23,8 +23,9 @@ IOB = ["O", "B-X", "I-X", "B-Y", "I-Y"]
 
 
 @pytest.mark.parametrize(
-    "names", [IOB, ["O", "X", "Y"], ["O", "B-X", "I-X", "E-X", "S-X"], ["O", "B-X", "I-X", "L-X", "U-X"]]
-)
+    "names", [IOB, ["O", "X", "Y"], ["O", "B-X", "I-X", "E-X", "S-X"], ["O", "B-X", "I-X", "L-X", "U-X"],
+     ["O", "B", "I"], ["O", "B-X", "I-X", "E-mail"]],
+)  # fmt: skip
 def test_a_probability_is_that_of_all_tags_that_hold_the_entity(names):
     generator = np.random.default_rng(0)
     p = generator.dirichlet(np.ones(len(names)), size=(2, 4))
@@ -32,10 +33,21 @@ def test_a_probability_is_that_of_all_tags_that_hold_the_entity(names):
     expected: dict[tuple, np.ndarray] = {}
     for tags in itertools.product(range(len(names)), repeat=4):
         weight = np.prod([p[:, place, tag] for place, tag in enumerate(tags)], axis=0)
-        for entity in spans_of([names[tag] for tag in tags]):
+        for entity in spans_of([names[tag] for tag in tags], names):
             expected[entity] = expected.get(entity, 0.0) + weight
     for entity, chance in expected.items():
         np.testing.assert_allclose(reader.chance(p, *entity), chance, atol=1e-12)
+
+
+@pytest.mark.parametrize("names", [{0: "O", 1: "B-X", 2: "I-X"}, {"2": "I-X", "0": "O", "1": "B-X"}])
+def test_a_models_id2label_names_the_tags(names):
+    assert find_entities(np.eye(3)[[1, 2]], names, [0, 0]).types == ("X",)
+
+
+@pytest.mark.parametrize("names", [None, "OBI", [0, 1, 2], ["O", None, "B-X"], {1: "O", 2: "B-X", 3: "I-X"}, 3])
+def test_what_names_no_tags_is_refused(names):
+    with pytest.raises(ValueError, match=r"^tag_names must be the tags of the classes as texts, in order[^\n]*$"):
+        find_entities(np.eye(3), names, [0, 0, 0])
 
 
 def one_hot(sentences: list[list[str]], names: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,10 +10,10 @@ import torch
 from command_line import QUICK, WORDS, peft_calib, read, sentences, write_csv, write_jsonl
 
 from peft_calib import UncertaintyHead
+from peft_calib.calibration.entities import spans_of
 from peft_calib.runs.error_head import load_head, train_head
 from peft_calib.runs.evaluation import evaluate_run
 from peft_calib.runs.loading import FinishedRun
-from peft_calib.uncertainty_head.entities import spans_of
 
 FAST = ["--lr", "1e-3", "--alpha", "0.1", "--beta", "0.01", "--epochs", "2"]
 

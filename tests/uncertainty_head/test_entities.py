@@ -7,7 +7,8 @@ import entity_peers
 import pytest
 import torch
 
-from peft_calib.uncertainty_head.entities import entities, sentences, spans_of
+from peft_calib.calibration.entities import spans_of
+from peft_calib.uncertainty_head.entities import entities, sentences
 from peft_calib.uncertainty_head.features import FeatureSet
 
 NAMES = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -32,6 +33,35 @@ def test_tags_without_a_mark_are_types_and_bilou_is_known():
     assert spans_of(["PER", "PER", "O", "LOC", "PER"]) == [("PER", 0, 2), ("LOC", 3, 4), ("PER", 4, 5)]
     assert spans_of(["B-PER", "L-PER", "U-PER", "U-PER"]) == [("PER", 0, 2), ("PER", 2, 3), ("PER", 3, 4)]
     assert spans_of([]) == []
+
+
+def test_a_mark_alone_is_one_of_a_nameless_type_as_in_seqeval():
+    expected = [("_", 0, 2), ("_", 3, 4), ("_", 4, 5)]
+    for names in (None, ["O", "B", "I"]):
+        assert spans_of(["B", "I", "O", "B", "B"], names) == expected
+    assert spans_of(["I", "E", "S", "O", "I"], list("OBIES")) == [("_", 0, 2), ("_", 2, 3), ("_", 4, 5)]
+
+
+@pytest.mark.parametrize(
+    ("names", "tags", "expected"),
+    [
+        (["O", "E-mail", "S-Bahn"], ["E-mail", "E-mail", "S-Bahn"], [("E-mail", 0, 2), ("S-Bahn", 2, 3)]),
+        (["O", "B-X", "I-X", "S-Bahn", "E"], ["S-Bahn", "B-X", "E"], [("S-Bahn", 0, 1), ("X", 1, 2), ("E", 2, 3)]),
+        (["O", "B-X", "I-X", "E-X", "S-X", "S-Y", "E-mail"], ["S-Y", "S-Y", "E-mail"],
+         [("Y", 0, 1), ("Y", 1, 2), ("E-mail", 2, 3)]),
+        (["O", "I-X"], ["I-X", "I-X"], [("X", 0, 2)]),
+    ],
+)  # fmt: skip
+def test_all_tags_tell_a_mark_from_a_type_that_looks_marked(names, tags, expected):
+    assert spans_of(tags, names) == expected
+    ids = torch.tensor([names.index(tag) for tag in tags])
+    logits = torch.nn.functional.one_hot(ids, len(names)).float()[None]
+    items = torch.tensor([[0, token] for token in range(len(tags))])
+    features = FeatureSet(torch.zeros(1, len(ids), 2), logits, None, items=items)
+    found = entities(features, torch.zeros(len(ids)), names)
+    assert [(kind, *span) for kind, span in zip(found.types, found.spans.tolist(), strict=True)] == expected
+    with pytest.raises(ValueError, match="'I-Z' is none of the tags"):
+        spans_of(["I-Z"], names)
 
 
 PREDICTED = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-LOC", "I-LOC", "O"]]

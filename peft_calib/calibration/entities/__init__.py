@@ -2,6 +2,6 @@
 
 from .found import Entities, find_entities
 from .report import EntitiesReport, TypeRow, entities_report
-from .spans import spans_of
+from .spans import TagSet, spans_of
 
-__all__ = ["EntitiesReport", "Entities", "TypeRow", "entities_report", "find_entities", "spans_of"]
+__all__ = ["EntitiesReport", "Entities", "TagSet", "TypeRow", "entities_report", "find_entities", "spans_of"]

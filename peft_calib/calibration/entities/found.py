@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..inputs import as_numpy, check_seed
-from .spans import TagSet, spans_of
+from .spans import TagSet
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,17 +53,20 @@ class Entities:
         return chosen
 
 
-def find_entities(probabilities: Any, tag_names: Sequence[str], sentences: Any, labels: Any = None) -> Entities:
+def find_entities(
+    probabilities: Any, tag_names: Sequence[str] | Mapping[Any, str], sentences: Any, labels: Any = None
+) -> Entities:
     """The entities in the most probable tags, with the probability of each.
 
-    A span and type are found in the tags of largest mean probability, as seqeval reads them. Their probability is
+    A span and type are found in the tags of largest mean probability, as `spans_of` reads them. Their probability is
     that of all tags of the sentence in which the same entity stands: `P(B-PER) P(I-PER) (1 - P(I-PER))` for two words
     of a name before a word that could continue it. Given a draw the model tags words independently, so it is a sum of
     products, taken in one pass; of draws it is the mean, which keeps that the words of one draw lean the same way.
 
     Args:
         probabilities: `(N, C)` of words (the first token of each), or `(K, N, C)` of draws.
-        tag_names: Tag of each class, in order: `O`, and `B-`, `I-`, ... before a type, or a type alone.
+        tag_names: Tag of each class, in order: `O`, and `B-`, `I-`, ... before a type, or a type alone. Or a mapping
+            of number to tag: the model's `id2label`.
         sentences: `(N,)`, to which sentence each word belongs; words of one stand together, in order.
         labels: `(N,)` class of each word, if known.
 
@@ -81,16 +84,17 @@ def find_entities(probabilities: Any, tag_names: Sequence[str], sentences: Any, 
         >>> found.probability.round(3).tolist()  # (0.8 + 0.1) 0.7 (1 - 0.1): an I- that continues nothing begins one
         [0.567]
     """
-    draws, owners, tags = _checked(probabilities, tag_names, sentences, labels)
-    names, reader = list(map(str, tag_names)), TagSet(tag_names)
+    names = _names(tag_names)
+    draws, owners, tags = _checked(probabilities, names, sentences, labels)
+    reader = TagSet(names)
     best = draws.mean(axis=0).argmax(axis=1)
     starts = np.flatnonzero(np.diff(owners, prepend=owners[0] - 1))
     ends = [*starts[1:].tolist(), len(owners)]
     chances, places, spans, types, right = [], [], [], [], []
     counts: dict[str, np.ndarray] = {}
     for number, (start, stop) in enumerate(zip(starts.tolist(), ends, strict=True)):
-        made = spans_of([names[tag] for tag in best[start:stop]])
-        true = set() if tags is None else set(spans_of([names[tag] for tag in tags[start:stop]]))
+        made = reader.spans([names[tag] for tag in best[start:stop]])
+        true = set() if tags is None else set(reader.spans([names[tag] for tag in tags[start:stop]]))
         for kind, first, last in made:
             chances.append(float(reader.chance(draws[:, start:stop], kind, first, last).mean()))
             spans.append((start + first, start + last))
@@ -110,6 +114,20 @@ def find_entities(probabilities: Any, tag_names: Sequence[str], sentences: Any, 
         len(starts),
         dict(sorted(counts.items())) if known else None,
     )
+
+
+def _names(given: Any) -> list[str]:
+    """Tag of each class, from a sequence or a mapping of number (or its digits, as JSON has them) to tag."""
+    names = given.tolist() if isinstance(given, np.ndarray) else given
+    if isinstance(given, Mapping):
+        numbered = {str(key): name for key, name in given.items()}
+        names = [numbered.get(str(number)) for number in range(len(given))]
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) and n for n in names):
+        raise ValueError(
+            "tag_names must be the tags of the classes as texts, in order, such as ['O', 'B-PER', 'I-PER'], or the "
+            f"model's id2label, numbers from 0 to tags; got {given!r:.80}."
+        )
+    return list(names)
 
 
 def _checked(

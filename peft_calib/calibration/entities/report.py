@@ -131,7 +131,7 @@ def entities_report(
     num_resamples: int | None = None,
     seed: int = 0,
 ) -> EntitiesReport:
-    """Measure entities: precision, recall and F1 as seqeval has them, and the probability of each against its truth.
+    """Measure entities: precision, recall and F1, and the probability of each against its truth.
 
     An entity is right if its span and its type are. One that is missed counts in recall and F1, and has no
     probability, so no calibration score knows of it.
