@@ -59,20 +59,25 @@ def ways_of(folder: Path) -> Any:
     found.check_belongs(folder)
     if len(found.ways) < 2:
         raise ValueError(f"{ARTEFACT_FILE} has no temperature for one way, of which peft_calib.load warns")
-    return {how: load_state(state).transform(ASKED).tolist() for how, state in found.ways.items()}
+    return {how: applied(load_state(state)) for how, state in found.ways.items()}
+
+
+def applied(method: Any) -> Any:
+    return [method.transform(ASKED).tolist(), method.fitted_on]
 
 
 def thresholds(file: Path) -> Any:
     rule = load_decision(file)
-    return [rule.accept(PROBABILITIES[:40]).tolist(), rule.threshold]
+    return [rule.accept(PROBABILITIES[:40]).tolist(), rule.threshold, rule.fitted_on]
 
 
 def sets(file: Path) -> Any:
-    return load_decision(file).predict(PROBABILITIES[:40]).tolist()
+    rule = load_decision(file)
+    return [rule.predict(PROBABILITIES[:40]).tolist(), rule.fitted_on]
 
 
 def recalibrated(file: Path) -> Any:
-    return load_state(read_json(file, "Fit it again")).transform(ASKED).tolist()
+    return applied(load_state(read_json(file, "Fit it again")))
 
 
 def write_predictor(folder: Path) -> Path:

@@ -81,7 +81,12 @@ class SplitFingerprint:
             raise fields.wrong("digest", "64 hexadecimal digits")
         if len(hashes) != min(num_rows, SKETCH_SIZE) or not all(re.fullmatch(r"[0-9a-f]{16}", h) for h in hashes):
             raise fields.wrong("hashes", f"{min(num_rows, SKETCH_SIZE)} row hashes of 16 hexadecimal digits")
-        return cls(digest, num_rows, tuple(int(h, 16) for h in hashes))
+        found = cls(digest, num_rows, tuple(int(h, 16) for h in hashes))
+        if list(found.hashes) != sorted(found.hashes):
+            raise fields.wrong("hashes", "row hashes in order")
+        if num_rows <= SKETCH_SIZE and cls.of_hashes(np.array(found.hashes, np.uint64)).digest != digest:
+            raise fields.wrong("digest", "the SHA-256 of the row hashes beside it")
+        return found
 
 
 def _without_copies(counts: np.ndarray) -> np.ndarray:

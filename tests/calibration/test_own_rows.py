@@ -1,5 +1,7 @@
 """Whatever is fitted knows its own rows again, and takes no new ones for them, however few levels they come in."""
 
+import json
+
 import numpy as np
 import pytest
 from drawn_rows import drawn_rows
@@ -205,3 +207,29 @@ def test_two_decimals_are_told_through_the_methods():
     for part in (slice(0, 399), slice(0, 200), slice(0, 400, 2)):
         with pytest.raises(ValueError, match=r"^\d+% of these rows"):
             fitted.evaluate(rows[part], y[part], **report)
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_a_file_whose_rows_were_changed_is_refused(name, tmp_path):
+    drawn, fit, report = FITTED[name]
+    own = drawn(0, None)
+    fitted = fit(*own)
+    file = tmp_path / "fitted.json"
+    fitted.save(file)
+    content = json.loads(file.read_text())
+    none = SplitFingerprint.of_hashes(np.zeros(content["fitted_on"]["num_rows"], np.uint64)).to_dict()
+    changes = (
+        (none, "changed (by hand|after)"),
+        ({"num_rows": 5000, "hashes": none["hashes"][:1] * 4096}, "changed (by hand|after)"),
+        ({"hashes": none["hashes"]}, "fitted_on.digest"),
+        ({"digest": none["digest"]}, "fitted_on.digest"),
+        ({"hashes": content["fitted_on"]["hashes"][::-1]}, "in order"),
+    )
+    for change, told in changes:
+        file.write_text(json.dumps({**content, "fitted_on": {**content["fitted_on"], **change}}))
+        with pytest.raises(ValueError, match=f"fitted.json.*{told}") as error:
+            type(fitted).load(file)
+        assert "\n" not in str(error.value)
+    file.write_text(json.dumps({key: value for key, value in content.items() if key not in ("seal", "digest")}))
+    with pytest.raises(ValueError, match="100% of these"):  # of before the seal
+        report(type(fitted).load(file), *own)

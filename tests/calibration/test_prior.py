@@ -84,6 +84,7 @@ def test_it_is_saved_loaded_and_evaluated_like_the_others(tmp_path):
         ({"new_prior": [0.5, 0.5]}, "new_prior"),
         ({"new_prior": [0.5, 0.7, 0.3]}, "must sum to 1"),
         ({"new_prior": "x"}, "new_prior"),
+        ({"new_prior": [0.2, 0.2, 0.6]}, "changed by hand"),
     ],
 )
 def test_a_damaged_file_is_refused_by_name(tmp_path, change, told):

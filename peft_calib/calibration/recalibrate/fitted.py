@@ -17,8 +17,8 @@ from ..fingerprint import SplitFingerprint
 MAX_OVERLAP = 0.05
 FORMAT_VERSION = 1
 MEND = "Fit it again on a calibration split"
-#: What a state says of itself, and the digest of it: what was fitted is not changed by hand.
-SAID, SEAL = ("method", "num_classes", "parameters"), "seal"
+#: What a state says of itself, and the digest of it: what was fitted, and on which rows, is not changed by hand.
+SAID, SEAL = ("method", "num_classes", "parameters", "fitted_on"), "seal"
 
 
 def refuse_overlap(overlap: float, fitted_on: SplitFingerprint, name: str, mend: str, items: str = "rows") -> None:
@@ -65,11 +65,16 @@ class FittedMethod:
 
     def state(self) -> dict[str, Any]:
         """The fitted method as JSON-ready values."""
+        said = self._said()
+        return {**said, "format_version": FORMAT_VERSION, SEAL: seal_of(said)}
+
+    def _said(self) -> dict[str, Any]:
+        """What the seal is the digest of."""
         fitted_on = self._check_fitted()
         values = {name: getattr(self, name) for name in self.parameter_names}
         plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
-        said = {"method": type(self).__name__, "num_classes": self.num_classes, "parameters": plain}
-        return {**said, "format_version": FORMAT_VERSION, SEAL: seal_of(said), "fitted_on": fitted_on.to_dict()}
+        said = (type(self).__name__, self.num_classes, plain, fitted_on.to_dict())
+        return dict(zip(SAID, said, strict=True))
 
     def save(self, path: str | Path) -> None:
         """Writes the fitted method to a JSON file, whole or not at all."""
@@ -110,7 +115,7 @@ class FittedMethod:
         method.fitted_on = SplitFingerprint.from_fields(fields.mapping("fitted_on"))
         for name in cls.parameter_names:
             setattr(method, name, method._read_parameter(parameters, name))
-        _check_seal(fields)
+        check_seal(fields)
         return method
 
     @classmethod
@@ -154,15 +159,17 @@ class FittedMethod:
         return self.fitted_on
 
 
-def _check_seal(fields: Fields) -> None:
+def check_seal(fields: Fields) -> None:
     """Raise `ValueError` where what was fitted is not what it was; a state of an earlier version has no seal."""
-    if fields.text(SEAL, default=None) in (None, seal_of({name: fields.get(name) for name in SAID})):
+    if fields.text(SEAL, default=None) in (None, seal_of({name: fields.get(name) for name in SAID if name in fields})):
         return
     now = ", ".join(f"{name} is {describe(value)}" for name, value in fields.mapping("parameters").content.items())
+    rows = fields.mapping("fitted_on", None)
+    of = "" if rows is None else f" (fitted_on: {rows.get('num_rows')} rows, split {rows.text('digest')[:12]})"
     fit = fields.mapping("fit", None)
-    then = (fields if fit is None else fit).text("reason", default=None) or "other values"
+    then = (fields if fit is None else fit).text("reason", default=None) or "other values or rows"
     raise ValueError(
-        f"{fields.source}: {fields.prefix}parameters: {now}, and what was fitted is another one ({then}): it was "
+        f"{fields.source}: {fields.prefix}parameters: {now}{of}, and what was fitted is another one ({then}): it was "
         f"changed by hand. {fields.mend}."
     )
 

@@ -19,7 +19,7 @@ from ..inputs import as_float64, as_logits, as_numpy, check_confidence_level, so
 from ..resampling.bands import wilson_ends
 from ..resampling.intervals import bootstrap_counts, check_num_resamples
 from .base import LogitScaling
-from .fitted import MEND
+from .fitted import MEND, check_seal
 
 #: Class shares may miss 1 by this, as rounded ones do.
 SUM_TOLERANCE = 1e-3
@@ -97,26 +97,27 @@ class PriorCorrection(LogitScaling):
             )
         return softmax(moved)
 
-    def state(self) -> dict[str, Any]:
-        """Both priors as JSON-ready values."""
-        state = super().state()
-        del state["fitted_on"]
-        return state
+    def _said(self) -> dict[str, Any]:
+        said = super()._said()
+        del said["fitted_on"]  # nothing was
+        return said
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any] | Fields) -> PriorCorrection:
         """The inverse of `state`.
 
         Raises:
-            ValueError: If it is not such a state, or a value cannot be.
+            ValueError: If it is not such a state, a value cannot be, or was changed by hand.
         """
         fields = cls._checked_fields(state)
         parameters, size = fields.mapping("parameters"), fields.integer("num_classes", least=2)
         try:
-            return cls(*(parameters.array(name, (size,)) for name in cls.parameter_names))
+            found = cls(*(parameters.array(name, (size,)) for name in cls.parameter_names))
         except ValueError as error:
             told = str(error)
             raise error if fields.source in told else ValueError(f"{fields.source}: {told} {MEND}.") from error
+        check_seal(fields)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
