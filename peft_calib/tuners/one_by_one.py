@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import Context, ContextVar
 from typing import Any
 
@@ -30,6 +30,10 @@ _PROVEN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 replaying: ContextVar[bool] = ContextVar("peft_calib_replaying", default=False)
 #: Rows that each adapted map was applied to, call by call.
 Rows = dict[nn.Module, list[int]]
+
+
+class _AllSeenError(Exception):
+    """Raised from a hook to leave the model behind its last adapted map."""
 
 
 class SharedRowsError(ValueError):
@@ -66,7 +70,7 @@ def run(forward: Callable[..., Any], root: nn.Module, running: Forward | None, a
         if not _can_run_again(running.given):
             return output
         # in a context of its own nothing replays, reads along or asks for draws, as it may in this one
-        alone = Context().run(_rows_alone, forward, root, running)
+        alone = Context().run(_rows_alone, forward, root, running, sum(map(len, together.values())))
         shared = any(
             rows != [running.functions * n for n in alone.get(module, [])] for module, rows in together.items()
         )
@@ -80,13 +84,15 @@ def run(forward: Callable[..., Any], root: nn.Module, running: Forward | None, a
 
 
 @contextmanager
-def _rows_seen(root: nn.Module) -> Iterator[Rows]:
-    """Count the rows of every adapted map in the forwards of this call chain."""
+def _rows_seen(root: nn.Module, calls: int | None = None) -> Iterator[Rows]:
+    """Count the rows of every adapted map in a forward of this call chain, which ends after so many calls of them."""
     seen: Rows = {}
 
     def note(module: nn.Module, args: tuple) -> None:
         if args:
             seen.setdefault(module, []).append(args[0].shape[0])
+        if calls is not None and sum(map(len, seen.values())) >= calls:
+            raise _AllSeenError
 
     with only_here() as here, ExitStack() as stack:
         for module in root.modules():
@@ -95,14 +101,18 @@ def _rows_seen(root: nn.Module) -> Iterator[Rows]:
         yield seen
 
 
-def _rows_alone(forward: Callable[..., Any], root: nn.Module, running: Forward) -> Rows:
-    """The rows of every adapted map where one function runs on the batch; nothing is drawn, updated or kept."""
+def _rows_alone(forward: Callable[..., Any], root: nn.Module, running: Forward, calls: int) -> Rows:
+    """The rows of every adapted map where one function runs on the batch; nothing is drawn, updated or kept.
+
+    It ends at the last adapted map: what is behind it, a vocabulary for every token, may take more memory than all
+    before.
+    """
     training = [module for module in root.modules() if module.training]
     for module in training:  # not by eval(): what a module does when it is switched is not for one look
         module.training = False
     push(running.only(0))
     try:
-        with torch.no_grad(), _rows_seen(root) as seen:
+        with torch.no_grad(), _rows_seen(root, calls) as seen, suppress(_AllSeenError):
             forward(root, **(running.given or {}))
     finally:
         pop(root)
