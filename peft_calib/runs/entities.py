@@ -9,6 +9,7 @@ import numpy as np
 from ..calibration import entities_report, find_entities
 from .answers import AFTER, BEFORE
 from .loading import FinishedRun
+from .rows import TestRows
 
 
 def entities_in(
@@ -42,3 +43,12 @@ def entities_in(
     reports = {stage: entities_report(one, seed=seed) for stage, one in found.items()}
     told = {stage: {**one.to_dict(), "verdict": one.verdict()} for stage, one in reports.items()}
     return {"entities": {**told, "told": reports[AFTER].verdict()}}, reports[AFTER].part()
+
+
+def words_lost(prediction: Any, rows: TestRows) -> dict[str, int]:
+    """Rows that were cut, and how many of their tagged words have no answer; nothing where rows are the items."""
+    if prediction.positions is None:
+        return {}
+    tagged = np.array([sum(tag >= 0 for tag in tags) for tags in rows.rows["labels"][:]])
+    missing = tagged - np.bincount(prediction.positions[:, 0].numpy(), minlength=len(tagged))
+    return {"rows_cut": int((missing > 0).sum()), "words_lost": int(missing.sum())}

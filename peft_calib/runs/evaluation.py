@@ -28,7 +28,7 @@ from .about import class_names, told_of
 from .answers import AFTER, BEFORE, answers_report
 from .baseline import MostFrequent
 from .decided import DecidableClasses, RunDecisions, reached_in
-from .entities import entities_in
+from .entities import entities_in, words_lost
 from .error_head import head_report, load_head, read_head
 from .folder import RunFolder, read_fields, read_json, write_json
 from .loading import FinishedRun, load_task, read_record, run_identity
@@ -262,7 +262,7 @@ def _class_report(
             pages += page
         about_it = told_of(run, rows, variant, count)  # of the last variant, the one the method is made for
         html = report.to_html(pages, before=reports[BEFORE], about=about_it, title=run.folder.path.name)
-    about: dict[str, Any] = {"items": len(labels), "variants": content}
+    about: dict[str, Any] = {"items": len(labels), **words_lost(prediction, rows), "variants": content}
     if outside is not None:
         about["outside"] = {"data": outside.name, "rows": len(outside.rows)}
     return Made(about, arrays, html)

@@ -176,6 +176,11 @@ def _caption(content: Mapping[str, Any]) -> str:
         lines.append(f"{content['rows_left_out']} row(s) that the run was trained or calibrated on were left out.")
     if content.get("rows_without_value"):
         lines.append(f"{content['rows_without_value']} row(s) without a text or a label were left out.")
+    if content.get("rows_cut"):
+        lines.append(
+            f"{content['rows_cut']} row(s) were cut, as in training: {content['words_lost']} tagged words have no "
+            "answer and count nowhere, also not as names that were missed."
+        )
     return " ".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_calib.calibration import entities_report, find_entities
 from peft_calib.prediction import predict
+from peft_calib.runs.entities import entities_in
 from peft_calib.runs.evaluation import evaluate_run
 from peft_calib.runs.loading import FinishedRun, read_record
 from peft_calib.runs.rows import load_run_rows, load_test_rows
@@ -255,6 +257,26 @@ def test_token_classification_run(tmp_path, tiny_model_folder):
     assert "Report of entities" not in (one.folder / "report.html").read_text()  # a part of the page
     assert "<h2>Types</h2>" in (one.folder / "report.html").read_text()
     assert peft_calib("compare", tmp_path / "one", tmp_path / "two", "--every-pair") is None
+    fresh = tagged_rows(20, seed=9)
+    long = [{"tokens": row["tokens"] * 100, "tags": row["tags"] * 100} for row in fresh[:2]]
+    cut = evaluate_run(
+        tmp_path / "two", data=write_jsonl(tmp_path / "long.jsonl", [*fresh[2:], *long]), progress=False
+    )
+    assert two.content["rows_cut"] == two.content["words_lost"] == 0 and cut.content["rows_cut"] == 2
+    assert cut.content["words_lost"] == sum(len(row["tags"]) for row in [*fresh[2:], *long]) - cut.content["items"] > 0
+    assert "2 row(s) were cut" in (cut.folder / "report.md").read_text()
+    assert "were cut" not in (two.folder / "report.md").read_text()
+
+
+def test_a_tagger_that_finds_nothing_still_has_its_entities_told():
+    run = SimpleNamespace(task=SimpleNamespace(labels=SimpleNamespace(names=("O", "X"))))
+    p = torch.tensor([[0.9, 0.1], [0.8, 0.2]])
+    prediction = SimpleNamespace(positions=torch.tensor([[0, 0], [1, 0]]), sample_probabilities=p[None])
+    found, page = entities_in(run, prediction, p.numpy(), np.array([1, 0]), 0)
+    assert "1 are there" in found["entities"]["told"] and "probability to measure" in page
+    assert found["entities"]["before"]["recall"] == 0.0 and "ece" not in found["entities"]["after"]
+    none, page = entities_in(run, prediction, p.numpy(), np.array([0, 0]), 0)
+    assert none == {"entities": {"told": "there is none in these sentences, and none is found."}} and page == ""
 
 
 # ------------------------------------------------------------------ language modelling
