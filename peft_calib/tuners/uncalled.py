@@ -7,36 +7,70 @@ were not there, without a word.
 
 from __future__ import annotations
 
+import ast
 import inspect
-import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 
 from torch import nn
 
-_READ = r"self\.(\w+)\.weight\b"
-#: Given whole to a function, as fused kernels are.
-_GIVEN = re.compile(rf"(?<!isinstance\(){_READ}\s*[,)]")
-_CALLED = re.compile(r"self\.(\w+)\(")
-#: Methods that make a module or its numbers; what they do with a weight is over when it is adapted.
-_MAKING = re.compile(r"init|reset|tie|resize|load|quant|prune|convert")
+#: What is asked of a weight and is no reading of its numbers.
+_ABOUT = {"dtype", "device", "shape", "size", "dim", "ndim", "numel", "requires_grad", "is_cuda", "is_floating_point"}
+#: Functions of Python that look at a weight and compute nothing.
+_LOOKS = {"isinstance", "hasattr", "getattr", "type", "len", "print", "id"}
 
 
 @lru_cache(maxsize=1024)
 def uncalled(parent: type[nn.Module]) -> frozenset[str]:
-    """Names of the children whose weight a module's methods read instead of calling them, always or in a kernel."""
-    text = "\n".join(_sources(parent))
-    return frozenset(_GIVEN.findall(text)) | (frozenset(re.findall(_READ, text)) - frozenset(_CALLED.findall(text)))
+    """Names of the children whose weight a module's forward reads instead of calling them, always or in a kernel.
+
+    A child that is called, or goes elsewhere whole (`checkpoint(self.fc, x)`), counts as called, unless its weight is
+    given to a function as well: so are fused kernels, beside a slow way that calls. A weight that is read under
+    another name (`w = self.fc`) is not found.
+    """
+    read: set[str] = set()
+    given: set[str] = set()
+    called: set[str] = set()
+    for method in _methods_of_a_forward(parent):
+        within = {id(child): node for node in ast.walk(method) for child in ast.iter_child_nodes(node)}
+        for node in ast.walk(method):
+            if not _is_of_self(node):
+                continue
+            around = within.get(id(node))
+            if not (isinstance(around, ast.Attribute) and around.attr == "weight"):
+                called |= set() if isinstance(around, ast.Attribute) or _looks(around) else {node.attr}
+                continue
+            use = within.get(id(around))
+            if _looks(use) or (isinstance(use, ast.Attribute) and use.attr in _ABOUT):
+                continue
+            is_argument = isinstance(use, ast.keyword) or (isinstance(use, ast.Call) and use.func is not around)
+            (given if is_argument else read).add(node.attr)
+    return frozenset(given | (read - called))
 
 
-def _sources(parent: type[nn.Module]) -> Iterator[str]:
-    """Sources of the methods that run in a forward; none where there is no file to look into."""
-    for name, function in inspect.getmembers(parent, inspect.isfunction):
-        if _MAKING.search(name) or function.__module__ == nn.Module.__module__:
+def _is_of_self(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+
+
+def _looks(use: ast.AST | None) -> bool:
+    return isinstance(use, ast.Call) and isinstance(use.func, ast.Name) and use.func.id in _LOOKS
+
+
+def _methods_of_a_forward(parent: type[nn.Module]) -> Iterator[ast.AST]:
+    """`forward` and the methods it reaches, parsed; none where there is no file to look into."""
+    methods, waiting, done = dict(inspect.getmembers(parent, inspect.isfunction)), ["forward"], set()
+    while waiting:
+        name = waiting.pop()
+        method = methods.get(name)
+        if name in done or method is None or method.__module__ == nn.Module.__module__:
             continue
-        with suppress(OSError, TypeError):
-            yield inspect.getsource(function)
+        done.add(name)
+        with suppress(OSError, TypeError, SyntaxError):
+            tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+            waiting += [node.attr for node in ast.walk(tree) if _is_of_self(node)]
+            yield tree
 
 
 def check_called(parent: nn.Module, key: str) -> None:

@@ -10,8 +10,12 @@ from families import perturb
 from methods import METHODS
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.models.mamba.modeling_mamba import MambaMixer
+from transformers.models.wavlm.modeling_wavlm import TDNNLayer
 
 from peft_calib import draws, export_lora, predict
+from peft_calib.tuners.uncalled import uncalled
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -100,6 +104,30 @@ def test_a_map_that_nobody_calls_is_refused(target, principal):
 
 def test_a_map_beside_isinstance_and_dtype_of_its_weight_is_adapted(principal):
     assert adapted(BASES["t5"], principal.config, target_modules=["wo"])
+
+
+class Looked(nn.Module):
+    """All that is done with maps that are called, in ways that look as if they were not; and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three, self.read = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x):
+        x = x.to(self.one.weight.dtype)
+        for layer in (self.one, torch.relu):
+            x = layer(x)
+        x = checkpoint(self.two, x, use_reentrant=False) if self.two.weight.requires_grad else self.two(x)
+        return nn.functional.linear(self.three(x), self.read.weight)  # not self.read(x)
+
+    def penalty(self):
+        return torch.norm(self.three.weight)
+
+
+def test_only_what_a_forward_reads_without_a_call_is_refused():
+    assert uncalled(Looked) == {"read"}
+    assert {"x_proj", "dt_proj", "out_proj"} < uncalled(MambaMixer)
+    assert "kernel" in uncalled(TDNNLayer)  # named in isinstance, too
 
 
 def test_members_train_where_rows_share_a_table(tmp_path):
