@@ -25,9 +25,16 @@ def started(function: Callable, *args: object) -> mp.Process:
     """A process that runs a module-level function."""
     server = mp.get_context("forkserver")
     server.set_forkserver_preload(LOADED)
-    process = server.Process(target=function, args=args)
+    process = server.Process(target=_as_here, args=(dict(os.environ), function, *args))
     process.start()
     return process
+
+
+def _as_here(environment: dict[str, str], function: Callable, *args: object) -> None:
+    """Run in the environment of the process that asks: that of the server is of the test which started it."""
+    os.environ.clear()
+    os.environ.update(environment)
+    function(*args)
 
 
 def run_code(code: str, *words: str, cwd: Path | None = None, timeout: float = 240) -> None:
@@ -58,7 +65,8 @@ def run_ranks(function: Callable, *args: object, timeout: float = 240) -> None:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     mp.get_context("forkserver").set_forkserver_preload(LOADED)
-    context = mp.start_processes(_enter, (function, args, port), nprocs=2, join=False, start_method="forkserver")
+    given = (dict(os.environ), function, args, port)
+    context = mp.start_processes(_enter, given, nprocs=2, join=False, start_method="forkserver")
     deadline = time.monotonic() + timeout
     try:
         while not context.join(timeout=2):
@@ -70,11 +78,12 @@ def run_ranks(function: Callable, *args: object, timeout: float = 240) -> None:
                 process.kill()
 
 
-def _enter(rank: int, function: Callable, args: tuple, port: int) -> None:
+def _enter(rank: int, environment: dict[str, str], function: Callable, args: tuple, port: int) -> None:
+    os.environ.clear()
     torch.set_num_threads(1)
     torch.manual_seed(0)  # as conftest.py does for the test: adapters without a seed start alike here and there
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ |= {**place, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {**environment, **place, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     dist.init_process_group("gloo", rank=rank, world_size=2)
     function(rank, *args)
     dist.barrier()

@@ -173,6 +173,8 @@ def test_from_the_hub_all_methods_answer_as_before_with_and_without_this_package
 def test_one_commit_replaces_an_earlier_push_and_nothing_else(
     hub, tmp_path, tiny_model_folder, reports, xet, monkeypatch
 ):
+    if xet:
+        pytest.importorskip("hf_xet")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
     package.push_to_hub(trained(tiny_model_folder), "user/adapter", report=reports, base_model="user/base")
     repository = hub.repositories["user/adapter"]
