@@ -1,5 +1,7 @@
 """Every law in turn, or the one that `--law module:Config` names."""
 
+from pathlib import Path
+
 import pytest
 from families import FAMILIES, Family
 from methods import METHODS, Method, from_outside
@@ -16,6 +18,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         given = metafunc.config.getoption("--law")
         chosen = {given: from_outside(given)} if given else {name: METHODS[name] for name in PRINCIPAL}
         metafunc.parametrize("principal", chosen.values(), ids=list(chosen))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a law that is named only what is asked of every law."""
+    if config.getoption("--law"):
+        of_laws = {"method", "principal"}
+        here = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
+        left_out = {item for item in here if not of_laws & set(getattr(item, "fixturenames", ()))}
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=list(left_out))
 
 
 @pytest.fixture(autouse=True)

@@ -76,21 +76,21 @@ DIFFERENCES: dict[str, Difference] = {
         "has them",
         "refused by name, with the reason or the name they have here",
         "they change one pair of factors, or how it starts; a law makes its factors itself",
-        "tests/contract/test_doors.py::test_options_of_lora_alone_are_refused_by_name",
+        "tests/contract/test_peft_doors.py::test_options_of_lora_alone_are_refused_by_name",
     ),
     "weighted sums": Difference(
         "call `add_weighted_adapter`",
         'adds factors (`"cat"` exactly, `"linear"` with cross terms)',
         'refused; exports are added by PEFT, exactly with `combination_type="cat"`',
         "laws cannot be added, only what they answer",
-        "tests/contract/test_doors.py::test_laws_are_not_added",
+        "tests/contract/test_peft_doors.py::test_laws_are_not_added",
     ),
     "scale for a while": Difference(
         "use `rescale_adapter_scale`",
         "scales LoRA's layers",
         "refused by PEFT where there is no LoRA",
         "it looks for LoRA's own layers; set `lora_alpha`, and say so by `accept_edits`",
-        "tests/contract/test_doors.py::test_only_a_lora_is_rescaled",
+        "tests/contract/test_peft_doors.py::test_only_a_lora_is_rescaled",
     ),
     "hot swap": Difference(
         "use `hotswap_adapter`",
@@ -98,6 +98,6 @@ DIFFERENCES: dict[str, Difference] = {
         "draws are swapped as the LoRAs that they are exported to; heads by `load_adapter` and `set_adapter`; a law "
         "is refused",
         "PEFT swaps LoRA's tensors only",
-        "tests/contract/test_doors.py::test_draws_are_swapped_while_serving",
+        "tests/contract/test_peft_doors.py::test_draws_are_swapped_while_serving",
     ),
 }

@@ -45,6 +45,11 @@ def quiet():
         yield
 
 
+def base():
+    """In double precision: what is merged can be thousands of times a weight, which rounds it when it is taken out."""
+    return BERT.build().double()
+
+
 def config(name: str):
     fields = {"num_train_examples": 100} if name == "bayesian" else {}
     return CLASSES[name](r=2, target_modules=TARGETS[name], **fields)
@@ -63,7 +68,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 
 def built_directly(folders: dict[str, Path], active: frozenset[str]) -> torch.Tensor:
-    model = BERT.build()
+    model = base()
     with quiet():
         for name in sorted(active):
             model.load_adapter(str(folders[name]), name)
@@ -80,7 +85,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize()
     def start(self):
-        self.model, self.loaded, self.active, self.on, self.merged = BERT.build(), set(), frozenset(), True, False
+        self.model, self.loaded, self.active, self.on, self.merged = base(), set(), frozenset(), True, False
 
     def layers(self):
         return [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
