@@ -1,5 +1,6 @@
 """The comparison with a LoRA and its temperature: runs, table, decision and page, on an effect whose sign is known."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -10,14 +11,17 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "evidence.py"
 
 
-@pytest.fixture(scope="module")
-def evidence():
+def script(name: str):
     sys.path.insert(0, str(SCRIPT.parent))
     try:
-        import evidence as found
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(SCRIPT.parent))
-    return found
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    return script("evidence")
 
 
 def of(**differences: tuple[float, float, float]) -> dict:
@@ -62,6 +66,12 @@ def test_shifted_rows_are_a_clause_where_there_are_some(evidence):
 
 def test_the_page_is_what_the_results_say(evidence):
     assert evidence.PAGE.read_text(encoding="utf-8") == evidence.page(evidence.stored_results())
+
+
+def test_the_page_of_claims_is_what_the_results_say():
+    claims = script("claims")
+    results = json.loads((SCRIPT.parent / "results" / "claims.json").read_text(encoding="utf-8"))
+    assert claims.PAGE.read_text(encoding="utf-8") == claims.page(results, claims.stored_results())
 
 
 def test_cells_of_two_protocols_are_one_mean_by_their_numbers(evidence):
