@@ -58,10 +58,19 @@ def run(forward: Callable[..., Any], root: nn.Module, running: Forward | None, a
         return forward(root, *args, **kwargs)
     if root in _NEEDED:
         return _one_by_one(forward, root, running)
-    states = None if root in _PROVEN else _random_states()
-    try:
-        if root in _PROVEN:
+    if root in _PROVEN:
+        try:
             return forward(root, *args, **kwargs)
+        except SharedRowsError:  # which rows a map sees may hang on what a function says
+            _NEEDED.add(root)
+            return _one_by_one(forward, root, running)
+    return _first_pass(forward, root, running, args, kwargs)
+
+
+def _first_pass(forward: Callable[..., Any], root: nn.Module, running: Forward, args: tuple, kwargs: dict) -> Any:
+    """Find out whether all functions can run at once, and answer for all."""
+    states = _random_states()
+    try:
         with _rows_seen(root) as together:
             output = forward(root, *args, **kwargs)
     except SharedRowsError:
@@ -78,8 +87,7 @@ def run(forward: Callable[..., Any], root: nn.Module, running: Forward | None, a
         _PROVEN.add(root)
         return output
     _NEEDED.add(root)
-    if states is not None:
-        _restore(states)
+    _restore(states)
     return _one_by_one(forward, root, running)
 
 

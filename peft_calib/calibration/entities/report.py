@@ -13,7 +13,7 @@ from ..bins import uniform_bins
 from ..inputs import Rows, check_confidence_level, check_seed
 from ..report.confidence import confidence_report
 from ..report.sectioned import SectionedReport
-from ..report.tables import Name, Section, Table, html_section, number, pair
+from ..report.tables import Name, Section, Table, html_section, number
 from ..resampling.intervals import (
     Band,
     NoiseFloor,
@@ -106,21 +106,16 @@ class EntitiesReport(SectionedReport):
 
     def _sections(self) -> list[Section]:
         level = self.settings["confidence_level"]
-        header = ["score", "value", *([f"{level:.0%} interval", "if calibrated"] if level else []), "meaning"]
-        lines = []
-        for key, value in self.scores.items():
-            cells = [key, number(value)]
-            if self.intervals is not None:
-                cells += [pair(self.intervals.get(key))]
-                cells += [number(self.floor[key].mean) if self.floor and key in self.floor else "–"]
-            lines.append([*cells, OF_ENTITIES[key]])
         each = [
             [Name(row.name), str(row.found), str(row.true), str(row.right), *map(number, row.shares)]
             for row in self.types
         ]
         notes = ["Intervals: bootstrap over sentences."] if level else []
         of_types = ["type", "found", "true", "right", "precision", "recall", "F1"]
-        return [Section("Entities", [Table(header, lines)], notes), Section("Types", [Table(of_types, each)], [])]
+        return [
+            Section("Entities", [self._score_table(OF_ENTITIES)], notes),
+            Section("Types", [Table(of_types, each)], []),
+        ]
 
 
 def entities_report(

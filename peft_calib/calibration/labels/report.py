@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from ..inputs import check_confidence_level, check_num_bins, check_seed
 from ..report.sectioned import SectionedReport
-from ..report.tables import Name, Section, Table, number, pair
+from ..report.tables import Name, Section, Table
 from ..resampling.intervals import NoiseFloor, num_resamples_for
 from ..scores.kinds import OF_LABELS
 from .measured import LabelRow, label_row, micro_and_macro
@@ -54,21 +54,13 @@ class LabelsReport(SectionedReport):
 
     def _sections(self) -> list[Section]:
         level = self.settings["confidence_level"]
-        header = ["score", "value", *([f"{level:.0%} interval", "if calibrated"] if level else []), "meaning"]
-        lines = []
-        for key, value in self.scores.items():
-            cells = [key, number(value)]
-            if self.intervals is not None:
-                cells += [pair(self.intervals.get(key))]
-                cells += [number(self.floor[key].mean) if self.floor and key in self.floor else "–"]
-            lines.append([*cells, OF_LABELS[key]])
         notes = ["Intervals: bootstrap over rows."] if level else []
         keys = [key for key in self.labels[0].scores if key != "mean_probability"]
         of_each = ["label", "rows", "given", *keys, *(["ece if calibrated"] if level else [])]
         each = [[Name(row.name), *row.cells(bool(level))] for row in self.labels]
         told = f" Intervals hold one by one, at {level:.0%}." if level else ""
         return [
-            Section("All labels", [Table(header, lines)], notes),
+            Section("All labels", [self._score_table(OF_LABELS)], notes),
             Section("Each label", [Table(of_each, each)], [f"Given: from a probability of 1/2 on.{told}"]),
         ]
 

@@ -12,7 +12,7 @@ from ..resampling.intervals import NoiseFloor
 from ..resampling.ranked import Interval
 from .measured import ScoreMapping
 from .page import facts, page
-from .tables import Section, html_section, markdown_section
+from .tables import Section, Table, html_section, markdown_section, number, pair
 
 
 class SectionedReport(ScoreMapping):
@@ -32,6 +32,19 @@ class SectionedReport(ScoreMapping):
     @abstractmethod
     def _sections(self) -> Sequence[Section]:
         """The tables under their headings."""
+
+    def _score_table(self, meanings: Mapping[str, str]) -> Table:
+        """The scores, with intervals and what right probabilities would score where these were asked for."""
+        level = self.settings["confidence_level"]
+        header = ["score", "value", *([f"{level:.0%} interval", "if calibrated"] if level else []), "meaning"]
+        lines = []
+        for key, value in self.scores.items():
+            cells = [key, number(value)]
+            if self.intervals is not None:
+                cells += [pair(self.intervals.get(key))]
+                cells += [number(self.floor[key].mean) if self.floor and key in self.floor else "–"]
+            lines.append([*cells, meanings[key]])
+        return Table(header, lines)
 
     def to_dict(self) -> dict[str, Any]:
         """The scores under their own keys, then `settings`, `intervals`, `noise_floor` and the report's own."""
