@@ -12,6 +12,7 @@ that lie beside the draws say.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 import uuid
@@ -77,12 +78,15 @@ class Served:
         index = _read(folder / "draws.json")
         if index is not None and index.get("draws") != list(names):
             raise ValueError(f"{folder / 'draws.json'} names {index.get('draws')}, and {list(names)} are served.")
+        _hold_weights(folder, index or {}, names)
         stored = _read(folder / "predictor.json")
         return cls(names) if stored is None else cls._stored(names, folder, stored, index or {})
 
     @classmethod
     def _stored(cls, names: tuple[str, ...], folder: Path, stored: dict[str, Any], index: dict[str, Any]) -> Served:
         place = folder / "predictor.json"
+        if stored.get("kind", "classes") != "classes":
+            raise ValueError(f"{place} answers with {stored['kind']}; {PATH} answers with one of some classes.")
         if stored.get("format_version") != 1:
             raise ValueError(f"{place} has the format {stored.get('format_version')!r}; this plugin reads 1.")
         way, temperature = (stored.get("ways") or {}).get("sample"), None
@@ -107,6 +111,22 @@ class Served:
             folder=folder,
             rules=Rules.beside(folder, _read, adapters, way, tokens),
         )
+
+
+def _hold_weights(folder: Path, index: dict[str, Any], names: Sequence[str]) -> None:
+    """Refuse draws whose files are not those that the index was written for; earlier exports say nothing of them."""
+    for name, expected in (index.get("weights") or {}).items():
+        file = folder / name / "adapter_model.safetensors"
+        if name in names and (not file.is_file() or _hash(file) != expected):
+            raise ValueError(
+                f"{file} is not the draw that was written there: it has changed, or its hash in draws.json. Write the "
+                "folder again with export_lora(..., num_samples=K)."
+            )
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
+
 from .files import file_hash, write_atomically
 from .identity import folder_digest
 from .json_files import inside, read_json
@@ -21,6 +23,10 @@ def write_draws_index(folder: Path, draws: Sequence[str], mean: str | None, **fa
     names = [*draws, *([mean] if mean is not None else [])]
     index = {"num_samples": len(draws), **facts, "draws": list(draws), "mean": mean}
     index["digests"] = {name: _digest(folder / name) for name in names}
+    # a server knows no PEFT to make a digest with: it can hash a file
+    files = {name: folder / name / WEIGHTS for name in names if (folder / name).is_dir()}
+    if files:
+        index["weights"] = {name: file_hash(file) for name, file in files.items()}
     write_atomically(folder / DRAWS_INDEX, json.dumps(index, indent=2) + "\n")
 
 
@@ -28,7 +34,7 @@ def copy_draws_index(source: Path, folder: Path, suffix: str) -> None:
     """Write the index of the same draws in another form: files with a suffix."""
     draws, mean = read_draws_index(source)
     told = read_json(source / DRAWS_INDEX, _MEND).content
-    facts = {name: told[name] for name in told if name not in ("num_samples", "draws", "mean", "digests")}
+    facts = {name: told[name] for name in told if name not in ("num_samples", "draws", "mean", "digests", "weights")}
     write_draws_index(folder, [f"{name}{suffix}" for name in draws], mean and f"{mean}{suffix}", **facts)
 
 

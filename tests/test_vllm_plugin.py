@@ -20,6 +20,7 @@ from test_predictor import temperature
 import peft_calib_vllm as plugin
 from peft_calib.calibration import ConformalSets, SelectiveThreshold
 from peft_calib.calibration.recalibrate import load_state
+from peft_calib.files import file_hash
 from peft_calib.json_files import Fields, sealed
 from peft_calib.prediction import Prediction
 from peft_calib.predictor import CalibratedPrediction
@@ -121,6 +122,25 @@ def test_rules_that_ask_for_more_than_a_request_says_are_told():
     few = p.argmax(1) < 3
     missing = ConformalSets(0.2, groups="predicted").fit(p[few], labels[few])
     assert "no cut for some" in ServedSets.of(stored(missing))
+
+
+def test_draws_whose_weights_are_not_those_of_their_index_end_the_start(folder):
+    for name in ("draw-0", "draw-1"):
+        (folder / name).mkdir()
+        (folder / name / "adapter_model.safetensors").write_bytes(name.encode())
+    weights = {name: file_hash(folder / name / "adapter_model.safetensors") for name in ("draw-0", "draw-1")}
+    (folder / "draws.json").write_text(json.dumps({"draws": list(weights), "weights": weights}))
+    assert Served.of(paths(folder)).names == ("draw-0", "draw-1")
+    (folder / "draw-1" / "adapter_model.safetensors").write_bytes(b"of another export")
+    with pytest.raises(ValueError, match="draw-1.* is not the draw that was written there.*export_lora"):
+        Served.of(paths(folder))
+
+
+def test_labels_and_numbers_are_refused(folder):
+    stored = json.loads((folder / "predictor.json").read_text()) | {"kind": "labels", "format_version": 2}
+    (folder / "predictor.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="answers with labels; /v1/uncertainty answers with one of some classes"):
+        Served.of(paths(folder))
 
 
 def with_rules(folder, kind="threshold", **to):

@@ -24,6 +24,7 @@ from peft_calib import (
     predict,
 )
 from peft_calib.draws_index import read_draws_index
+from peft_calib.files import file_hash
 from peft_calib.identity import adapter_digest, folder_digest
 from peft_calib.prediction.adaptive import half_width
 from peft_calib.tuners.rows import repeat_rows, select_rows
@@ -237,6 +238,9 @@ def test_export_layout(bert, tmp_path):
         "mean": "mean",
         "adapter": adapter_digest(model),
         "digests": {name: folder_digest(path / name) for name in ("draw-0", "draw-1", "mean")},
+        "weights": {
+            name: file_hash(path / name / "adapter_model.safetensors") for name in ("draw-0", "draw-1", "mean")
+        },
     }
     expected = predict(model, bert.batch(), how="mean").probabilities
     torch.testing.assert_close(stock_probabilities(bert.build(), path / "mean", bert.batch()), expected)
