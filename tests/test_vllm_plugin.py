@@ -132,7 +132,7 @@ def test_draws_whose_weights_are_not_those_of_their_index_end_the_start(folder):
     (folder / "draws.json").write_text(json.dumps({"draws": list(weights), "weights": weights}))
     assert Served.of(paths(folder)).names == ("draw-0", "draw-1")
     (folder / "draw-1" / "adapter_model.safetensors").write_bytes(b"of another export")
-    with pytest.raises(ValueError, match="draw-1.* is not the draw that was written there.*export_lora"):
+    with pytest.raises(ValueError, match=r"draw-1.* is not the draw that was written there.*export_lora"):
         Served.of(paths(folder))
 
 
