@@ -114,15 +114,17 @@ bench: install
 
 # Goes on where it stood. EVIDENCE_DATA holds a folder for each data set of the protocol, EVIDENCE_RUNS what is finished.
 EVIDENCE_RUNS ?= evidence-runs
-MOMENTS = --protocol benchmarks/evidence/moments.json
+# Protocols by the names of their results.
+PROTOCOLS ?= evidence moments two_loras methods
 EVIDENCE = $(THREADS) $(OFFLINE) $(BIN)/python benchmarks/evidence.py
 
 evidence: install
 	test -d "$(EVIDENCE_DATA)" || { echo "make evidence EVIDENCE_DATA=DIR; see the head of benchmarks/evidence.py"; exit 2; }
-	$(EVIDENCE) run --data $(EVIDENCE_DATA) --runs $(EVIDENCE_RUNS)
-	$(EVIDENCE) table --runs $(EVIDENCE_RUNS) --output benchmarks/results/evidence.json
-	$(EVIDENCE) run $(MOMENTS) --data $(EVIDENCE_DATA) --runs $(EVIDENCE_RUNS)
-	$(EVIDENCE) table $(MOMENTS) --runs $(EVIDENCE_RUNS) --output benchmarks/results/moments.json
+	set -e; for name in $(PROTOCOLS); do \
+		protocol="--protocol benchmarks/evidence/$$name.json --runs $(EVIDENCE_RUNS)"; \
+		$(EVIDENCE) run $$protocol --data $(EVIDENCE_DATA); \
+		$(EVIDENCE) table $$protocol --output benchmarks/results/$$name.json; \
+	done
 	$(EVIDENCE) page
 
 # PEFT's own suites on our methods; fetches PEFT's source distribution once.

@@ -3,15 +3,16 @@
 A cell is a data set with so many training rows, drawn by a seed of its own; a run is `peft-calib train` on it with
 another seed (calibration rows, fresh head, adapter, order of the rows). All methods of a cell see the same rows with
 the same seeds. Every run is measured after its temperature on the cell's test rows, and on rows of other origin where
-the data have some. Cells, methods, settings and the decision rule are in `benchmarks/evidence/protocol.json`, written
+the data have some. Cells, methods, settings and the decision rule are in `benchmarks/evidence/evidence.json`, written
 before the runs; what is not finished goes on where it stood.
 
     python benchmarks/evidence.py run --data DIR --runs DIR
     python benchmarks/evidence.py table --runs DIR --output benchmarks/results/evidence.json
     python benchmarks/evidence.py page    # docs/evidence.md
 
-A second protocol, with moments around the members, is `--protocol benchmarks/evidence/moments.json`; its results are
-`benchmarks/results/moments.json`, and the page holds both.
+Further protocols, `--protocol benchmarks/evidence/NAME.json`, have their results in `benchmarks/results/NAME.json`, and
+the page tells those of all: moments around the members (`moments`), two whole LoRAs (`two_loras`), the other laws and
+label smoothing (`methods`).
 
 DIR holds a folder for each data set with `train.jsonl.gz` and the files that the protocol names, with columns `text`
 and `label`; without `--data` there is only `documentation`, the embedded sentences. `--model` takes any encoder of the
@@ -44,7 +45,7 @@ from peft_calib.runs.rows import TestData, load_run_rows, load_test_rows
 from peft_calib.runs.settings import RunConfig
 from peft_calib.runs.training import train_run
 
-PROTOCOL = Path(__file__).parent / "evidence" / "protocol.json"
+PROTOCOL = Path(__file__).parent / "evidence" / "evidence.json"
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
 RESULTS = Path(__file__).parent / "results"
 #: Results whose protocols the page tells, in its order.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+#: The baseline that the question is about.
+LORA = "lora"
+
 HEAD = """# Is it better than a LoRA with a temperature?
 
 <!-- written by benchmarks/evidence.py page; change that, or the results -->
@@ -11,9 +14,9 @@ HEAD = """# Is it better than a LoRA with a temperature?
 Every protocol below, its cells, settings and rule, was written down before any of its runs was made
 (`benchmarks/evidence/`). The figures are in `benchmarks/results/`; `make evidence EVIDENCE_DATA=DIR` makes them again.
 
-Differences are to the baseline, a LoRA with a temperature; below 0 is better in all scores but accuracy. Intervals
-(95 %) are over other rows and other runs of these data sets, runs paired by their seed, with which both methods see
-the same training and calibration rows. `run sd` is the standard deviation between runs of one method that differ in
+Differences are to the baseline, a LoRA with a temperature where none is named; below 0 is better in all scores but
+accuracy. Intervals (95 %) are over other rows and other runs of these data sets, runs paired by their seed, with which
+both methods see the same training and calibration rows. `run sd` is the standard deviation between runs of one method that differ in
 their seed alone. Nothing here speaks of data sets that are not here.
 """
 
@@ -24,14 +27,14 @@ PROTOCOL = """
 
 **Answer.** {answer}
 
-{seeds} runs a side. Not counted: {excluded} Learning rate: {learning_rate}.
+{baseline}{seeds} runs a side. Not counted: {excluded} Learning rate: {learning_rate}.
 """
 
 TOGETHER = """
 ## All cells together
 
-Nobody wrote this down beforehand: the mean over the cells of all protocols, each protocol by its share of the cells,
-for methods that are in all. A cell's rows and runs are in one protocol only.
+Nobody wrote this down beforehand: the mean over the cells of all protocols whose baseline is the LoRA, each protocol by
+its share of the cells, for methods that are in all. A cell's rows and runs are in one protocol only.
 
 | method | rows | score | difference | 95 % interval |
 |---|---|---|---:|---|
@@ -44,12 +47,14 @@ def page(results: list[dict[str, Any]]) -> str:
     for number, found in enumerate(results, 1):
         protocol = found["protocol"]
         told = {key: protocol[key] for key in ("question", "decision", "seeds", "excluded", "learning_rate")}
-        parts.append(PROTOCOL.format(**told, number=number, answer=_answer(found["decision"])))
+        baseline = "" if protocol["baseline"] == LORA else f"Baseline: {protocol['baseline']}. "
+        parts.append(PROTOCOL.format(**told, number=number, answer=_answer(found), baseline=baseline))
         for title in ("in distribution", "shifted"):
             if title in found:
                 parts.append(f"\n### {title.capitalize()}\n\n{_means(found[title])}\n{_cells(found[title])}")
-    if len(results) > 1:
-        parts.append(TOGETHER + "".join(_together(results)))
+    of_lora = [found for found in results if found["protocol"]["baseline"] == LORA]
+    if len(of_lora) > 1:
+        parts.append(TOGETHER + "".join(_together(of_lora)))
     return "".join(parts)
 
 
@@ -85,13 +90,21 @@ def _together(results: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _answer(decision: dict[str, dict[str, bool]]) -> str:
+def _answer(found: dict[str, Any]) -> str:
+    """The verdict of the rule, or, against another baseline than it speaks of, the differences."""
+    if found["protocol"]["baseline"] != LORA:
+        means = found["in distribution"]["mean over cells"].items()
+        return " ".join(f"`{method}`: NLL {_said(of['nll'])}, Brier score {_said(of['brier'])}." for method, of in means)
     told = []
-    for method, clauses in decision.items():
+    for method, clauses in found["decision"].items():
         missed = [clause for clause, holds in clauses.items() if not holds]
         verdict = "not shown to be better; missed: " + ", ".join(missed) if missed else "better, by every clause"
         told.append(f"`{method}`: {verdict}.")
     return " ".join(told)
+
+
+def _said(d: dict[str, float]) -> str:
+    return f"{d['difference']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]"
 
 
 def _means(part: dict[str, Any]) -> str:
@@ -100,8 +113,7 @@ def _means(part: dict[str, Any]) -> str:
     lines.append("|---|---|---:|---:|---:|---|---:|---:|")
     for method, scores in part["mean over cells"].items():
         for score, d in scores.items():
-            interval = f"[{d['low']:+.4f}, {d['high']:+.4f}]"
-            sides = f"{d['b']:.4f} | {d['a']:.4f} | {d['difference']:+.4f} | {interval}"
+            sides = f"{d['b']:.4f} | {d['a']:.4f} | {_said(d).replace(' ', ' | ', 1)}"
             lines.append(f"| {method} | {score} | {sides} | {d['run_sd_b']:.3f} | {d['run_sd_a']:.3f} |")
     return "\n".join(lines) + "\n"
 
@@ -111,8 +123,6 @@ def _cells(part: dict[str, Any]) -> str:
     lines = ["| cell | method | NLL of the baseline | NLL | Brier score |", "|---|---|---:|---|---|"]
     for cell, methods in part["cells"].items():
         for method, scores in methods.items():
-            nll, brier = (
-                f"{d['difference']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]" for d in (scores["nll"], scores["brier"])
-            )
-            lines.append(f"| {cell} | {method} | {scores['nll']['b']:.4f} | {nll} | {brier} |")
+            nll = scores["nll"]
+            lines.append(f"| {cell} | {method} | {nll['b']:.4f} | {_said(nll)} | {_said(scores['brier'])} |")
     return "\n".join(lines) + "\n"

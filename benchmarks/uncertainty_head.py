@@ -39,7 +39,7 @@ from peft_calib.uncertainty_head.baselines import ProbeTraining, baseline, ensem
 
 HERE = Path(__file__).parent
 PROTOCOL = HERE / "uncertainty_head" / "protocol.json"
-EVIDENCE = HERE / "evidence" / "protocol.json"
+EVIDENCE = HERE / "evidence" / "evidence.json"
 PAGE = HERE.parent / "docs" / "uncertainty-head.md"
 TUNED = ProbeTraining(learning_rates=(3e-5, 3e-4, 3e-3))
 BRIEF = ProbeTraining(learning_rates=(3e-3,), epochs=60, patience=8)

@@ -37,7 +37,10 @@ BETTER = of(
 
 
 ABOUT: dict = {
-    "protocol": dict.fromkeys(("question", "decision", "seeds", "excluded", "learning_rate"), "so"),
+    "protocol": {
+        "baseline": "lora",
+        **dict.fromkeys(("question", "decision", "seeds", "excluded", "learning_rate"), "so"),
+    },
     "decision": {"b": {"nll lower": True}},
 }
 
@@ -83,6 +86,14 @@ def test_cells_of_two_protocols_are_one_mean_by_their_numbers(evidence):
     assert set(found) == {"b"}
     assert found["b"]["nll"] == pytest.approx((-0.02, -0.02 - half, -0.02 + half))
     assert evidence.page([first | ABOUT, second | ABOUT]).count("| b | in distribution |") == 4
+
+
+def test_another_baseline_is_named_judged_by_no_rule_and_in_no_mean(evidence):
+    found = {"in distribution": {"mean over cells": {"b": BETTER}, "cells": {"x": {}}}} | ABOUT
+    other = found | {"protocol": ABOUT["protocol"] | {"baseline": "two LoRAs"}}
+    text = evidence.page([found, other])
+    assert "`b`: better, by every clause." in text and text.count("All cells together") == 0
+    assert "`b`: NLL -0.0300 [-0.0500, -0.0100], Brier score -0.0100 [-0.0200, -0.0010].\n\nBaseline: two LoRAs." in text
 
 
 @pytest.mark.slow
