@@ -1,6 +1,6 @@
 """What every method costs, from the results of the other benchmarks: docs/cost.md.
 
-    python benchmarks/cost_page.py
+python benchmarks/cost_page.py
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ HEAD = """# What it costs
 
 <!-- written by benchmarks/cost_page.py; change that, or the results -->
 
-Everything is a ratio to a LoRA (PEFT's own, rank 8 in all attention and dense layers), measured in turns with it in one
-run on one CPU thread; medians. MiniLM has 6 layers of width 384, the other encoder 12 of width 768. Figures are from
+Everything is a ratio to a LoRA (PEFT's own, rank 8 in all attention and dense layers), measured in turns with it in
+one run on one CPU thread; medians. MiniLM has 6 layers of width 384, the other encoder 12 of width 768. Figures are from
 `benchmarks/results/`, each made by the benchmark of its name. What the cost buys is [another page](evidence.md).
 On an accelerator nothing of this has been measured; `make gpu` measures it there.
 """
@@ -48,8 +48,8 @@ Process CPU time of {rows} rows and {epochs} epochs in the stock Trainer, and th
 PREDICT = """
 ## A prediction with {draws} draws
 
-In forwards of the mean (which costs what a LoRA costs: an exported one {exported:.2f}). "In one pass" is what `predict`
-does; "one by one" a loop over the draws.
+In forwards of the mean (which costs what a LoRA costs: an exported one {exported:.2f}). "In one pass" is what
+`predict` does; "one by one" a loop over the draws.
 
 | rows | in one pass | one by one | in one pass, last two layers alone vary |
 |---|---:|---:|---:|
@@ -108,8 +108,8 @@ def page(stored: dict[str, dict[str, Any]]) -> str:
         + trainings(members)
         + PREDICT.format(draws=predict["draws"], exported=exported)
         + predictions(predict)
-        + "\nK members of which a share rho of the layers differs take (1 - rho) + K rho forwards: two in the last half "
-        "1.5.\n\n## The uncertainty head\n\n"
+        + "\nK members of which a share rho of the layers differs take (1 - rho) + K rho forwards: two in the last "
+        "half 1.5.\n\n## The uncertainty head\n\n"
         f"Its 27 trials take {trials / one:.3f} of one epoch of the adapter's training, a prediction with it "
         f"{head['predict_128_rows']['with']['median_ratio']:.2f} of one without.\n"
     )

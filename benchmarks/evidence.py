@@ -10,9 +10,9 @@ before the runs; what is not finished goes on where it stood.
     python benchmarks/evidence.py table --runs DIR --output benchmarks/results/evidence.json
     python benchmarks/evidence.py page    # docs/evidence.md
 
-Further protocols, `--protocol benchmarks/evidence/NAME.json`, have their results in `benchmarks/results/NAME.json`, and
-the page tells those of all: moments around the members (`moments`), two whole LoRAs (`two_loras`), the other laws and
-label smoothing (`methods`).
+Further protocols, `--protocol benchmarks/evidence/NAME.json`, have their results in `benchmarks/results/NAME.json`,
+and the page tells those of all: moments around the members (`moments`), two whole LoRAs (`two_loras`), the other laws
+and label smoothing (`methods`).
 
 DIR holds a folder for each data set with `train.jsonl.gz` and the files that the protocol names, with columns `text`
 and `label`; without `--data` there is only `documentation`, the embedded sentences. `--model` takes any encoder of the

@@ -15,9 +15,10 @@ Every protocol below, its cells, settings and rule, was written down before any 
 (`benchmarks/evidence/`). The figures are in `benchmarks/results/`; `make evidence EVIDENCE_DATA=DIR` makes them again.
 
 Differences are to the baseline, a LoRA with a temperature where none is named; below 0 is better in all scores but
-accuracy. Intervals (95 %) are over other rows and other runs of these data sets, runs paired by their seed, with which
-both methods see the same training and calibration rows. `run sd` is the standard deviation between runs of one method that differ in
-their seed alone. Nothing here speaks of data sets that are not here.
+accuracy. Intervals (95 %) are over other rows and other runs of these data sets, runs paired by their seed, with
+which both methods see the same training and calibration rows. `run sd` is the standard deviation between runs of one
+method that differ in their seed alone.
+Nothing here speaks of data sets that are not here.
 """
 
 PROTOCOL = """
@@ -33,8 +34,8 @@ PROTOCOL = """
 TOGETHER = """
 ## All cells together
 
-Nobody wrote this down beforehand: the mean over the cells of all protocols whose baseline is the LoRA, each protocol by
-its share of the cells, for methods that are in all. A cell's rows and runs are in one protocol only.
+Nobody wrote this down beforehand: the mean over the cells of all protocols whose baseline is the LoRA, each protocol
+by its share of the cells, for methods that are in all. A cell's rows and runs are in one protocol only.
 
 | method | rows | score | difference | 95 % interval |
 |---|---|---|---:|---|
@@ -94,7 +95,9 @@ def _answer(found: dict[str, Any]) -> str:
     """The verdict of the rule, or, against another baseline than it speaks of, the differences."""
     if found["protocol"]["baseline"] != LORA:
         means = found["in distribution"]["mean over cells"].items()
-        return " ".join(f"`{method}`: NLL {_said(of['nll'])}, Brier score {_said(of['brier'])}." for method, of in means)
+        return " ".join(
+            f"`{method}`: NLL {_said(of['nll'])}, Brier score {_said(of['brier'])}." for method, of in means
+        )
     told = []
     for method, clauses in found["decision"].items():
         missed = [clause for clause, holds in clauses.items() if not holds]

@@ -93,7 +93,9 @@ def test_another_baseline_is_named_judged_by_no_rule_and_in_no_mean(evidence):
     other = found | {"protocol": ABOUT["protocol"] | {"baseline": "two LoRAs"}}
     text = evidence.page([found, other])
     assert "`b`: better, by every clause." in text and text.count("All cells together") == 0
-    assert "`b`: NLL -0.0300 [-0.0500, -0.0100], Brier score -0.0100 [-0.0200, -0.0010].\n\nBaseline: two LoRAs." in text
+    assert (
+        "`b`: NLL -0.0300 [-0.0500, -0.0100], Brier score -0.0100 [-0.0200, -0.0010].\n\nBaseline: two LoRAs." in text
+    )
 
 
 @pytest.mark.slow
