@@ -23,8 +23,8 @@ HEAD = """# What it costs
 <!-- written by benchmarks/cost_page.py; change that, or the results -->
 
 Everything is a ratio to a LoRA (PEFT's own, rank 8 in all attention and dense layers), measured in turns with it in
-one run on one CPU thread; medians. MiniLM has 6 layers of width 384, the other encoder 12 of width 768. Figures are from
-`benchmarks/results/`, each made by the benchmark of its name. What the cost buys is [another page](evidence.md).
+one run on one CPU thread; medians. MiniLM has 6 layers of width 384, the other encoder 12 of width 768. Figures are
+from `benchmarks/results/`, each made by the benchmark of its name. What the cost buys is [another page](evidence.md).
 On an accelerator nothing of this has been measured; `make gpu` measures it there.
 """
 
