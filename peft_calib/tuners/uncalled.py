@@ -8,6 +8,7 @@ were not there, without a word.
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import textwrap
 from collections.abc import Iterator
@@ -27,8 +28,7 @@ def uncalled(parent: type[nn.Module]) -> frozenset[str]:
     """Names of the children whose weight a module's forward reads instead of calling them, always or in a kernel.
 
     A child that is called, or goes elsewhere whole (`checkpoint(self.fc, x)`), counts as called, unless its weight is
-    given to a function as well: so are fused kernels, beside a slow way that calls. A weight that is read under
-    another name (`w = self.fc`) is not found.
+    given to a function as well: so are fused kernels, beside a slow way that calls.
     """
     read: set[str] = set()
     given: set[str] = set()
@@ -50,6 +50,38 @@ def uncalled(parent: type[nn.Module]) -> frozenset[str]:
     return frozenset(given | (read - called))
 
 
+class _Named(ast.NodeTransformer):
+    """Puts `self.fc` where a method says `fc` after `fc = self.fc`; a name with two meanings is left as it is."""
+
+    def of(self, tree: ast.AST) -> ast.AST:
+        stored = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+        pairs = [pair for node in ast.walk(tree) if isinstance(node, ast.Assign) for pair in _pairs(node)]
+        self.meant = {name: value for name, value in pairs if stored.count(name) == 1 and _is_of_self(value)}
+        return self.visit(tree)
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        """Leaves a name's own assignment out, which is no use of the map."""
+        spent = {id(value) for name, value in _pairs(node) if name in self.meant}
+        many = isinstance(node.value, ast.Tuple)
+        values = [ast.Constant(None) if id(v) in spent else v for v in (node.value.elts if many else [node.value])]
+        node.value = ast.Tuple(values, ast.Load()) if many else values[0]
+        return self.generic_visit(node)
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        meant = self.meant.get(node.id) if isinstance(node.ctx, ast.Load) else None
+        return node if meant is None else copy.deepcopy(meant)
+
+
+def _pairs(node: ast.Assign) -> list[tuple[str, ast.expr]]:
+    """Names and what they are given, in `a = ...` and `a, b = ..., ...`."""
+    (target, *more), value = node.targets, node.value
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        pairs = list(zip(target.elts, value.elts, strict=False))
+    else:
+        pairs = [(target, value)]
+    return [] if more else [(name.id, value) for name, value in pairs if isinstance(name, ast.Name)]
+
+
 def _is_of_self(node: ast.AST) -> bool:
     return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
 
@@ -68,7 +100,7 @@ def _methods_of_a_forward(parent: type[nn.Module]) -> Iterator[ast.AST]:
             continue
         done.add(name)
         with suppress(OSError, TypeError, SyntaxError):
-            tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+            tree = _Named().of(ast.parse(textwrap.dedent(inspect.getsource(method))))
             waiting += [node.attr for node in ast.walk(tree) if _is_of_self(node)]
             yield tree
 

@@ -124,8 +124,23 @@ class Looked(nn.Module):
         return torch.norm(self.three.weight)
 
 
+class Renamed(nn.Module):
+    """Maps under names of their own in a forward: one is called, one's weight is read, one name is for two of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three, self.read = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x):
+        one, layer, inner = self.one, self.two, self.read
+        x = nn.functional.linear(layer(one(x)), inner.weight)
+        layer = self.three
+        return layer(x)
+
+
 def test_only_what_a_forward_reads_without_a_call_is_refused():
     assert uncalled(Looked) == {"read"}
+    assert uncalled(Renamed) == {"read"}
     assert {"x_proj", "dt_proj", "out_proj"} < uncalled(MambaMixer)
     assert "kernel" in uncalled(TDNNLayer)  # named in isinstance, too
 
