@@ -112,8 +112,10 @@ class TunerLayer(BaseTunerLayer):
     """A tuner layer, likewise."""
 
     def base_place(self) -> tuple[torch.device | None, torch.dtype | None]:
-        """Device and dtype of the base weight."""
-        return self._get_base_layer_device_and_dtype(self.get_base_layer())
+        """Device and dtype of the base weight; of one that Accelerate has offloaded, the device that it is used on."""
+        base = self.get_base_layer()
+        device, dtype = self._get_base_layer_device_and_dtype(base)
+        return (device_of_use(base) if device == torch.device("meta") else device), dtype
 
     def cast_input(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """An input in the dtype of the factors, unless PEFT was told not to cast."""
@@ -125,6 +127,14 @@ class TunerLayer(BaseTunerLayer):
 
     def moved(self, adapter_name: str, device: torch.device | None) -> None:
         """Called when an adapter has been moved to the device of the base weight."""
+
+
+def device_of_use(layer: nn.Module) -> torch.device:
+    """Where Accelerate loads the weights of an offloaded layer in each call; meta for one that just has none."""
+    hook = getattr(layer, "_hf_hook", None)
+    hooks = getattr(hook, "hooks", [hook])  # several, one after the other
+    found = next((h.execution_device for h in hooks if getattr(h, "execution_device", None) is not None), "meta")
+    return torch.device(found)
 
 
 def in_out_features(layer: nn.Module) -> tuple[int | None, int | None]:

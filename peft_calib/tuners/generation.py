@@ -273,4 +273,10 @@ def _device(law: nn.Module) -> torch.device:
 
 def _autocast_dtype(law: Law) -> torch.dtype | None:
     kind = _device(law).type
+    if kind == "meta":
+        raise RuntimeError(
+            f"The weights of the {law.method} law lie on the meta device, so it has no answer: the model was "
+            "offloaded whole (cpu_offload, disk_offload, a device_map), or never filled. Offload the base model first "
+            "and add the adapter then, or give its holder (named calib_...) a device of its own in the device_map."
+        )
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None

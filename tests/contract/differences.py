@@ -100,4 +100,12 @@ DIFFERENCES: dict[str, Difference] = {
         "PEFT swaps LoRA's tensors only",
         "tests/contract/test_peft_doors.py::test_draws_are_swapped_while_serving",
     ),
+    "offloaded with its base": Difference(
+        "offload the whole model, adapter and all (`cpu_offload`, `disk_offload`)",
+        "predicts; is not saved",
+        "refused at the first forward; offload the base model and add the adapter then (a LoRA answers NaN there), or "
+        "give the law a device in the `device_map`",
+        "a law is asked once for all layers and holds tensors of its own, which offloading replaces in each call",
+        "tests/contract/test_offload.py::test_a_law_that_is_offloaded_is_refused",
+    ),
 }

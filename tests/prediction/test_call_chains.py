@@ -505,6 +505,23 @@ def test_an_interrupt_leaves_nothing_behind():
     assert torch.equal(logits(model, batch), expected)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("law", LAWS)
+def test_an_error_inside_draws_leaves_the_model_as_it_was(law, training):
+    """Whether it was raised between forwards, in one, or in a prediction inside."""
+    model, batch = LAWS[law](BERT).train(training), BERT.batch(3)
+    before, mean = copy.deepcopy(model.state_dict()), predict(model, batch, how="mean").probabilities
+    broken = {**batch, "input_ids": batch["input_ids"] + 1000}  # out of the vocabulary
+    for fault in (lambda: 1 / 0, lambda: model(**broken), lambda: predict(model, broken, num_samples=3)):
+        with pytest.raises((ZeroDivisionError, IndexError)), draws(model, 2), torch.no_grad():
+            fault()
+        assert all(module.training == training for module in model.modules())
+        assert torch.equal(predict(model, batch, how="mean").probabilities, mean)
+        with torch.no_grad():
+            assert len(model(**batch).logits) == 3
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_the_entrance_stays_when_accelerate_takes_its_wrapper_off():
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
