@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.autograd import forward_ad
 
 # --------------------------------------------------------------------- tensors
 
@@ -21,6 +22,11 @@ def version_of(tensor: torch.Tensor) -> int:
 def is_functorch_wrapped(tensor: torch.Tensor) -> bool:
     """Whether a tensor is the stand-in of another inside a transform (`torch.func`), without memory of its own."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def in_forward_ad() -> bool:
+    """Whether the caller runs inside `torch.autograd.forward_ad.dual_level`."""
+    return forward_ad._current_level >= 0
 
 
 # --------------------------------------------------------------------- backward

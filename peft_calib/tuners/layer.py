@@ -6,7 +6,6 @@ import warnings
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from peft.utils.other import transpose
@@ -16,37 +15,9 @@ from transformers.pytorch_utils import Conv1D
 from ..internals.peft import TunerLayer, in_out_features
 from .factors import Pair
 from .holder import FactorHolder
-from .one_by_one import SharedRowsError
+from .low_rank import add_low_rank
 from .slots import Slot
 from .uncalled import check_called
-
-
-def add_low_rank(
-    result: torch.Tensor, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scaling: float
-) -> torch.Tensor:
-    """Return `result + scaling * B A x`, in the wider of the two dtypes, for one draw or for K draws at once.
-
-    The result and x are (N, ..., d), A (r, d_in) and B (d_out, r); for K draws all have K in front, N = K * rows,
-    draw-major. x is in the dtype of the factors.
-    """
-    if A.dim() == 2:
-        # (r, N) and (r, d_out), not (N, r) and (d_out, r): products with a few columns take up to four times as long on
-        # a CPU as those with a few rows, in the backward as well, which follows these layouts
-        hidden = A @ x.reshape(-1, x.shape[-1]).t()
-        hidden = hidden if scaling == 1 else hidden * scaling
-        if result.dtype != hidden.dtype:
-            return result + (hidden.t() @ B.t()).view(result.shape)
-        # the addition rides in the matrix product: one pass less over the output than LoRA makes
-        rows = B.t().contiguous() if B.is_cpu else B.t()
-        return torch.addmm(result.reshape(-1, result.shape[-1]), hidden.t(), rows).view(result.shape)
-    num_samples = A.shape[0]
-    if x.shape[0] % num_samples:
-        raise SharedRowsError(x.shape[0], num_samples)
-    hidden = torch.bmm(x.reshape(num_samples, -1, x.shape[-1]), A.transpose(1, 2))
-    if result.dtype != hidden.dtype:
-        return result + torch.bmm(hidden * scaling, B.transpose(1, 2)).view(result.shape)
-    base = result.reshape(num_samples, -1, result.shape[-1])
-    return torch.baddbmm(base, hidden, B.transpose(1, 2), alpha=scaling).view(result.shape)
 
 
 def unknown_recipe() -> Any:
