@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..console import own_random_state
 from ..prediction.sources import shared_root
 from ..tuners.laws import holders_of
 from ..tuners.trunk_cache import CACHES, CannotCacheError, TrunkCache, rows_of
@@ -62,18 +67,21 @@ class TrunkCacheCallback(TrainerCallback):
             dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
             if not hasattr(dataset, "__len__") or collate is None:
                 raise CannotCacheError("the training rows are a stream")
-            # a batch of each row alone, so that it has no padding but what the collator always adds
-            batches = (dict(collate([dataset[number]])) for number in range(len(dataset)))
-            rows = (row for batch in batches for row, _ in rows_of(batch))
-            cache = TrunkCache(root, rows, self.dtype, self.max_bytes, self.folder)
-            some = collate([dataset[i] for i in range(min(_CHECKED, len(dataset)))])
-            cache.check(root, send_to_device(dict(some), next(root.parameters()).device, non_blocking=True))
-            CACHES[root] = cache
+            with own_random_state():  # collators and rows may draw
+                CACHES[root] = self._cache(root, dataset, collate)
         except CannotCacheError as error:
             self.reason = str(error)
             logger.info("The states below the first trained layer are not kept: %s.", error)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         CACHES.pop(shared_root(kwargs["model"]), None)
-        if self.folder is not None:
-            (self.folder / "trunk-states.bin").unlink(missing_ok=True)
+
+    def _cache(self, root: nn.Module, dataset: Any, collate: Callable[[list], Any]) -> TrunkCache:
+        # a batch of each row alone, so that it has no padding but what the collator always adds
+        batches = [[row for row, _ in rows_of(dict(collate([dataset[i]])))] for i in range(len(dataset))]
+        cache = TrunkCache(root, chain(*batches), self.dtype, self.max_bytes, self.folder)
+        # the shortest and the longest, so that there is padding in the batch if there ever is
+        numbers = sorted(range(len(batches)), key=lambda i: max(map(len, batches[i]), default=0))
+        some = collate([dataset[i] for i in dict.fromkeys([*numbers[: _CHECKED // 2], *numbers[-_CHECKED // 2 :]])])
+        cache.check(root, send_to_device(dict(some), next(root.parameters()).device, non_blocking=True))
+        return cache

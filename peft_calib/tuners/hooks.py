@@ -17,7 +17,15 @@ from .forward import Forward, is_running, pop, push, running_forward
 from .holder import FactorHolder
 from .late import trunk_replay
 from .modes import modes_of
-from .objective import Receipt, add_to_outputs, has_labels, micro_batch_share, named_inputs, reaches_loss
+from .objective import (
+    Receipt,
+    add_to_outputs,
+    has_labels,
+    micro_batch_share,
+    named_inputs,
+    reaches_loss,
+    refuse_one_member,
+)
 from .one_by_one import run, runs_one_by_one
 from .padding import check_one_row, give_back, lend, takes_one_row
 from .rows import count_rows, first_rows, main_input_name, repeat_rows, repeat_training_rows
@@ -110,7 +118,11 @@ def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: object) -> 
             for holder, part in parts.items():
                 holder.expect(part, receipt, reaches_loss(output, labelled))
         output = add_to_outputs(output, total, micro_batch_share(model, inputs), labelled)
-    return output if num_samples == 1 else first_rows(output, num_samples, count_rows(inputs, main_input_name(model)))
+    if num_samples == 1:
+        return output
+    members = any(law.trains_members for part in parts.values() for law in part.comparing)
+    refuse = refuse_one_member if members and not torch.compiler.is_compiling() else None
+    return first_rows(output, num_samples, count_rows(inputs, main_input_name(model)), refuse)
 
 
 # --------------------------------------------------------------------- callers of model.forward

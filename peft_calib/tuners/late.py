@@ -162,7 +162,7 @@ def trunk_replay(root: nn.Module, inputs: dict[str, Any], rows: int, num_samples
     trunk = trunk_of(root)
     if trunk is None:
         return None
-    inputs = {name: value for name, value in inputs.items() if name not in ("labels", "num_items_in_batch")}
+    # with the labels, which an encoder-decoder makes the tokens of its decoder of
     with modes_of(root).evaluation(root):
         try:
             prefix = trunk.run(root, inputs, rows)
@@ -175,10 +175,13 @@ def trunk_replay(root: nn.Module, inputs: dict[str, Any], rows: int, num_samples
 class Trunk:
     """The frozen lower part of a model in training; what is `above` trains, or holds an adapter's layer.
 
+    `below` are all its modules, those of the blocks and the embeddings before them.
+
     `dropouts` come before the blocks; nobody reads their answer where the blocks' own are replayed.
     """
 
     blocks: list[nn.Module]
+    below: list[nn.Module]
     above: list[nn.Module]
     dropouts: list[nn.Module]
 
@@ -205,7 +208,7 @@ def trunk_of(root: nn.Module) -> Trunk | None:
     if any(isinstance(parameter, DTensor) for parameter in root.parameters()):
         return None  # sharded parameters are gathered by hooks, which the trunk does not run through
     dropouts = [m for m in below if isinstance(m, nn.Dropout) and id(m) not in in_blocks]
-    return Trunk(blocks, [m for m in order[last + 1 :] if _is_above(m)], dropouts)
+    return Trunk(blocks, below, [m for m in order[last + 1 :] if _is_above(m)], dropouts)
 
 
 def _without_holders(root: nn.Module) -> Iterator[nn.Module]:

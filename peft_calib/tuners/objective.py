@@ -26,6 +26,12 @@ DROPPED = (
     "loop of your own). Put peft_calib.trainer_callbacks.RegularizedLossMixin before the trainer's class, or add "
     "peft_calib.regularization_loss(model) to your loss after each forward."
 )
+ONE_MEMBER = (
+    "The loss is formed outside the model (label smoothing, class weights, compute_loss_func, a loop on logits), from "
+    "what the first member answered, so that no other member would train. Give the labels to the model and use "
+    "outputs.loss, or, with moments=0, call the model for each member k inside draws(model, 1, first=k) and take the "
+    "mean of the losses."
+)
 #: Names of label inputs beside those that transformers' models have.
 LABELS = frozenset({"labels", "label", "label_ids", "target", "targets"})
 
@@ -87,6 +93,11 @@ def is_in(loss: torch.Tensor, term: torch.Tensor, most: int = 2000) -> bool:
         seen.update(following)
         waiting.extend(following)
     return False
+
+
+def refuse_one_member(_: torch.Tensor) -> None:
+    """Refuse the gradient of a loss that is made of one member's answers."""
+    raise RuntimeError(ONE_MEMBER)
 
 
 def has_labels(model: nn.Module, inputs: dict[str, Any]) -> bool:

@@ -71,16 +71,26 @@ def repeat_training_rows(inputs: Mapping[str, Any], num_samples: int, main_input
     return repeated
 
 
-def first_rows(outputs: Any, num_samples: int, rows: int) -> Any:
-    """What a model answered for the first of K functions, of K * B draw-major rows; scalars and caches stay."""
+def first_rows(
+    outputs: Any, num_samples: int, rows: int, on_gradient: Callable[[torch.Tensor], None] | None = None
+) -> Any:
+    """What a model answered for the first of K functions, of K * B draw-major rows; scalars and caches stay.
+
+    `on_gradient` is called with the gradient that comes back to such an answer.
+    """
     if isinstance(outputs, torch.Tensor):
-        return outputs[: rows // num_samples] if outputs.dim() and len(outputs) == rows else outputs
+        if not outputs.dim() or len(outputs) != rows:
+            return outputs
+        first = outputs[: rows // num_samples]
+        if on_gradient is not None and first.requires_grad:
+            first.register_hook(on_gradient)
+        return first
     if isinstance(outputs, dict):
         for name, value in list(outputs.items()):
-            outputs[name] = first_rows(value, num_samples, rows)
+            outputs[name] = first_rows(value, num_samples, rows, on_gradient)
         return outputs
     if isinstance(outputs, (tuple, list)) and not hasattr(outputs, "_fields"):
-        return type(outputs)(first_rows(value, num_samples, rows) for value in outputs)
+        return type(outputs)(first_rows(value, num_samples, rows, on_gradient) for value in outputs)
     return outputs
 
 

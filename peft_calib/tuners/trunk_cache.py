@@ -9,9 +9,11 @@ reads the very bits that one uninterrupted process reads.
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ from .asked import forward_replaced
 from .late import Trunk, asks_for_gradient, pass_on, trunk_of
 from .laws import laws_of
 from .modes import modes_of
+from .objective import is_encoder_decoder, shifts_labels
 
 #: What a batch may hold: tokens, which the states follow from, and what the trunk does not read.
 TOKENS = ("input_ids", "token_type_ids")
@@ -77,6 +80,8 @@ class TrunkCache:
         trunk = trunk_of(root)
         if trunk is None:
             raise CannotCacheError("no layers lie below all that trains")
+        if is_encoder_decoder(root) and not _in_encoder(root, trunk):
+            raise CannotCacheError("layers of a decoder lie below, which read more than the tokens of a row")
         self.trunk = trunk
         self.stamp = _stamp(trunk)
         self.places: dict[bytes, slice] = {}
@@ -122,9 +127,15 @@ class TrunkCache:
             raise CannotCacheError("its layers hand on more than one state a token")
         return states
 
-    def read(self, inputs: Mapping[str, Any]) -> torch.Tensor | None:
-        """States (B, T, D) of a batch, zero at padding; `None` where a row is not known or the trunk has changed."""
-        if _stamp(self.trunk) != self.stamp:
+    def read(self, root: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor | None:
+        """States (B, T, D) of a batch, zero at padding.
+
+        `None` where a row is not known, the loss reads a state at padding, or the trunk has changed.
+        """
+        trunk = trunk_of(root)
+        if trunk is None or trunk.blocks != self.trunk.blocks or _stamp(trunk) != self.stamp:
+            return None
+        if _loss_at_padding(root, inputs):
             return None
         try:
             rows = list(rows_of(inputs))
@@ -150,7 +161,9 @@ class TrunkCache:
 
     def check(self, root: nn.Module, batch: Mapping[str, Any]) -> None:
         """Refuse a trunk that gives other states in a padded batch: it is not deterministic, or padding moves them."""
-        states = self.read(batch)
+        if _loss_at_padding(root, batch):
+            raise CannotCacheError("the loss reads states at padding")
+        states = self.read(root, batch)
         if states is None:
             raise CannotCacheError("a batch holds rows that the data set does not hold, or other inputs than tokens")
         inputs = {name: value for name, value in batch.items() if name in _READ}
@@ -158,6 +171,7 @@ class TrunkCache:
         real = torch.ones_like(batch["input_ids"]).bool() if mask is None else mask.bool()
         kept = states[real].float()
         self._compare(kept, self.run(root, inputs, len(real))[real], "change with the padding of its batch")
+        self._check_above(root, inputs, states, real)
         # Where several functions are trained on each row, the trunk has no dropout anyway; see `late.trunk_replay`.
         if all(law.train_samples == 1 for law in laws_of(root, active=True)):
             devices = [root.device] if root.device.type == "cuda" else []
@@ -165,7 +179,20 @@ class TrunkCache:
                 drawn = self.run(root, inputs, len(real), as_in_training=True)[real]
             self._compare(kept, drawn, "are drawn anew in every forward, by dropout below the layers that train")
 
+    def _check_above(self, root: nn.Module, inputs: dict[str, Any], states: torch.Tensor, real: torch.Tensor) -> None:
+        """Refuse layers above that read states at padding, which are not kept: a mean over all positions."""
+        with modes_of(root).evaluation(root), torch.no_grad():
+            now = root(**inputs)
+            with self.replayed(states, 1):
+                kept = root(**inputs)
+        for name, value in now.items() if isinstance(now, Mapping) else enumerate(now):
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1:
+                rows = real if value.shape[:2] == real.shape else ...
+                self._compare(kept[name][rows].float(), value[rows], "are read at padding by the layers above")
+
     def _compare(self, kept: torch.Tensor, now: torch.Tensor, fault: str) -> None:
+        if kept.shape != now.shape:
+            raise CannotCacheError(f"a row's states {fault}")
         tolerance = TOLERANCES.get(self.states.dtype, 0.03) * float(now.abs().max())
         if not float((kept.to(now.device) - now.float()).abs().max()) <= tolerance:
             raise CannotCacheError(f"a row's states {fault}")
@@ -193,7 +220,7 @@ def rows_of(inputs: Mapping[str, Any]) -> Iterator[tuple[Row, int]]:
 def cached_replay(root: nn.Module, inputs: Mapping[str, Any], num_samples: int) -> Any:
     """The context in which a forward's trunk answers from the cache; `None` where there is none, or it lacks a row."""
     cache = CACHES.get(root)
-    states = None if cache is None else cache.read(inputs)
+    states = None if cache is None else cache.read(root, inputs)
     return None if cache is None or states is None else cache.replayed(states, num_samples)
 
 
@@ -217,8 +244,25 @@ def _answer(states: torch.Tensor, wrapped: bool, *args: Any, **_: Any) -> Any:
 
 def _stamp(trunk: Trunk) -> tuple:
     """What changes when a weight of the trunk is written, moved or replaced."""
-    tensors = [t for block in trunk.blocks for t in (*block.parameters(), *block.buffers())]
+    tensors = [t for m in trunk.below for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
     return tuple((t.data_ptr(), version_of(t)) for t in tensors)
+
+
+def _in_encoder(root: nn.Module, trunk: Trunk) -> bool:
+    encoder = getattr(root, "get_encoder", lambda: None)()
+    inside = set() if encoder is None else {id(module) for module in encoder.modules()}
+    return all(id(block) in inside for block in trunk.blocks)
+
+
+def _loss_at_padding(root: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether labels stand at padding, or behind it where a state answers for the next token."""
+    labels, mask = inputs.get("labels"), inputs.get("attention_mask")
+    if not isinstance(labels, torch.Tensor) or mask is None or labels.shape != mask.shape:
+        return False
+    read = labels != -100
+    if shifts_labels(root):
+        read = torch.nn.functional.pad(read[:, 1:], (0, 1))
+    return bool((read & (mask == 0)).any())
 
 
 def _store(shape: tuple[int, int], dtype: torch.dtype, max_bytes: int, folder: Path | None) -> torch.Tensor:
@@ -230,5 +274,11 @@ def _store(shape: tuple[int, int], dtype: torch.dtype, max_bytes: int, folder: P
             f"the states take {size / 2**20:.0f} MiB, more than the {max_bytes / 2**20:.0f} MiB that are allowed"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "trunk-states.bin"
-    return torch.from_file(str(file), shared=True, size=shape[0] * shape[1], dtype=dtype).view(shape)
+    # a name of its own: other processes, and other runs, may keep theirs in the same folder
+    handle, file = tempfile.mkstemp(prefix="trunk-states-", suffix=".bin", dir=folder)
+    os.close(handle)
+    try:
+        return torch.from_file(file, shared=True, size=shape[0] * shape[1], dtype=dtype).view(shape)
+    finally:
+        with suppress(PermissionError):  # gone when nothing reads it any more, however the process ends
+            os.unlink(file)

@@ -33,6 +33,7 @@ class EnsembleLaw(Law):
     """
 
     method = "EnsembleLoRA"
+    trains_members = True
 
     def __init__(self, config: EnsembleLoraConfig, slots: SlotTable, heads: HeadTensors | None = None) -> None:
         super().__init__(slots)

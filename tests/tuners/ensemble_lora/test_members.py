@@ -4,8 +4,15 @@ import pytest
 import torch
 from families import FAMILIES, logits
 from peft import PeftModel, get_peft_model
+from small_trainer import arguments
 from torch import nn
-from transformers import BertForQuestionAnswering, BertForTokenClassification
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    Trainer,
+)
 
 from peft_calib import EnsembleLoraConfig, draws, export_lora, predict
 from peft_calib.tuners import hooks
@@ -142,6 +149,46 @@ def test_the_trunk_is_run_once_and_changes_nothing(family, monkeypatch):
     torch.testing.assert_close(loss, whole)
     for name, gradient in expected.items():
         torch.testing.assert_close(grads[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("target_length", [4, 6])
+def test_a_trunk_that_ends_in_a_decoder_reads_the_labels(target_length, monkeypatch):
+    """The tokens of a decoder are made of the labels: without them it would run on the encoder's."""
+    small = {f"{side}_{what}": 2 for side in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+    config = BartConfig(vocab_size=64, d_model=16, encoder_ffn_dim=16, decoder_ffn_dim=16, dropout=0.0, **small)
+    fields = {"r": 2, "target_modules": ["q_proj"], "seed": 0, "layers": 1}
+    model = get_peft_model(BartForConditionalGeneration(config), EnsembleLoraConfig(**fields)).train()
+    generator = torch.Generator().manual_seed(0)
+    batch = {"input_ids": torch.randint(3, 64, (4, 6), generator=generator)}
+    batch["labels"] = torch.randint(3, 64, (4, target_length), generator=generator)
+    loss = model(**batch).loss
+    monkeypatch.setattr(hooks, "trunk_replay", lambda *_: None)
+    torch.testing.assert_close(loss, model(**batch).loss)
+
+
+def test_a_loss_of_the_first_member_alone_is_refused(tmp_path):
+    """Logits in training are the first member's: a loss formed of them would leave the others as they are."""
+    rows = [{"input_ids": [3 + i, 4, 5], "labels": i % 2} for i in range(8)]
+    trainer = Trainer(adapted(2), arguments(tmp_path, label_smoothing_factor=0.1), train_dataset=rows)
+    with pytest.raises(RuntimeError, match="no other member would train"):
+        trainer.train()
+
+
+def test_a_loss_formed_outside_member_by_member():
+    """The way out that the refusal names has the gradients of the model's own loss."""
+    batch = labelled()
+    labels = batch.pop("labels")
+    found = []
+    for outside in (False, True):
+        model = adapted(2).train()
+        if outside:
+            for k in range(2):
+                with draws(model, 1, first=k):
+                    (nn.functional.cross_entropy(model(**batch).logits, labels) / 2).backward()
+        else:
+            model(**batch, labels=labels).loss.backward()
+        found.append([p.grad for p in model.parameters() if p.requires_grad])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
 
 
 def test_no_dropout_below_and_dropout_above():
