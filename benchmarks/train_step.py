@@ -2,8 +2,9 @@
 
 Beside this package's methods run PEFT's own that are nearest to them: PVeRA and MonteCLoRA draw their updates, too.
 Times are those of the processor (the clock's on a GPU), taken in one process, the methods in turn, and compared turn
-by turn; the medians of the ratios to LoRA are the result. Peak memory is the peak resident size of a process of its
-own for each method (the allocator's peak on a GPU).
+by turn; the medians of the ratios to LoRA are the result. "floor" is the base with a gradient to its inputs and no
+adapter: what an adapter costs by itself is the distance from it, given as a share of LoRA's. Peak memory is the peak
+resident size of a process of its own for each method (the allocator's peak on a GPU).
 
     python benchmarks/train_step.py --output benchmarks/results/train_step.json
     python benchmarks/train_step.py --methods curve --output benchmarks/results/curve_train_step.json
@@ -39,6 +40,7 @@ METHODS: dict[str, dict[str, Callable[..., PeftConfig]]] = {
         "lora": LoraConfig,
         "hyper-lora": HyperLoraConfig,
         "bayesian-lora": bayesian,
+        "curve-lora": curve,
         "bayesian-lora with flow and noise": partial(bayesian, flow="maf", conditional_noise="projected"),
     },
     "curve": {
@@ -88,7 +90,7 @@ class Arm:
             base = (build_base(model) if isinstance(model, str) else model()).to(dtype)
         causal = isinstance(base, LlamaForCausalLM)
         config = config_class(r=8, target_modules="all-linear", task_type="CAUSAL_LM" if causal else "SEQ_CLS")
-        self.model = get_peft_model(base, config).to(DEVICE).train()
+        self.model = self.adapted(base, config).to(DEVICE).train()
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.trainable = sum(
             p.numel() for n, p in self.model.named_parameters() if p.requires_grad and "classifier" not in n
@@ -97,6 +99,9 @@ class Arm:
         ids = torch.randint(5, min(20_000, base.config.vocab_size), (rows, tokens), device=DEVICE)
         labels = ids if causal else torch.randint(base.config.num_labels, (rows,), device=DEVICE)
         self.batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+    def adapted(self, base: nn.Module, config: PeftConfig) -> nn.Module:
+        return get_peft_model(base, config)
 
     def backward(self) -> None:
         self.model(**self.batch).loss.backward()
@@ -111,16 +116,37 @@ class Arm:
         return seconds(self.update)
 
 
+class Floor(Arm):
+    """No adapter: of the base the head alone is trained, and the gradient goes on to the inputs."""
+
+    def adapted(self, base: nn.Module, config: PeftConfig) -> nn.Module:
+        base.requires_grad_(False)
+        base.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
+        head = base.lm_head if isinstance(base, LlamaForCausalLM) else base.classifier
+        head.requires_grad_(True)
+        return base
+
+
 def compare_times(arms: dict[str, Arm], rounds: int) -> dict[str, dict]:
     """Medians and quartiles of the ratios to LoRA, the arms taking steps in turn."""
     found = take_turns({name: arm.step for name, arm in arms.items()}, "lora", rounds)
+    if "floor" in found:
+        floor = found["floor"]["median_ratio"]
+        for entry in found.values():
+            entry["distance_from_floor"] = (entry["median_ratio"] - floor) / (1 - floor)
     return {name: {"trainable_parameters": arms[name].trainable, **entry} for name, entry in found.items()}
+
+
+def arm_of(methods: str, method: str, model: str, batch: dict[str, int]) -> Arm:
+    if method == "floor":
+        return Floor(LoraConfig, model, **batch)
+    return Arm(METHODS[methods][method], model, **batch)
 
 
 def peak_bytes(methods: str, method: str, model: str, batch: dict[str, int]) -> int:
     """The most that this process has held after three steps with a method."""
     parser(None)  # silences the libraries
-    arm = Arm(METHODS[methods][method], model, **batch)
+    arm = arm_of(methods, method, model, batch)
     for _ in range(3):
         arm.step()
     return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else resident_bytes("VmHWM")
@@ -135,16 +161,19 @@ def main() -> None:
     options.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     args = options.parse_args()
     results, batch = kept(args.output), {"rows": args.rows, "tokens": args.tokens}
-    methods = METHODS[args.methods]
+    methods = ["floor", *METHODS[args.methods]]
     for model in args.models:
-        entry = compare_times({n: Arm(config, model, **batch) for n, config in methods.items()}, args.rounds)
+        entry = compare_times({name: arm_of(args.methods, name, model, batch) for name in methods}, args.rounds)
         calls = {name: f"peak_bytes({args.methods!r}, {name!r}, {model!r}, {batch})" for name in methods}
         peaks = {name: alone("train_step", call) for name, call in calls.items()}
         for name, found in entry.items():
             found |= {"peak_memory_bytes": peaks[name], "peak_memory_ratio": peaks[name] / peaks["lora"]}
             low, high = found["ratio_quartiles"]
             ratio = f"{found['median_ratio']:.3f} ({low:.3f} to {high:.3f})"
-            print(f"{model}: {name}: step x{ratio}, peak memory x{found['peak_memory_ratio']:.3f}", flush=True)
+            share = f"{found['distance_from_floor']:.2f} of LoRA's distance from the floor"
+            print(
+                f"{model}: {name}: step x{ratio}, {share}, peak memory x{found['peak_memory_ratio']:.3f}", flush=True
+            )
         arms = "arms" if args.methods == "curve" else "methods"  # as the files have it
         results[model] = {"machine": describe_machine(), "batch": batch, "rounds": args.rounds, arms: entry}
         write(args.output, results)
