@@ -86,6 +86,7 @@ def decide(
 
     It is fitted on rows that the run has not seen and kept beside the adapter, for its temperature and way of
     predicting. predict then adds the columns answered and set, evaluate says what the rule reaches on other rows.
+    Of a tagger's run the threshold is over entities.
     """
     from ..runs.deciding import decide as fit
 

@@ -33,6 +33,8 @@ def calibrated(
     """See `Predictor.calibrate`."""
     if len(predictor.adapter_names) > 1:
         raise ValueError("An ensemble of adapters is calibrated in its run: peft-calib train --method ensemble.")
+    if predictor.kind.of_words:
+        raise ValueError("A tagger of words is calibrated where it is trained: peft-calib train --task token-cls.")
     way = predictor.way_of(how, num_samples)
     if way not in ("mean", "sample"):
         raise ValueError(f"A recalibration is fitted to how='mean' or 'sample', got {way!r}.")

@@ -15,7 +15,7 @@ from ..artefact import Artefact
 from ..base_models import base_fingerprint, is_other_base
 from ..calibration.recalibrate import Recalibrator
 from ..provenance.companions import attach_file
-from ..provenance.stored_decision import DECISION_FILES, HEAD, StoredDecision, read_decisions
+from ..provenance.stored_decision import DECISION_FILES, HEAD, PROBABILITY, StoredDecision, read_decisions
 from .kinds import KINDS
 from .table import ANSWERED, GIVEN, RULED_OUT, SET
 
@@ -131,4 +131,4 @@ def _unlike(one: StoredDecision, model: PeftModel, num_classes: int) -> str | No
     if is_other_base(one.base, base_fingerprint(model)):
         return "another base model"
     count = one.rule.num_classes
-    return f"{num_classes} classes instead of {count}" if one.to.by != HEAD and count != num_classes else None
+    return f"{num_classes} classes instead of {count}" if one.to.by == PROBABILITY and count != num_classes else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from string import ascii_uppercase
 from typing import Any
 
@@ -14,28 +14,13 @@ from ..artefact import Artefact, Inputs
 from ..prediction.heads import check_label_tokens
 from ..provenance.columns import FILL_IN, check_column, texts_of
 from ..provenance.origins import as_dataset, at, frame_columns
+from .encoded import EMPTY, Encoded
 from .kinds import KINDS
 from .kinds.classes import LABELS
+from .words import encode_words
 
 #: Names under which a table that says nothing else has its texts.
 TEXTS = ("text", "sentence", "prompt")
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Inputs of the rows by name, their labels where they have any, and how many rows were cut."""
-
-    columns: dict[str, list]
-    labels: list[Any] | None = None
-    num_cut: int = 0
-
-    def __len__(self) -> int:
-        return len(self.columns["input_ids"])
-
-    def as_dataset(self, order: Sequence[int]) -> Dataset:
-        """The rows in an order."""
-        columns = self.columns if self.labels is None else {**self.columns, "labels": self.labels}
-        return Dataset.from_dict({name: [values[i] for i in order] for name, values in columns.items()})
 
 
 def encode(
@@ -44,7 +29,8 @@ def encode(
     """What a user asks about, as inputs.
 
     Args:
-        rows: A list of texts or of pairs of texts, a `datasets.Dataset`, or a table that can be made one.
+        rows: A list of texts or of pairs of texts, a `datasets.Dataset`, or a table that can be made one; for a tagger
+            lists of words.
         artefact: How rows become inputs, the classes that labels are read as, and whether tokens stand for them.
         tokenizer: Of the base model.
         source: How messages call the rows.
@@ -55,6 +41,8 @@ def encode(
         ValueError: If there is no row, a row lacks a text, or the rows are pairs and should be texts, or the reverse.
     """
     table, inputs, classes = as_table(rows), artefact.inputs, artefact.classes or ()
+    if KINDS[artefact.kind].of_words:
+        return encode_words(rows if table is None else table, artefact, tokenizer, source, mend)
     if table is None:
         columns = _listed(rows, inputs)
         labels = None
@@ -73,9 +61,6 @@ def encode(
     if none is not None:
         raise ValueError(f"row {none} holds no token ({columns[0][none]!r}), so nothing can be said about it.")
     return Encoded(found, labels, _count_cut(found["input_ids"], columns, inputs, tokenizer))
-
-
-EMPTY = "There is nothing to predict: no text was given."
 
 
 def tokenized_texts(

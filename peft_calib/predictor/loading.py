@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedTokenizerBase,
 )
@@ -28,6 +29,7 @@ from ..artefact import (
     place_of,
     read_artefact,
 )
+from ..artefact import KINDS as HEAD_KINDS
 from ..base_models import able_to_pad, base_fingerprint, is_other_base, position_limit, seeded_base
 from ..calibration.recalibrate import load_state
 from ..classes import class_options
@@ -41,10 +43,15 @@ from .decisions import Decisions, decisions_beside
 from .error_head import ErrorHead, head_beside
 from .inputs import letter_tokens, with_limits
 from .kinds import KINDS
+from .kinds.entities import Entities, check_entity_tags
 from .predictor import Predictor
 
 #: How the base model of a task is loaded.
-AUTO_MODELS = {TaskType.SEQ_CLS: AutoModelForSequenceClassification, TaskType.CAUSAL_LM: AutoModelForCausalLM}
+AUTO_MODELS = {
+    TaskType.SEQ_CLS: AutoModelForSequenceClassification,
+    TaskType.CAUSAL_LM: AutoModelForCausalLM,
+    TaskType.TOKEN_CLS: AutoModelForTokenClassification,
+}
 #: What is fetched from the Hub: neither checkpoints' optimisers nor pickles.
 FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 #: The folder of a run that holds its adapter.
@@ -176,7 +183,10 @@ def _assembled(
         model.to(chosen or "cpu")
     model.eval()
     names, head, decisions = tuple(places), ErrorHead(), Decisions()
-    if recalibrate:
+    artefact = replace(artefact, kind=answered_kind(artefact, config))
+    if KINDS[artefact.kind].of_words:
+        check_entity_tags(artefact.classes, folder)
+    elif recalibrate:
         head = head_beside(folder, places, model)
     if recalibrate and decide:
         methods = {how: load_state(state) for how, state in artefact.ways.items()}
@@ -205,6 +215,12 @@ def auto_model(config: PeftConfig, folder: Path) -> Any:
             "others with PEFT, and predict with peft_calib.predict_dataset."
         )
     return auto
+
+
+def answered_kind(artefact: Artefact, config: PeftConfig) -> str:
+    """What a predictor answers with: of words that have classes entities, and else what the artefact says."""
+    of_words = config.task_type == TaskType.TOKEN_CLS and artefact.kind == "classes"
+    return Entities.name if of_words else artefact.kind
 
 
 def base_tokenizer(place: Path, base: str, revision: str | None) -> PreTrainedTokenizerBase:
@@ -321,8 +337,8 @@ def _check_base(model: PeftModel, artefact: Artefact, folder: Path, name: str, r
 
 def _of_kind(artefact: Artefact, kind: str, folder: Path) -> Artefact:
     """The same with what a caller says it answers with, where nothing says otherwise."""
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+    if kind not in HEAD_KINDS:
+        raise ValueError(f"kind must be one of {', '.join(HEAD_KINDS)}, got {kind!r}.")
     if artefact.kind != kind and (artefact.ways or artefact.kind != "classes"):
         raise ValueError(f"{folder} says that it answers with {artefact.kind}, so kind={kind!r} cannot be.")
     target = (0.0, 1.0) if kind == "numbers" and artefact.target is None else artefact.target

@@ -174,13 +174,13 @@ class Predictor:
             self._check_classes(made)
         else:
             made = self._made(rows.as_dataset(places), how, count, seed, shared)
-        back = torch.from_numpy(np.argsort(order))
         said = {"label_names": self.label_names, "recalibration": told, "num_cut": rows.num_cut}
+        said |= self.kind.said_of(rows)
         if self.error_head.told != NONE:
             said["error_head"] = head
         if errors is not None:
-            said["error_probability"] = errors[back]
-        answer = self.kind.answer(made.select(back), method, self.artefact, **said)
+            said["error_probability"] = errors[torch.from_numpy(np.argsort(order))]
+        answer = self.kind.answer(self.kind.in_order(made, order), method, self.artefact, **said)
         return self.decisions.applied(answer, how, self.count_of(how, count), seed, self.artefact)
 
     def calibrate(
@@ -236,6 +236,10 @@ class Predictor:
         self, prefix: str, all_probabilities: bool, how: str | None, num_samples: int | None, seed: int
     ) -> list[str]:
         """Names of the columns that predictions of some way add to a table."""
+        if all_probabilities and self.kind.of_words:
+            raise ValueError(
+                "--all-probabilities (all_probabilities=True) is of rows with one answer, not of entities"
+            )
         own = self.kind.columns(self.further_columns(how, num_samples, seed))
         return added_names(prefix, own, self.label_names if all_probabilities and self.kind.has_probabilities else ())
 

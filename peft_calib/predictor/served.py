@@ -24,7 +24,7 @@ from ..provenance.stored_decision import read_decisions
 from .answer import CalibratedPrediction
 from .decisions import Decisions
 from .inputs import Encoded, encode, with_limits
-from .loading import auto_model, base_tokenizer, folder_of, with_tokens
+from .loading import answered_kind, auto_model, base_tokenizer, folder_of, with_tokens
 
 
 def predict_served(
@@ -122,13 +122,12 @@ class _Known:
             raise ValueError(
                 f"{folder} has no predictor.json: there is no temperature and there are no classes in it."
             )
-        if artefact.kind != "classes":
-            raise ValueError(
-                f"{folder} answers with {artefact.kind}, and draws on a server are asked for classes: use load()."
-            )
-        artefact.check_belongs(folder)
         place = place_of(folder, artefact.names[0])
         config = read_config(place)
+        kind = answered_kind(artefact, config)
+        if kind != "classes":
+            raise ValueError(f"{folder} answers with {kind}, and draws on a server are asked for classes: use load().")
+        artefact.check_belongs(folder)
         base = str(base_model or config.base_model_name_or_path or "")
         try:
             tokenizer = base_tokenizer(place, str(config.base_model_name_or_path or ""), config.revision)

@@ -29,7 +29,7 @@ from ..provenance.origins import as_dataset
 from ..whole_numbers import check_whole
 from .inputs import EMPTY, as_table, encode
 from .predictor import Predictor
-from .table import added_columns, arrow_table, refuse_clash
+from .table import added_columns, arrow_table, column_types, refuse_clash
 
 #: The manifest; says how was predicted, and at the end which rows lie where.
 MANIFEST = "predictions.json"
@@ -189,7 +189,7 @@ class _Shards:
         refuse_clash(rows.column_names, self.names, source, "prefix=, such as prefix='model_'")
         encoded = encode(rows, predictor.artefact, predictor.tokenizer, source)
         found = predictor.predict_encoded(encoded, **self.made, accelerator=ALONE)
-        table = arrow_table(rows, added_columns(found, self.names))
+        table = arrow_table(rows, added_columns(found, self.names), column_types(found, self.names))
         told = {"first": first, "rows": len(rows), "cut": found.num_cut, "digest": digest}
         metadata = {**(table.schema.metadata or {}), METADATA: json.dumps(told)}
         with replacing(path) as partial:

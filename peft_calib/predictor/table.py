@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +14,8 @@ ERROR, ANSWERED, SET = "error_probability", "answered", "set"
 #: Of labels, and of numbers.
 LABELS, GIVEN, RULED_OUT = "predicted_labels", "given", "ruled_out"
 NUMBER = ("mean", "sd", "lower", "upper")
+#: Of words.
+ENTITIES = "entities"
 
 
 def added_names(prefix: str, columns: Sequence[str], outputs: Sequence[str]) -> list[str]:
@@ -36,11 +38,16 @@ def added_columns(found: Any, names: Sequence[str]) -> dict[str, list]:
     return dict(zip(names, found.added(), strict=False))  # the outputs' own columns where they are named
 
 
-def arrow_table(rows: Dataset, added: dict[str, list]) -> pa.Table:
-    """Rows with further columns behind their own, in the types that the rows have."""
+def column_types(found: Any, names: Sequence[str]) -> dict[str, pa.DataType]:
+    """Types of those added columns whose values do not say them."""
+    return dict(zip(names, found.added_types(), strict=False)) if hasattr(found, "added_types") else {}
+
+
+def arrow_table(rows: Dataset, added: dict[str, list], types: Mapping[str, pa.DataType] | None = None) -> pa.Table:
+    """Rows with further columns behind their own, in the types that the rows have, or that are said of them."""
     table: pa.Table = rows.with_format("arrow")[:]
     for name, values in added.items():
-        table = table.append_column(name, pa.array(values, _type_of(values[0])))
+        table = table.append_column(name, pa.array(values, (types or {}).get(name) or _type_of(values[0])))
     return table
 
 

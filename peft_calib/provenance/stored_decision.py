@@ -19,9 +19,9 @@ from .splits import RowSet
 
 FORMAT_VERSION = 1
 MEND = "Fit the rule again: peft-calib decide"
-#: What a rule goes by: the probability of the class, or 1 - P(error) of the uncertainty head.
-PROBABILITY, HEAD = "probability", "head"
-BY = (PROBABILITY, HEAD)
+#: What a rule goes by: the probability of the class, 1 - P(error) of the uncertainty head, or that of an entity.
+PROBABILITY, HEAD, ENTITY = "probability", "head", "entity"
+BY = (PROBABILITY, HEAD, ENTITY)
 
 
 @dataclass(frozen=True)

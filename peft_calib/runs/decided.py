@@ -10,6 +10,7 @@ import numpy as np
 
 from ..artefact import DECISION_FILES
 from ..calibration import decision_html, reached_by_group
+from ..calibration.entities import Entities
 from ..predictor.decisions import rule_input, rule_rows
 from ..predictor.kinds import Kind
 from ..provenance.row_hashes import hash_rows
@@ -75,9 +76,35 @@ class Decidable:
         return self.kind.evaluate_rule(one.rule, self.found, self.targets, mask), None
 
 
-def reached_in(
-    decisions: RunDecisions, how: str, count: int, seed: int, given: DecidableClasses | Decidable
-) -> tuple[dict[str, Any], str]:
+@dataclass(frozen=True)
+class DecidableEntities:
+    """Entities that a rule may decide over, one of each sentence, as it was fitted."""
+
+    found: Entities
+    sentences: np.ndarray  # row of each sentence
+    rows: TestRows
+    errors: None = None
+
+    def reached(self, one: StoredDecision, mask: np.ndarray) -> tuple[Any, Any]:
+        """What a rule reaches on the entities of the rows of a mask, and in the groups of these rows."""
+        found = self.found
+        if not len(found):
+            raise ValueError("no entity is found in these rows, so there is none to decide over.")
+        assert found.correct is not None
+        values, correct, of_row = found.probability, found.correct.astype(int), self.sentences[found.sentences]
+        options: dict[str, Any] = {"input": "confidence", "mask": mask[of_row] & found.one_a_sentence(one.rule.seed)}
+        groups = None
+        if self.rows.groups is not None:
+            names = [self.rows.groups[row] for row in of_row.tolist()]
+            groups = reached_by_group(one.rule, values, correct, names, **options)
+        return one.rule.evaluate(values, correct, **options), groups
+
+
+#: What a rule may decide over.
+Given = DecidableClasses | Decidable | DecidableEntities
+
+
+def reached_in(decisions: RunDecisions, how: str, count: int, seed: int, given: Given) -> tuple[dict[str, Any], str]:
     """What the rules for a way of predicting reach: their part of a report by kind, and the same as HTML."""
     content, pages = {}, []
     for kind, one in decisions.stored.items():
@@ -92,9 +119,7 @@ def reached_in(
     return content, "".join(pages)
 
 
-def _reached(
-    one: StoredDecision, how: str, count: int, seed: int, given: DecidableClasses | Decidable
-) -> tuple[dict[str, Any], str]:
+def _reached(one: StoredDecision, how: str, count: int, seed: int, given: Given) -> tuple[dict[str, Any], str]:
     why = one.silent_for(how, count, seed, one.to.label_tokens)
     if why is None and one.to.by == HEAD and given.errors is None:
         why = f"the rule in {DECISION_FILES[one.kind]} goes by P(error), which is not known of these predictions"

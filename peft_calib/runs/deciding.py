@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,12 @@ from peft.utils import CONFIG_NAME
 
 from ..artefact import ARTEFACT_FILE, DECISION_FILES, Artefact, place_of, read_artefact
 from ..base_models import base_fingerprint
-from ..calibration import ConformalInterval, ConformalSets, LabelThresholds, SelectiveThreshold
-from ..calibration.decide.base import DecisionRule
-from ..calibration.decide.groups import BY_LABEL, BY_PREDICTION
 from ..console import quiet
-from ..identity import folder_digest
+from ..identity import folder_digest, read_config
 from ..predictor import Predictor
-from ..predictor.decisions import rule_input, rule_rows
-from ..provenance.stored_decision import BY, HEAD, PROBABILITY, FittedTo, StoredDecision, recalibration_of
+from ..predictor.kinds import KINDS
+from ..predictor.loading import answered_kind
+from ..provenance.stored_decision import HEAD, PROBABILITY, FittedTo, StoredDecision, recalibration_of
 from .folder import RunFolder
 from .loading import head_folder, load_task
 from .predicting import loaded_predictor
@@ -27,14 +25,7 @@ from .rows_to_decide import RowsToDecide, rows_for
 
 #: Tasks whose rows are independent and have one class each, and those with another answer.
 TASKS = ("seq-cls", "multiple-choice")
-OTHER_TASKS = ("multi-label", "rerank", "regression")
-#: Arguments that rules of labels and of numbers have; all others are refused.
-OF_LABELS = ("risk", "miss", "confidence", "each_label")
-OF_NUMBERS = ("alpha", "score", "sets_confidence")
-#: Arguments of sets, and what they are called in the command.
-OF_SETS = {"score": "--score", "groups": "--groups", "randomized": "--randomized", "confidence": "--sets-confidence"}
-#: Arguments that ask for a threshold.
-OF_THRESHOLDS = ("risk", "target_coverage", "costs")
+OTHER_TASKS = ("multi-label", "rerank", "regression", "token-cls")
 
 
 @dataclass(frozen=True)
@@ -42,6 +33,7 @@ class Decided:
     """Rules that lie beside an adapter.
 
     `left_out` rows had been seen, by chance, and were not used, nor were `repeated` ones, whose input another row has.
+    What the rules count is called `counted`.
     """
 
     folder: Path
@@ -49,11 +41,12 @@ class Decided:
     stored: tuple[StoredDecision, ...]
     left_out: int = 0
     repeated: int = 0
+    counted: str = "rows"
 
     def lines(self) -> list[str]:
         """What a user should know of them."""
         first = self.stored[0]
-        lines = [f"Fitted on {first.num_rows} rows of {self.data}, for {first.to.way}."]
+        lines = [f"Fitted on {first.num_rows} {self.counted} of {self.data}, for {first.to.way}."]
         if self.left_out:
             lines.append(f"{self.left_out} row(s) that were trained or calibrated on were left out.")
         if self.repeated:
@@ -107,7 +100,8 @@ def decide(
     It rests on independent rows, so equal inputs count as one; where their labels differ, one of these is drawn.
 
     Of labels, of which a row may have several, a threshold for each is fitted (`risk`, `miss`); of numbers how far
-    an interval reaches (`alpha`).
+    an interval reaches (`alpha`); of entities a threshold on the probability of one (`risk`, `target_coverage`), on
+    one entity a sentence, since those of one are right and wrong together.
 
     Args:
         adapter: Folder of a finished run, or of an adapter.
@@ -150,23 +144,23 @@ def decide(
         FileNotFoundError: If there is no adapter.
         ValueError: For bad arguments, or rows that the adapter was trained or calibrated on.
     """
-    if by not in BY:
-        raise ValueError(f"--by must be one of {', '.join(BY)}, got {by!r}")
+    if by not in (PROBABILITY, HEAD):
+        raise ValueError(f"--by must be one of {PROBABILITY}, {HEAD}, got {by!r}")
     if how == "linear":
         raise ValueError("a rule is for --how mean, sample or late; of linear there is no temperature")
-    asked = {"risk": risk, "target_coverage": target_coverage, "costs": costs}
-    of_threshold = {"per_class": per_class, "confidence": confidence, "seed": seed}
-    of_sets = {"score": score, "groups": groups, "randomized": randomized, "confidence": sets_confidence}
+    given_here: dict[str, Any] = {
+        "risk": risk,
+        "target_coverage": target_coverage,
+        "costs": costs,
+        "per_class": per_class,
+    }
+    given_here |= {"confidence": confidence, "miss": miss, "each_label": each_label, "alpha": alpha}
+    given_here |= {"score": score, "groups": groups, "randomized": randomized, "sets_confidence": sets_confidence}
+    given_here |= {"by": None if by == PROBABILITY else by}
     place = Path(adapter).absolute()
     folder, kind = _folder_of(place)
-    if kind == "classes":
-        if miss is not None or each_label:
-            raise ValueError(f"{'--miss' if miss is not None else '--each-label'} is of several labels a row")
-        rules: Sequence[DecisionRule] = _rules(asked, of_threshold, alpha, of_sets, seed, by)
-    else:
-        given_here = {**asked, **of_threshold, **of_sets, "confidence": confidence, "sets_confidence": sets_confidence}
-        given_here |= {"alpha": alpha, "miss": miss, "each_label": each_label, "by": None if by == PROBABILITY else by}
-        rules = [_other_rule(kind, {name: value for name, value in given_here.items() if name != "seed"}, seed)]
+    asked = {name: value for name, value in given_here.items() if value is not None and value is not False}
+    rules = KINDS[kind].unfitted(asked, seed)
     _check_free(folder, rules, overwrite)
     with quiet():
         given = rows_for(place, data, where, seed)
@@ -175,62 +169,15 @@ def decide(
         making: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
         found = predictor.predict_encoded(rows.encoded, num_samples, how, seed, **making)
         to = _fitted_to(predictor, found, seed, by)
-        stored = tuple(_stored(predictor, found, rule, to, rows) for rule in rules)
+        stored = tuple(_stored(predictor, found, rule, to, by, rows) for rule in rules)
         if processes().is_main_process:
             for one in stored:
                 one.write(folder)
         processes().wait_for_everyone()
-    return Decided(folder, rows.name, stored, rows.left_out, rows.repeated)
+    return Decided(folder, rows.name, stored, rows.left_out, rows.repeated, KINDS[kind].counted)
 
 
-# ------------------------------------------------------------------------------------------------------ what is asked
-
-
-def _rules(
-    asked: Mapping[str, Any],
-    of_threshold: Mapping[str, Any],
-    alpha: float | None,
-    of_sets: Mapping[str, Any],
-    seed: int,
-    by: str,
-) -> list[SelectiveThreshold | ConformalSets]:
-    """The rules that were asked for, not fitted yet; whatever is wrong with them is said before anything is read."""
-    wanted = {name: value for name, value in asked.items() if value is not None}
-    rules: list[SelectiveThreshold | ConformalSets] = []
-    if wanted or alpha is None:
-        rules.append(SelectiveThreshold(**wanted, **{k: v for k, v in of_threshold.items() if v is not None}))
-    elif of_threshold["per_class"] or by == HEAD:
-        raise ValueError("--per-class and --by are of a threshold: ask for one with --risk beside --alpha")
-    elif of_threshold["confidence"] is not None:
-        raise ValueError(
-            "--confidence is of a threshold: say --sets-confidence for prediction sets, or ask for a threshold with "
-            "--risk beside --alpha"
-        )
-    if by == HEAD and of_threshold["per_class"]:
-        raise ValueError("--per-class goes by the probabilities of the classes: leave out --by head")
-    given = {name: value for name, value in of_sets.items() if value not in (None, False)}
-    if alpha is None:
-        if given:
-            raise ValueError(f"{OF_SETS[next(iter(given))]} is of prediction sets: ask for them with --alpha")
-        return rules
-    if of_sets["groups"] not in (None, BY_LABEL, BY_PREDICTION):
-        raise ValueError(f"--groups must be {BY_LABEL} or {BY_PREDICTION}, got {of_sets['groups']!r}")
-    return [*rules, ConformalSets(alpha=alpha, seed=seed, **given)]
-
-
-def _other_rule(kind: str, given: Mapping[str, Any], seed: int) -> DecisionRule:
-    """The rule of labels or of numbers, not fitted yet."""
-    known = OF_LABELS if kind == "labels" else OF_NUMBERS
-    wanted = {name: value for name, value in given.items() if value not in (None, False)}
-    foreign = [name for name in wanted if name not in known]
-    if foreign:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in known)
-        raise ValueError(f"--{foreign[0].replace('_', '-')} is of classes; a rule for {kind} takes {flags}")
-    if kind == "numbers":
-        own = {"confidence": wanted.get("sets_confidence"), "score": wanted.get("score", "absolute")}
-        return ConformalInterval(wanted.get("alpha"), **own)
-    own = {"joint": "each_label" not in wanted, "seed": seed}
-    return LabelThresholds(wanted.get("risk"), wanted.get("miss"), wanted.get("confidence", 0.95), **own)
+# ---------------------------------------------------------------------------------------------------- where rules lie
 
 
 def _folder_of(place: Path) -> tuple[Path, str]:
@@ -241,15 +188,16 @@ def _folder_of(place: Path) -> tuple[Path, str]:
         if task.config.task not in (*TASKS, *OTHER_TASKS):
             raise ValueError(
                 f"a rule decides over rows that are independent, with one answer each; a run of --task "
-                f"{task.config.task} answers with tokens. Decide over whole texts, or entities (find_entities), with "
+                f"{task.config.task} answers with tokens. Decide over whole texts with "
                 "peft_calib.calibration.SelectiveThreshold and input='confidence'"
             )
-        return head_folder(run, task.config), task.kind
+        return head_folder(run, task.config), task.answers
     if not any((place / name).is_file() for name in (CONFIG_NAME, ARTEFACT_FILE)):
         raise FileNotFoundError(
             f"{place} holds neither a finished run nor an adapter; a rule is written beside one, so name its folder"
         )
-    return place, (read_artefact(place) or Artefact()).kind
+    artefact = read_artefact(place) or Artefact()
+    return place, answered_kind(artefact, read_config(place_of(place, artefact.names[0])))
 
 
 def _check_free(folder: Path, rules: Sequence[Any], overwrite: bool) -> None:
@@ -279,32 +227,17 @@ def _fitted_to(predictor: Predictor, found: Any, seed: int, by: str) -> FittedTo
     )
 
 
-def _stored(predictor: Predictor, found: Any, rule: Any, to: FittedTo, rows: RowsToDecide) -> StoredDecision:
+def _stored(predictor: Predictor, found: Any, rule: Any, to: FittedTo, by: str, rows: RowsToDecide) -> StoredDecision:
     """A rule fitted to predictions, with what it belongs to."""
     names = predictor.artefact.names
-    is_threshold = isinstance(rule, SelectiveThreshold)
+    goes = predictor.kind.goes_by(rule, by)
     made = StoredDecision(
         rule=rule,
-        to=to if is_threshold else replace(to, by=PROBABILITY, head=None),
+        to=replace(to, by=goes, head=to.head if goes == HEAD else None),
         adapters=tuple(folder_digest(place_of(predictor.folder, name)) for name in names),
         base=base_fingerprint(predictor.model),
         rows=rows.known,
         class_names=tuple(predictor.label_names),
     )
-    if predictor.kind.name != "classes":
-        predictor.kind.fit_rule(rule, found, rows.labels)
-        return made
-    values, labels = rule_rows(made, found.probabilities, found.error_probability), rows.labels
-    if is_threshold:
-        correct = (found.predictions.numpy() == labels).astype(int)
-        rule.fit(values, correct if made.to.by == HEAD else labels, input=rule_input(made))
-        return made
-    rule.fit(values, labels)
-    if rule.grouping == BY_PREDICTION and len(rule.parts) < len(predictor.label_names):
-        known = {part.group for part in rule.parts}
-        missing = [name for k, name in enumerate(predictor.label_names) if k not in known]
-        raise ValueError(
-            f"--groups predicted needs rows of every predicted class, and {missing[0]} was predicted for none of the "
-            f"{len(labels)} rows: bring more rows, or leave out --groups"
-        )
+    predictor.kind.fit_rule(rule, found, rows.encoded.labels, goes)
     return made

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..calibration import entities_report, find_entities
+from ..calibration.entities import Entities
 from .answers import AFTER, BEFORE
 from .loading import FinishedRun
 from .rows import TestRows
@@ -14,8 +15,8 @@ from .rows import TestRows
 
 def entities_in(
     run: FinishedRun, prediction: Any, calibrated: Any, labels: np.ndarray, seed: int
-) -> tuple[dict[str, Any], str]:
-    """The reports of entities before and after the temperature under `"entities"`, and that after it as HTML.
+) -> tuple[dict[str, Any], str, Entities | None]:
+    """The reports of entities before and after the temperature under `"entities"`, that after it as HTML, and these.
 
     Before it an entity's probability is the mean of the draws'; after it that of the calibrated words, which have the
     temperature of the mean and are taken as independent.
@@ -34,15 +35,16 @@ def entities_in(
     assert run.task.labels is not None
     names = run.task.labels.names
     if prediction.positions is None or "O" not in names:
-        return {}, ""
+        return {}, "", None
     sentences = prediction.positions[:, 0].numpy()
     stages = {BEFORE: prediction.sample_probabilities.double().numpy(), AFTER: np.asarray(calibrated, np.float64)}
     found = {stage: find_entities(p, names, sentences, labels) for stage, p in stages.items()}
     if not all(one.counts for one in found.values()):
-        return {"entities": {"told": "there is none in these sentences, and none is found."}}, ""
+        none = {"told": "there is none in these sentences, and none is found."}
+        return {"entities": none}, "", found[AFTER]
     reports = {stage: entities_report(one, seed=seed) for stage, one in found.items()}
     told = {stage: {**one.to_dict(), "verdict": one.verdict()} for stage, one in reports.items()}
-    return {"entities": {**told, "told": reports[AFTER].verdict()}}, reports[AFTER].part()
+    return {"entities": {**told, "told": reports[AFTER].verdict()}}, reports[AFTER].part(), found[AFTER]
 
 
 def words_lost(prediction: Any, rows: TestRows) -> dict[str, int]:

@@ -27,7 +27,7 @@ from ..predictor.answer import logits_of
 from .about import class_names, told_of
 from .answers import AFTER, BEFORE, answers_report
 from .baseline import MostFrequent
-from .decided import DecidableClasses, RunDecisions, reached_in
+from .decided import DecidableClasses, DecidableEntities, RunDecisions, reached_in
 from .entities import entities_in, words_lost
 from .error_head import head_report, load_head, read_head
 from .folder import RunFolder, read_fields, read_json, write_json
@@ -247,8 +247,8 @@ def _class_report(
         if outside is not None:
             elsewhere = run.predict(outside.rows, variant, count, seed, progress)
             content[variant]["outside"] = outside_report(prediction, elsewhere, scaling)
-        found, page = entities_in(run, prediction, calibrated, labels, seed)
-        content[variant] |= found
+        told, page, entities = entities_in(run, prediction, calibrated, labels, seed)
+        content[variant] |= told
         pages += page
         errors = None
         if head is not None and head[1] == variant:
@@ -257,7 +257,9 @@ def _class_report(
             content[variant]["head"] = head_report(run, head[0], *read, seed, far)
             errors = read[1].error_probability.numpy()
         if decisions.stored:
-            given = DecidableClasses(np.asarray(calibrated), labels, errors, rows)
+            given: Any = DecidableClasses(np.asarray(calibrated), labels, errors, rows)
+            if entities is not None:
+                given = DecidableEntities(entities, prediction.positions[:, 0].unique().numpy(), rows)
             content[variant]["decision"], page = reached_in(decisions, variant, count, seed, given)
             pages += page
         about_it = told_of(run, rows, variant, count)  # of the last variant, the one the method is made for

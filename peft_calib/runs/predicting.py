@@ -21,7 +21,7 @@ from ..json_files import describe, without_nan
 from ..predictor import Predictor, load
 from ..predictor.inputs import encode
 from ..predictor.kinds import KINDS
-from ..predictor.table import added_columns, arrow_table, refuse_clash
+from ..predictor.table import added_columns, arrow_table, column_types, refuse_clash
 from ..provenance.columns import MEND, without_missing
 from .folder import RunFolder
 from .loading import load_task
@@ -183,17 +183,27 @@ def predict_table(
         found = predictor.predict_encoded(encoded, num_samples, how, seed, batch_size=batch_size, progress=progress)
     if processes().is_main_process:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_table(out, rows, added_columns(found, added), form.delimiter)
+        write_table(out, rows, added_columns(found, added), form.delimiter, column_types(found, added))
     processes().wait_for_everyone()
     return Predicted(out, found, dropped, predictor.kind.strange(rows, inputs, predictor.label_names))
 
 
-def write_table(path: Path, rows: Dataset, added: dict[str, list], delimiter: str | None = None) -> None:
-    """Write a table with further columns behind its own, in the format that the name of the file says."""
+def write_table(
+    path: Path, rows: Dataset, added: dict[str, list], delimiter: str | None = None, types: Any = None
+) -> None:
+    """Write a table with further columns behind its own, in the format that the name of the file says.
+
+    Args:
+        path: The file.
+        rows: The table.
+        added: The further columns.
+        delimiter: Of a text file.
+        types: Arrow types of those added columns whose values do not say them.
+    """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         with replacing(path) as partial:
-            pq.write_table(arrow_table(rows, added), partial)
+            pq.write_table(arrow_table(rows, added, types), partial)
         return
     columns = {**{name: rows[name][:] for name in rows.column_names}, **added}
     lines = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))

@@ -26,7 +26,7 @@ from .sources import FileFormat, read_splits, source_name
 #: What rows are wanted for, in messages.
 PURPOSE = "decided on"
 #: Columns that a run knows its texts by, whatever they are called in its source.
-OF_TEXTS, OF_CHOICES = ("text", "text_pair"), ("question", "choices")
+OF_TEXTS, OF_CHOICES, OF_WORDS = ("text", "text_pair"), ("question", "choices"), "tokens"
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,25 @@ class RowsToDecide:
     left_out: int = 0
     repeated: int = 0
 
-    @property
-    def labels(self) -> np.ndarray:
-        return np.asarray(self.encoded.labels)
-
     @classmethod
     def of(
         cls, name: str, found: Encoded, known: Mapping[str, RowSet], hashes: np.ndarray, seed: int, left_out: int = 0
     ) -> RowsToDecide:
         """One row of each input; `hashes` are those of the inputs, in the order of the rows."""
-        labels = np.asarray(found.labels)
+        assert found.labels is not None
+        labels = np.asarray(found.labels) if found.words is None else _numbered(found.labels)
         if labels.ndim > 1:  # several labels a row: equal ones have one number
             labels = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
         kept = distinct_rows(hashes, labels, seed).tolist()
-        columns = {key: [values[i] for i in kept] for key, values in found.columns.items()}
-        assert found.labels is not None
-        once = replace(found, columns=columns, labels=[found.labels[i] for i in kept])
+        once = found.select(kept)
         sets = {kind: RowSet(kind, np.unique(rows.hashes)) for kind, rows in known.items()}
         return cls(name, once, sets, left_out, len(found) - len(kept))
+
+
+def _numbered(labels: Sequence[Sequence[int]]) -> np.ndarray:
+    """A number for each list of tags, the same for equal ones, whatever the order of the rows."""
+    numbers = {tags: number for number, tags in enumerate(sorted({tuple(tags) for tags in labels}))}
+    return np.array([numbers[tuple(tags)] for tags in labels])
 
 
 def rows_for(place: Path, data: Any, where: dict[str, Any], seed: int) -> Callable[[Predictor], RowsToDecide]:
@@ -84,10 +85,7 @@ def _rows_of_run(run: RunFolder, source: TestData, seed: int) -> Callable[[Predi
     rows = load_test_rows(task, read_record(run, task), source, PURPOSE)
 
     def encoded(predictor: Predictor) -> RowsToDecide:
-        inputs = task.encode_prediction(rows.rows, predictor.tokenizer)
-        columns = {name: inputs[name][:] for name in inputs.column_names if name != "labels"}
-        known = RowSet.of(rows.rows)
-        found = Encoded(columns, inputs["labels"][:])
+        known, found = RowSet.of(rows.rows), task.encode_for_predictor(rows.rows, predictor.tokenizer)
         return RowsToDecide.of(rows.name, found, {known.kind: known}, rows.keys, seed, rows.left_out)
 
     return encoded
@@ -117,13 +115,24 @@ def _rows_of_adapter(
                 f"({', '.join(predictor.label_names[:8])}); a rule is fitted on labelled rows (--label-column)"
             )
         forms = [found.as_dataset(range(len(found)))]
-        if "input_ids" not in rows.column_names:
+        record = read_split(place_of(predictor.folder, predictor.artefact.names[0]))
+        if found.words is not None:
+            # a run calls its words `tokens`, and rows of tokens are called so, too
+            check_unseen_forms(record, {one.kind: one for one in map(RowSet.of, forms)}, name)
+            forms = [*forms, rows, *word_forms(found.words.texts, inputs, own)]
+        elif "input_ids" not in rows.column_names:
             forms = [*text_forms(rows, inputs, own, name), rows, *forms]
         known = {one.kind: one for one in map(RowSet.of, forms)}
-        check_unseen_forms(read_split(place_of(predictor.folder, predictor.artefact.names[0])), known, name)
+        check_unseen_forms(record, known, name)
         return RowsToDecide.of(name, found, known, hash_rows(forms[0])[1], seed)
 
     return encoded
+
+
+def word_forms(texts: Sequence[Sequence[str]], inputs: Inputs, own: Inputs) -> list[Dataset]:
+    """The words of rows under each name that training may have known them by."""
+    names = dict.fromkeys((OF_WORDS, *(inputs.text_columns or ()), *(own.text_columns or ())))
+    return [Dataset.from_dict({name: texts}) for name in names]
 
 
 def text_forms(rows: Dataset, inputs: Inputs, own: Inputs, name: str) -> list[Dataset]:

@@ -13,11 +13,12 @@ from peft.utils import CONFIG_NAME
 
 from ..artefact import ARTEFACT_FILE, Artefact, place_of, read_artefact
 from ..files import file_hash
-from ..identity import folder_digest
+from ..identity import folder_digest, read_config
 from ..json_files import read_json
 from ..predictor.inputs import text_names
 from ..predictor.kinds.classes import NONE, Classes
-from ..predictor.loading import folder_of
+from ..predictor.kinds.entities import Entities
+from ..predictor.loading import answered_kind, folder_of
 from ..provenance.splits import RowSet, read_split
 from ..uncertainty_head.stored import file_names
 from .deciding import TASKS
@@ -67,6 +68,9 @@ def subject_of(place: str | Path) -> Subject:
             f"which {ARTEFACT_FILE} would say: make it with Predictor.calibrate(rows) and Predictor.save(folder)"
         )
     artefact.check_belongs(found)
+    kind = answered_kind(artefact, read_config(place_of(found, artefact.names[0])))
+    if kind == Entities.name:
+        raise ValueError(f"{found} answers with {kind}, and a watch is of rows that have one answer each")
     return _WatchedAdapter(found, artefact)
 
 

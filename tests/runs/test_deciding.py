@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import QUICK, peft_calib, sentences, write_csv, write_jsonl
+from command_line import peft_calib, sentences, write_csv
 from datasets import load_dataset
 
 from peft_calib import Scorer, export_lora, load, predict_to
@@ -435,13 +435,3 @@ def test_damaged_files_are_told(lora):
     shutil.copy(lora / "adapter" / SETS, path)
     with pytest.raises(ValueError, match="holds a rule of another kind, ConformalSets"):
         quiet_load(lora)
-
-
-def test_tokens_are_no_independent_rows(tiny_model_folder, tmp_path):
-    rows = [{"tokens": ["a", "b"], "tags": ["O", ("B-X", "O")[i % 2]]} for i in range(30)]
-    rows = [{**row, "tokens": [f"w{i}", "river"]} for i, row in enumerate(rows)]
-    data = write_jsonl(tmp_path / "train.jsonl", rows)
-    base = ["--data", data, "--model", tiny_model_folder, "--task", "token-cls", "--tags-column", "tags", *QUICK]
-    assert peft_calib("train", *base, "--output-dir", tmp_path / "tagger", "--epochs", "1") is None
-    told = peft_calib("decide", tmp_path / "tagger", "--data", data, *EASY)
-    assert "a rule decides over rows that are independent" in told

@@ -272,10 +272,10 @@ def test_a_tagger_that_finds_nothing_still_has_its_entities_told():
     run = SimpleNamespace(task=SimpleNamespace(labels=SimpleNamespace(names=("O", "X"))))
     p = torch.tensor([[0.9, 0.1], [0.8, 0.2]])
     prediction = SimpleNamespace(positions=torch.tensor([[0, 0], [1, 0]]), sample_probabilities=p[None])
-    found, page = entities_in(run, prediction, p.numpy(), np.array([1, 0]), 0)
+    found, page, _ = entities_in(run, prediction, p.numpy(), np.array([1, 0]), 0)
     assert "1 are there" in found["entities"]["told"] and "probability to measure" in page
     assert found["entities"]["before"]["recall"] == 0.0 and "ece" not in found["entities"]["after"]
-    none, page = entities_in(run, prediction, p.numpy(), np.array([0, 0]), 0)
+    none, page, _ = entities_in(run, prediction, p.numpy(), np.array([0, 0]), 0)
     assert none == {"entities": {"told": "there is none in these sentences, and none is found."}} and page == ""
 
 

@@ -2,9 +2,10 @@
 
 from .base import Kind
 from .classes import Classes
+from .entities import Entities, EntitiesAnswer
 from .labels import Labels, LabelsAnswer
 from .numbers import NumberAnswer, Numbers
 
-__all__ = ["KINDS", "Kind", "LabelsAnswer", "NumberAnswer"]
+__all__ = ["KINDS", "EntitiesAnswer", "Kind", "LabelsAnswer", "NumberAnswer"]
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Classes(), Labels(), Numbers())}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (Classes(), Labels(), Numbers(), Entities())}

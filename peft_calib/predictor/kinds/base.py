@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from datasets import Dataset
 
 from ...artefact import Artefact, Inputs
 from ...calibration.decide.base import DecisionRule
 from ...calibration.recalibrate.fitted import FittedMethod
+from ...provenance.stored_decision import PROBABILITY
+from ..encoded import Encoded
 
 
 class Kind(ABC):
@@ -29,6 +32,10 @@ class Kind(ABC):
     fewest: ClassVar[int] = 1
     #: Whether every output has a probability.
     has_probabilities: ClassVar[bool] = True
+    #: Whether rows are lists of words, each with a tag.
+    of_words: ClassVar[bool] = False
+    #: What a rule counts, in messages.
+    counted: ClassVar[str] = "rows"
 
     @abstractmethod
     def targets(self, table: Dataset, inputs: Inputs, names: Sequence[str]) -> list[Any] | None:
@@ -50,6 +57,15 @@ class Kind(ABC):
     def answer(self, made: Any, method: Any, artefact: Artefact, **said: Any) -> Any:
         """A prediction as the engine made it, taken to its recalibration."""
 
+    def in_order(self, made: Any, order: np.ndarray) -> Any:
+        """A prediction of rows that were read in another order, with its items in the order of the rows."""
+        return made.select(torch.from_numpy(np.argsort(order)))
+
+    def said_of(self, rows: Encoded) -> dict[str, Any]:
+        """What an answer says of its rows beside the prediction."""
+        del rows
+        return {}
+
     #: The class of its answers.
     answers: ClassVar[type]
 
@@ -64,6 +80,29 @@ class Kind(ABC):
     @abstractmethod
     def decided(self, rule: Any, found: Any, **by: Any) -> dict[str, Any]:
         """Fields of an answer that a decision rule fills."""
+
+    # ----------------------------------------------------------------------------------- what `peft-calib decide` fits
+
+    @abstractmethod
+    def unfitted(self, asked: Mapping[str, Any], seed: int) -> list[DecisionRule]:
+        """The rules that were asked for, not fitted yet; whatever is wrong with them is said before anything is read.
+
+        Args:
+            asked: What was given of the arguments of `decide`, by name, without those that ask for nothing.
+            seed: Of what is left to chance.
+        """
+
+    def goes_by(self, rule: DecisionRule, by: str) -> str:
+        """What a rule goes by, where `by` was asked for."""
+        del rule, by
+        return PROBABILITY
+
+    def _only(self, asked: Mapping[str, Any], known: Sequence[str]) -> None:
+        """Refuse what is of rules for other answers."""
+        foreign = next((name for name in asked if name not in known), None)
+        if foreign is not None:
+            flags = ", ".join(map(flag_of, known))
+            raise ValueError(f"{flag_of(foreign)} is of classes; a rule for {self.name} takes {flags}")
 
     # ------------------------------------------------------------------------- what a run does, for other than classes
 
@@ -100,10 +139,15 @@ class Kind(ABC):
         """The recalibration of a prediction, fitted to what is true of its rows."""
         raise NotImplementedError
 
-    def fit_rule(self, rule: DecisionRule, found: Any, targets: np.ndarray) -> None:
-        """Fit a decision rule to answers."""
-        raise NotImplementedError
+    @abstractmethod
+    def fit_rule(self, rule: Any, found: Any, targets: Any, by: str = PROBABILITY) -> None:
+        """Fit a decision rule to answers, and to what is true of their rows."""
 
     def evaluate_rule(self, rule: Any, found: Any, targets: np.ndarray, mask: np.ndarray) -> Any:
         """What a rule reaches on the rows of a mask."""
         raise NotImplementedError
+
+
+def flag_of(name: str) -> str:
+    """What an argument of `decide` is called in the command."""
+    return f"--{name.replace('_', '-')}"

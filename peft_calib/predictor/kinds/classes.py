@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,28 @@ import torch
 from datasets import ClassLabel, Dataset
 
 from ...artefact import Artefact, Inputs
+from ...calibration import ConformalSets, SelectiveThreshold
+from ...calibration.decide.base import DecisionRule
+from ...calibration.decide.groups import BY_LABEL, BY_PREDICTION
 from ...calibration.recalibrate import TemperatureScaling
 from ...provenance.origins import is_missing
 from ...provenance.stored_decision import HEAD
+from ...provenance.stored_decision import PROBABILITY as BY_PROBABILITY
 from ..answer import CalibratedPrediction
 from ..table import ENTROPY, INFORMATION, LABEL, PROBABILITY
-from .base import Kind
+from .base import Kind, flag_of
 
 #: Names under which a table that says nothing else has its labels.
 LABELS = ("label", "labels")
+#: Arguments of `decide` that ask for a threshold.
+PURPOSES = ("risk", "target_coverage", "costs")
+#: Those of sets: what they are called in the command, and by `ConformalSets`.
+OF_SETS = {
+    "score": ("--score", "score"),
+    "groups": ("--groups", "groups"),
+    "randomized": ("--randomized", "randomized"),
+    "sets_confidence": ("--sets-confidence", "confidence"),
+}
 #: Label of a row that has none.
 NONE = -100
 
@@ -69,6 +82,56 @@ class Classes(Kind):
         if by.get("by") == HEAD:
             return {"answered": rule.accept(1.0 - torch.as_tensor(found.error_probability), input="confidence")}
         return {"answered": rule.accept(torch.as_tensor(found.probabilities))}
+
+    def unfitted(self, asked: Mapping[str, Any], seed: int) -> list[DecisionRule]:
+        foreign = next((name for name in ("miss", "each_label") if name in asked), None)
+        if foreign is not None:
+            raise ValueError(f"{flag_of(foreign)} is of several labels a row")
+        alone = "alpha" in asked and not any(name in asked for name in PURPOSES)
+        if not alone:
+            if asked.get("by") == HEAD and "per_class" in asked:
+                raise ValueError("--per-class goes by the probabilities of the classes: leave out --by head")
+        elif "per_class" in asked or "by" in asked:
+            raise ValueError("--per-class and --by are of a threshold: ask for one with --risk beside --alpha")
+        elif "confidence" in asked:
+            raise ValueError(
+                "--confidence is of a threshold: say --sets-confidence for prediction sets, or ask for a threshold "
+                "with --risk beside --alpha"
+            )
+        own = {name: asked[name] for name in (*PURPOSES, "per_class", "confidence") if name in asked}
+        rules: list[DecisionRule] = [] if alone else [SelectiveThreshold(**own, seed=seed)]
+        return [*rules, *_sets(asked, seed)]
+
+    def goes_by(self, rule: DecisionRule, by: str) -> str:
+        return by if isinstance(rule, SelectiveThreshold) else BY_PROBABILITY
+
+    def fit_rule(self, rule: Any, found: Any, targets: Any, by: str = BY_PROBABILITY) -> None:
+        values, labels = torch.as_tensor(found.probabilities), np.asarray(targets)
+        if by == HEAD:
+            correct = (found.predictions.numpy() == labels).astype(int)
+            rule.fit(1.0 - torch.as_tensor(found.error_probability), correct, input="confidence")
+            return
+        rule.fit(values, labels)
+        if rule.kind == "sets" and rule.grouping == BY_PREDICTION and len(rule.parts) < len(found.label_names):
+            known = {part.group for part in rule.parts}
+            missing = [name for k, name in enumerate(found.label_names) if k not in known]
+            raise ValueError(
+                f"--groups predicted needs rows of every predicted class, and {missing[0]} was predicted for none of "
+                f"the {len(labels)} rows: bring more rows, or leave out --groups"
+            )
+
+
+def _sets(asked: Mapping[str, Any], seed: int) -> list[DecisionRule]:
+    """Prediction sets, if there was asked for some."""
+    given = {OF_SETS[name][1]: asked[name] for name in OF_SETS if name in asked}
+    if "alpha" not in asked:
+        if given:
+            flag = next(flag for name, (flag, _) in OF_SETS.items() if name in asked)
+            raise ValueError(f"{flag} is of prediction sets: ask for them with --alpha")
+        return []
+    if asked.get("groups") not in (None, BY_LABEL, BY_PREDICTION):
+        raise ValueError(f"--groups must be {BY_LABEL} or {BY_PREDICTION}, got {asked['groups']!r}")
+    return [ConformalSets(alpha=asked["alpha"], seed=seed, **given)]
 
 
 def is_withheld(value: Any) -> bool:

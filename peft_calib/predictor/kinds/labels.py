@@ -16,9 +16,10 @@ from datasets import ClassLabel, Dataset
 
 from ...artefact import Artefact, Inputs
 from ...calibration.decide.base import DecisionRule
-from ...calibration.labels import LabelScaling, LabelsReport, labels_report
+from ...calibration.labels import LabelScaling, LabelsReport, LabelThresholds, labels_report
 from ...prediction import LabelsPrediction
 from ...provenance.origins import at, is_missing
+from ...provenance.stored_decision import PROBABILITY
 from ..answer import Answer, names_by_probability
 from ..table import ENTROPY, INFORMATION, LABELS
 from .base import Kind
@@ -190,8 +191,13 @@ class Labels(Kind):
         kind = setting or ("joint" if targets.shape[1] > 1 else "platt")
         return LabelScaling(kind).fit(made._predictive.double().numpy(), targets)
 
-    def fit_rule(self, rule: Any, found: Any, targets: np.ndarray) -> None:
-        rule.fit(found.calibrated.numpy(), targets)
+    def unfitted(self, asked: Mapping[str, Any], seed: int) -> list[DecisionRule]:
+        self._only(asked, ("risk", "miss", "confidence", "each_label"))
+        own = {"joint": "each_label" not in asked, "seed": seed}
+        return [LabelThresholds(asked.get("risk"), asked.get("miss"), asked.get("confidence", 0.95), **own)]
+
+    def fit_rule(self, rule: Any, found: Any, targets: Any, by: str = PROBABILITY) -> None:
+        rule.fit(found.calibrated.numpy(), np.asarray(targets))
 
     def evaluate_rule(self, rule: DecisionRule, found: Any, targets: np.ndarray, mask: np.ndarray) -> Any:
         return rule.evaluate(found.calibrated.numpy(), targets, mask=mask)  # type: ignore[attr-defined]

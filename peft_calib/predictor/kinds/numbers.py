@@ -12,9 +12,11 @@ from datasets import Dataset
 from scipy.special import ndtri
 
 from ...artefact import Artefact, Inputs
-from ...calibration.numbers import GaussianNoise, NumbersReport, numbers_report
+from ...calibration.decide.base import DecisionRule
+from ...calibration.numbers import ConformalInterval, GaussianNoise, NumbersReport, numbers_report
 from ...prediction import RegressionPrediction
 from ...provenance.origins import is_missing
+from ...provenance.stored_decision import PROBABILITY
 from ..answer import Answer
 from ..table import NUMBER
 from .base import Kind
@@ -150,8 +152,13 @@ class Numbers(Kind):
         found = self.answer(made, None, artefact)
         return GaussianNoise().fit(found.means, found.variance[:, 0].double().numpy(), targets)
 
-    def fit_rule(self, rule: Any, found: Any, targets: np.ndarray) -> None:
-        rule.fit(found.means, found.sd.numpy(), targets)
+    def unfitted(self, asked: Mapping[str, Any], seed: int) -> list[DecisionRule]:
+        self._only(asked, ("alpha", "score", "sets_confidence"))
+        own = {"confidence": asked.get("sets_confidence"), "score": asked.get("score", "absolute")}
+        return [ConformalInterval(asked.get("alpha"), **own)]
+
+    def fit_rule(self, rule: Any, found: Any, targets: Any, by: str = PROBABILITY) -> None:
+        rule.fit(found.means, found.sd.numpy(), np.asarray(targets))
 
     def evaluate_rule(self, rule: Any, found: Any, targets: np.ndarray, mask: np.ndarray) -> Any:
         return rule.evaluate(found.means, found.sd.numpy(), targets, mask=mask)

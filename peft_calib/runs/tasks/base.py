@@ -22,6 +22,7 @@ from transformers import (
 
 from ...artefact import Artefact, Inputs
 from ...classes import class_options
+from ...predictor.encoded import Encoded
 from ...provenance.origins import with_column
 from ..labels import LabelMap
 from ..settings import RunConfig
@@ -38,7 +39,7 @@ class Task(ABC):
     peft_task_type: ClassVar[str]
     #: `task=` of `peft_calib.predict`.
     predict_task: ClassVar[str]
-    #: What it answers with, one of `predictor.kinds.KINDS`.
+    #: What its items answer with, one of `predictor.kinds.KINDS`.
     kind: ClassVar[str] = "classes"
     #: What is learned of the training rows' labels, as `config.json` keeps it.
     learned: ClassVar[Any] = LabelMap
@@ -83,6 +84,17 @@ class Task(ABC):
     def encode_prediction(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         """Inputs for `predict_dataset`, with `labels`, in the order of the rows; those of training as a rule."""
         return self.encode_training(rows, tokenizer)
+
+    def encode_for_predictor(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+        """The same for a predictor of the run's adapter."""
+        found = self.encode_prediction(rows, tokenizer)
+        columns = {name: found[name][:] for name in found.column_names if name != "labels"}
+        return Encoded(columns, found["labels"][:])
+
+    @property
+    def answers(self) -> str:
+        """What a predictor of its adapter answers with: what its items do, as a rule."""
+        return self.kind
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list], Any]:
         """Makes a training batch of encoded rows; labels a token as a rule."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from datasets import Dataset
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
+from ...artefact import Inputs
+from ...predictor.encoded import Encoded
+from ...predictor.kinds.entities import Entities
+from ...predictor.words import NONE, first_tokens, tokenized_words
 from ...provenance.columns import check_column
 from ...provenance.origins import at, is_missing, with_column
 from ..labels import LabelMap
@@ -68,16 +73,26 @@ class TokenClassification(Task):
         def encode(batch: dict[str, list]) -> dict[str, list]:
             options = {"is_split_into_words": True, "truncation": True, "max_length": self.config.max_length}
             tokens = tokenizer(batch["tokens"], **options)
-            labels = [_first_tokens(tokens.word_ids(row), tags) for row, tags in enumerate(batch["labels"])]
+            labels = [_marks(tokens.word_ids(row), tags) for row, tags in enumerate(batch["labels"])]
             return dict(tokens) | {"labels": labels}
 
         return encoded(rows, encode)
 
+    @property
+    def answers(self) -> str:
+        return Entities.name
 
-def _first_tokens(word_ids: list[int | None], tags: list[int]) -> list[int]:
+    def inputs(self) -> Inputs:
+        columns = (self.config.tokens_column,)
+        return replace(super().inputs(), text_columns=columns, label_column=self.config.tags_column)
+
+    def encode_for_predictor(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+        return tokenized_words(rows["tokens"][:], rows["labels"][:], tokenizer, self.config.max_length)
+
+
+def _marks(word_ids: list[int | None], tags: list[int]) -> list[int]:
     """The tag of a word at its first token, -100 elsewhere."""
-    before = [None, *word_ids[:-1]]
-    return [-100 if word is None or word == last else tags[word] for word, last in zip(word_ids, before, strict=True)]
+    return [NONE if word is None else tags[word] for word in first_tokens(word_ids)]
 
 
 def _lists(rows: Dataset, column: str, what: str, source: str) -> list[list]:
