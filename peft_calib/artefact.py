@@ -16,7 +16,7 @@ from typing import Any
 
 from .files import write_atomically
 from .identity import belongs_to_folder, folder_digest
-from .json_files import Fields, inside, read_json
+from .json_files import Fields, inside, read_json, sealed
 
 ARTEFACT_FILE = "predictor.json"
 #: Of classes, and of other kinds of answer.
@@ -159,7 +159,7 @@ class Artefact:
             "adapters": dict(self.adapters),
             "ways": {how: dict(fields.content) for how, fields in self.ways.items()},
         }
-        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+        return json.dumps(sealed(content), indent=1, allow_nan=False) + "\n"
 
     def write(self, folder: str | Path) -> None:
         """Write the file into a folder, whole or not at all."""
@@ -186,6 +186,7 @@ class Artefact:
             ways.mapping(how).integer("num_samples", least=1)
             if how not in WAYS:
                 raise fields.wrong("ways", f"recalibrations of {' and '.join(WAYS)} only")
+        fields.check_seal()
         return cls(
             classes=None if names is None else tuple(names),
             label_tokens=None if tokens is None else tuple(tokens),

@@ -11,7 +11,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
 
 from .files import file_hash, write_atomically
 from .identity import folder_digest
-from .json_files import inside, read_json
+from .json_files import DIGEST, inside, read_json, sealed
 
 #: Name of the index.
 DRAWS_INDEX = "draws.json"
@@ -27,14 +27,16 @@ def write_draws_index(folder: Path, draws: Sequence[str], mean: str | None, **fa
     files = {name: folder / name / WEIGHTS for name in names if (folder / name).is_dir()}
     if files:
         index["weights"] = {name: file_hash(file) for name, file in files.items()}
-    write_atomically(folder / DRAWS_INDEX, json.dumps(index, indent=2) + "\n")
+    write_atomically(folder / DRAWS_INDEX, json.dumps(sealed(index), indent=2) + "\n")
 
 
 def copy_draws_index(source: Path, folder: Path, suffix: str) -> None:
     """Write the index of the same draws in another form: files with a suffix."""
     draws, mean = read_draws_index(source)
     told = read_json(source / DRAWS_INDEX, _MEND).content
-    facts = {name: told[name] for name in told if name not in ("num_samples", "draws", "mean", "digests", "weights")}
+    facts = {
+        name: told[name] for name in told if name not in ("num_samples", "draws", "mean", "digests", "weights", DIGEST)
+    }
     write_draws_index(folder, [f"{name}{suffix}" for name in draws], mean and f"{mean}{suffix}", **facts)
 
 
@@ -67,6 +69,7 @@ def read_draws_index(folder: str | Path) -> tuple[list[str], str | None]:
                 f"{folder / name} is not the draw that was written there: it has changed, or its digest in {place}. "
                 f"{_MEND}."
             )
+    index.check_seal()
     return draws, mean
 
 

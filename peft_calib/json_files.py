@@ -14,6 +14,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,16 +88,29 @@ class Fields:
             return value
         raise self.wrong(name, expected)
 
-    def check_seal(self, what: str) -> None:
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """What is raised inside for a value that no user may give knows no file: name it, and how to mend it."""
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            if self.source in str(error):
+                raise
+            raise ValueError(f"{self.source}: {error} {self.mend}.") from error
+
+    def check_seal(self, what: str | None = None) -> None:
         """Raise `ValueError` where a file that `sealed` wrote says something else now; one without a digest passes.
 
-        The last thing to be asked of a file: of a value that cannot be, a reader has more to say.
+        `what` is the thing in it that was fitted; of a file in which not all is fitted, the error tells how one says
+        that a change was meant. The last thing to be asked of a file: of a value that cannot be, a reader has more to
+        say.
         """
         if self.prefix or DIGEST not in self.content or self.text(DIGEST) == seal_of(self.content):
             return
+        then = "it was written" if what is None else f"{what} in it was fitted"
+        meant = "" if what is not None else f", or leave the field {DIGEST} out of it if the change was meant"
         raise ValueError(
-            f"{self.source} was changed after {what} in it was fitted: its digest is not that of what it says now. "
-            f"{self.mend}."
+            f"{self.source} was changed after {then}: its digest is not that of what it says now. {self.mend}{meant}."
         )
 
     def number(

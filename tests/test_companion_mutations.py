@@ -17,18 +17,34 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from peft_calib.artefact import ARTEFACT_FILE, Artefact, read_artefact
-from peft_calib.calibration import ConformalSets, SelectiveThreshold, TemperatureScaling, load_decision
+from peft_calib.artefact import ARTEFACT_FILE, Artefact, Inputs, read_artefact
+from peft_calib.calibration import (
+    AnswerCalibration,
+    ConformalInterval,
+    ConformalSets,
+    LabelThresholds,
+    SampleSets,
+    SelectiveThreshold,
+    TemperatureScaling,
+    Watch,
+    load_decision,
+)
 from peft_calib.calibration.recalibrate import VectorScaling
 from peft_calib.calibration.recalibrate.fitted import load_state
 from peft_calib.draws_index import read_draws_index, write_draws_index
 from peft_calib.json_files import read_json
+from peft_calib.provenance.stored_decision import FittedTo, StoredDecision
 
 COUNT = int(os.environ.get("COMPANION_MUTATIONS", "25"))
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 3, 300)
 LOGITS = RNG.normal(size=(300, 3)) + 2 * np.eye(3)[LABELS]
 PROBABILITIES = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
+P_LABELS = RNG.random((600, 2))
+HELD = (RNG.random(P_LABELS.shape) < P_LABELS).astype(int)
+SAID = {"mean_log_probability": -RNG.exponential(1.0, 200)}
+RIGHT = RNG.random(200) < np.exp(SAID["mean_log_probability"])
+MANY_RIGHT = RNG.random((200, 8)) < 0.5
 ASKED = RNG.normal(size=(40, 3))
 WRONG = [
     None,
@@ -54,12 +70,15 @@ WRONG = [
 
 
 def ways_of(folder: Path) -> Any:
-    """What a `predictor.json` has predictions taken to; names and columns in it are its owner's to edit."""
+    """All that a `predictor.json` says. One whose digest was taken out was changed on purpose."""
     found = read_artefact(folder)
+    if "digest" not in json.loads((folder / ARTEFACT_FILE).read_text()):
+        raise ValueError(f"{ARTEFACT_FILE} has no digest")
     found.check_belongs(folder)
     if len(found.ways) < 2:
         raise ValueError(f"{ARTEFACT_FILE} has no temperature for one way, of which peft_calib.load warns")
-    return {how: applied(load_state(state)) for how, state in found.ways.items()}
+    ways = {how: applied(load_state(state)) for how, state in found.ways.items()}
+    return [ways, found.classes, found.label_tokens, found.inputs, found.seed, found.base, found.adapters]
 
 
 def applied(method: Any) -> Any:
@@ -76,13 +95,35 @@ def sets(file: Path) -> Any:
     return [rule.predict(PROBABILITIES[:40]).tolist(), rule.fitted_on]
 
 
+def saved_rule(file: Path) -> Any:
+    return load_decision(file).state()
+
+
+def saved_again(kind: type) -> Callable[[Path], Any]:
+    """What is read, as it would be saved: all of it counts."""
+
+    def read(file: Path) -> Any:
+        again = file.with_suffix(".again")
+        kind.load(file).save(again)
+        return json.loads(again.read_text())
+
+    return read
+
+
+def write_decision(folder: Path) -> Path:
+    rule = SelectiveThreshold(risk=0.2).fit(PROBABILITIES, LABELS)
+    to = FittedTo(how="sample", num_samples=4, seed=0, recalibration=None)
+    return StoredDecision(rule, to, ("sha256:0",), None, {}, ("a", "b", "c")).write(folder)
+
+
 def recalibrated(file: Path) -> Any:
     return applied(load_state(read_json(file, "Fit it again")))
 
 
 def write_predictor(folder: Path) -> Path:
     state = TemperatureScaling().fit(LOGITS, LABELS).state()
-    artefact = Artefact(classes=("a", "b", "c")).with_way("mean", 1, 0, state).with_way("sample", 4, 0, state)
+    artefact = Artefact(classes=("a", "b", "c"), label_tokens=(7, 8, 9), inputs=Inputs(max_length=64), seed=1)
+    artefact = artefact.with_way("mean", 1, 0, state).with_way("sample", 4, 0, state)
     artefact.write(folder)
     return folder / "predictor.json"
 
@@ -109,6 +150,12 @@ FILES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "vector": (written("v.json", lambda: VectorScaling().fit(LOGITS, LABELS)), recalibrated),
     "threshold": (written("d.json", lambda: SelectiveThreshold(risk=0.2).fit(PROBABILITIES, LABELS)), thresholds),
     "sets": (written("s.json", lambda: ConformalSets(alpha=0.1).fit(PROBABILITIES, LABELS)), sets),
+    "labels": (written("l.json", lambda: LabelThresholds(risk=0.2, miss=0.2).fit(P_LABELS, HELD)), saved_rule),
+    "interval": (written("i.json", lambda: ConformalInterval(0.1).fit(LOGITS[:, 0], 1.0, LOGITS[:, 1])), saved_rule),
+    "beside": (write_decision, lambda file: json.loads(StoredDecision.read(file).text())),
+    "answers": (written("a.json", lambda: AnswerCalibration().fit(SAID, RIGHT)), saved_again(AnswerCalibration)),
+    "samples": (written("n.json", lambda: SampleSets(alpha=0.2).fit(MANY_RIGHT)), saved_again(SampleSets)),
+    "watch": (written("w.json", lambda: Watch().start(PROBABILITIES, LABELS)), saved_again(Watch)),
 }
 
 
@@ -175,7 +222,19 @@ def test_a_changed_file_is_read_as_it_was_or_refused_by_name(name, tmp_path):
     assert len(refused) > COUNT / 3  # changes that change nothing show nothing
 
 
-@pytest.mark.parametrize(("name", "setting"), [("threshold", {"risk": 1.4}), ("sets", {"alpha": 0})])
+def test_swapped_class_names_are_refused_and_a_change_on_purpose_is_not(tmp_path):
+    file = write_predictor(tmp_path)
+    content = json.loads(file.read_text()) | {"classes": ["b", "a", "c"]}
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"predictor\.json was changed after .*leave the field digest out") as caught:
+        read_artefact(tmp_path)
+    assert "\n" not in str(caught.value)
+    del content["digest"]  # and so files of earlier versions, which have none
+    file.write_text(json.dumps(content))
+    assert read_artefact(tmp_path).classes == ("b", "a", "c")
+
+
+@pytest.mark.parametrize(("name", "setting"), [("threshold", {"risk": 1.4}), ("sets", {"alpha": 0}), ("samples", {"alpha": 0}), ("interval", {"alpha": 2})])
 def test_a_setting_that_nobody_may_give_is_refused_in_the_name_of_the_file(name, setting, tmp_path):
     write, read = FILES[name]
     file = write(tmp_path)

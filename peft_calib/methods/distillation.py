@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 from ..calibration.recalibrate.base import Recalibrator
 from ..console import own_random_state
 from ..identity import unwrapped
-from ..json_files import parse_json, read_json
+from ..json_files import parse_json, read_json, sealed
 from ..prediction import Prediction, predict_dataset
 from ..prediction.dataset import model_columns
 from ..provenance.companions import attach_file, attached_file
@@ -161,7 +161,7 @@ def distill(
         train_student(student, _Part(rows, kept), targets[kept], training, **given)
         after = predict_dataset(student, others, "mean", **asked)
     found = _measured(targets[held], before, after, len(kept), taught.num_samples, seed)
-    attach_file(student, DISTILLATION_FILE, json.dumps(dataclasses.asdict(found), indent=2) + "\n")
+    attach_file(student, DISTILLATION_FILE, json.dumps(sealed(dataclasses.asdict(found)), indent=2) + "\n")
     return student
 
 
@@ -186,7 +186,9 @@ def distillation_of(student: PeftModel | str | Path) -> Distillation:
     if fields is None:
         raise ValueError(f"There is no {DISTILLATION_FILE}: this adapter was not made by peft_calib.distill.")
     kinds = {field.name: fields.integer if field.type == "int" else fields.number for field in _FIELDS}
-    return Distillation(**{name: read(name) for name, read in kinds.items()})
+    found = Distillation(**{name: read(name) for name, read in kinds.items()})
+    fields.check_seal("the student")
+    return found
 
 
 _FIELDS = dataclasses.fields(Distillation)

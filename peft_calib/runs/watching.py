@@ -12,7 +12,7 @@ from ..calibration import Watch, WatchReport, prometheus
 from ..calibration.watch.taken import FURTHER
 from ..console import quiet
 from ..files import file_hash, folder_lock, write_atomically
-from ..json_files import Fields, read_json
+from ..json_files import Fields, read_json, sealed
 from .evaluation import AFTER, evaluate_run
 from .predictions import PredictedFile, predicted_files, read_predicted
 from .sources import FileFormat, read_splits
@@ -164,7 +164,7 @@ class _Kept:
 
     def write(self, place: Path) -> None:
         content = {"format_version": FORMAT_VERSION, "of": self.of, "files": self.files, "watch": self.watch.state()}
-        write_atomically(place, json.dumps(content, allow_nan=False) + "\n")
+        write_atomically(place, json.dumps(sealed(content), allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, place: Path) -> _Kept:
@@ -173,7 +173,9 @@ class _Kept:
             raise fields.wrong("format_version", str(FORMAT_VERSION))
         watch = fields.mapping("watch")
         state = Fields(watch.content, f"{place}: watch", MEND)
-        return cls(Watch.from_state(state), dict(fields.mapping("of").content), fields.listing("files", str))
+        kept = cls(Watch.from_state(state), dict(fields.mapping("of").content), fields.listing("files", str))
+        fields.check_seal("the reference")
+        return kept
 
 
 def _check_same(subject: Subject, kept: _Kept, place: Path) -> None:

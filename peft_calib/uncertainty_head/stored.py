@@ -21,7 +21,7 @@ from ..calibration.recalibrate import load_state
 from ..calibration.recalibrate.base import Recalibrator
 from ..fetching import local_folder
 from ..files import file_hash
-from ..json_files import Fields, read_json
+from ..json_files import Fields, read_json, sealed
 from .asked import Asked, Belonging
 from .grid import HeadSettings
 from .mapping import PlattScaling
@@ -58,7 +58,11 @@ class StoredHead:
 
     def files(self, name: str = "default") -> dict[str, bytes]:
         """Content of each file; the JSON file knows the other one, since both are not replaced in one step."""
-        weights, config = file_names(name)
+        tensors, content = self._content()
+        said = json.dumps(sealed(content), indent=1, allow_nan=False) + "\n"
+        return dict(zip(file_names(name), (tensors, said.encode()), strict=True))
+
+    def _content(self) -> tuple[bytes, dict[str, Any]]:
         tensors = save({name: delta.contiguous() for name, delta in (self.deltas or {}).items()})
         content: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
@@ -71,12 +75,14 @@ class StoredHead:
             "calibration": None if self.calibration is None else self.calibration.state(),
             "report": self.report.to_dict(),
         }
-        return {weights: tensors, config: (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()}
+        return tensors, content
 
     @property
     def digest(self) -> str:
         """One text for all of the head."""
-        return hashlib.sha256(b"".join(self.files().values())).hexdigest()
+        tensors, content = self._content()
+        said = json.dumps(content, indent=1, allow_nan=False) + "\n"  # as files had it before they were sealed
+        return hashlib.sha256(tensors + said.encode()).hexdigest()
 
     @classmethod
     def read(cls, folder: str | Path, name: str = "default") -> StoredHead:
@@ -97,7 +103,7 @@ class StoredHead:
             raise ValueError(f"{weights} is damaged, or is that of another head than {config.name}. {MEND}.")
         asked, belongs = fields.mapping("asked", None), fields.mapping("belongs", None)
         calibration = fields.mapping("calibration", None)
-        return cls(
+        found = cls(
             settings=_settings(fields.mapping("settings")),
             asked=None if asked is None else Asked.from_fields(asked),
             belongs=None if belongs is None else Belonging.from_fields(belongs),
@@ -106,6 +112,8 @@ class StoredHead:
             calibration=None if calibration is None else _calibration(calibration),
             report=HeadReport.from_fields(fields.mapping("report")),
         )
+        fields.check_seal("the head")
+        return found
 
 
 def file_names(name: str) -> tuple[str, str]:

@@ -26,6 +26,7 @@ from peft_calib import (
 from peft_calib.draws_index import read_draws_index
 from peft_calib.files import file_hash
 from peft_calib.identity import adapter_digest, folder_digest
+from peft_calib.json_files import seal_of
 from peft_calib.prediction.adaptive import half_width
 from peft_calib.tuners.rows import repeat_rows, select_rows
 
@@ -231,7 +232,9 @@ def test_export_layout(bert, tmp_path):
     model = bayesian(bert)
     path = export_lora(model, tmp_path / "draws", num_samples=2, seed=5)
     assert sorted(p.name for p in path.iterdir()) == ["draw-0", "draw-1", "draws.json", "mean"]
-    assert json.loads((path / "draws.json").read_text()) == {
+    index = json.loads((path / "draws.json").read_text())
+    assert index.pop("digest") == seal_of(index)
+    assert index == {
         "num_samples": 2,
         "seed": 5,
         "draws": ["draw-0", "draw-1"],

@@ -225,6 +225,7 @@ def test_what_was_fitted_is_not_changed_by_hand(name, way, parameter, runs, file
 
     def edit(file: Path, anew: float = 3.25) -> str:
         content = json.loads(whole[file])
+        content.pop("digest", None)  # what was fitted has a seal of its own
         parameters = (content if file == of_run else content["ways"])[way]["parameters"]
         was = parameters[parameter]
         parameters[parameter] = [anew] * len(was) if isinstance(was, list) else anew

@@ -161,5 +161,11 @@ def _of_another(adapter: Path) -> str:
     state = adapter / "watch.json"
     content = json.loads(state.read_text())
     content["of"]["adapters"] = {".": "sha256:0"}
+    assert "was changed after" in _edited(state, content, adapter)
+    del content["digest"]
+    return _edited(state, content, adapter)
+
+
+def _edited(state: Path, content: dict, adapter: Path) -> str:
     state.write_text(json.dumps(content))
     return peft_calib("watch", adapter)

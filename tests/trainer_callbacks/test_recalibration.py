@@ -85,6 +85,7 @@ def test_weights_that_changed_since_are_noticed(tiny_classifier, tmp_path, split
     file = tmp_path / "final" / ARTEFACT_FILE
     damaged = json.loads(file.read_text())
     damaged["ways"]["mean"]["method"] = "Path"
+    del damaged["digest"]
     file.write_text(json.dumps(damaged))
     (tmp_path / "final" / "adapter_model.safetensors").unlink()
     with pytest.raises(ValueError, match="method is 'Path', but must be one of"):

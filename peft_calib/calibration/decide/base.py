@@ -141,12 +141,8 @@ class DecisionRule(ABC):
         num_classes = fields.integer("num_classes", least=1)
         if num_classes == 1:  # confidences, to which earlier versions took a temperature and did not apply it
             temperature = None
-        try:
+        with fields.named():
             rule = cls._from_fields(settings, fields.mapping("fitted"), num_classes, temperature)
-        except (TypeError, ValueError) as error:  # of a value that no user may give knows no file
-            if fields.source in str(error):
-                raise
-            raise ValueError(f"{fields.source}: {error} {fields.mend}.") from error
         rule.num_classes = num_classes
         rule.fitted_on = SplitFingerprint.from_fields(fields.mapping("fitted_on"))
         return rule

@@ -221,7 +221,8 @@ class AnswerCalibration:
         settings = fields.mapping("settings")
         names = settings.listing("scores", str, None)
         falling, seed = settings.listing("falling", str), settings.integer("seed", least=0)
-        found = cls(settings.text("method", among=METHODS), names, falling=falling, seed=seed)
+        with fields.named():
+            found = cls(settings.text("method", among=METHODS), names, falling=falling, seed=seed)
         found.fitted = Fitted.from_fields(fields.mapping("fitted"))
         found.candidates = tuple(
             _candidate(Fields(one, str(path), MEND)) for one in fields.listing("candidates", dict)

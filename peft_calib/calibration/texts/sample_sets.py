@@ -262,11 +262,12 @@ class SampleSets:
             raise fields.wrong("rule", repr(cls.__name__))
         fields.check_version(FORMAT_VERSION)
         settings, fitted = fields.mapping("settings"), fields.mapping("fitted")
-        found = cls(
-            settings.number("alpha"),
-            settings.text("by", among=(COUNT, SCORE)),
-            confidence=settings.number("confidence", default=None),
-        )
+        with fields.named():
+            found = cls(
+                settings.number("alpha"),
+                settings.text("by", among=(COUNT, SCORE)),
+                confidence=settings.number("confidence", default=None),
+            )
         found.most_samples = fitted.integer("most_samples", least=1)
         found.quantile = _quantile_of(fitted, found)
         law = fitted.array("law", (2,))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...files import write_atomically
-from ...json_files import Fields, describe, read_json
+from ...json_files import Fields, describe, read_json, sealed
 from ...whole_numbers import check_whole
 from ..decide.bounds import check_share
 from ..inputs import as_numpy, check_confidence_level, check_seed
@@ -262,16 +262,13 @@ class Watch:
         if not fields.has_version(FORMAT_VERSION):
             found = describe(fields.content.get("format_version"))
             raise ValueError(f"{fields.source} has format version {found}; this release reads {FORMAT_VERSION}.")
-        try:
+        with fields.named():
             watch = cls(
                 false_alarm=fields.number("false_alarm"),
                 window=fields.integer("window"),
                 confidence_level=fields.number("confidence_level"),
                 seed=fields.integer("seed"),
             )
-        except ValueError as error:
-            told = str(error)
-            raise error if fields.source in told else ValueError(f"{fields.source}: {told} {MEND}.") from error
         watch.num_classes = fields.integer("num_classes", least=2)
         watch.reference = Reference.from_state(fields.mapping("reference"), watch.num_classes)
         watch._read(fields)
@@ -300,7 +297,7 @@ class Watch:
 
     def save(self, path: str | Path) -> None:
         """Write the watch to a JSON file, whole or not at all."""
-        write_atomically(path, json.dumps(self.state(), allow_nan=False) + "\n")
+        write_atomically(path, json.dumps(sealed(self.state()), allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Watch:
@@ -309,7 +306,10 @@ class Watch:
         Raises:
             ValueError: If the file is damaged; the message names file, field and value.
         """
-        return cls.from_state(read_json(path, MEND))
+        fields = read_json(path, MEND)
+        watch = cls.from_state(fields)
+        fields.check_seal("the reference")
+        return watch
 
     def __str__(self) -> str:
         return "This Watch is not started yet." if self.reference is None else self.report().to_markdown()
