@@ -234,7 +234,10 @@ def test_swapped_class_names_are_refused_and_a_change_on_purpose_is_not(tmp_path
     assert read_artefact(tmp_path).classes == ("b", "a", "c")
 
 
-@pytest.mark.parametrize(("name", "setting"), [("threshold", {"risk": 1.4}), ("sets", {"alpha": 0}), ("samples", {"alpha": 0}), ("interval", {"alpha": 2})])
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("threshold", {"risk": 1.4}), ("sets", {"alpha": 0}), ("samples", {"alpha": 0}), ("interval", {"alpha": 2})],
+)
 def test_a_setting_that_nobody_may_give_is_refused_in_the_name_of_the_file(name, setting, tmp_path):
     write, read = FILES[name]
     file = write(tmp_path)
