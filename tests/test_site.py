@@ -84,6 +84,30 @@ def test_the_figures_of_members_are_those_of_the_evidence():
     assert said(results["shifted"]["mean over cells"]["members"]["nll"]) in text
 
 
+def test_the_figures_of_two_loras_are_those_of_the_evidence():
+    """The differences are to two LoRAs there, and of two LoRAs on the pages."""
+    results = json.loads((RESULTS / "two_loras.json").read_text())
+    lora = results["in distribution"]["mean over cells"]["lora"]
+
+    def turned(score: str) -> str:
+        d = lora[score]
+        signs = (f"{'-' if -d[end] < 0 else ''}{number(d[end], 3)}" for end in ("difference", "high", "low"))
+        return "{} [{}, {}]".format(*signs)
+
+    for name in ("which-method.md", "ensemble-lora.md"):
+        assert turned("nll") in page(name) and turned("brier") in page(name), name
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert (
+        f"better in both ({number(lora['nll']['difference'], 3)} and {number(lora['brier']['difference'], 3)})"
+        in readme
+    )
+    assert lora["accuracy"]["high"] < 0 < lora["ece"]["high"]
+    assert results["shifted"]["mean over cells"]["lora"]["nll"]["high"] > 0
+    members = results["in distribution"]["mean over cells"]["members"]["nll"]
+    assert 0.65 < 1 - members["difference"] / lora["nll"]["difference"] < 0.75  # seven tenths
+    assert f"{number(members['difference'], 3)} away in NLL" in page("ensemble-lora.md")
+
+
 def test_the_first_remedy_is_that_of_the_unknown_type():
     first = re.search(r"^## (.*)$", (ROOT / "docs/troubleshooting.md").read_text(), flags=re.MULTILINE)
     assert first[1] == "`KeyError: 'BAYESIANLORA'`"
