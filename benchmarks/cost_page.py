@@ -16,7 +16,8 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "cost.md"
 SOURCES = ("train_step", "curve_train_step", "members", "predict", "uncertainty_head_cost")
 MODELS = ("minilm", "encoder-12x768")
-WIDTHS = ("minilm", "bert-12x768")
+#: Of members, by what the page calls them; those that were measured.
+WIDTHS = {"minilm": "MiniLM", "bert-12x768": "12 x 768"}
 
 HEAD = """# What it costs
 
@@ -31,8 +32,11 @@ On an accelerator nothing of this has been measured; `make gpu` measures it ther
 STEP = """
 ## A training step
 
-| method | parameters, MiniLM | step, MiniLM | step, 12 x 768 | peak memory, MiniLM | peak memory, 12 x 768 |
-|---|---:|---:|---:|---:|---:|
+"floor" is the base with a gradient to its inputs and no adapter; "from floor" is how far a step lies from it, as a
+share of LoRA's distance. Two points a step are two functions of every row.
+
+| method | parameters, MiniLM | step, MiniLM | step, 12 x 768 | from floor | from floor | memory | memory |
+|---|---:|---:|---:|---:|---:|---:|---:|
 """
 
 WHOLE = """
@@ -41,8 +45,6 @@ WHOLE = """
 Process CPU time of {rows} rows and {epochs} epochs in the stock Trainer, and the peak memory of a process of its own.
 "Kept" is with the trunk's states kept from epoch to epoch, their computing counted.
 
-| method | CPU time, MiniLM | CPU time, 12 x 768 | peak memory, MiniLM | peak memory, 12 x 768 |
-|---|---:|---:|---:|---:|
 """
 
 PREDICT = """
@@ -65,7 +67,7 @@ def steps(stored: dict[str, dict[str, Any]]) -> str:
     of_model = {model: dict(stored["train_step"][model]["methods"]) for model in MODELS}
     for model in MODELS:
         for arm, found in stored["curve_train_step"][model]["arms"].items():
-            if arm != "lora":
+            if arm not in ("lora", "floor", "one point"):
                 of_model[model][f"curve-lora, {arm}"] = found
     small, large = (of_model[model] for model in MODELS)
     lora = small["lora"]["trainable_parameters"]
@@ -74,6 +76,7 @@ def steps(stored: dict[str, dict[str, Any]]) -> str:
             method,
             f"{small[method]['trainable_parameters'] / lora:.2f}",
             *(f"{of[method]['median_ratio']:.2f}" for of in (small, large)),
+            *(f"{of[method]['distance_from_floor']:.2f}" for of in (small, large)),
             *(f"{of[method]['peak_memory_ratio']:.2f}" for of in (small, large)),
         )
         for method in small
@@ -82,9 +85,13 @@ def steps(stored: dict[str, dict[str, Any]]) -> str:
 
 def trainings(members: dict[str, Any]) -> str:
     """A row for each way to train members."""
-    found = [members[width]["arms"] for width in WIDTHS]
-    figures = ("median_ratio", "peak_ratio")
-    return table((arm, *(f"{of[arm][figure]:.2f}" for figure in figures for of in found)) for arm in found[0])
+    found = {told: members[model]["arms"] for model, told in WIDTHS.items() if model in members}
+    figures = {"CPU time": "median_ratio", "peak memory": "peak_ratio"}
+    head = ["method", *(f"{figure}, {told}" for figure in figures for told in found)]
+    lines = ["---", *["---:"] * (len(head) - 1)]
+    arms = next(iter(found.values()))
+    rows = ([arm, *(f"{of[arm][key]:.2f}" for key in figures.values() for of in found.values())] for arm in arms)
+    return table([head]) + "|" + "|".join(lines) + "|\n" + table(rows)
 
 
 def predictions(predict: dict[str, Any]) -> str:
@@ -97,8 +104,8 @@ def predictions(predict: dict[str, Any]) -> str:
 def page(stored: dict[str, dict[str, Any]]) -> str:
     """The page in Markdown."""
     members, predict, head = stored["members"], stored["predict"], stored["uncertainty_head_cost"]
-    case = members[WIDTHS[0]]
-    exported = predict["exported mean"]["exported mean"]
+    case = members["minilm"]
+    exported = predict["exported mean"]["exported mean"]["ratio"]
     trials, one = (head["fit"][name]["median_ratio"] for name in ("fit_27_trials", "training"))
     return (
         HEAD

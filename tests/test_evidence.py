@@ -77,6 +77,11 @@ def test_the_page_of_claims_is_what_the_results_say():
     assert claims.PAGE.read_text(encoding="utf-8") == claims.page(results, claims.stored_results())
 
 
+def test_the_page_of_costs_is_what_the_results_say():
+    cost = script("cost_page")
+    assert cost.PAGE.read_text(encoding="utf-8") == cost.page(cost.stored_results())
+
+
 def test_cells_of_two_protocols_are_one_mean_by_their_numbers(evidence):
     first = {"in distribution": {"mean over cells": {"a": BETTER, "b": BETTER}, "cells": {key: {} for key in "abc"}}}
     other = BETTER | of(nll=(0.01, -0.02, 0.04))

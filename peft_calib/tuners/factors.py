@@ -165,6 +165,8 @@ class Law(nn.Module, ABC):
     train_samples: int = 1
     #: Whether these have parameters of their own, so that a loss on one's answers leaves the others as they are.
     trains_members: bool = False
+    #: Whether a backward of such a law was looked at, see `objective.one_member_watch`.
+    watched: bool = False
     #: Number of draws of a prediction that names none.
     default_num_samples: int = 8
     #: The seed that was taken for it where its configuration names none; saved with the configuration.

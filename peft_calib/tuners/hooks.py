@@ -23,8 +23,8 @@ from .objective import (
     has_labels,
     micro_batch_share,
     named_inputs,
+    one_member_watch,
     reaches_loss,
-    refuse_one_member,
 )
 from .one_by_one import run, runs_one_by_one
 from .padding import check_one_row, give_back, lend, takes_one_row
@@ -120,9 +120,8 @@ def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: object) -> 
         output = add_to_outputs(output, total, micro_batch_share(model, inputs), labelled)
     if num_samples == 1:
         return output
-    members = any(law.trains_members for part in parts.values() for law in part.comparing)
-    refuse = refuse_one_member if members and not torch.compiler.is_compiling() else None
-    return first_rows(output, num_samples, count_rows(inputs, main_input_name(model)), refuse)
+    watch = one_member_watch([law for part in parts.values() for law in part.comparing])
+    return first_rows(output, num_samples, count_rows(inputs, main_input_name(model)), watch)
 
 
 # --------------------------------------------------------------------- callers of model.forward

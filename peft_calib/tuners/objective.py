@@ -12,13 +12,17 @@ import inspect
 import textwrap
 import warnings
 from collections import deque
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.utils import find_labels
+
+if TYPE_CHECKING:
+    from .factors import Law
 
 DROPPED = (
     "The regulariser of the last training forward reached no loss: the loss is formed outside the model, from its "
@@ -95,9 +99,24 @@ def is_in(loss: torch.Tensor, term: torch.Tensor, most: int = 2000) -> bool:
     return False
 
 
-def refuse_one_member(_: torch.Tensor) -> None:
-    """Refuse the gradient of a loss that is made of one member's answers."""
-    raise RuntimeError(ONE_MEMBER)
+def one_member_watch(laws: list[Law]) -> Callable[[torch.Tensor | None], None] | None:
+    """What warns of a loss that is made of one member's answers, in the first backward of a law alone.
+
+    DistributedDataParallel comes back to every output, with zeros or nothing where the loss does not hold it: numbers
+    are looked at, which waits for a device, and so once only.
+    """
+    unwatched = [law for law in laws if law.trains_members and not law.watched]
+    if not unwatched or torch.compiler.is_compiling():
+        return None
+
+    def watch(gradient: torch.Tensor | None) -> None:
+        told = all(law.watched for law in unwatched)
+        if not told and gradient is not None and bool(gradient.any()):
+            warnings.warn(ONE_MEMBER, stacklevel=2)
+        for law in unwatched:
+            law.watched = True
+
+    return watch
 
 
 def has_labels(model: nn.Module, inputs: dict[str, Any]) -> bool:

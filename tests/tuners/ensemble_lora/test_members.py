@@ -1,5 +1,7 @@
 """Members: each is a LoRA of its own, trained as if alone, over a trunk that is run once."""
 
+import warnings
+
 import pytest
 import torch
 from families import FAMILIES, logits
@@ -166,16 +168,29 @@ def test_a_trunk_that_ends_in_a_decoder_reads_the_labels(target_length, monkeypa
     torch.testing.assert_close(loss, model(**batch).loss)
 
 
-def test_a_loss_of_the_first_member_alone_is_refused(tmp_path):
+def test_a_loss_of_the_first_member_alone_is_told(tmp_path):
     """Logits in training are the first member's: a loss formed of them would leave the others as they are."""
     rows = [{"input_ids": [3 + i, 4, 5], "labels": i % 2} for i in range(8)]
     trainer = Trainer(adapted(2), arguments(tmp_path, label_smoothing_factor=0.1), train_dataset=rows)
-    with pytest.raises(RuntimeError, match="no other member would train"):
+    with pytest.warns(UserWarning, match="no other member would train"):
         trainer.train()
+    other = Trainer(adapted(2), arguments(tmp_path), train_dataset=rows)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*no other member")
+        other.train()
+
+
+def test_a_gradient_of_zeros_is_no_loss_of_the_first_member():
+    """DistributedDataParallel gives one to every output."""
+    model = adapted(2).train()
+    outputs = model(**labelled())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*no other member")
+        torch.autograd.backward([outputs.loss, outputs.logits], [torch.ones(()), torch.zeros_like(outputs.logits)])
 
 
 def test_a_loss_formed_outside_member_by_member():
-    """The way out that the refusal names has the gradients of the model's own loss."""
+    """The way out that the warning names has the gradients of the model's own loss."""
     batch = labelled()
     labels = batch.pop("labels")
     found = []
