@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from peft_calib_vllm_rules import OTHER_TOKENS, Rules, seal_of, tempered
+from peft_calib_vllm_rules import OTHER_TOKENS, Rules, is_changed, tempered
 
 #: Texts of one request; each asks every draw.
 MOST_TEXTS = 1024
@@ -89,7 +89,7 @@ class Served:
             raise ValueError(f"{place} answers with {stored['kind']}; {PATH} answers with one of some classes.")
         if stored.get("format_version") != 1:
             raise ValueError(f"{place} has the format {stored.get('format_version')!r}; this plugin reads 1.")
-        if stored.get("digest", seal_of(stored)) != seal_of(stored):
+        if is_changed(stored):
             raise ValueError(f"{place} was changed after it was written. Restore it, or export the draws again.")
         way, temperature = (stored.get("ways") or {}).get("sample"), None
         if way is not None:

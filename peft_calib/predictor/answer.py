@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from ..calibration import log_probabilities
@@ -33,6 +34,10 @@ class Answer(DrawnResult):
     def _words(self) -> list[str]:
         """What further is told in words, where there is something to tell."""
         return [self.decision]
+
+    def added_types(self) -> list[pa.DataType]:
+        """Types of the first columns that `added` gives, where their values do not say them."""
+        return []
 
     @property
     def _made_by(self) -> dict[str, Any]:

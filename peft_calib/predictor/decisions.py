@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 
 from ..artefact import Artefact
@@ -76,16 +75,6 @@ class Decisions:
         return replace(
             found, **said, decision=" ".join([*promises, *(f"{why[0].upper()}{why[1:]}." for why in reasons)])
         )
-
-
-def rule_rows(one: StoredDecision, probabilities: Any, errors: Any) -> Any:
-    """What a rule takes of predictions: `(N, C)` probabilities, or `(N,)` 1 - P(error)."""
-    return torch.as_tensor(probabilities) if one.to.by != HEAD else 1.0 - torch.as_tensor(errors)
-
-
-def rule_input(one: StoredDecision) -> str:
-    """What that is, as `SelectiveThreshold` calls it."""
-    return "confidence" if one.to.by == HEAD else "probabilities"
 
 
 def decisions_beside(

@@ -40,7 +40,7 @@ def added_columns(found: Any, names: Sequence[str]) -> dict[str, list]:
 
 def column_types(found: Any, names: Sequence[str]) -> dict[str, pa.DataType]:
     """Types of those added columns whose values do not say them."""
-    return dict(zip(names, found.added_types(), strict=False)) if hasattr(found, "added_types") else {}
+    return dict(zip(names, found.added_types(), strict=False))
 
 
 def arrow_table(rows: Dataset, added: dict[str, list], types: Mapping[str, pa.DataType] | None = None) -> pa.Table:

@@ -74,8 +74,7 @@ def tokenized_words(
         kept.append([word for word in firsts if word is not None])
         if not kept[-1]:
             raise ValueError(f"row {row} holds no token ({texts[row]!r:.80}), so nothing can be said about it.")
-        known = None if tags is None else tags[row]
-        marks.append([NONE if word is None else 0 if known is None else known[word] for word in firsts])
+        marks.append(word_labels(firsts, [0] * len(texts[row]) if tags is None else tags[row]))
     full = [row for row, ids in enumerate(tokens["input_ids"]) if max_length and len(ids) >= max_length - 1]
     whole = tokenizer([texts[row] for row in full], is_split_into_words=True, verbose=False) if full else None
     cut = 0 if whole is None else sum(len(ids) > (max_length or 0) for ids in whole["input_ids"])
@@ -86,6 +85,11 @@ def first_tokens(word_ids: Sequence[int | None]) -> list[int | None]:
     """The word of each token that is the first of one, and None elsewhere."""
     before = [None, *word_ids[:-1]]
     return [None if word == last else word for word, last in zip(word_ids, before, strict=True)]
+
+
+def word_labels(firsts: Sequence[int | None], tags: Sequence[int]) -> list[int]:
+    """The tag of a word at its first token, -100 elsewhere."""
+    return [NONE if word is None else tags[word] for word in firsts]
 
 
 def word_column(inputs: Inputs, table: Dataset) -> str:

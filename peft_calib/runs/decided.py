@@ -11,8 +11,8 @@ import numpy as np
 from ..artefact import DECISION_FILES
 from ..calibration import decision_html, reached_by_group
 from ..calibration.entities import Entities
-from ..predictor.decisions import rule_input, rule_rows
 from ..predictor.kinds import Kind
+from ..predictor.kinds.classes import gone_by
 from ..provenance.row_hashes import hash_rows
 from ..provenance.splits import MAX_OVERLAP
 from ..provenance.stored_decision import HEAD, StoredDecision, read_decisions
@@ -50,11 +50,12 @@ class DecidableClasses:
 
     def reached(self, one: StoredDecision, mask: np.ndarray) -> tuple[Any, Any]:
         """What a rule reaches on the rows of a mask, and in their groups."""
-        values = np.asarray(rule_rows(one, self.probabilities, self.errors))
+        goes_by, what = gone_by(one.to.by, self.probabilities, self.errors)
+        values = np.asarray(goes_by)
         labels = self.labels
         if one.to.by == HEAD:
             labels = (self.probabilities.argmax(1) == labels).astype(int)
-        options: dict[str, Any] = {"input": rule_input(one), "mask": mask}
+        options: dict[str, Any] = {"input": what, "mask": mask}
         reached, groups = one.rule.evaluate(values, labels, **options), None
         if self.rows.groups is not None:
             groups = reached_by_group(one.rule, values, labels, list(self.rows.groups), **options)

@@ -148,24 +148,20 @@ def decide(
         raise ValueError(f"--by must be one of {PROBABILITY}, {HEAD}, got {by!r}")
     if how == "linear":
         raise ValueError("a rule is for --how mean, sample or late; of linear there is no temperature")
-    given_here: dict[str, Any] = {
-        "risk": risk,
-        "target_coverage": target_coverage,
-        "costs": costs,
-        "per_class": per_class,
-    }
-    given_here |= {"confidence": confidence, "miss": miss, "each_label": each_label, "alpha": alpha}
-    given_here |= {"score": score, "groups": groups, "randomized": randomized, "sets_confidence": sets_confidence}
-    given_here |= {"by": None if by == PROBABILITY else by}
+    given: dict[str, Any] = {
+        "risk": risk, "target_coverage": target_coverage, "costs": costs, "confidence": confidence, "alpha": alpha,
+        "per_class": per_class, "miss": miss, "each_label": each_label, "score": score, "groups": groups,
+        "randomized": randomized, "sets_confidence": sets_confidence, "by": None if by == PROBABILITY else by,
+    }  # fmt: skip
     place = Path(adapter).absolute()
     folder, kind = _folder_of(place)
-    asked = {name: value for name, value in given_here.items() if value is not None and value is not False}
+    asked = {name: value for name, value in given.items() if value is not None and value is not False}
     rules = KINDS[kind].unfitted(asked, seed)
     _check_free(folder, rules, overwrite)
     with quiet():
-        given = rows_for(place, data, where, seed)
+        read = rows_for(place, data, where, seed)
         predictor = loaded_predictor(adapter, {"base_model": base_model, "decisions": False})
-        rows = given(predictor)
+        rows = read(predictor)
         making: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
         found = predictor.predict_encoded(rows.encoded, num_samples, how, seed, **making)
         to = _fitted_to(predictor, found, seed, by)

@@ -77,11 +77,10 @@ class Classes(Kind):
         return {"labels_predicted": counts, "told": ", ".join(f"{name} {count}" for name, count in counts.items())}
 
     def decided(self, rule: Any, found: Any, **by: Any) -> dict[str, Any]:
+        values, what = gone_by(by.get("by"), found.probabilities, found.error_probability)
         if rule.kind == "sets":
-            return {"sets": rule.predict(torch.as_tensor(found.probabilities))}
-        if by.get("by") == HEAD:
-            return {"answered": rule.accept(1.0 - torch.as_tensor(found.error_probability), input="confidence")}
-        return {"answered": rule.accept(torch.as_tensor(found.probabilities))}
+            return {"sets": rule.predict(values, input=what)}
+        return {"answered": rule.accept(values, input=what)}
 
     def unfitted(self, asked: Mapping[str, Any], seed: int) -> list[DecisionRule]:
         foreign = next((name for name in ("miss", "each_label") if name in asked), None)
@@ -106,12 +105,11 @@ class Classes(Kind):
         return by if isinstance(rule, SelectiveThreshold) else BY_PROBABILITY
 
     def fit_rule(self, rule: Any, found: Any, targets: Any, by: str = BY_PROBABILITY) -> None:
-        values, labels = torch.as_tensor(found.probabilities), np.asarray(targets)
+        values, what = gone_by(by, found.probabilities, found.error_probability)
+        labels = np.asarray(targets)
         if by == HEAD:
-            correct = (found.predictions.numpy() == labels).astype(int)
-            rule.fit(1.0 - torch.as_tensor(found.error_probability), correct, input="confidence")
-            return
-        rule.fit(values, labels)
+            labels = (found.predictions.numpy() == labels).astype(int)
+        rule.fit(values, labels, input=what)
         if rule.kind == "sets" and rule.grouping == BY_PREDICTION and len(rule.parts) < len(found.label_names):
             known = {part.group for part in rule.parts}
             missing = [name for k, name in enumerate(found.label_names) if k not in known]
@@ -119,6 +117,13 @@ class Classes(Kind):
                 f"--groups predicted needs rows of every predicted class, and {missing[0]} was predicted for none of "
                 f"the {len(labels)} rows: bring more rows, or leave out --groups"
             )
+
+
+def gone_by(by: str | None, probabilities: Any, errors: Any) -> tuple[torch.Tensor, str]:
+    """What a rule goes by: `(N, C)` probabilities or `(N,)` 1 - P(error), and what a rule calls it."""
+    if by == HEAD:
+        return 1.0 - torch.as_tensor(errors), "confidence"
+    return torch.as_tensor(probabilities), "probabilities"
 
 
 def _sets(asked: Mapping[str, Any], seed: int) -> list[DecisionRule]:

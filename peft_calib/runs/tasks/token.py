@@ -11,7 +11,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBas
 from ...artefact import Inputs
 from ...predictor.encoded import Encoded
 from ...predictor.kinds.entities import Entities
-from ...predictor.words import NONE, first_tokens, tokenized_words
+from ...predictor.words import first_tokens, tokenized_words, word_labels
 from ...provenance.columns import check_column
 from ...provenance.origins import at, is_missing, with_column
 from ..labels import LabelMap
@@ -73,7 +73,9 @@ class TokenClassification(Task):
         def encode(batch: dict[str, list]) -> dict[str, list]:
             options = {"is_split_into_words": True, "truncation": True, "max_length": self.config.max_length}
             tokens = tokenizer(batch["tokens"], **options)
-            labels = [_marks(tokens.word_ids(row), tags) for row, tags in enumerate(batch["labels"])]
+            labels = [
+                word_labels(first_tokens(tokens.word_ids(row)), tags) for row, tags in enumerate(batch["labels"])
+            ]
             return dict(tokens) | {"labels": labels}
 
         return encoded(rows, encode)
@@ -88,11 +90,6 @@ class TokenClassification(Task):
 
     def encode_for_predictor(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Encoded:
         return tokenized_words(rows["tokens"][:], rows["labels"][:], tokenizer, self.config.max_length)
-
-
-def _marks(word_ids: list[int | None], tags: list[int]) -> list[int]:
-    """The tag of a word at its first token, -100 elsewhere."""
-    return [NONE if word is None else tags[word] for word in first_tokens(word_ids)]
 
 
 def _lists(rows: Dataset, column: str, what: str, source: str) -> list[list]:
