@@ -62,6 +62,7 @@ def main(
         print(f"{state.num_processes} process(es), {len(prediction)} rows, {prediction.num_samples} draws")
         print(calibration_report(prediction.probabilities, prediction.labels).verdict())
         adapted.save_pretrained(output_dir / "adapter")
+    state.destroy_process_group()  # without it a process now and then aborts at its end
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ def train(
     accelerate launch -m peft_calib.cli train ...
     """
     settings = resolve(config, flags, lambda line: say(main_console(), [line]))
+    from ..runs.processes import leave_processes
     from ..runs.training import train_run
 
     content = train_run(settings, output_dir, overwrite=overwrite)
+    leave_processes()
     return {"folder": str(output_dir), **content} if content else None

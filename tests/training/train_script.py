@@ -15,6 +15,7 @@ from pathlib import Path
 
 import fsdp_on_cpu
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftConfig, get_peft_model
 from safetensors.torch import save_file
@@ -209,6 +210,7 @@ def main() -> None:
         folder = options.folder / method if len(methods) > 1 else options.folder
         train(argparse.Namespace(**vars(options) | {"method": method, "folder": folder}))
     print("done", flush=True)
+    PartialState().destroy_process_group()  # without it a process now and then aborts at its end
 
 
 if __name__ == "__main__":
