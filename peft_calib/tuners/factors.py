@@ -23,6 +23,10 @@ from .slots import ShapeGroup, SlotTable
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
+class NoFactorsError(ValueError):
+    """A law has no factors, for its parameters are not finite or too badly scaled."""
+
+
 @dataclass(frozen=True)
 class Draw:
     """Which functions a law is asked for: one of `Mean`, `Train`, `Sample` and `Points`.

@@ -58,6 +58,18 @@ class StackedModule(MovesAlong):
         self._template, self._holder = (template.requires_grad_(False),), (holder,)
         self.adapter, self.name = adapter, name
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            (template,) = self.__dict__.get("_template", (nn.Module(),))
+            if name not in {parameter.partition(".")[0] for parameter, _ in template.named_parameters()}:
+                raise
+            raise AttributeError(
+                f"{self.name} has no {name} of its own: the law of {self.adapter!r} holds one for each of its "
+                "functions. Read them by get_peft_model_state_dict, or put one in place by merge_and_unload()."
+            ) from error
+
     def companions(self) -> tuple[nn.Module, ...]:
         """The template, whose dtype is that of the tensors."""
         return self._template

@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..internals.peft import TunerLayer, in_out_features
-from .factors import Pair
+from .factors import NoFactorsError, Pair
 from .holder import FactorHolder
 from .low_rank import add_low_rank
 from .slots import Slot
@@ -165,16 +165,24 @@ class FactorLinear(nn.Module, TunerLayer):
             if getattr(self.quantization_backend, "get_apply_tensor_subclass", None) is unknown_recipe:
                 unknown_recipe()  # PEFT's backend would call it when the old weight is gone
             self.holder.check_exportable(adapter)
-            A, B = (factor.clone() for factor in self.factors(adapter))
+            A, B = (factor.clone() for factor in self._factors_to_merge(adapter, safe_merge))
             weight = self.get_base_weight()
             weight = weight.clone() if safe_merge else weight
             weight += self._delta(A, B, adapter).to(device=weight.device, dtype=weight.dtype)
             if safe_merge and not torch.isfinite(weight).all():
-                raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken")
+                raise ValueError(_broken(adapter))
             self.set_base_weight(weight)
             self._merged_factors[adapter] = (A, B)
             self.merged_adapters.append(adapter)
             self.holder.merged.add(adapter)
+
+    def _factors_to_merge(self, adapter: str, safe_merge: bool) -> Pair:
+        try:
+            return self.factors(adapter)
+        except NoFactorsError as error:
+            if not safe_merge:
+                raise
+            raise ValueError(f"{_broken(adapter)}: {error}") from error
 
     def unmerge(self) -> None:
         """Take the merged updates out again, the very ones that were added."""
@@ -229,6 +237,11 @@ class FactorLinear(nn.Module, TunerLayer):
 
     def __repr__(self) -> str:
         return "peft_calib." + super().__repr__()
+
+
+def _broken(adapter: str) -> str:
+    # PEFT's words, which its users look for
+    return f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken"
 
 
 #: Base layers that can be adapted without quantisation.

@@ -79,6 +79,7 @@ def check_complete(
     problems += [f"unexpected tensor {key}" for key in given if key not in expected]
     problems += [
         f"unexpected tensor {key}, which belongs to the base model"
+        + (" (a bias is loaded where the configuration's `bias` trains it)" if key.endswith("bias") else "")
         for key in given
         if key in expected and key not in allowed
     ]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import field, make_dataclass
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
+
+sys.path.append(str(Path(__file__).parents[1] / "contract"))
+from differences import DIFFERENCES
 
 #: Arguments without which a method's configuration makes no sense in these suites.
 NEEDED: dict[str, dict[str, Any]] = {
@@ -15,43 +21,16 @@ NEEDED: dict[str, dict[str, Any]] = {
     "ENSEMBLELORA": {"layers": "all"},
 }
 
+#: Test function (or a part of its id): where it stands in `tests/contract/differences.py`.
+_LEFT_OUT: dict[str, str] = {
+    "test_save_pretrained_pickle": "pickled weights",
+    "test_save_pretrained_selected_adapters_pickle": "pickled weights",
+    "layer_indexing": "tensors of many layers",
+    "test_set_adapter_non_overlapping_modules_to_save[Ensemble": "weights of a head",
+    "test_save_load_roundtrip_fsdp_wrapped_learnable_bias": "biases of another configuration",
+}
 #: Test function (or a part of its id): the reason why it cannot apply.
-_PICKLE = "adapters are loaded from safetensors only, never from a pickle, by design"
-DESELECTED: dict[str, str] = {
-    "test_save_pretrained_pickle": _PICKLE,
-    "test_save_pretrained_selected_adapters_pickle": _PICKLE,
-    "layer_indexing": "counts parameter tensors; ours are stacked, so fewer layers make them smaller, not fewer",
-    "test_save_load_roundtrip_fsdp_wrapped_learnable_bias": (
-        "loads biases of the base model into an adapter whose configuration trains none; a tensor of the base model "
-        "among an adapter's weights is refused, as it would change every other adapter of that model"
-    ),
-}
-
-#: The same for one method only.
-DESELECTED_FOR: dict[str, dict[str, str]] = {
-    "BAYESIANLORA": {
-        "test_only_params_are_updated[EmbConv1D": (
-            "its layer has one output feature; a basis there has a length but no direction, and whitening divides by "
-            "the length, so next to no gradient is right"
-        ),
-        "test_merge_layers_nan": (
-            "expects the words of PEFT's own check of merged weights; a basis that is not finite is refused before, "
-            "by an error that names the slot"
-        ),
-    },
-    "ENSEMBLELORA": dict.fromkeys(
-        (
-            "test_set_adapter_non_overlapping_modules",
-            "test_multiple_active_adapters_with_same_modules_to_save_raises",
-            "test_multiple_active_adapters_with_overlapping_modules_to_save_raises",
-            "test_multiple_active_adapters_with_different_modules_to_save_works",
-            "test_set_requires_grad[",
-            "test_loading_model_requires_grad_set_correctly",
-            "test_loading_model_with_modules_to_save_requires_grad_set_correctly",
-        ),
-        "names a layer below those that are adapted by default, which is refused with the way out",
-    ),
-}
+DESELECTED = {part: f"to {(d := DIFFERENCES[name]).what}: {d.ours}, for {d.why}" for part, name in _LEFT_OUT.items()}
 
 _CASES = [
     ("MLP", {"target_modules": "lin0"}),
@@ -74,6 +53,13 @@ _TWO_ADAPTERS = {
     "different": ({"target_modules": ["lin0"]}, {"target_modules": ["lin1"]}),
     "overlapping": ({"target_modules": ["lin0"]}, {"target_modules": ["lin0", "lin1"], "r": 4}),
 }
+
+
+def with_needed(config_cls: type[PeftConfig], **extra: Any) -> type[PeftConfig]:
+    """One of our configurations with what these suites need as defaults: some tests build it of its targets alone."""
+    needed = {**NEEDED.get(config_cls.__name__.removesuffix("Config").upper(), {}), **extra}
+    fields = [(name, Any, field(default=value)) for name, value in needed.items()]
+    return make_dataclass(config_cls.__name__, fields, bases=(config_cls,)) if needed else config_cls
 
 
 def lists_for(config_cls: type[PeftConfig], **extra: Any) -> dict[str, dict[str, list]]:
@@ -113,7 +99,7 @@ def lists_for(config_cls: type[PeftConfig], **extra: Any) -> dict[str, dict[str,
         },
         "test_custom_models": {
             "TEST_CASES": custom,
-            "ALL_PEFT_CONFIG_CLASSES": [config_cls],
+            "ALL_PEFT_CONFIG_CLASSES": [with_needed(config_cls, **extra)],
             "MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES": pairs,
             "MIXED_ADAPTER_TEST_CASES": mixed,
         },

@@ -69,7 +69,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             argvalues = by_identity[id(argvalues)]
             selected.add(metafunc.definition.nodeid)
         elif argnames == "config_cls" and LoraConfig in argvalues:
-            argvalues = [CONFIG]
+            argvalues = [CONFIG if OURS is None else cases.with_needed(CONFIG, **EXTRA)]
             selected.add(metafunc.definition.nodeid)
         parametrize(argnames, argvalues, *args, **kwargs)
 
@@ -85,10 +85,9 @@ def _rows(module: Any) -> dict[str, list]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what belongs to other methods, and what `cases` names with a reason."""
-    reasons = {**cases.DESELECTED, **cases.DESELECTED_FOR.get(METHOD, {})}
     keep, drop = [], []
     for item in items:
-        reason = next((why for part, why in reasons.items() if part in item.nodeid), None)
+        reason = next((why for part, why in cases.DESELECTED.items() if part in item.nodeid), None)
         if item.nodeid.partition("[")[0] not in selected:
             drop.append(item)
         elif reason is not None and OURS is not None:

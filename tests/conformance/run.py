@@ -1,6 +1,6 @@
-"""Run PEFT's own test suites on one of our methods (or, as a control, on a method of PEFT's).
+"""Run PEFT's own test suites on our methods (or, as a control, on a method of PEFT's).
 
-python tests/conformance/run.py                       # HyperLoRA
+python tests/conformance/run.py                       # all of ours
 python tests/conformance/run.py --method bayesianlora
 python tests/conformance/run.py --control vera        # the same tests for a built-in method
 python tests/conformance/run.py --modules test_config -- -k save_pretrained -x
@@ -29,6 +29,7 @@ MODULES = (
     "test_seq_classifier",
     "test_token_classification_qa",
 )
+METHODS = ("hyperlora", "bayesianlora", "curvelora", "ensemblelora")
 # upstream's markers; its filters would turn deprecations between PEFT and a newer transformers into failures
 INI = """[pytest]
 markers =
@@ -112,9 +113,9 @@ def run_module(module: str, method: str, suites: Path, models: Path, extra: str,
 
 
 def main() -> int:
-    """Run the chosen modules, print a table, write JSON; the exit status says whether anything failed."""
+    """Run the chosen modules on each method, print a table, write JSON; the exit status says if any failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", default="hyperlora", help="hyperlora, bayesianlora, curvelora or ensemblelora")
+    parser.add_argument("--method", nargs="+", default=METHODS, choices=METHODS, help="ours; all of them if omitted")
     parser.add_argument("--control", help="a built-in method instead, such as lora or vera")
     parser.add_argument("--modules", nargs="+", default=MODULES, choices=MODULES, metavar="MODULE")
     parser.add_argument("--extra", default="{}", help="JSON with further config fields for each case")
@@ -128,18 +129,21 @@ def main() -> int:
     from models import build  # imports torch and transformers
 
     models = build(cache)
-    method = (options.control or options.method).upper()
-    results = {
-        module: run_module(module, method, suites, models, options.extra, options.pytest_args)
-        for module in options.modules
-    }
-    print(f"\n{method:32} passed failed skipped deselected")
-    for module, counts in results.items():
-        row = [counts["passed"], counts["failed"], counts["skipped"], len(counts["deselected"])]
-        print(f"{module:32} " + " ".join(f"{number:6}" for number in row))
-    if options.output is not None:
-        write(options.output, method, results)
-    return int(any(counts["failed"] for counts in results.values()))
+    failed = 0
+    for method in [options.control] if options.control else options.method:
+        method = method.upper()
+        results = {
+            module: run_module(module, method, suites, models, options.extra, options.pytest_args)
+            for module in options.modules
+        }
+        print(f"\n{method:32} passed failed skipped deselected")
+        for module, counts in results.items():
+            row = [counts["passed"], counts["failed"], counts["skipped"], len(counts["deselected"])]
+            print(f"{module:32} " + " ".join(f"{number:6}" for number in row))
+        if options.output is not None:
+            write(options.output, method, results)
+        failed += sum(counts["failed"] for counts in results.values())
+    return int(failed > 0)
 
 
 def write(path: Path, method: str, results: dict) -> None:

@@ -64,6 +64,27 @@ DIFFERENCES: dict[str, Difference] = {
         "a pickle runs what is written in it; safetensors only",
         "tests/tuners/test_state.py::test_pickled_weights_are_refused",
     ),
+    "tensors of many layers": Difference(
+        "adapt fewer layers (`layers_to_transform`)",
+        "has fewer tensors",
+        "has smaller ones",
+        "a law keeps the parameters of maps of one shape in one tensor, and is asked once for all layers",
+        "tests/contract/test_peft_contract.py::test_layers_to_transform_reduces_the_parameters",
+    ),
+    "weights of a head": Difference(
+        "read the weight of a head trained whole (`modules_to_save.default.weight`)",
+        "has one",
+        "of members an `AttributeError`, which says where they are",
+        "each member has a head of its own, whose tensors are the law's",
+        "tests/tuners/ensemble_lora/test_members.py::test_a_head_of_members_has_no_weight_of_its_own",
+    ),
+    "biases of another configuration": Difference(
+        'load biases of the base model into an adapter that trains none (`bias="none"`)',
+        "overwrites the base model's, which the adapter's file will not have",
+        "refused",
+        "they would change what other adapters of the model answer, and be lost when this one is saved",
+        "tests/contract/test_peft_doors.py::test_biases_are_loaded_where_the_configuration_trains_them",
+    ),
     "mixed types": Difference(
         "put it beside another type with `get_peft_model(..., mixed=True)`",
         "goes with five other types",

@@ -10,7 +10,9 @@ from peft import (
     get_layer_status,
     get_model_status,
     get_peft_model,
+    get_peft_model_state_dict,
     set_base_model_state_dict,
+    set_peft_model_state_dict,
 )
 from peft.helpers import rescale_adapter_scale
 from peft.utils.hotswap import hotswap_adapter
@@ -44,6 +46,17 @@ def test_status_names_adapters_layers_and_parameters(adapt, method):
 
 
 # ----------------------------------------------------------------- what is refused
+
+
+def test_biases_are_loaded_where_the_configuration_trains_them(adapt):
+    model = perturb(adapt(BERT, bias="all"))
+    state = get_peft_model_state_dict(model)
+    again = adapt(BERT, bias="all")
+    set_peft_model_state_dict(again, state)
+    assert torch.equal(logits(again, BERT.batch()), logits(model, BERT.batch()))
+    untrained = adapt(BERT)
+    with pytest.raises(ValueError, match=r"query\.base_layer\.bias, which .* where the configuration's `bias` trains"):
+        set_peft_model_state_dict(untrained, state)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from ..factors import NoFactorsError
 from ..replication import jitter_variance
 from ..transfer import to_device
 from .config import BayesianLoraConfig
@@ -63,7 +64,7 @@ class BasisStack(nn.Module):
         try:
             return whiten(Z, variance, self.jitter)
         except CholeskyError as error:
-            raise ValueError(
+            raise NoFactorsError(
                 f"The kernel of {self.names[error.index]} could not be factorised, even with a relative jitter of "
                 f"{error.jitter:g}: its basis is not finite or too badly scaled. Lower the learning rate, raise "
                 "init_d or jitter, and check the training data for values that are not finite."

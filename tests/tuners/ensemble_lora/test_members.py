@@ -268,6 +268,15 @@ def test_members_that_are_not_there():
         predict(adapted(2), BERT.batch(2), num_samples=3)
 
 
+def test_a_head_of_members_has_no_weight_of_its_own():
+    model = adapted(2)
+    head = model.get_base_model().classifier
+    with pytest.raises(AttributeError, match="classifier has no weight of its own: the law of 'default' holds one"):
+        _ = head.modules_to_save.default.weight
+    assert not hasattr(head.modules_to_save.default, "weights")
+    assert model.merge_and_unload().classifier.weight.shape == (3, 32)
+
+
 def test_a_layer_below_is_refused_with_the_way_out():
     names = ["encoder.layer.0.attention.self.query"]
     with pytest.raises(ValueError, match="layers='last_half' leaves out every layer"):
