@@ -167,10 +167,13 @@ class Law(nn.Module, ABC):
     cache: bool = True
     #: Functions that a training forward evaluates on each row; above one, `output_term` compares them.
     train_samples: int = 1
-    #: Whether these have parameters of their own, so that a loss on one's answers leaves the others as they are.
+    #: Whether these have parameters of their own, so that a loss on one's answers leaves the others as they are. Every
+    #: parameter then has the functions in front.
     trains_members: bool = False
     #: Whether a backward of such a law was looked at, see `objective.one_member_watch`.
     watched: bool = False
+    #: Whether such a law answered in a compiled training forward, see `objective.settle_members`.
+    compiled: bool = False
     #: Number of draws of a prediction that names none.
     default_num_samples: int = 8
     #: The seed that was taken for it where its configuration names none; saved with the configuration.

@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from ..internals.torch import at_end_of_backward, in_backward, inside_checkpoint, is_functorch_wrapped, version_of
 from .factors import Draw, Factors, Law, Pair, Perturbation, Points
 from .memory import answer
-from .objective import Receipt, settle_receipts
+from .objective import Receipt, settle_members, settle_receipts
 
 _optimizer_steps = 0
 
@@ -22,6 +22,7 @@ def _count_optimizer_step(*_) -> None:
     global _optimizer_steps
     _optimizer_steps += 1
     settle_receipts()
+    settle_members()
 
 
 register_optimizer_step_post_hook(_count_optimizer_step)

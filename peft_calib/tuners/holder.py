@@ -27,7 +27,7 @@ from .forward import ForwardState, Part, own_draw, running_part
 from .generation import Generation, generate, stamp_of, tensors_of, trace
 from .memory import load_copies, settle
 from .modes import modes_of
-from .objective import Receipt
+from .objective import Receipt, look_after
 
 
 class FactorHolder(nn.Module):
@@ -197,6 +197,7 @@ class FactorHolder(nn.Module):
     def add(self, adapter: str, law: Law, device: torch.device | None, trainable: bool) -> None:
         """Take in the law of a new adapter, on the device of the adapted maps unless it lies on the meta device."""
         settle(law)
+        look_after(law)
         law.register_load_state_dict_pre_hook(load_copies)
         self.laws[adapter] = law.train(self.training)
         self.place(adapter, device)

@@ -11,6 +11,7 @@ import ast
 import inspect
 import textwrap
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.utils import find_labels
 
@@ -105,8 +107,13 @@ def one_member_watch(laws: list[Law]) -> Callable[[torch.Tensor | None], None] |
     DistributedDataParallel comes back to every output, with zeros or nothing where the loss does not hold it: numbers
     are looked at, which waits for a device, and so once only.
     """
+    if torch.compiler.is_compiling():  # no hook goes into a graph
+        for law in laws:
+            if law.trains_members:
+                law.compiled = True
+        return None
     unwatched = [law for law in laws if law.trains_members and not law.watched]
-    if not unwatched or torch.compiler.is_compiling():
+    if not unwatched:
         return None
 
     def watch(gradient: torch.Tensor | None) -> None:
@@ -117,6 +124,28 @@ def one_member_watch(laws: list[Law]) -> Callable[[torch.Tensor | None], None] |
             law.watched = True
 
     return watch
+
+
+#: Laws of members on models, for `settle_members`.
+_members: weakref.WeakSet[Law] = weakref.WeakSet()
+
+
+def look_after(law: Law) -> None:
+    """Have a law of members looked at after its first step, if it is compiled."""
+    if law.trains_members:
+        _members.add(law)
+
+
+def settle_members() -> None:
+    """Warn of a loss of one member alone behind a compiled forward; called after each step of an optimiser.
+
+    The gradients of the others are zeros then. The parameters are looked at once, in the first step.
+    """
+    for law in [law for law in _members if law.watched or law.compiled]:
+        _members.discard(law)
+        gradients = [p.grad for p in law.parameters() if p.grad is not None and not isinstance(p.grad, DTensor)]
+        if not law.watched and gradients and not any(bool(gradient[1:].any()) for gradient in gradients):
+            warnings.warn(ONE_MEMBER, stacklevel=2)
 
 
 def has_labels(model: nn.Module, inputs: dict[str, Any]) -> bool:

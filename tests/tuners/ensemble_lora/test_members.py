@@ -180,6 +180,28 @@ def test_a_loss_of_the_first_member_alone_is_told(tmp_path):
         other.train()
 
 
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_compiled_loss_of_the_first_member_alone_is_told(outside):
+    """No hook goes into a compiled graph; the gradients of the other members tell, in the first step."""
+    config = EnsembleLoraConfig(layers="all", target_modules=["query"], task_type="SEQ_CLS", seed=0)
+    model, batch = get_peft_model(BERT.build(num_hidden_layers=1), config).train(), labelled()
+    labels = batch.pop("labels")
+    step = torch.compile(model, backend="eager")
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    told = 0
+    for _ in range(2):
+        optimiser.zero_grad()
+        outputs = step(**batch, labels=labels)
+        loss = nn.functional.cross_entropy(outputs.logits, labels) if outside else outputs.loss
+        loss.backward()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            optimiser.step()
+        told += sum("no other member" in str(warning.message) for warning in caught)
+    assert told == int(outside)
+    torch.compiler.reset()
+
+
 def test_a_gradient_of_zeros_is_no_loss_of_the_first_member():
     """DistributedDataParallel gives one to every output."""
     model = adapted(2).train()
