@@ -1,7 +1,7 @@
 """Files beside an adapter, changed behind its back: a reader gives what was saved, or an error that names it.
 
-Each example is a change drawn by hypothesis, of a field or of the text. `COMPANION_MUTATIONS=100` tries as many of
-each file; the suite tries a few.
+Each example is a change drawn by hypothesis, of a field, of the text, or of the bytes of a file of tensors.
+`COMPANION_MUTATIONS=100` tries as many of each file; the suite tries a few.
 """
 
 import copy
@@ -9,13 +9,16 @@ import json
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from peft_calib.artefact import ARTEFACT_FILE, Artefact, Inputs, read_artefact
 from peft_calib.calibration import (
@@ -33,7 +36,12 @@ from peft_calib.calibration.recalibrate import VectorScaling
 from peft_calib.calibration.recalibrate.fitted import load_state
 from peft_calib.draws_index import read_draws_index, write_draws_index
 from peft_calib.json_files import read_json
+from peft_calib.methods.distillation import DISTILLATION_FILE, Distillation, distillation_of
 from peft_calib.provenance.stored_decision import FittedTo, StoredDecision
+from peft_calib.splits import SPLIT_FILE, read_split, record_split
+from peft_calib.uncertainty_head import CopiedHead, FeatureSet, UncertaintyHead
+from peft_calib.uncertainty_head.asked import Asked, Belonging
+from peft_calib.uncertainty_head.stored import StoredHead
 
 COUNT = int(os.environ.get("COMPANION_MUTATIONS", "25"))
 RNG = np.random.default_rng(0)
@@ -135,6 +143,39 @@ def write_index(folder: Path) -> Path:
     return folder / "draws.json"
 
 
+def write_distillation(folder: Path) -> Path:
+    file = folder / DISTILLATION_FILE
+    file.write_text(Distillation(90, 10, 8, 3, 0.01, 0.2, 0.9, 0.05).to_json())
+    return file
+
+
+def write_split(folder: Path) -> Path:
+    record_split(folder, trained_on=[{"text": f"trained {i}"} for i in range(9)])
+    record_split(folder, trained_on=[{"input_ids": [i]} for i in range(9)], calibrated_on=[{"text": "held out"}])
+    return folder / SPLIT_FILE
+
+
+def write_head(folder: Path) -> Path:
+    """A head that trains; of an adapter and a way of asking that the record names."""
+    generator = torch.Generator().manual_seed(0)
+    frozen, features = nn.Linear(4, 3).requires_grad_(False), torch.randn(1, 200, 4, generator=generator)
+    frozen.weight.copy_(torch.randn(3, 4, generator=generator))
+    logits = frozen(features)
+    labels = (logits[0] * torch.tensor([1.0, -1.0, 2.0])).argmax(-1)  # one class is always mistaken
+    small = {"lr": (1e-2,), "epochs": 2, "alpha": (0.1,), "beta": (0.01,), "folds": 2, "keep_base": False}
+    copied = CopiedHead(frozen, [dict(frozen.named_parameters())])
+    head = UncertaintyHead.fit_features(None, FeatureSet(features, logits, labels), copied, **small)
+    belongs = Belonging(("sha256:a",), "float32:b", "sha256:c", ("float32:d",))
+    head.stored = replace(head.stored, asked=Asked("next_token", (7, 8, 9), "score", 4), belongs=belongs)
+    assert head.stored.deltas and head.stored.calibration  # nothing that a record can hold is left out
+    head.save_pretrained(folder)
+    return folder / "uncertainty_head.json"
+
+
+def read_head(file: Path) -> dict[str, bytes]:
+    return StoredHead.read(file.parent).files()
+
+
 def written(name: str, make: Callable[[], Any]) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         make().save(folder / name)
@@ -155,6 +196,9 @@ FILES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "beside": (write_decision, lambda file: json.loads(StoredDecision.read(file).text())),
     "answers": (written("a.json", lambda: AnswerCalibration().fit(SAID, RIGHT)), saved_again(AnswerCalibration)),
     "samples": (written("n.json", lambda: SampleSets(alpha=0.2).fit(MANY_RIGHT)), saved_again(SampleSets)),
+    "distillation": (write_distillation, lambda file: distillation_of(file.parent)),
+    "split": (write_split, lambda file: read_split(file.parent).to_json()),
+    "head": (write_head, read_head),
     "watch": (written("w.json", lambda: Watch().start(PROBABILITIES, LABELS)), saved_again(Watch)),
 }
 
@@ -220,6 +264,24 @@ def test_a_changed_file_is_read_as_it_was_or_refused_by_name(name, tmp_path):
 
     hold()
     assert len(refused) > COUNT / 3  # changes that change nothing show nothing
+
+
+@settings(max_examples=COUNT, deadline=None, database=None, derandomize=COUNT < 100,
+          suppress_health_check=list(HealthCheck))  # fmt: skip
+@given(data=st.data())
+def test_a_changed_byte_of_a_heads_tensors_is_refused_by_name(data, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "head"
+    if not folder.exists():
+        folder.mkdir()
+        write_head(folder)
+        (folder / "good").write_bytes((folder / "uncertainty_head.safetensors").read_bytes())
+    good = (folder / "good").read_bytes()
+    at, how = data.draw(st.integers(0, len(good) - 1)), data.draw(st.sampled_from(["flipped", "cut", "longer"]))
+    flipped = good[:at] + bytes([good[at] ^ (1 << at % 8)]) + good[at + 1 :]
+    changed = {"flipped": flipped, "cut": good[:at], "longer": good + bytes(1 + at % 8)}[how]
+    (folder / "uncertainty_head.safetensors").write_bytes(changed)
+    with pytest.raises(ValueError, match=r"uncertainty_head\.safetensors is damaged, .*Fit the uncertainty head"):
+        StoredHead.read(folder)
 
 
 def test_swapped_class_names_are_refused_and_a_change_on_purpose_is_not(tmp_path):

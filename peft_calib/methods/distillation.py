@@ -65,6 +65,10 @@ class Distillation:
     agreement: float
     distance: float
 
+    def to_json(self) -> str:
+        """The text of its file."""
+        return json.dumps(sealed(dataclasses.asdict(self)), indent=2) + "\n"
+
     def __str__(self) -> str:
         return (
             f"Trained on {self.num_rows:,} rows. On {self.num_held_out:,} others it diverges from the mean of "
@@ -161,7 +165,7 @@ def distill(
         train_student(student, _Part(rows, kept), targets[kept], training, **given)
         after = predict_dataset(student, others, "mean", **asked)
     found = _measured(targets[held], before, after, len(kept), taught.num_samples, seed)
-    attach_file(student, DISTILLATION_FILE, json.dumps(sealed(dataclasses.asdict(found)), indent=2) + "\n")
+    attach_file(student, DISTILLATION_FILE, found.to_json())
     return student
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from ..calibration.fingerprint import SplitFingerprint
 from ..files import write_atomically
-from ..json_files import Fields, parse_json
+from ..json_files import Fields, parse_json, read_json, sealed
 from .companions import attach_file, attached_file
 from .row_hashes import hash_rows
 from .row_tables import as_rows, pick_rows
@@ -98,7 +98,12 @@ class RowSet:
             raise fields.wrong("hashes", "base64 of 64-bit hashes") from None
         found = cls(fields.text("kind"), hashes)
         if found.digest != fields.text("digest"):
-            raise ValueError(f"The record of a split is damaged: its {len(found)} row hashes do not have its digest.")
+            raise ValueError(
+                f"{fields.source}: the record of a split is damaged, its {len(found)} row hashes do not have its "
+                f"digest. {fields.mend}."
+            )
+        if fields.integer("num_rows", least=1) != len(found):
+            raise fields.wrong("num_rows", f"{len(found)}, the number of its hashes")
         return found
 
 
@@ -120,7 +125,7 @@ class SplitRecord:
             name: {kind: rows.to_dict() for kind, rows in getattr(self, name).items()}
             for name in ("trained_on", "calibrated_on")
         }
-        return json.dumps({"format_version": FORMAT_VERSION, **parts}, indent=1) + "\n"
+        return json.dumps(sealed({"format_version": FORMAT_VERSION, **parts}), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> SplitRecord:
@@ -129,13 +134,17 @@ class SplitRecord:
         Raises:
             ValueError: If the text is no record of this format.
         """
-        state = parse_json(text, SPLIT_FILE)
+        return cls._from_fields(parse_json(text, SPLIT_FILE))
+
+    @classmethod
+    def _from_fields(cls, state: Fields) -> SplitRecord:
         if not state.has_version(FORMAT_VERSION):
-            raise ValueError(f"{SPLIT_FILE} is not a record of format version {FORMAT_VERSION}, which is read here.")
+            raise state.wrong("format_version", f"{FORMAT_VERSION}, which this release reads")
         parts = {}
         for name in ("trained_on", "calibrated_on"):
             sets = state.mapping(name)
             parts[name] = {kind: RowSet.from_dict(sets.mapping(kind)) for kind in sets}
+        state.check_seal()
         return cls(**parts)
 
 
@@ -280,10 +289,9 @@ def read_split(target: nn.Module | str | Path, adapter_name: str | None = None) 
     """
     if isinstance(target, nn.Module):
         text = attached_file(target, SPLIT_FILE, adapter_name)
-    else:
-        path = Path(target) / SPLIT_FILE
-        text = path.read_text(encoding="utf-8") if path.is_file() else None
-    return SplitRecord() if text is None else SplitRecord.from_json(text)
+        return SplitRecord() if text is None else SplitRecord.from_json(text)
+    path = Path(target) / SPLIT_FILE
+    return SplitRecord._from_fields(read_json(path)) if path.is_file() else SplitRecord()
 
 
 def check_unseen(
