@@ -28,6 +28,7 @@ from .laws import laws_of
 from .modes import modes_of
 from .one_by_one import replaying
 from .rows import repeat_rows
+from .shared_rows import mark_repeated
 
 
 class _FirstDrawReachedError(Exception):
@@ -148,6 +149,8 @@ def asks_for_gradient(args: tuple) -> bool:
 
 def _replay(output: Any, num_samples: int, rows: int, *args: Any, **_: Any) -> Any:
     repeated = repeat_rows({"output": output}, num_samples, rows)["output"]
+    for tensor, once in zip(_flatten(repeated), _flatten(output), strict=True):
+        mark_repeated(tensor, once)
     if asks_for_gradient(args):
         for tensor in _flatten(repeated):
             tensor.requires_grad_(tensor.is_floating_point())

@@ -16,6 +16,8 @@ from ..internals.peft import TunerLayer, in_out_features
 from .factors import NoFactorsError, Pair
 from .holder import FactorHolder
 from .low_rank import add_low_rank
+from .rows import tile
+from .shared_rows import rows_once
 from .slots import Slot
 from .uncalled import check_called
 
@@ -95,7 +97,7 @@ class FactorLinear(nn.Module, TunerLayer):
             self._check_adapter_names(x, adapter_names)
         if self.disable_adapters and self.merged:
             self.unmerge()
-        result = self.base_layer(x, *args, **kwargs)
+        result = self._base_result(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
             return result
         dtype = result.dtype
@@ -107,6 +109,12 @@ class FactorLinear(nn.Module, TunerLayer):
             if adapter in self.factor_slots:
                 result = self._adapt(adapter, x, result)
         return result.to(dtype)
+
+    def _base_result(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        once = rows_once(x) if isinstance(self.base_layer, SUPPORTED_BASE_LAYERS) else None
+        if once is None:  # a layer of another method may draw something for each row
+            return self.base_layer(x, *args, **kwargs)
+        return tile(self.base_layer(once, *args, **kwargs), len(x) // len(once))
 
     def _adapt(self, adapter: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         slot = self.factor_slots[adapter]

@@ -51,7 +51,7 @@ def repeat_rows(inputs: Mapping[str, Any], num_samples: int, rows: int) -> dict[
     repeated = {
         name: _tile_media(value, num_samples)
         if name in media
-        else _on_rows(value, rows, lambda tensor, dim: _tile(tensor, num_samples, dim), name)
+        else _on_rows(value, rows, lambda tensor, dim: tile(tensor, num_samples, dim), name)
         for name, value in inputs.items()
     }
     cache = inputs.get("past_key_values")
@@ -103,7 +103,7 @@ def _media_beside_text(inputs: Mapping[str, Any]) -> set[str]:
 
 def _tile_media(value: Any, count: int) -> Any:
     if isinstance(value, torch.Tensor):
-        return _tile(value, count, 0) if value.dim() else value
+        return tile(value, count, 0) if value.dim() else value
     if isinstance(value, Mapping):
         return {name: _tile_media(part, count) for name, part in value.items()}
     return value * count if isinstance(value, (list, tuple)) else value
@@ -178,7 +178,8 @@ def _on_rows(value: Any, rows: int, change: Callable[[torch.Tensor, int], torch.
     return value
 
 
-def _tile(tensor: torch.Tensor, count: int, dim: int) -> torch.Tensor:
+def tile(tensor: torch.Tensor, count: int, dim: int = 0) -> torch.Tensor:
+    """Repeat a tensor along one dimension as a whole: all entries, then all once more."""
     return tensor.repeat(*[count if d == dim else 1 for d in range(tensor.dim())])
 
 

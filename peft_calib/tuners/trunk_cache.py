@@ -29,6 +29,7 @@ from .late import Trunk, asks_for_gradient, pass_on, trunk_of
 from .laws import laws_of
 from .modes import modes_of
 from .objective import is_encoder_decoder, shifts_labels
+from .shared_rows import mark_repeated
 
 #: What a batch may hold: tokens, which the states follow from, and what the trunk does not read.
 TOKENS = ("input_ids", "token_type_ids")
@@ -153,7 +154,7 @@ class TrunkCache:
     @contextmanager
     def replayed(self, states: torch.Tensor, num_samples: int) -> Iterator[None]:
         """Let the trunk answer with states, repeated K-fold."""
-        repeated = states.repeat(num_samples, 1, 1)
+        repeated = mark_repeated(states.repeat(num_samples, 1, 1), states)
         answer = partial(_answer, repeated, self.wrapped)
         idle = dict.fromkeys(self.trunk.dropouts, pass_on)
         with forward_replaced({**dict.fromkeys(self.trunk.blocks, answer), **idle}):
