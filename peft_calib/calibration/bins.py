@@ -133,6 +133,12 @@ def classwise_uniform_bins(probabilities: np.ndarray, labels: np.ndarray, num_bi
     return BinStatistics(counts.reshape(shape), sums.reshape(shape), hits.reshape(shape))
 
 
+def columnwise_uniform_bins(probabilities: np.ndarray, outcomes: np.ndarray, num_bins: int) -> BinStatistics:
+    """`(L, num_bins)` equal-width statistics of each column against its own outcomes, of which any may be 1."""
+    parts = [uniform_bins(p, y, num_bins) for p, y in zip(probabilities.T, outcomes.T, strict=True)]
+    return BinStatistics(*(np.stack(of) for of in zip(*(vars(part).values() for part in parts), strict=True)))
+
+
 def tie_key(values: np.ndarray) -> np.ndarray:
     """Float64 values with the lowest mantissa bit cleared: values with the same key count as tied."""
     keys = np.add(values, 0.0, dtype=np.float64).view(np.int64)  # a copy, and -0.0 becomes 0.0

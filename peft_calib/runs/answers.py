@@ -77,7 +77,8 @@ def answers_report(
             given = Decidable(kind, found, targets, rows)
             content[variant]["decision"], page = reached_in(decisions, variant, count, seed, given)
         about_it = told_of(run, rows, variant, count)  # of the last variant, the one the method is made for
-        html = report.to_html(page, about=about_it, title=run.folder.path.name)
+        earlier = stages[BEFORE] if kind.has_before else None
+        html = report.to_html(page, before=earlier, about=about_it, title=run.folder.path.name)
     about = {"items": len(targets), "variants": content, "kind": kind.name}
     rates = read_json(run.folder.finished).get("base_rates") or kind.base_rates(targets)
     known, told = kind.baseline(rates, targets)

@@ -44,7 +44,7 @@ def entities_in(
         return {"entities": none}, "", found[AFTER]
     reports = {stage: entities_report(one, seed=seed) for stage, one in found.items()}
     told = {stage: {**one.to_dict(), "verdict": one.verdict()} for stage, one in reports.items()}
-    return {"entities": {**told, "told": reports[AFTER].verdict()}}, reports[AFTER].part(), found[AFTER]
+    return {"entities": {**told, "told": reports[AFTER].verdict()}}, reports[AFTER].part(reports[BEFORE]), found[AFTER]
 
 
 def words_lost(prediction: Any, rows: TestRows) -> dict[str, int]:

@@ -180,6 +180,10 @@ def test_a_report_needs_a_truth_and_an_entity():
         and "<table" in report.to_html()
         and json.loads(report.to_json())["types"][1]["name"] == "Y"
     )
+    (picture,) = report.figures(report).values()
+    told = [text.get_text() for text in picture.axes[0].get_legend().get_texts()]
+    assert told[1:] == [f"before: ECE {report['ece']:.3f}", f"after: ECE {report['ece']:.3f}"]
+    assert 'alt="Reliability of the entities"' in report.part()
 
 
 def test_a_tagger_that_finds_nothing_has_found_nothing_of_what_is_there():
@@ -187,6 +191,7 @@ def test_a_tagger_that_finds_nothing_has_found_nothing_of_what_is_there():
     assert dict(report) == {"f1": 0.0, "f1_macro": 0.0, "precision": 0.0, "recall": 0.0}
     assert report.settings["num_true"] == 2 and [(row.name, row.true) for row in report.types] == [("X", 1), ("Y", 1)]
     assert report.verdict().startswith("F1 0.0000 of 0 entities found in 3 sentences, 2 are there. Of none there is")
+    assert report.figures(report) == {} and "<img" not in report.part()
     assert "| f1 | 0.0" in str(report) and json.loads(report.to_json())["noise_floor"] is None
 
 

@@ -222,3 +222,22 @@ def test_too_few_rows_say_how_many_it_takes():
     for wrong in ({"risk": 0.0}, {"miss": 1.0}, {"confidence": 2}):
         with pytest.raises(ValueError, match="strictly between"):
             LabelThresholds(**wrong)
+
+
+def test_pictures_show_all_answers_before_and_after_and_the_labels_that_are_off_most():
+    p, y = drawn(300, count=18, scale=2.0)
+    p[:, 3], p[:, 11] = y[:, 3].mean(), y[:, 11].mean()  # the two without an error
+    names = [f"${k}" for k in range(18)]
+    before, after = (labels_report(q, y, label_names=names, confidence_level=None) for q in (p, p**1.1))
+    together, each = after.figures(before).values()
+    told = [text.get_text() for text in together.axes[0].get_legend().get_texts()]
+    assert told[1:] == [f"before: ECE {before['ece_micro']:.3f}", f"after: ECE {after['ece_micro']:.3f}"]
+    drawn_names = [axes.get_title() for axes in each.axes]
+    worst = np.argsort([-row.scores["ece"] for row in after.labels], kind="stable")[:16]
+    assert drawn_names == [rf"\${k}" for k in sorted(worst)] and not {r"\$3", r"\$11"} & set(drawn_names)
+    assert [f"ECE {after.labels[k].scores['ece']:.3f}" in each.axes[i].texts[0].get_text()
+            for i, k in enumerate(sorted(worst))] == [True] * 16  # fmt: skip
+    page = after.to_html(before=before)
+    assert page.count("data:image/png") == 2
+    assert 'alt="Reliability of 16 of 18 labels, those with the largest calibration errors"' in page
+    assert 'alt="Reliability of each label"' in labels_report(p[:, :2], y[:, :2], confidence_level=None).to_html()

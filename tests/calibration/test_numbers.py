@@ -194,3 +194,20 @@ def test_pit_of_certain_predictions():
         GaussianNoise().fit(np.zeros(9), None, np.ones(9))
     with pytest.raises(ValueError, match="predicted exactly"):
         GaussianNoise().fit(np.zeros(20), None, np.zeros(20))
+
+
+def test_pictures_show_where_values_fall_and_what_central_intervals_hold():
+    mean, variance, y = drawn(400)
+    sd = np.sqrt(0.5 + variance) / 2  # half as wide as the values lie
+    report = numbers_report(mean, sd, y, confidence_level=None)
+    inside = np.abs(2 * norm.cdf(y, mean, sd) - 1)
+    shares = np.arange(1, 20) / 20
+    np.testing.assert_allclose(report.coverages, (inside[:, None] <= shares).mean(axis=0), atol=1e-12)
+    assert report.to_dict()["coverages"] == list(report.coverages) and report.coverages[9] == report["coverage_50"]
+    pit_picture, coverage = report.figures().values()
+    bars = [bar.get_height() for bar in pit_picture.axes[0].patches[:10]]
+    np.testing.assert_allclose(bars, np.array(report.pit_counts) / 40)
+    points = coverage.axes[0].containers[0][0].get_xydata()
+    np.testing.assert_allclose(points, np.stack([shares, report.coverages], axis=1))
+    page = report.to_html()
+    assert 'alt="Values inside central intervals"' in page and page.count("data:image/png") == 2

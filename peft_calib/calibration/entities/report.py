@@ -5,11 +5,11 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..bins import uniform_bins
+from ..bins import BinStatistics, uniform_bins
 from ..inputs import Rows, check_confidence_level, check_seed
 from ..report.confidence import confidence_report
 from ..report.sectioned import SectionedReport
@@ -28,6 +28,9 @@ from ..scores.binned import scores_of_bins
 from ..scores.kinds import OF_ENTITIES
 from ..scores.table import BY_KEY
 from .found import Entities
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: How many resamples of sentences are at hand at a time.
 _BLOCK = 50
@@ -65,6 +68,7 @@ class EntitiesReport(SectionedReport):
         floor: Mean and band of the calibration error if every probability were right, and the entities of a sentence
             right and wrong together; None likewise, and where no entity is found.
         types: One line a type.
+        bins: Bins of the entities' probabilities, for the picture.
     """
 
     title: ClassVar[str] = "Report of entities"
@@ -74,6 +78,7 @@ class EntitiesReport(SectionedReport):
     intervals: dict[str, tuple[float, float]] | None
     floor: NoiseFloor | None
     types: tuple[TypeRow, ...]
+    bins: BinStatistics
 
     def to_dict(self) -> dict[str, Any]:
         """The scores under their own keys, then `settings`, `intervals`, `noise_floor` and `types`."""
@@ -100,9 +105,20 @@ class EntitiesReport(SectionedReport):
             f"wrong together): {judgement}."
         )
 
-    def part(self) -> str:
-        """Verdict and tables as a part of another page, in HTML."""
-        return f"<p>{html.escape(self.verdict())}</p>" + "".join(map(html_section, self._sections()))
+    def part(self, before: EntitiesReport | None = None) -> str:
+        """Verdict, picture and tables as a part of another page, in HTML; `before` as for `to_html`."""
+        told = f"<p>{html.escape(self.verdict())}</p>{self.pictured(before)}"
+        return told + "".join(map(html_section, self._sections()))
+
+    def figures(self, before: EntitiesReport | None = None) -> dict[str, Figure]:
+        """Reliability of the entities' probabilities; none where none is found."""
+        if not self.settings["num_found"]:
+            return {}
+        from ..report.plots import points_figure  # whoever wants numbers alone does not pay for matplotlib
+
+        earlier = None if before is None or not before.settings["num_found"] else before.bins
+        level, axes = self.settings["confidence_level"] or 0.95, ("probability of an entity", "share that is right")
+        return {"Reliability of the entities": points_figure(self.bins, earlier, level=level, axes_names=axes)}
 
     def _sections(self) -> list[Section]:
         level = self.settings["confidence_level"]
@@ -178,7 +194,8 @@ def entities_report(
     settings |= {"num_true": int(table[..., 1].sum()), "num_bins": num_bins, "confidence_level": level}
     settings |= {"num_resamples": size, "seed": seed} if level is not None else {}
     rows = tuple(_row(name, counts.sum(axis=0)) for name, counts in found.counts.items())
-    return EntitiesReport(scores, settings, intervals, floor, rows)
+    bins = uniform_bins(found.probability, found.correct.astype(np.float64), num_bins)
+    return EntitiesReport(scores, settings, intervals, floor, rows, bins)
 
 
 def _scores(counts: np.ndarray) -> dict[str, np.ndarray]:

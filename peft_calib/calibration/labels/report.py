@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..bins import BinStatistics, columnwise_uniform_bins
 from ..inputs import check_confidence_level, check_num_bins, check_seed
 from ..report.sectioned import SectionedReport
 from ..report.tables import Name, Section, Table
@@ -13,6 +14,12 @@ from ..resampling.intervals import NoiseFloor, num_resamples_for
 from ..scores.kinds import OF_LABELS
 from .measured import LabelRow, label_row, micro_and_macro
 from .rows import as_label_rows, checked_label_names
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: What a picture of labels has on its axes.
+AXES = ("probability of a label", "share of rows that have it")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +33,7 @@ class LabelsReport(SectionedReport):
             none were asked for.
         floor: Mean and band of `ece_micro` and `ece_macro` if every probability were right and labels independent.
         labels: One line a label, see `LabelRow`.
+        bins: `(L, B)` bins of every label's probabilities, for the pictures.
     """
 
     title: ClassVar[str] = "Calibration report of labels"
@@ -35,6 +43,7 @@ class LabelsReport(SectionedReport):
     intervals: dict[str, tuple[float, float]] | None
     floor: NoiseFloor | None
     labels: tuple[LabelRow, ...]
+    bins: BinStatistics
 
     def to_dict(self) -> dict[str, Any]:
         """The scores under their own keys, then `settings`, `intervals`, `noise_floor` and `labels`."""
@@ -51,6 +60,21 @@ class LabelsReport(SectionedReport):
             f"Mean ECE of the labels {ece:.4f} {size}; probabilities that are right would score {band.mean:.4f} "
             f"[{band.low:.4f}, {band.high:.4f}] ({level:.0%} band): {judgement}."
         )
+
+    def figures(self, before: LabelsReport | None = None) -> dict[str, Figure]:
+        """Reliability of all answers together, and of each label; of many labels, of those that are off most."""
+        # Whoever wants numbers alone does not pay for matplotlib.
+        from ..report.plots import MOST_CLASSES, classwise_figure, points_figure
+
+        level, names = self.settings["confidence_level"] or 0.95, [row.name for row in self.labels]
+        together = _together(self.bins), None if before is None else _together(before.bins)
+        each = "Reliability of each label"
+        if len(names) > MOST_CLASSES:
+            each = f"Reliability of {MOST_CLASSES} of {len(names)} labels, those with the largest calibration errors"
+        return {
+            "Reliability of all answers together, as if those of a row were independent": points_figure(*together, level=level, axes_names=AXES),
+            each: classwise_figure(self.bins, level, names, what="label"),
+        }
 
     def _sections(self) -> list[Section]:
         level = self.settings["confidence_level"]
@@ -109,4 +133,10 @@ def labels_report(
     each = tuple(label_row(rows, k, name, **how) for k, name in enumerate(names))
     settings = {"num_rows": len(rows.labels), "num_labels": rows.num_labels, **how}
     ordered = {key: scores[key] for key in OF_LABELS}
-    return LabelsReport(ordered, settings, intervals, floor, each)
+    bins = columnwise_uniform_bins(rows.probabilities, rows.labels, num_bins)
+    return LabelsReport(ordered, settings, intervals, floor, each, bins)
+
+
+def _together(bins: BinStatistics) -> BinStatistics:
+    """The answers of all labels in the same bins."""
+    return BinStatistics(*(part.sum(axis=0) for part in vars(bins).values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy.special import ndtri
@@ -19,8 +19,13 @@ from ..resampling.ranked import Interval
 from ..scores.kinds import OF_NUMBERS
 from .gaussian import NumberRows, as_number_rows, crps, pit, row_nll
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 LEVELS = {"coverage_50": 0.5, "coverage_90": 0.9}
 BINS = 10
+#: Central shares of the Gaussian at which a picture shows how many values lie inside.
+SHARES = tuple(k / 20 for k in range(1, 20))
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +38,7 @@ class NumbersReport(SectionedReport):
         intervals: Key to `(low, high)`; None if none were asked for.
         floor: Of `pit_ks`, `coverage_50` and `coverage_90` where values fall if the Gaussians are right.
         pit_counts: `(10,)` rows in each tenth of the PIT.
+        coverages: `(19,)` share of the values inside the central 5 %, 10 %, ..., 95 % of their Gaussian.
     """
 
     title: ClassVar[str] = "Calibration report of numbers"
@@ -42,10 +48,11 @@ class NumbersReport(SectionedReport):
     intervals: dict[str, Interval] | None
     floor: NoiseFloor | None
     pit_counts: tuple[int, ...]
+    coverages: tuple[float, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The scores under their own keys, then `settings`, `intervals`, `noise_floor` and `pit_counts`."""
-        return {**super().to_dict(), "pit_counts": list(self.pit_counts)}
+        """The scores under their own keys, `settings`, `intervals`, `noise_floor`, `pit_counts` and `coverages`."""
+        return {**super().to_dict(), "pit_counts": list(self.pit_counts), "coverages": list(self.coverages)}
 
     def verdict(self) -> str:
         """In words: whether the observed values look like draws from the predicted Gaussians."""
@@ -61,6 +68,17 @@ class NumbersReport(SectionedReport):
                 how = "too narrow, or lie beside the values" if inside < band.low else "too wide"
             judgement = f"the predicted Gaussians are {how}"
         return f"{told}; central 90 % intervals hold {inside:.1%} of the values; {judgement} (PIT test: p = {p:.3g})."
+
+    def figures(self, before: NumbersReport | None = None) -> dict[str, Figure]:
+        """Where values fall in their Gaussian, and how many its central intervals hold."""
+        from .plots import coverage_figure, pit_figure  # whoever wants numbers alone does not pay for matplotlib
+
+        size, level = self.settings["num_rows"], self.settings["confidence_level"] or 0.95
+        earlier = None if before is None else before.coverages
+        return {
+            "Where values fall in their Gaussian (PIT)": pit_figure(self.pit_counts, level=level),
+            "Values inside central intervals": coverage_figure(SHARES, self.coverages, size, earlier, level=level),
+        }
 
     def _sections(self) -> list[Section]:
         level = self.settings["confidence_level"]
@@ -115,7 +133,9 @@ def numbers_report(mean: Any, sd: Any, values: Any, *, confidence_level: float |
         intervals = _intervals(rows, of_rows, level)
         floor = _floor(len(rows.mean), level)
     counts = np.bincount(np.minimum((transform * BINS).astype(int), BINS - 1), minlength=BINS)
-    return NumbersReport({key: scores[key] for key in OF_NUMBERS}, settings, intervals, floor, tuple(map(int, counts)))
+    inside = tuple(float(_is_inside(rows, share).mean()) for share in SHARES)
+    ordered = {key: scores[key] for key in OF_NUMBERS}
+    return NumbersReport(ordered, settings, intervals, floor, tuple(map(int, counts)), inside)
 
 
 def _of_rows(rows: NumberRows) -> dict[str, np.ndarray]:
@@ -132,8 +152,13 @@ def _of_rows(rows: NumberRows) -> dict[str, np.ndarray]:
         "crps": crps(*rows), "mean_sd": rows.sd,
     }  # fmt: skip
     for key, share in LEVELS.items():
-        found[key] = (np.abs(residuals) <= ndtri(0.5 + 0.5 * share) * rows.sd).astype(np.float64)
+        found[key] = _is_inside(rows, share)
     return found
+
+
+def _is_inside(rows: NumberRows, share: float) -> np.ndarray:
+    """`(N,)` 1 where the value lies in the central share of its Gaussian."""
+    return (np.abs(rows.residuals) <= ndtri(0.5 + 0.5 * share) * rows.sd).astype(np.float64)
 
 
 def _intervals(rows: NumberRows, of_rows: Mapping[str, np.ndarray], level: float) -> dict[str, Interval]:

@@ -29,6 +29,8 @@ LINE_STYLES = ("-", "--", "-.", ":")
 MARGINS, TITLE = (0.65, 0.52, 0.15, 0.12), 0.3
 # Bins with fewer rows are left out of curves (not of bars, whose intervals speak for themselves).
 MIN_DRAWN = 5
+# Reliability diagrams in one grid.
+MOST_CLASSES = 16
 
 
 def new_figure(width: float, height: float, title: bool | None = None) -> Figure:
@@ -143,13 +145,20 @@ def draw_reliability(axes: Axes, bins: BinStatistics, confidence_level: float, f
     axes.set(xlim=(0, 1), ylim=(0, 1))
 
 
-def points_figure(bins: BinStatistics, before: BinStatistics | None = None, *, level: float = 0.95) -> Figure:
+def points_figure(
+    bins: BinStatistics,
+    before: BinStatistics | None = None,
+    *,
+    level: float = 0.95,
+    axes_names: tuple[str, str] = ("confidence", "accuracy"),
+) -> Figure:
     """Accuracy of each bin as a point with its Wilson interval, against the band of a perfectly calibrated model.
 
     Args:
         bins: What is shown.
         before: The same rows before a recalibration, as open points.
         level: Of intervals and band.
+        axes_names: What is predicted, and what that is held against.
     """
     figure = new_figure(5.0, 4.0, title=False)
     axes = figure.subplots()
@@ -178,7 +187,7 @@ def points_figure(bins: BinStatistics, before: BinStatistics | None = None, *, l
         style: dict[str, Any] = {"fmt": "s" if face == "none" else "o", "color": color, "mfc": face}
         style |= {"ms": 5, "lw": 1.4, "capsize": 2.5}
         axes.errorbar(some.confidence[there], some.outcome[there], error, label=label, **style)
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel=axes_names[0], ylabel=axes_names[1], xlim=(0, 1), ylim=(0, 1))
     axes.legend(loc="upper left", frameon=False)
     return figure
 
@@ -203,7 +212,7 @@ def classwise_diagram(
     confidence_level: float = 0.95,
     input: str = "probabilities",
     class_names: Sequence[str] | None = None,
-    max_classes: int = 16,
+    max_classes: int = MOST_CLASSES,
 ) -> Figure:
     """A grid of reliability diagrams, one a class: its probability against how often it is the label.
 
@@ -218,9 +227,10 @@ def classwise_figure(
     bins: BinStatistics,
     confidence_level: float = 0.95,
     class_names: Sequence[str] | None = None,
-    max_classes: int = 16,
+    max_classes: int = MOST_CLASSES,
+    what: str = "class",
 ) -> Figure:
-    """The per-class grid of `(C, B)` statistics at hand."""
+    """The per-class grid of `(C, B)` statistics at hand; `what` one of them is called."""
     names = None if class_names is None else list(class_names)
     if names and len(names) != len(bins.counts):
         raise ValueError(f"There are {len(bins.counts)} classes, but {len(names)} `class_names`.")
@@ -236,9 +246,9 @@ def classwise_figure(
     for axes, k in zip(grid.flat, shown, strict=False):
         draw_reliability(axes, bins[k], confidence_level, fontsize=8)
         axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-        axes.set_title(as_written(names[k]) if names else f"class {k}", fontsize=10)
-    figure.supxlabel("probability of the class")
-    figure.supylabel("frequency of the class")
+        axes.set_title(as_written(names[k]) if names else f"{what} {k}", fontsize=10)
+    figure.supxlabel(f"probability of the {what}")
+    figure.supylabel(f"frequency of the {what}")
     return figure
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ...json_files import without_nan
 from ..resampling.intervals import NoiseFloor
 from ..resampling.ranked import Interval
 from .measured import ScoreMapping
-from .page import facts, page
+from .page import facts, page, picture
 from .tables import Section, Table, html_section, markdown_section, number, pair
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class SectionedReport(ScoreMapping):
@@ -32,6 +35,14 @@ class SectionedReport(ScoreMapping):
     @abstractmethod
     def _sections(self) -> Sequence[Section]:
         """The tables under their headings."""
+
+    @abstractmethod
+    def figures(self, before: Self | None = None) -> dict[str, Figure]:
+        """Pictures by their captions; of the same rows before a recalibration as well, where that is given."""
+
+    def pictured(self, before: Self | None = None) -> str:
+        """The pictures as HTML that holds them."""
+        return "\n".join(picture(caption, figure) for caption, figure in self.figures(before).items()) + "\n"
 
     def _score_table(self, meanings: Mapping[str, str]) -> Table:
         """The scores, with intervals and what right probabilities would score where these were asked for."""
@@ -61,15 +72,23 @@ class SectionedReport(ScoreMapping):
         lines = [line for section in self._sections() for line in markdown_section(section)]
         return "\n".join([self.verdict(), "", *lines])
 
-    def to_html(self, further: str = "", *, about: Mapping[str, Any] | None = None, title: str | None = None) -> str:
-        """One self-contained page.
+    def to_html(
+        self,
+        further: str = "",
+        *,
+        before: Self | None = None,
+        about: Mapping[str, Any] | None = None,
+        title: str | None = None,
+    ) -> str:
+        """One self-contained page, pictures included.
 
         Args:
             further: HTML that comes after the tables.
+            before: The report of the same rows before a recalibration, which pictures show beside this one.
             about: What is reported on, by name, at the top.
             title: Of the page; what it is a report of, if not given.
         """
-        body = "".join(map(html_section, self._sections()))
+        body = self.pictured(before) + "".join(map(html_section, self._sections()))
         return page(title or self.title, self.verdict(), facts(about) + body + further, self.settings)
 
     def __str__(self) -> str:
