@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..calibration.scores.table import DEFINITIONS, TABLED
-from ..provenance.stored_decision import HEAD
+from ..provenance.stored_decision import ENTITY, HEAD
 from ..tuners.config import REMEDY
 from .facts import CardFacts, Measurement
 
@@ -15,11 +14,22 @@ DECISION = "decision.png"
 #: What a user writes for what a rule of each kind says.
 ANSWERS = {"threshold": "answer.answered", "sets": "answer.label_sets"}
 ANSWERS |= {"labels": "answer.labels_given", "interval": "answer.lower, answer.upper"}
+#: The same of an entity, one of `answer.entities[row]`.
+ENTITY_ANSWERED = 'entity["answered"]'
 #: What an adapter says, by its kind of answer.
 TELLS = {
     "classes": "It tells {count} classes apart: {names}.",
     "labels": "It gives any of {count} label(s), each with a probability: {names}.",
     "numbers": "It predicts a number, {names}, with its noise.",
+    "entities": "It finds entities in words, each with a probability, by {count} tags: {names}.",
+    "tags": "It gives each word one of {count} tags: {names}.",
+}
+#: What is given to a predictor, and what its answer is read by.
+USES = {
+    "classes": ('["a text"]', "answer.labels_predicted, answer.probabilities"),
+    "labels": ('["a text"]', "answer.labels_predicted, answer.probabilities"),
+    "numbers": ('["a text"]', "answer.means, answer.sd, answer.lower, answer.upper"),
+    "entities": ('[["the", "words", "of", "a", "row"]]', "answer.entities  # type, words and probability of each"),
 }
 
 
@@ -57,7 +67,7 @@ def _what(facts: CardFacts) -> str:
     )
     if classes:
         shown = ", ".join(map(_text, classes[:30])) + (f", and {len(classes) - 30} more" if len(classes) > 30 else "")
-        lines.append(TELLS[facts.artefact.kind].format(count=len(classes), names=shown))
+        lines.append(TELLS[facts.answers].format(count=len(classes), names=shown))
     return "\n\n".join(lines)
 
 
@@ -76,17 +86,15 @@ def _numbers(facts: CardFacts, pictures: Mapping[str, str]) -> str:
 
 def _table(measured: Measurement) -> str:
     """The scores of every table, before and after, with interval and noise floor where the report has them."""
-    temperature = measured.temperature
-    recalibrated = measured.is_recalibrated
-    lines = [f"**{_text(measured.way)}**, {measured.num_rows:,} rows{_of(measured)}"]
-    if temperature is not None:
-        lines[0] += ", no temperature" if temperature == 1 else f", temperature {temperature:.4g}"
+    recalibrated, panel = measured.is_recalibrated, measured.panel
+    told = f"**{_text(measured.way)}**", f"{measured.num_rows:,} rows{_of(measured)}", _text(measured.recalibrated)
+    lines = [", ".join(filter(None, told))]
     intervals, floor = measured.after.get("intervals") or {}, measured.after.get("noise_floor") or {}
     heads = ["score", *(["before", "after"] if recalibrated else ["value"])]
     level = f"{measured.after['settings'].get('confidence_level') or 0.95:.0%}"
     heads += ([f"{level} interval"] if intervals else []) + (["if calibrated"] if floor else []) + ["meaning"]
     lines += ["", f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 2) + "---|"]
-    for key in TABLED:
+    for key in panel.shown:
         value = measured.number(key)
         if value is None:
             continue
@@ -99,7 +107,7 @@ def _table(measured: Measurement) -> str:
         if floor:
             band = floor.get(key)
             cells.append("–" if band is None else f"{band['mean']:.4f} [{band['low']:.4f}, {band['high']:.4f}]")
-        lines.append(f"| {key} | {' | '.join(cells)} | {_text(DEFINITIONS[key])} |")
+        lines.append(f"| {key} | {' | '.join(cells)} | {_text(panel.meanings[key])} |")
     if measured.verdict:
         lines += ["", measured.verdict]
     return "\n".join(lines)
@@ -114,12 +122,7 @@ def _pair(interval: Any) -> str:
 
 
 def _usage(facts: CardFacts, repo_id: str) -> str:
-    parts = [
-        "## How to use it",
-        "```python\nimport peft_calib\n\n"
-        f'predictor = peft_calib.load("{repo_id}")  # tokenizer, classes, recalibration\n'
-        'answer = predictor.predict(["a text"])\nanswer.labels_predicted, answer.probabilities\n```',
-    ]
+    parts = ["## How to use it", _asked(facts, repo_id)]
     if facts.needs_us:
         parts.append(REMEDY)
     if facts.has_lora and facts.needs_us:
@@ -129,6 +132,17 @@ def _usage(facts: CardFacts, repo_id: str) -> str:
             f"{_unscaled(facts)}."
         )
     return "\n\n".join(parts)
+
+
+def _asked(facts: CardFacts, repo_id: str) -> str:
+    if facts.answers not in USES:
+        return "Its words are predicted with `peft_calib.predict_dataset(model, rows, task='token')`."
+    given, read = USES[facts.answers]
+    return (
+        "```python\nimport peft_calib\n\n"
+        f'predictor = peft_calib.load("{repo_id}")  # tokenizer, names, recalibration\n'
+        f"answer = predictor.predict({given})\n{read}\n```"
+    )
 
 
 def _unscaled(facts: CardFacts) -> str:
@@ -171,7 +185,8 @@ def _decisions(facts: CardFacts) -> str:
     for kind, one in facts.decisions.items():
         known = ", ".join(f"`{rows.digest[:16]}`" for rows in one.rows.values())
         goes = " It goes by 1 - P(error) of the uncertainty head." if one.to.by == HEAD else ""
-        parts.append(f"`{ANSWERS[kind]}`, for {one.to.way}, fitted on {one.num_rows:,} rows ({known}).{goes}")
+        answered = ENTITY_ANSWERED if one.to.by == ENTITY else ANSWERS[kind]
+        parts.append(f"`{answered}`, for {one.to.way}, fitted on {one.num_rows:,} rows ({known}).{goes}")
         parts.append(one.told())
         if kind == "threshold":
             parts.append(f"![Risk and coverage on the rows of the fit, with the bound]({DECISION})")
@@ -196,7 +211,9 @@ def _origins(facts: CardFacts) -> str:
     if seeds:
         told.append(f"Draws and intervals follow seed {', '.join(map(str, seeds))}.")
     if facts.measured:
-        told.append(f"`{REPORT_FILE}` has every score; intervals are a bootstrap over the rows.")
+        drawn = all(measured.kind != "numbers" for measured in facts.measured)
+        how = "; intervals are a bootstrap over the rows" if drawn else ""
+        told.append(f"`{REPORT_FILE}` has every score{how}.")
     return "\n".join([*rows, "", " ".join(told)])
 
 

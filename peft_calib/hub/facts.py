@@ -12,8 +12,10 @@ from typing import Any
 from ..artefact import Artefact, read_artefact
 from ..calibration import CalibrationReport
 from ..calibration.recalibrate import load_state
-from ..calibration.scores.table import SCORES, TABLED
+from ..calibration.report.sectioned import SectionedReport
+from ..calibration.scores.kinds import PANELS, Panel
 from ..identity import belongs_to_folder, folder_digest, read_config
+from ..predictor.kinds.entities import Entities, marks_entities
 from ..provenance.splits import SplitRecord, read_split
 from ..provenance.stored_decision import StoredDecision, read_decisions
 from ..uncertainty_head import UncertaintyHead
@@ -26,6 +28,8 @@ PIPELINES = {
     "CAUSAL_LM": "text-generation",
     "SEQ_2_SEQ_LM": "text2text-generation",
 }
+#: A report that a card can be written of.
+Report = CalibrationReport | SectionedReport
 #: Packages whose versions a card names.
 PACKAGES = ("peft-calib", "peft", "transformers", "torch")
 
@@ -71,10 +75,12 @@ class Measurement:
 
     Attributes:
         way: In words, such as `"mean adapter"` or `"8 draws"`.
+        kind: Of answer: `"classes"`, `"labels"`, `"numbers"`, `"entities"` or `"texts"`.
         split: Name of the rows, if they have one.
-        before: Report before the recalibration, as `CalibrationReport.to_dict` gives it.
+        before: Report before the recalibration, as its `to_dict` gives it.
         after: Report after it; the same where there is none.
         temperature: Of the recalibration; 1 where none was applied, None where nobody said.
+        recalibration: In a few words, where it is no single temperature.
         rows_digest: Fingerprint of the rows.
         seed: Of draws and intervals.
         verdict: The report's sentence on its ECE.
@@ -87,21 +93,23 @@ class Measurement:
     before: Mapping[str, Any]
     after: Mapping[str, Any]
     temperature: float | None = None
+    recalibration: str | None = None
     rows_digest: str | None = None
     seed: int | None = None
     verdict: str | None = None
     decisions: Mapping[str, str] = field(default_factory=dict)
-    pictures: CalibrationReport | None = field(default=None, repr=False)
+    pictures: Report | None = field(default=None, repr=False)
+    kind: str = "classes"
 
     @classmethod
-    def of(cls, after: CalibrationReport, before: CalibrationReport | None = None, **about: Any) -> Measurement:
-        """Of reports at hand."""
+    def of(cls, after: Report, before: Report | None = None, **about: Any) -> Measurement:
+        """Of reports at hand: of classes, labels, numbers or entities."""
         found = after.to_dict()
         values = {"way": "as predicted", "split": None, "verdict": after.verdict(), "pictures": after, **about}
-        return cls(before=found if before is None else before.to_dict(), after=found, **values)
+        return cls(before=found if before is None else before.to_dict(), after=found, kind=after.kind, **values)
 
     def __post_init__(self) -> None:
-        rows = [of["settings"]["num_rows"] for of in (self.before, self.after)]
+        rows = [_num_rows(of) for of in (self.before, self.after)]
         if rows[0] != rows[1]:
             raise ValueError(
                 f"The report before the recalibration is of {rows[0]} rows and the one after it of {rows[1]}: measure "
@@ -111,12 +119,26 @@ class Measurement:
     @property
     def num_rows(self) -> int:
         """Rows it rests on."""
-        return int(self.after["settings"]["num_rows"])
+        return _num_rows(self.after)
+
+    @property
+    def panel(self) -> Panel:
+        """What there is to say of its kind of answer."""
+        return PANELS[self.kind]
 
     @property
     def is_recalibrated(self) -> bool:
         """Whether there is a before and an after."""
-        return any(self.number(key, self.before) != self.number(key) for key in TABLED)
+        return any(self.number(key, self.before) != self.number(key) for key in self.panel.shown)
+
+    @property
+    def recalibrated(self) -> str:
+        """What was done to the probabilities, in a few words; nothing where nobody said."""
+        if self.recalibration is not None:
+            return self.recalibration
+        if self.temperature is None:
+            return ""
+        return "no temperature" if self.temperature == 1 else f"temperature {self.temperature:.4g}"
 
     def number(self, key: str, of: Mapping[str, Any] | None = None) -> float | None:
         """A score as a plain float; None where it is not defined."""
@@ -125,8 +147,14 @@ class Measurement:
 
     def scores(self) -> dict[str, float]:
         """All scores after the recalibration that are defined."""
-        found = {score.key: self.number(score.key) for score in SCORES}
+        found = {key: self.number(key) for key in self.panel.meanings}
         return {key: value for key, value in found.items() if value is not None}
+
+
+def _num_rows(report: Mapping[str, Any]) -> int:
+    """Rows of a report; of entities these are sentences."""
+    settings = report["settings"]
+    return int(settings["num_rows"] if "num_rows" in settings else settings["num_sentences"])
 
 
 @dataclass(frozen=True)
@@ -170,6 +198,13 @@ class CardFacts:
         """What the Hub shows it as; answers of a language model are classes, too."""
         answers = self.task == "CAUSAL_LM" and self.artefact.label_tokens
         return "text-classification" if answers else PIPELINES.get(self.task or "")
+
+    @property
+    def answers(self) -> str:
+        """What a predictor of it answers with: a kind of answer, or `"tags"` of words that mark no entities."""
+        if self.task != "TOKEN_CLS" or self.artefact.kind != "classes":
+            return self.artefact.kind
+        return Entities.name if marks_entities(self.artefact.classes or ()) else "tags"
 
     @property
     def needs_us(self) -> bool:

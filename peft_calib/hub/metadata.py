@@ -11,13 +11,10 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
-from ..calibration.scores.table import HEADLINES
 from .facts import CardFacts, Measurement
 
 #: Names of the scores as the Hub's metrics are called, where they have another name there.
-METRIC_TYPES = {"brier": "brier_score", "ece": "expected_calibration_error"}
-#: Scores in the note of a benchmark's result, whose value is the accuracy.
-NOTED = tuple(key for key in HEADLINES if key != "accuracy")
+METRIC_TYPES = {"brier": "brier_score", "ece": "expected_calibration_error", "r2": "r_squared"}
 TAGS = ("peft-calib", "calibration", "uncertainty-quantification")
 #: What makes a result of a model index.
 RESULT_FIELDS = ("task_type", "task_name", "dataset_type", "dataset_name", "dataset_config", "dataset_split")
@@ -61,7 +58,10 @@ def _result(facts: CardFacts, measured: Measurement) -> dict[str, Any]:
         "split": measured.split,
         "revision": subject.dataset_revision,
     }
-    told = measured.way + ("" if measured.temperature in (None, 1.0) else f", T = {measured.temperature:.4g}")
+    done = measured.recalibration
+    if done is None and measured.temperature not in (None, 1.0):
+        done = f"T = {measured.temperature:.4g}"
+    told = ", ".join(filter(None, (measured.way, done)))
     return {
         "task": {"type": kind, "name": f"{kind.replace('-', ' ')}, {measured.way}"},
         "dataset": {key: value for key, value in dataset.items() if value is not None},
@@ -116,17 +116,17 @@ def _flat(index: list[dict[str, Any]]) -> list[tuple]:
 
 
 def benchmark_results(facts: CardFacts) -> dict[str, str]:
-    """Files of `.eval_results/`, which a Hub benchmark's leaderboard reads: accuracy, and how calibrated it is."""
+    """Files of `.eval_results/`, which a Hub benchmark's leaderboard reads: a score, and how calibrated it is."""
     subject = facts.subject
     if subject.benchmark_task is None or subject.dataset is None or not facts.measured:
         return {}
     best = facts.measured[-1]
     about = {"id": subject.dataset, "task_id": subject.benchmark_task, "revision": subject.dataset_revision}
-    scores = best.scores()
-    notes = ", ".join(f"{key} {scores[key]:.4f}" for key in NOTED if key in scores)
+    scores, (ranked, *noted) = best.scores(), best.panel.first
+    notes = ", ".join(f"{key} {scores[key]:.4f}" for key in noted if key in scores)
     entry = {
         "dataset": {key: value for key, value in about.items() if value is not None},
-        "value": scores["accuracy"],
+        "value": scores[ranked],
         "notes": f"{best.way}; {notes}; {best.num_rows:,} rows",
     }
     name = "".join(c if c.isalnum() else "-" for c in f"{subject.dataset}-{subject.benchmark_task}").lower()

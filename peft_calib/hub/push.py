@@ -11,10 +11,9 @@ from typing import Any
 from huggingface_hub import CommitInfo
 from torch import nn
 
-from ..calibration import CalibrationReport
 from ..files import replace_folder
 from .commit import MESSAGE, Destination
-from .facts import Measurement, Subject
+from .facts import Measurement, Report, Subject
 from .staging import CARD, MANAGED, stage
 
 
@@ -22,7 +21,7 @@ def push_to_hub(
     source: nn.Module | str | Path,
     repo_id: str,
     *,
-    report: CalibrationReport | Mapping[str, CalibrationReport] | Measurement | None = None,
+    report: Report | Mapping[str, Report] | Measurement | None = None,
     private: bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
@@ -42,8 +41,9 @@ def push_to_hub(
         source: A `PeftModel`, the folder of a saved adapter, or that of a finished run, whose evaluations are then on
             the card.
         repo_id: `"user/name"`; made if it does not exist.
-        report: What was measured of it: a report of `calibration_report`, or two as `{"before": ..., "after": ...}`
-            a recalibration; a `peft_calib.hub.Measurement` says the name of the rows and the temperature, too.
+        report: What was measured of it: a report of `calibration_report`, `labels_report`, `numbers_report` or
+            `entities_report`, or two as `{"before": ..., "after": ...}` a recalibration; a
+            `peft_calib.hub.Measurement` says the name of the rows and the temperature, too.
         private: Whether a repository that is made is private.
         revision: Branch; made from the main one if it does not exist.
         create_pr: Open a pull request instead of committing to the branch.
@@ -79,7 +79,7 @@ def write_card(
     folder: str | Path,
     *,
     repo_id: str = "user/name",
-    report: CalibrationReport | Mapping[str, CalibrationReport] | Measurement | None = None,
+    report: Report | Mapping[str, Report] | Measurement | None = None,
     **about: Any,
 ) -> Path:
     """Write what `push_to_hub` would push into a folder, to look at it first.
@@ -118,11 +118,12 @@ def _measured(report: Any) -> tuple[Measurement, ...]:
         return ()
     if isinstance(report, Measurement):
         return (report,)
-    if isinstance(report, CalibrationReport):
+    if isinstance(report, Report):
         return (Measurement.of(report),)
     if isinstance(report, Mapping) and set(report) == {"before", "after"}:
         return (Measurement.of(report["after"], report["before"]),)
     raise TypeError(
-        "report must be what calibration_report returned, or {'before': ..., 'after': ...} of two; got "
+        "report must be what calibration_report (or labels_report, numbers_report, entities_report) returned, or "
+        "{'before': ..., 'after': ...} of two; got "
         f"{type(report).__name__}."
     )

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ..calibration import calibration_report
+import numpy as np
+
+from ..calibration import calibration_report, entities_report, find_entities
+from ..predictor.kinds import KINDS
 from ..runs.evaluation import AFTER, BEFORE, REPORT, Evaluation
 from ..runs.folder import RunFolder, read_json
 from ..runs.loading import adapter_names, load_task, run_identity
-from .facts import Measurement
+from .facts import Measurement, Report
+
+#: What an evaluation of a language model is of.
+TEXTS = "texts"
 
 
 def measured_in_run(source: Path) -> tuple[Path, Sequence[Measurement]]:
@@ -28,44 +35,74 @@ def measured_in_run(source: Path) -> tuple[Path, Sequence[Measurement]]:
             f"{', '.join(str(folder.adapter(name)) for name in names)}."
         )
     identity = run_identity(folder, task.config)
-    return folder.adapter(names[0]), [one for found in _evaluations(folder, identity) for one in found]
+    tags = () if task.labels is None else task.labels.names
+    measured = [one for found in _evaluations(folder, identity) for one in _measurements(found, tags)]
+    return folder.adapter(names[0]), measured
 
 
-def _evaluations(folder: RunFolder, identity: dict) -> Iterator[list[Measurement]]:
+def _evaluations(folder: RunFolder, identity: dict) -> Iterator[Evaluation]:
     for place in sorted((folder.path / "evaluation").glob(f"*/{REPORT}")):
         content = read_json(place)
         if content.get("identity") != identity:
             warnings.warn(f"{place} was made of another state of the run and is left out.", UserWarning, stacklevel=4)
-        elif "kind" in content:
-            warnings.warn(f"{place} is of {content['kind']}; a card reports on classes.", UserWarning, stacklevel=4)
         elif AFTER in next(iter(content["variants"].values()), {}):
-            yield _measurements(Evaluation(place.parent, content))
+            yield Evaluation(place.parent, content)
 
 
-def _measurements(evaluation: Evaluation) -> list[Measurement]:
-    """One for each way of predicting; pictures of the one that the run is for."""
-    content, found = evaluation.content, []
-    for variant, about in content["variants"].items():
-        count = about["num_samples"]
-        report = None
-        if variant == evaluation.main_variant:
-            probabilities, labels = evaluation.probabilities(variant, AFTER), evaluation.items["labels"]
-            report = calibration_report(probabilities, labels, confidence_level=None)
-        found.append(
-            Measurement(
-                way="mean adapter" if variant == "mean" else f"{count} draws",
-                split=_name_of(str(content["data"])),
-                before=about[BEFORE],
-                after=about[AFTER],
-                temperature=about["temperature"],
-                rows_digest=content["rows_digest"],
-                seed=content["seed"],
-                verdict=about[AFTER].get("verdict"),
-                decisions={kind: one["told"] for kind, one in about.get("decision", {}).items() if "told" in one},
-                pictures=report,
-            )
-        )
-    return sorted(found, key=lambda one: one.pictures is not None)
+def _measurements(evaluation: Evaluation, tags: Sequence[str]) -> Iterator[Measurement]:
+    """One for each way of predicting, and one of its entities; the way that the run is for last, with pictures."""
+    content, main = evaluation.content, evaluation.main_variant
+    about: dict[str, Any] = {"split": _name_of(str(content["data"])), "rows_digest": content["rows_digest"]}
+    about |= {"seed": content["seed"]}
+    for variant in sorted(content["variants"], key=lambda variant: variant == main):
+        found, kind, drawn = content["variants"][variant], _kind_of(content), variant == main
+        way = "mean adapter" if variant == "mean" else f"{found['num_samples']} draws"
+        told = {**about, **{name: found.get(name) for name in ("temperature", "recalibration")}}
+        decisions = {kind: one["told"] for kind, one in found.get("decision", {}).items() if "told" in one}
+        pictures = _report(evaluation, variant, kind) if drawn else None
+        stages = found if kind != TEXTS else _with_settings(found, content["rows"])
+        yield _measurement(stages, **told, way=way, kind=kind, decisions=decisions, pictures=pictures)
+        if AFTER in (entities := found.get("entities", {})):
+            pictures = _entities(evaluation, variant, tags) if drawn else None
+            yield _measurement(entities, **told, way=f"{way}, entities", kind="entities", pictures=pictures)
+
+
+def _kind_of(content: Mapping[str, Any]) -> str:
+    """The kind of answer that an evaluation is of."""
+    of_texts = "perplexity" in next(iter(content["variants"].values()))[AFTER]
+    return content.get("kind", TEXTS if of_texts else "classes")
+
+
+def _with_settings(stages: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """The scores of texts as a report has them."""
+    return {stage: {**stages[stage], "settings": {"num_rows": rows}} for stage in (BEFORE, AFTER)}
+
+
+def _measurement(stages: Mapping[str, Any], **told: Any) -> Measurement:
+    """Of the reports in an evaluation; without one of before a recalibration there is that after it alone."""
+    after = stages[AFTER]
+    return Measurement(before=stages.get(BEFORE, after), after=after, verdict=after.get("verdict"), **told)
+
+
+def _report(evaluation: Evaluation, variant: str, kind: str) -> Report | None:
+    """The report of an evaluation once more, which pictures are drawn from; None of texts, which have none."""
+    if kind == TEXTS:
+        return None
+    if kind == "classes":
+        probabilities, labels = evaluation.probabilities(variant, AFTER), evaluation.items["labels"]
+        return calibration_report(probabilities, labels, confidence_level=None)
+    names = [row["name"] for row in evaluation.content["variants"][variant][AFTER].get("labels", ())]
+    kept = {name.removesuffix(f".{variant}"): values for name, values in evaluation.arrays.items()}
+    return KINDS[kind].report_of(kept, evaluation.arrays["targets"], names, 0, None)
+
+
+def _entities(evaluation: Evaluation, variant: str, tags: Sequence[str]) -> Report:
+    """The report of a tagger's entities once more: a sentence ends where the row does, or its words begin anew."""
+    items = evaluation.items
+    keys, places = items["keys"], items["positions"]
+    sentences = np.cumsum(np.r_[0, (keys[1:] != keys[:-1]) | (places[1:] <= places[:-1])])
+    probabilities = evaluation.probabilities(variant, AFTER).astype(np.float64)
+    return entities_report(find_entities(probabilities, tags, sentences, items["labels"]), confidence_level=None)
 
 
 def _name_of(data: str) -> str:

@@ -13,7 +13,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
 from ..artefact import ARTEFACT_FILE, CLASSES_FILE, DECISION_FILES, RECALIBRATION_FILE, RUN_FINISHED
-from ..calibration import threshold_diagram
+from ..calibration import CalibrationReport, threshold_diagram
 from ..calibration.report.plots import reliability_figure, risk_coverage_diagram
 from ..export import export_lora
 from ..files import write_atomically
@@ -56,8 +56,16 @@ PLACES = (
     "merges_file",
     "cache_dir",
 )
+#: Files of the pictures of each kind of report, in their order.
+PICTURES = {
+    "classes": (RELIABILITY, RISK),
+    "labels": (RELIABILITY, "reliability_labels.png"),
+    "numbers": ("pit.png", "intervals.png"),
+    "entities": ("reliability_entities.png",),
+}
 #: What an earlier push may have left that this one does not write again.
-MANAGED = (f"{LORA}/", STEM, ".eval_results/", REPORT_FILE, RELIABILITY, RISK, DECISION, *OURS)
+MANAGED = (f"{LORA}/", STEM, ".eval_results/", REPORT_FILE, DECISION, *OURS)
+MANAGED += tuple(dict.fromkeys(file for files in PICTURES.values() for file in files))
 
 
 def stage(
@@ -153,23 +161,30 @@ def _name_base(folder: Path, facts: CardFacts) -> None:
 
 
 def _write_report(folder: Path, measured: Sequence[Measurement]) -> Mapping[str, str]:
-    """The reports as JSON, and pictures of the last; caption to file."""
+    """The reports as JSON, and pictures of the last of each kind of answer; caption to file."""
     if not measured:
         return {}
     content = [
-        {"way": one.way, "split": one.split, "temperature": one.temperature, "rows_digest": one.rows_digest,
+        {"way": one.way, "split": one.split, "kind": one.kind, "temperature": one.temperature,
+         "recalibration": one.recalibration, "rows_digest": one.rows_digest,
          "seed": one.seed, "before": one.before, "after": one.after, "decisions": dict(one.decisions)}
         for one in measured
     ]  # fmt: skip
     text = json.dumps(without_nan(content), indent=2, allow_nan=False, default=float)
     write_atomically(folder / REPORT_FILE, text + "\n")
-    last = measured[-1]
-    if last.pictures is None:
-        return {}
-    reliability_figure(last.pictures.bins).savefig(folder / RELIABILITY, dpi=110)
-    pictures = {f"Reliability diagram, {last.way}": RELIABILITY}
-    if last.pictures.rows is not None:
-        rows = last.pictures.rows
-        risk_coverage_diagram((rows.probabilities, rows.labels)).savefig(folder / RISK, dpi=110)
-        pictures[f"Risk and coverage, {last.way}"] = RISK
+    pictures = {}
+    for kind, one in {one.kind: one for one in measured if one.pictures is not None}.items():
+        for file, (caption, figure) in zip(PICTURES[kind], _figures(one.pictures).items(), strict=False):
+            figure.savefig(folder / file, dpi=110)
+            pictures[f"{caption}, {one.way}"] = file
     return pictures
+
+
+def _figures(report: Any) -> Mapping[str, Any]:
+    """Pictures of a report by their captions."""
+    if not isinstance(report, CalibrationReport):
+        return report.figures()
+    found = {"Reliability diagram": reliability_figure(report.bins)}
+    if report.rows is not None:
+        found["Risk and coverage"] = risk_coverage_diagram((report.rows.probabilities, report.rows.labels))
+    return found

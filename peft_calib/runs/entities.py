@@ -8,6 +8,7 @@ import numpy as np
 
 from ..calibration import entities_report, find_entities
 from ..calibration.entities import Entities
+from ..predictor.kinds.entities import marks_entities
 from .answers import AFTER, BEFORE
 from .loading import FinishedRun
 from .rows import TestRows
@@ -34,7 +35,7 @@ def entities_in(
     """
     assert run.task.labels is not None
     names = run.task.labels.names
-    if prediction.positions is None or "O" not in names:
+    if prediction.positions is None or not marks_entities(names):
         return {}, "", None
     sentences = prediction.positions[:, 0].numpy()
     stages = {BEFORE: prediction.sample_probabilities.double().numpy(), AFTER: np.asarray(calibrated, np.float64)}

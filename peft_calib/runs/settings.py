@@ -12,13 +12,13 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ..calibration.scores.kinds import OF_LABELS, OF_NUMBERS, SHOWN_OF_LABELS, SHOWN_OF_NUMBERS
-from ..calibration.scores.table import KEYS, TABLED
+from ..calibration.scores.kinds import PANELS
+from ..calibration.scores.table import TABLED
 from ..whole_numbers import plain_whole
 
 TASKS = ("seq-cls", "multiple-choice", "token-cls", "causal-lm", "multi-label", "rerank", "regression")
-#: Tasks that answer with labels, or with a number, and the scores that tables show of these.
-SHOWN = {"multi-label": SHOWN_OF_LABELS, "rerank": SHOWN_OF_LABELS, "regression": SHOWN_OF_NUMBERS}
+#: The kind of answer of tasks that answer with labels, or with a number.
+ANSWERED = {"multi-label": "labels", "rerank": "labels", "regression": "numbers"}
 #: Tasks of single texts or of pairs.
 OF_PAIRS = ("seq-cls", "multi-label", "rerank", "regression")
 #: Each method's configuration, named as methods from outside are.
@@ -139,8 +139,8 @@ class RunConfig:
             of_ones_own = name != "mode" and _FROM_OUTSIDE.fullmatch(getattr(self, name))
             if getattr(self, name) not in choices and not of_ones_own:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
-        if self.task in SHOWN and self.metrics == list(TABLED):
-            object.__setattr__(self, "metrics", list(SHOWN[self.task]))
+        if self.task in ANSWERED and self.metrics == list(TABLED):
+            object.__setattr__(self, "metrics", list(PANELS[ANSWERED[self.task]].shown))
         check_metrics(self.metrics, self.task)
         if self.label_scaling not in (None, *SCALINGS):
             raise ValueError(f"label_scaling must be one of {', '.join(SCALINGS)}; got {self.label_scaling!r}")
@@ -182,9 +182,7 @@ class RunConfig:
 
 def check_metrics(metrics: Sequence[str], task: str = "seq-cls") -> None:
     """Raise `ValueError` for the name of a score that a report of a task does not have."""
-    known: Sequence[str] = KEYS
-    if task in SHOWN:
-        known = tuple(OF_LABELS if SHOWN[task] == SHOWN_OF_LABELS else OF_NUMBERS)
+    known = tuple(PANELS[ANSWERED.get(task, "classes")].meanings)
     unknown = [name for name in metrics if name not in known]
     if unknown or not metrics:
         raise ValueError(f"unknown metric(s) {', '.join(unknown) or '(none given)'}; a report has {', '.join(known)}")

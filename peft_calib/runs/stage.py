@@ -45,7 +45,7 @@ from ..tuners.objective import prepare_for_trainer
 from .folder import STAGE, RunFolder, write_json
 from .methods import Stage
 from .processes import on_cpu, processes
-from .settings import SHOWN, RunConfig
+from .settings import ANSWERED, RunConfig
 from .tasks import Task
 from .tasks.base import load_model_config
 
@@ -212,7 +212,7 @@ def best_callbacks(config: RunConfig) -> list[TrainerCallback]:
     """What keeps the best evaluation's adapter, if that was asked for."""
     if config.best_metric is None:
         return []
-    if config.task == "causal-lm" or config.task in SHOWN:
+    if config.task == "causal-lm" or config.task in ANSWERED:
         raise ValueError(f"best_metric needs classes; a {config.task} run has none")
     return [BestCalibrationCallback(config.best_metric)]
 

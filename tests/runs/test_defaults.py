@@ -28,7 +28,7 @@ from peft_calib.runs.baseline import MostFrequent
 from peft_calib.runs.flags import resolve
 from peft_calib.runs.limits import epochs_for, position_limit
 from peft_calib.runs.methods import HEADS, without_foreign_fields
-from peft_calib.runs.settings import METHODS, SHOWN, TASKS, RunConfig
+from peft_calib.runs.settings import ANSWERED, METHODS, TASKS, RunConfig
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def task_rows(task: str, count: int, seed: int = 0) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("task", [task for task in TASKS if task not in SHOWN])
+@pytest.mark.parametrize("task", [task for task in TASKS if task not in ANSWERED])
 def test_no_optional_flag(quick, tmp_path, tiny_model_folder, tiny_decoder_folder, task, method, capsys):
     model = tiny_model_folder if task.endswith("cls") else tiny_decoder_folder
     data = write_jsonl(tmp_path / "rows.jsonl", task_rows(task, 30))

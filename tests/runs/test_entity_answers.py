@@ -9,11 +9,16 @@ import warnings
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from command_line import QUICK, WORDS, peft_calib, write_jsonl
 from datasets import Dataset
+from huggingface_hub import ModelCard
 
 from peft_calib import load, predict_to
 from peft_calib.calibration import SelectiveThreshold, find_entities
+from peft_calib.calibration.scores.kinds import PANELS
+from peft_calib.hub import write_card
+from peft_calib.hub.runs import measured_in_run
 from peft_calib.predictor.answer import logits_of
 from peft_calib.provenance.stored_decision import StoredDecision
 from peft_calib.runs.deciding import decide
@@ -228,3 +233,24 @@ def test_tags_that_mark_no_entities_are_refused(tagger, tmp_path):
     (copy / "predictor.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="have no 'O' outside of entities"):
         quietly(copy)
+
+
+def test_a_card_has_the_scores_of_words_and_of_entities(tagger, files, decided, tmp_path):
+    made = evaluate_run(tagger, data=str(files["test"]), seed=3, progress=False)
+    about = {"base_model": "user/base", "dataset": "user/rows", "benchmark_task": "main"}
+    write_card(tagger, tmp_path / "card", **about)
+    card = ModelCard((tmp_path / "card" / "README.md").read_text())
+    assert "It finds entities in words" in card.text and "answer.entities" in card.text
+    assert '`entity["answered"]`' in card.text and "labels_predicted" not in card.text
+    main = made.content["variants"]["sample"]
+    found = [one for one in card.data.eval_results if one.task_name == "token classification, 2 draws, entities"]
+    scores = {one.metric_name.split(" ")[0]: one.metric_value for one in found}
+    assert scores == {key: main["entities"]["after"][key] for key in PANELS["entities"].meanings}
+    (entry,) = yaml.safe_load(next((tmp_path / "card" / ".eval_results").iterdir()).read_text())
+    assert entry["value"] == pytest.approx(scores["f1"]) and entry["notes"].startswith("2 draws, entities; precision ")
+    assert (tmp_path / "card" / "reliability_entities.png").is_file()
+    page = (made.folder / "report.html").read_text()
+    assert 'alt="Reliability of the entities"' in page
+    # what the pictures are drawn from is what was measured
+    *_, last = measured_in_run(tagger)[1]
+    assert last.pictures["f1"] == pytest.approx(scores["f1"]) and last.pictures["ece"] == pytest.approx(scores["ece"])

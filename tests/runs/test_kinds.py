@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from command_line import QUICK, WORDS, peft_calib, write_csv
 from datasets import Dataset, load_dataset
+from huggingface_hub import ModelCard
 from peft import AutoPeftModelForSequenceClassification
 from scipy.special import expit
 
@@ -23,6 +25,7 @@ from peft_calib.calibration import (
     load_decision,
     numbers_report,
 )
+from peft_calib.calibration.scores.kinds import PANELS
 from peft_calib.hub import write_card
 from peft_calib.predictor.kinds import LabelsAnswer, NumberAnswer
 from peft_calib.predictor.kinds.labels import labels_in, separator_of
@@ -274,13 +277,39 @@ def test_a_label_that_the_adapter_does_not_know_is_told(runs, files, tmp_path, c
     assert "does not know" not in capsys.readouterr().out
 
 
-def test_a_card_says_what_the_adapter_answers_with(runs, tmp_path):
-    for name, told in (("labels", "any of 2 label"), ("numbers", "predicts a number, stars")):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that evaluations of it are left out
-            write_card(runs[name], tmp_path / name, base_model="user/base")
-        text = (tmp_path / name / "README.md").read_text()
-        assert told in text and "Deciding" in text
+@pytest.mark.parametrize(
+    ("name", "tells", "read", "value", "files_of"),
+    [
+        ("labels", "any of 2 label", "answer.labels_predicted", "f1_micro", ["reliability", "reliability_labels"]),
+        ("numbers", "predicts a number, stars", "answer.means, answer.sd", "rmse", ["intervals", "pit"]),
+    ],
+)
+def test_a_card_says_what_the_adapter_answers_with_and_how_well(
+    name, tells, read, value, files_of, runs, files, tmp_path
+):
+    made = evaluate_run(runs[name], data=str(files["test"]), progress=False)
+    about = {"base_model": "user/base", "dataset": "user/rows", "benchmark_task": "main"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # no evaluation is left out
+        write_card(runs[name], tmp_path / name, **about)
+    card = ModelCard((tmp_path / name / "README.md").read_text())
+    assert tells in card.text and read in card.text and "Deciding" in card.text
+    scores = made.content["variants"]["sample"]["after"]
+    results = [found for found in card.data.eval_results if "3 draws" in found.metric_name]
+    keys = [found.metric_name.split(" ")[0] for found in results]
+    assert keys == [
+        key for key in PANELS["labels" if name == "labels" else "numbers"].meanings if scores[key] is not None
+    ]
+    assert [found.metric_value for found in results] == [scores[key] for key in keys]
+    done = made.content["variants"]["sample"]["recalibration"]
+    assert f"**3 draws**, 60 rows of `test`, {done}" in card.text and scores["verdict"] in card.text
+    low, high = scores["intervals"][value]
+    assert f"| {value} |" in card.text and f"[{low:.4f}, {high:.4f}]" in card.text
+    (entry,) = yaml.safe_load(next((tmp_path / name / ".eval_results").iterdir()).read_text())
+    assert entry["value"] == pytest.approx(scores[value]) and "60 rows" in entry["notes"]
+    assert sorted(place.stem for place in (tmp_path / name).glob("*.png")) == files_of
+    for stem in files_of:
+        assert f"]({stem}.png)" in card.text
 
 
 def test_a_reranker_has_one_logit_and_a_probability_of_relevance(runs, files):

@@ -18,6 +18,8 @@ import numpy as np
 
 FILE = Path(__file__).parents[1] / "data" / "decision_peers.json"
 CONFIDENCE, SEED = 0.9, 5
+#: Of labels: the share of wrong ones, and the thresholds that MAPIE is to try.
+RISK, GRID = 0.35, np.arange(0.1, 0.98, 0.02).round(2)
 
 
 class Given:
@@ -83,6 +85,35 @@ def of_mapie(p: np.ndarray, y: np.ndarray, new: np.ndarray) -> dict[str, Any]:
     return found
 
 
+def label_rows(size: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of three labels, over-confident, the last one rare; each row has one at least, as MAPIE demands."""
+    z = generator.normal(0.0, 2.0, (3 * size, 3)) + np.array([1.0, 0.3, -1.5])
+    p, labels = 1 / (1 + np.exp(-1.5 * z)), generator.random(z.shape) < 1 / (1 + np.exp(-z))
+    kept = labels.any(axis=1)
+    return p[kept][:size].round(9), labels[kept][:size].astype(int)
+
+
+def of_mapie_labels(p: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    """What its controllers say at each threshold of a grid: of rows of labels, of a label by itself, and of recall."""
+    from mapie.risk_control import BinaryClassificationController, MultiLabelClassificationController
+
+    how = {"target_level": 1 - RISK, "confidence_level": CONFIDENCE}
+    rows = MultiLabelClassificationController(np.asarray, "precision", predict_params=GRID, **how).calibrate(p, y)
+    found: dict[str, Any] = {"rows": {"risks": rows.r_hat.tolist(), "threshold": float(rows.best_predict_param[0])}}
+    found["labels"] = []
+    for k in range(p.shape[1]):
+        both = {"list_predict_params": GRID, "fwer_method": "bonferroni", **how}
+        one = BinaryClassificationController(lambda q: np.stack([1 - q[:, 0], q[:, 0]], 1), "precision", **both)
+        one.calibrate(p[:, [k]], y[:, k])
+        found["labels"].append({"p-values": one.p_values.ravel().tolist(), "valid": list(one.valid_predict_params)})
+    held = np.sort(p[y[:, 0] == 1, 0])
+    how = {"risk": "recall", "method": "crc", "target_level": CONFIDENCE, "predict_params": held}
+    recall = MultiLabelClassificationController(np.asarray, **how).calibrate(
+        held[:, None], np.ones((len(held), 1), int)
+    )
+    return found | {"recall": {"bounds": recall.r_hat_plus.tolist(), "threshold": float(recall.best_predict_param[0])}}
+
+
 def of_crepes(p: np.ndarray, y: np.ndarray, new: np.ndarray) -> dict[str, Any]:
     """Sets of hinge scores, p-values smoothed and not, for all rows and class by class."""
     from crepes import ConformalClassifier
@@ -112,6 +143,9 @@ def main() -> None:
     new, _ = rows(60, generator)
     answers = {"mapie": of_mapie(p, y, new), "crepes": of_crepes(p, y, new)}
     versions = {name: version(name) for name in ("mapie", "crepes", "numpy", "scikit-learn")}
+    of_labels, held = label_rows(250, generator)
+    several = {"probabilities": of_labels.tolist(), "labels": held.tolist(), "mapie": of_mapie_labels(of_labels, held)}
+    answers["several labels"] = several
     content = {"versions": versions, "probabilities": p.tolist(), "labels": y.tolist(), "new": new.tolist(), **answers}
     FILE.write_text(json.dumps(content) + "\n", encoding="utf-8")
 

@@ -71,6 +71,7 @@ class EntitiesReport(SectionedReport):
         bins: Bins of the entities' probabilities, for the picture.
     """
 
+    kind: ClassVar[str] = "entities"
     title: ClassVar[str] = "Report of entities"
 
     scores: dict[str, float]

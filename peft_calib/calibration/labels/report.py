@@ -18,7 +18,8 @@ from .rows import as_label_rows, checked_label_names
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: What a picture of labels has on its axes.
+#: Of the picture of all answers, and what it has on its axes.
+ALL = "Reliability of all answers together, as if those of a row were independent"
 AXES = ("probability of a label", "share of rows that have it")
 
 
@@ -36,6 +37,7 @@ class LabelsReport(SectionedReport):
         bins: `(L, B)` bins of every label's probabilities, for the pictures.
     """
 
+    kind: ClassVar[str] = "labels"
     title: ClassVar[str] = "Calibration report of labels"
 
     scores: dict[str, float]
@@ -72,7 +74,7 @@ class LabelsReport(SectionedReport):
         if len(names) > MOST_CLASSES:
             each = f"Reliability of {MOST_CLASSES} of {len(names)} labels, those with the largest calibration errors"
         return {
-            "Reliability of all answers together, as if those of a row were independent": points_figure(*together, level=level, axes_names=AXES),
+            ALL: points_figure(*together, level=level, axes_names=AXES),
             each: classwise_figure(self.bins, level, names, what="label"),
         }
 

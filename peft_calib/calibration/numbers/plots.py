@@ -45,7 +45,7 @@ def coverage_figure(
     *,
     level: float = 0.95,
 ) -> Figure:
-    """How many values the central intervals of the Gaussians hold, with Wilson intervals, against how many they should.
+    """How many values central intervals of the Gaussians hold, with Wilson intervals, and how many they should.
 
     Args:
         shares: Central shares of the Gaussian.

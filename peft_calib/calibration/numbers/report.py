@@ -41,6 +41,7 @@ class NumbersReport(SectionedReport):
         coverages: `(19,)` share of the values inside the central 5 %, 10 %, ..., 95 % of their Gaussian.
     """
 
+    kind: ClassVar[str] = "numbers"
     title: ClassVar[str] = "Calibration report of numbers"
 
     scores: dict[str, float]

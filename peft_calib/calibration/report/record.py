@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ...json_files import without_nan
 from ..bins import BinStatistics
@@ -18,6 +18,8 @@ from .measured import ScoreMapping
 @dataclass(frozen=True, eq=False)
 class ReportRecord(ScoreMapping):
     """Scores and what they depend on; `CalibrationReport` says what each field is, and adds the texts."""
+
+    kind: ClassVar[str] = "classes"  # of answer, a key of `PANELS`
 
     scores: dict[str, float]
     settings: dict[str, Any]

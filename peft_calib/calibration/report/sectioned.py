@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class SectionedReport(ScoreMapping):
     """Scores with intervals and floor; a subclass says its verdict and its sections."""
 
+    #: The kind of answer that it measures, a key of `PANELS`.
+    kind: ClassVar[str]
     #: Of its page, where none is given.
     title: ClassVar[str]
 

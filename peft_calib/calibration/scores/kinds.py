@@ -1,6 +1,10 @@
-"""The scores of labels, numbers and entities: what there is, and what tables show; imports nothing, for a command."""
+"""The scores of each kind of answer: what there is, and what tables show; imports next to nothing, for a command."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
+
+from .table import DEFINITIONS, HEADLINES, TABLED
 
 #: What is measured of all labels, in the order of the tables.
 OF_LABELS = {
@@ -42,7 +46,32 @@ OF_ENTITIES = {
     "error_auroc": "how well the probabilities rank right before wrong entities",
     "aurc": "mean share of wrong ones among the surest entities, over all shares answered",
 }
+#: The same of the tokens of texts, whose vocabulary has no probabilities that one could keep.
+OF_TEXTS = {
+    "nll": "mean negative log-likelihood of a token, nats",
+    "perplexity": "exp of that",
+    "accuracy": "share of tokens whose most probable one is the text's",
+}
 _LEFT_OUT = ("precision_micro", "recall_micro", "mean_labels", "mean_probability", "bias", "mean_sd")
-#: What tables show unless others are named.
-SHOWN_OF_LABELS = tuple(key for key in OF_LABELS if key not in _LEFT_OUT)
-SHOWN_OF_NUMBERS = tuple(key for key in OF_NUMBERS if key not in _LEFT_OUT)
+
+
+class Panel(NamedTuple):
+    """What is said of one kind of answer."""
+
+    meanings: dict[str, str]  # Of each score, in one line
+    shown: tuple[str, ...]  # The scores that tables show unless others are named
+    first: tuple[str, ...]  # Those that a leaderboard is told, the one it ranks by in front
+
+
+def _panel(meanings: dict[str, str], *first: str) -> Panel:
+    return Panel(meanings, tuple(key for key in meanings if key not in _LEFT_OUT), first)
+
+
+#: By the kind of answer.
+PANELS = {
+    "classes": Panel(DEFINITIONS, TABLED, HEADLINES),
+    "labels": _panel(OF_LABELS, "f1_micro", "nll_micro", "brier_micro", "ece_macro"),
+    "numbers": _panel(OF_NUMBERS, "rmse", "crps", "nll", "pit_ks", "coverage_90"),
+    "entities": _panel(OF_ENTITIES, "f1", "precision", "recall", "ece"),
+    "texts": _panel(OF_TEXTS, "perplexity", "nll", "accuracy"),
+}

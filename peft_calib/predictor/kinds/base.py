@@ -113,6 +113,12 @@ class Kind(ABC):
 
     def report(self, found: Any, targets: np.ndarray, seed: int, level: float | None = 0.95) -> Any:
         """What answers are worth: an object with `to_dict`, `verdict` and `to_html`."""
+        return self.report_of(self.arrays(found), targets, found.label_names, seed, level)
+
+    def report_of(
+        self, kept: Mapping[str, np.ndarray], targets: np.ndarray, names: Sequence[str], seed: int, level: float | None
+    ) -> Any:
+        """The same from what an evaluation keeps, see `arrays`."""
         raise NotImplementedError
 
     def arrays(self, found: Any) -> dict[str, np.ndarray]:

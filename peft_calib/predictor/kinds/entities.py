@@ -216,9 +216,14 @@ class Entities(Kind):
         rule.fit(entities.probability, entities.correct.astype(int), input="confidence", mask=once)
 
 
+def marks_entities(names: Sequence[str]) -> bool:
+    """Whether tags mark entities: one of them says that a word lies outside."""
+    return OUTSIDE in names
+
+
 def check_entity_tags(names: Sequence[str], folder: Any) -> None:
     """Refuse tags that mark no entities."""
-    if OUTSIDE not in names:
+    if not marks_entities(names):
         raise ValueError(
             f"The tags of {folder} have no {OUTSIDE!r} outside of entities ({', '.join(names[:8])}), so they mark "
             "none. Predict the words with peft_calib.predict_dataset(model, rows, task='token')."

@@ -158,9 +158,11 @@ class Labels(Kind):
 
     lead = "nll_micro"
 
-    def report(self, found: Any, targets: np.ndarray, seed: int, level: float | None = 0.95) -> LabelsReport:
-        how: dict[str, Any] = {"label_names": found.label_names, "confidence_level": level, "seed": seed}
-        return labels_report(found.calibrated.numpy(), targets, **how)
+    def report_of(
+        self, kept: Mapping[str, np.ndarray], targets: np.ndarray, names: Sequence[str], seed: int, level: float | None
+    ) -> LabelsReport:
+        how: dict[str, Any] = {"label_names": names, "confidence_level": level, "seed": seed}
+        return labels_report(kept["probabilities"], targets, **how)
 
     def arrays(self, found: Any) -> dict[str, np.ndarray]:
         return {"probabilities": found.calibrated.numpy()}

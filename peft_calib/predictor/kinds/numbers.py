@@ -119,8 +119,10 @@ class Numbers(Kind):
     lead = "crps"
     has_before = False
 
-    def report(self, found: Any, targets: np.ndarray, seed: int, level: float | None = 0.95) -> NumbersReport:
-        return numbers_report(found.means, found.sd.numpy(), targets, confidence_level=level)
+    def report_of(
+        self, kept: Mapping[str, np.ndarray], targets: np.ndarray, names: Sequence[str], seed: int, level: float | None
+    ) -> NumbersReport:
+        return numbers_report(kept["mean"], kept["sd"], targets, confidence_level=level)
 
     def arrays(self, found: Any) -> dict[str, np.ndarray]:
         return {"mean": found.means, "sd": found.sd.numpy()}
