@@ -63,13 +63,15 @@ class ErrorHead:
         assert self.bound is not None
         unlabelled = replace(rows, labels=None).as_dataset(order)
         features, errors = self.bound.read(unlabelled, seed, **options)
-        labels = None if rows.labels is None else torch.tensor([rows.labels[place] for place in order])
+        known = rows.labels is not None and rows.words is None  # the tags of words are lists
+        labels = torch.tensor([rows.labels[place] for place in order]) if known else None  # type: ignore[index]
         made = Prediction(
             sample_probabilities=features.logits.softmax(-1),
             num_forwards=features.num_forwards,
             how=how,
             seed=None if how == "mean" else seed,
             labels=labels,
+            positions=features.items,
         )
         return made, errors.error_probability
 

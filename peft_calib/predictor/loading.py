@@ -186,7 +186,7 @@ def _assembled(
     artefact = replace(artefact, kind=answered_kind(artefact, config))
     if KINDS[artefact.kind].of_words:
         check_entity_tags(artefact.classes, folder)
-    elif recalibrate:
+    if recalibrate:
         head = head_beside(folder, places, model)
     if recalibrate and decide:
         methods = {how: load_state(state) for how, state in artefact.ways.items()}

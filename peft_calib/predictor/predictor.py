@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
@@ -179,7 +178,7 @@ class Predictor:
         if self.error_head.told != NONE:
             said["error_head"] = head
         if errors is not None:
-            said["error_probability"] = errors[torch.from_numpy(np.argsort(order))]
+            said["error_probability"] = errors[self.kind.items_in_order(made, order)]
         answer = self.kind.answer(self.kind.in_order(made, order), method, self.artefact, **said)
         return self.decisions.applied(answer, how, self.count_of(how, count), seed, self.artefact)
 

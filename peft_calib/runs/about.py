@@ -26,11 +26,12 @@ def told_of(run: FinishedRun, rows: TestRows, variant: str, num_samples: int) ->
     config, fit = run.task.config, run.temperature_fit(variant)
     way = "mean adapter" if variant == "mean" else f"{num_samples} draws, their probabilities averaged"
     left_out = f"; {rows.left_out} that the run has seen are left out" if rows.left_out else ""
+    cut = f"; {rows.cut} of them cut to {config.max_length} tokens, as in training" if rows.cut else ""
     return {
         "method": f"{config.method}, {way}",
         "base model": called(config.model),
         "trained on": _without_folders(config.data),
-        "measured on": f"{_without_folders(rows.name)}, {len(rows.rows):,} rows{left_out}",
+        "measured on": f"{_without_folders(rows.name)}, {len(rows.rows):,} rows{cut}{left_out}",
         "temperature": fit["reason"] if fit is not None else "none",
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES),

@@ -131,6 +131,11 @@ def evaluate_run(
     task = load_task(folder)
     if metrics is not None:
         check_metrics(metrics, task.config.task)
+    if group_column is not None and (task.kind != "classes" or task.labels is None):
+        raise ValueError(
+            f"--group-column is for runs that answer with a class or with tags; of a {task.config.task} run evaluate "
+            "the rows of each group by themselves"
+        )
     variants = _variants(task.config, num_samples)
     where = TestData(data, subset, split, FileFormat(encoding, delimiter), drop_missing, group_column)
     with quiet():
@@ -208,6 +213,7 @@ def _measured(
         "rows": len(rows.rows),
         "rows_left_out": rows.left_out,
         "rows_without_value": rows.without_value,
+        "rows_cut": rows.cut,
         "rows_digest": SplitFingerprint.of_hashes(rows.keys).digest,
         "seed": seed,
     }
@@ -266,7 +272,7 @@ def _class_report(
         html = report.to_html(pages, before=reports[BEFORE], about=about_it, title=run.folder.path.name)
     about: dict[str, Any] = {"items": len(labels), **words_lost(prediction, rows), "variants": content}
     if outside is not None:
-        about["outside"] = {"data": outside.name, "rows": len(outside.rows)}
+        about["outside"] = {"data": outside.name, "rows": len(outside.rows), "rows_cut": outside.cut}
     return Made(about, arrays, html)
 
 
@@ -327,11 +333,12 @@ def _name(rows: TestRows, variants: dict[str, int], seed: int, outside: TestRows
 
 
 def _by_length(rows: TestRows, run: FinishedRun) -> TestRows:
-    """Rows of similar length side by side: less padding, hence less time."""
-    encoded = run.task.encode_prediction(rows.rows, run.tokenizer)
-    if len(encoded) != len(rows.rows):  # texts without a second token have left
+    """Rows of similar length side by side, which is less padding and so less time; those that are cut are counted."""
+    ids = run.task.encode_prediction(rows.rows, run.tokenizer)["input_ids"][:]
+    rows = replace(rows, cut=run.task.num_cut(rows.rows, ids, run.tokenizer))
+    if len(ids) != len(rows.rows):  # texts without a second token have left
         return rows
-    order = np.argsort([len(ids) for ids in encoded["input_ids"][:]], kind="stable")
+    order = np.argsort(list(map(len, ids)), kind="stable")
     groups = None if rows.groups is None else tuple(rows.groups[place] for place in order)
     return replace(rows, rows=rows.rows.select(order), keys=rows.keys[order], groups=groups)
 

@@ -49,7 +49,10 @@ class TestData:
 
 @dataclass(frozen=True)
 class TestRows:
-    """Rows a finished run is measured on and has not seen, perhaps in groups; `keys` are hashes of their inputs."""
+    """Rows a finished run is measured on and has not seen, perhaps in groups; `keys` are hashes of their inputs.
+
+    `cut` counts those that are longer than what the run reads, once that is known.
+    """
 
     __test__ = False  # the name begins like a test's
 
@@ -59,6 +62,7 @@ class TestRows:
     left_out: int
     without_value: int = 0
     groups: tuple[Any, ...] | None = None
+    cut: int = 0
 
 
 def load_run_rows(config: RunConfig) -> tuple[Task, RunRows]:

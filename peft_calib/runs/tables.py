@@ -171,6 +171,7 @@ def _caption(content: Mapping[str, Any]) -> str:
         lines.append(
             f"Outside: mean confidence on the {about['rows']} rows of {about['data']}, and how well confidence tells "
             "them from the rows above (0.5 is chance)."
+            + (f" {about['rows_cut']} of those rows were cut, too." if about.get("rows_cut") else "")
         )
     if content["rows_left_out"]:
         lines.append(f"{content['rows_left_out']} row(s) that the run was trained or calibrated on were left out.")
@@ -178,8 +179,13 @@ def _caption(content: Mapping[str, Any]) -> str:
         lines.append(f"{content['rows_without_value']} row(s) without a text or a label were left out.")
     if content.get("rows_cut"):
         lines.append(
-            f"{content['rows_cut']} row(s) were cut, as in training: {content['words_lost']} tagged words have no "
-            "answer and count nowhere, also not as names that were missed."
+            f"{content['rows_cut']} row(s) are longer than what the run reads, and were cut as in training (read more "
+            "with --max-length when you train)."
+        )
+    if content.get("words_lost"):
+        lines.append(
+            f"{content['words_lost']} tagged word(s) have no answer, as they were cut off or have no token; they "
+            "count nowhere, also not as names that were missed."
         )
     return " ".join(lines)
 

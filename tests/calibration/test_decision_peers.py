@@ -73,8 +73,8 @@ RISK, GRID = decision_peers.RISK, decision_peers.GRID
 def test_tests_of_a_label_are_mapies_but_that_it_rounds_errors_up():
     """MAPIE's p-values of a binary loss are the exact binomial tests that a label's threshold comes from.
 
-    It counts errors as `ceil(n (1 - precision))`: where rounding lifts that above the whole number, its p-value is that
-    of one error more, or Hoeffding's where that is smaller.
+    It counts errors as `ceil(n (1 - precision))`: where rounding lifts that above the whole number, its p-value is
+    that of one error more, or Hoeffding's where that is smaller.
     """
     rounded = 0
     for k, found in enumerate(SEVERAL["mapie"]["labels"]):

@@ -19,7 +19,8 @@ from peft_calib.calibration import SelectiveThreshold, find_entities
 from peft_calib.calibration.scores.kinds import PANELS
 from peft_calib.hub import write_card
 from peft_calib.hub.runs import measured_in_run
-from peft_calib.predictor.answer import logits_of
+from peft_calib.predictor.answer import CalibratedPrediction, logits_of
+from peft_calib.predictor.kinds.entities import EntitiesAnswer
 from peft_calib.provenance.stored_decision import StoredDecision
 from peft_calib.runs.deciding import decide
 from peft_calib.runs.evaluation import evaluate_run
@@ -127,6 +128,25 @@ def test_what_is_no_row_of_words_is_refused(tagger):
         predictor.calibrate([["7"]], [[0]])
 
 
+def test_an_answer_is_saved_and_read_back(tagger, decided, tmp_path):
+    found = quietly(tagger).predict([[*row["words"], "\u200b"] for row in tagged(20, 5)], **WAY)
+    assert found.accepted is not None and sum(map(len, found.entities)) > 10
+    for _ in range(2):  # over itself, too
+        again = EntitiesAnswer.load(found.save(tmp_path / "saved"))
+    assert again.entities == found.entities and again.decision == found.decision and repr(again) == repr(found)
+    assert CalibratedPrediction.load(tmp_path / "saved").how == "sample" and len(again) == 20
+    plain = quietly(tagger, decisions=False).predict([["river"]], **WAY)
+    assert EntitiesAnswer.load(plain.save(tmp_path / "plain")).entities == plain.entities
+    place = tmp_path / "saved" / "entities.json"
+    content = json.loads(place.read_text())
+    for name, value in (("kept", content["kept"][1:]), ("kept", [[[0]], *content["kept"][1:]]), ("accepted", [True])):
+        place.write_text(json.dumps(content | {name: value}))
+        with pytest.raises(ValueError, match=rf"entities.json.*{name}.*Predict and save again"):
+            EntitiesAnswer.load(tmp_path / "saved")
+    with pytest.raises(ValueError, match="holds no saved entities"):
+        EntitiesAnswer.load(tmp_path)
+
+
 def test_a_rule_is_fitted_on_one_entity_a_sentence(tagger, files, decided):
     rows = [json.loads(line) for line in files["fit"].read_text().splitlines()]
     p, names, sentences, labels = by_hand(tagger, rows)
@@ -168,6 +188,29 @@ def test_an_evaluation_says_what_the_rule_reaches(tagger, files, decided):
     own = evaluate_run(tagger, data=files["fit"], seed=3, num_samples=2, progress=False)
     assert "were fitted on" not in (refused := own.content["variants"]["sample"]["decision"]["threshold"])["refused"]
     assert "90 of the 90 rows are among" in refused["refused"]
+
+
+def test_groups_have_scores_of_words_and_what_the_rule_reaches_in_entities(tagger, decided, tmp_path, capsys):
+    rows = [row | {"part": "ab"[row["number"] % 3 == 0]} for row in tagged(60, 2)]
+    data = write_jsonl(tmp_path / "parts.jsonl", rows)
+    made = evaluate_run(tagger, data=str(data), seed=3, group_column="part", progress=False)
+    main = made.content["variants"]["sample"]
+    words = {part: sum(len(row["words"]) for row in rows if row["part"] == part) for part in "ab"}
+    panels = main["after"]["groups"]["panels"]
+    assert {name: panel["num_rows"] for name, panel in panels.items()} == words
+    # one entity of each sentence, of the sentences of a group
+    p, names, sentences, labels = by_hand(tagger, rows)
+    found = find_entities(p, names, sentences, labels)
+    rule = StoredDecision.read(tagger / "adapter" / RULE).rule
+    once, answered = found.one_a_sentence(rule.seed), found.probability >= rule.threshold
+    part = np.array([rows[row]["part"] for row in dict.fromkeys(sentences.tolist())])[found.sentences]
+    reached = {one["name"]: one for one in main["decision"]["threshold"]["groups"]["groups"]}
+    for name in "ab":
+        mine = once & (part == name)
+        assert reached[name]["num_rows"] == mine.sum() and reached[name]["decided"] == (mine & answered).sum()
+        assert reached[name]["failures"] == (mine & answered & ~found.correct).sum()
+    assert main["decision"]["threshold"]["groups"]["told"] in (made.folder / "report.md").read_text()
+    assert peft_calib("evaluate", tagger, "--data", data, "--seed", 3, "--group-column", "none") is not None
 
 
 def test_rows_that_were_trained_on_are_refused(tagger, tmp_path, decided):

@@ -5,13 +5,15 @@ import random
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from command_line import QUICK, WORDS, peft_calib, read, sentences, write_csv, write_jsonl
+from datasets import Dataset
 
-from peft_calib import UncertaintyHead
+from peft_calib import UncertaintyHead, load
 from peft_calib.calibration.entities import spans_of
-from peft_calib.runs.error_head import load_head, train_head
+from peft_calib.runs.error_head import load_head, read_head, train_head
 from peft_calib.runs.evaluation import evaluate_run
 from peft_calib.runs.loading import FinishedRun
 
@@ -156,6 +158,24 @@ def test_a_head_of_a_tagger_is_measured_by_tokens_entities_and_sentences(tiny_mo
     if "after" in own:
         assert own["before"]["settings"]["num_true"] == right and own["after"]["types"][0]["name"] == "X"
         assert own["after"]["settings"]["num_found"] == entities["items"]
+    # a prediction of the adapter says it of every entity, the largest of its words'
+    given = [row["tokens"] for row in map(json.loads, test.read_text().splitlines())]
+    answer = load(out, device="cpu").predict(given)
+    run = FinishedRun.load(out)
+    rows = run.task.canonical(Dataset.from_list([{"tokens": row, "tags": ["O"] * len(row)} for row in given]), "", "")
+    features, errors = read_head(run, load_head(run)[0], rows, 0, False)
+    assert torch.equal(features.items, answer.words.positions)
+    torch.testing.assert_close(answer.words.error_probability, errors.error_probability, rtol=1e-5, atol=1e-6)
+    found = [(row, one) for row, entities in enumerate(answer.entities) for one in entities]
+    assert found and "P(error) by" in repr(answer)
+    for row, one in found:
+        words = errors.error_probability[5 * row + one["first"] : 5 * row + one["last"] + 1]
+        assert one["error_probability"] == pytest.approx(float(words.max()), rel=1e-5)
+    assert peft_calib("predict", out, "--data", test, "--output", tmp_path / "out.parquet") is None
+    column = pq.read_table(tmp_path / "out.parquet")["entities"]
+    assert [[one["error_probability"] for one in row] for row in column.to_pylist()] == [
+        [pytest.approx(one["error_probability"], rel=1e-5) for one in row] for row in answer.entities
+    ]
     (place,) = out.glob("evaluation/*")
     assert f"Entities: {own['told']}" in (place / "report.md").read_text()
 

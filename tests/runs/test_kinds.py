@@ -450,6 +450,9 @@ def test_settings_and_rules_of_another_kind_are_refused(runs, files):
     ):
         with pytest.raises(ValueError, match=told):
             decide(runs[name], **where, **own)
+    for name in ("numbers", "labels"):
+        with pytest.raises(ValueError, match="evaluate the rows of each group by themselves"):
+            evaluate_run(runs[name], data=str(files["test"]), group_column="group", progress=False)
     with pytest.raises(NoGuaranteeError, match="takes 999 rows"):
         decide(runs["numbers"], **where, alpha=0.001)
     with pytest.raises(ValueError, match=r"trained on|calibrated"):

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 import torch
 from command_line import QUICK, WORDS, peft_calib, write_jsonl
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
+from huggingface_hub import ModelCard
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_calib.calibration import entities_report, find_entities
+from peft_calib.hub import write_card
 from peft_calib.prediction import predict
 from peft_calib.runs.entities import entities_in
 from peft_calib.runs.evaluation import evaluate_run
@@ -56,6 +59,35 @@ def decoder_run(tmp_path, model, data, task, *further):
     base = ["--data", data, "--model", model, "--task", task, "--batch-size", 8, "--rank", 2]
     assert peft_calib("train", "--output-dir", tmp_path / "run", *base, *further) is None
     return tmp_path / "run"
+
+
+# ------------------------------------------------------------------ rows that are cut
+
+#: Of each task, a row of so many words; one of three is cut at 8 tokens.
+LONG = {
+    "seq-cls": (["text"], lambda n: {"text": "river " * n, "label": "ab"[n % 2]}),
+    "rerank": (["text", "other"], lambda n: {"text": "river", "other": "river " * n, "label": n % 2}),
+    "multi-label": (["text"], lambda n: {"text": "river " * n, "label": "a|b" if n % 2 else "a"}),
+    "regression": (["text"], lambda n: {"text": "river " * n, "label": float(n)}),
+    "token-cls": (["text"], lambda n: {"tokens": ["river"] * n, "tags": (["O", "B-X"] * n)[:n]}),
+    "causal-lm": (["text"], lambda n: {"text": "river " * n}),
+    "multiple-choice": (["text"], lambda n: {"question": "river " * n, "choices": ["a", "b"], "label": n % 2}),
+}
+
+
+@pytest.mark.parametrize("task", LONG)
+def test_rows_that_lose_an_end_are_counted_in_every_task(task, tiny_model_folder, tiny_decoder_folder):
+    columns, row = LONG[task]
+    decodes = task in ("causal-lm", "multiple-choice")
+    settings = config(tiny_decoder_folder if decodes else tiny_model_folder, task, text_column=columns)
+    rows = Dataset.from_list([row(n) for n in (2, 3, 30)])
+    learned = TASK_CLASSES[task].learn(settings, rows)
+    canonical, tokenizer = learned.canonical(rows, "rows", "train"), load_tokenizer(settings)
+    whole = [len(ids) for ids in learned.encode_prediction(canonical, tokenizer)["input_ids"]]
+    for limit in (whole[1] - 1, whole[1], whole[1] + 1, whole[2] - 1, whole[2], 256):
+        short = replace(learned, config=replace(learned.config, max_length=limit))
+        ids = short.encode_prediction(canonical, tokenizer)["input_ids"][:]
+        assert short.num_cut(canonical, ids, tokenizer) == sum(size > limit for size in whole), limit
 
 
 # ------------------------------------------------------------------ multiple choice
@@ -264,8 +296,12 @@ def test_token_classification_run(tmp_path, tiny_model_folder):
     )
     assert two.content["rows_cut"] == two.content["words_lost"] == 0 and cut.content["rows_cut"] == 2
     assert cut.content["words_lost"] == sum(len(row["tags"]) for row in [*fresh[2:], *long]) - cut.content["items"] > 0
-    assert "2 row(s) were cut" in (cut.folder / "report.md").read_text()
+    lost = f"{cut.content['words_lost']} tagged word(s) have no answer"
+    text = (cut.folder / "report.md").read_text()
+    assert "2 row(s) are longer than what the run reads, and were cut" in text and lost in text
+    assert "20 rows; 2 of them cut to 256 tokens, as in training" in (cut.folder / "report.html").read_text()
     assert "were cut" not in (two.folder / "report.md").read_text()
+    assert "tokens, as in training" not in (two.folder / "report.html").read_text()
 
 
 def test_a_tagger_that_finds_nothing_still_has_its_entities_told():
@@ -325,6 +361,14 @@ def test_language_modelling_run(tmp_path, tiny_decoder_folder):
     assert 0.01 < fitted < 10  # not at a bound
     losses = [cross_entropy(torch.cat(logits) / (fitted * factor), targets) for factor in (0.97, 1.0, 1.03)]
     assert losses[1] == min(losses)
+    # its card has what was measured of it, and no pictures
+    write_card(run, tmp_path / "card", base_model="user/base")
+    card = ModelCard((tmp_path / "card" / "README.md").read_text())
+    told = {one.metric_type: one.metric_value for one in card.data.eval_results if "2 draws" in one.metric_name}
+    assert told == {
+        key: found.content["variants"]["sample"]["after"][key] for key in ("nll", "perplexity", "accuracy")
+    }
+    assert "| perplexity |" in card.text and ".png" not in card.text
     assert fit["low"] <= fitted <= fit["high"]
     used = fitted if fit["applied"] else 1.0
     assert found.content["variants"]["mean"]["temperature"] == loaded.text_temperature("mean") == used

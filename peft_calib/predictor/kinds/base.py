@@ -57,9 +57,14 @@ class Kind(ABC):
     def answer(self, made: Any, method: Any, artefact: Artefact, **said: Any) -> Any:
         """A prediction as the engine made it, taken to its recalibration."""
 
+    def items_in_order(self, made: Any, order: np.ndarray) -> torch.Tensor:
+        """Places of the items of a prediction of rows that were read in another order, in the order of the rows."""
+        del made
+        return torch.from_numpy(np.argsort(order))
+
     def in_order(self, made: Any, order: np.ndarray) -> Any:
-        """A prediction of rows that were read in another order, with its items in the order of the rows."""
-        return made.select(torch.from_numpy(np.argsort(order)))
+        """Such a prediction with its items in the order of the rows."""
+        return made.select(self.items_in_order(made, order))
 
     def said_of(self, rows: Encoded) -> dict[str, Any]:
         """What an answer says of its rows beside the prediction."""

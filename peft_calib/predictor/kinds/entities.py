@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,15 +19,19 @@ from ...artefact import Artefact, Inputs
 from ...calibration import SelectiveThreshold, find_entities
 from ...calibration.decide.base import DecisionRule
 from ...calibration.entities import Entities as Found
+from ...files import fill_folder, write_atomically
+from ...json_files import read_json
 from ...provenance.origins import is_missing
 from ...provenance.stored_decision import ENTITY, PROBABILITY
 from ..answer import CalibratedPrediction
 from ..encoded import Encoded, Words
-from ..table import ENTITIES
+from ..table import ENTITIES, ERROR
 from .base import Kind, flag_of
 
 #: Names under which a table that says nothing else has its tags.
 TAGS = ("tags", "labels", "ner_tags")
+#: What an answer says beside the prediction of its words, in a folder.
+FACTS = "entities.json"
 #: The tag outside of entities.
 OUTSIDE = "O"
 #: What `decide` takes, and why it does not take the rest.
@@ -105,11 +112,13 @@ class EntitiesAnswer:
     def entities(self) -> list[list[dict[str, Any]]]:
         """Of each row its entities, as mappings.
 
-        They have `type`, `first` and `last` word counted from 0, `text`, `probability`, and `answered` where a rule
+        They have `type`, `first` and `last` word counted from 0, `text`, `probability`, `error_probability` where an
+        uncertainty head says how likely their words' tags are wrong, the largest of these, and `answered` where a rule
         says so.
         """
         rows: list[list[dict[str, Any]]] = [[] for _ in self.texts]
         accepted = None if self.accepted is None else self.accepted.tolist()
+        errors = self.words.error_probability
         words = [word for kept in self.kept for word in kept]  # of every item
         places = zip(self.found.sentences.tolist(), self.found.spans.tolist(), strict=True)
         for number, (row, (start, stop)) in enumerate(places):
@@ -117,8 +126,57 @@ class EntitiesAnswer:
             one: dict[str, Any] = {"type": self.found.types[number], "first": first, "last": last}
             one |= {"text": " ".join(self.texts[row][first : last + 1])}
             one |= {"probability": float(self.found.probability[number])}
+            one |= {} if errors is None else {ERROR: float(errors[start:stop].max())}
             rows[row].append(one if accepted is None else one | {"answered": accepted[number]})
         return rows
+
+    def save(self, path: str | Path) -> Path:
+        """Write the answer to a folder; nothing half written takes a good one's place.
+
+        Args:
+            path: The folder; made if missing. `CalibratedPrediction.load` reads the prediction of the words there.
+
+        Returns:
+            The folder.
+        """
+        folder = Path(path)
+        facts: dict[str, Any] = {"texts": [list(row) for row in self.texts], "kept": [list(row) for row in self.kept]}
+        facts |= {"decision": self.decision, "accepted": None if self.accepted is None else self.accepted.tolist()}
+
+        def write(place: Path) -> None:
+            self.words.save(place)
+            write_atomically(place / FACTS, json.dumps(facts) + "\n")
+
+        fill_folder(folder, write, FACTS)
+        return folder
+
+    @classmethod
+    def load(cls, path: str | Path) -> EntitiesAnswer:
+        """Read an answer back.
+
+        Args:
+            path: A folder written by `save`.
+
+        Returns:
+            The answer.
+
+        Raises:
+            ValueError: If the folder holds none, or a damaged one.
+        """
+        folder = Path(path)
+        if not (folder / FACTS).is_file():
+            raise ValueError(f"{folder} holds no saved entities ({FACTS}). Predict and save again.")
+        facts, words = read_json(folder / FACTS, "Predict and save again"), CalibratedPrediction.load(folder)
+        texts, kept = facts.listing("texts", list), facts.listing("kept", list)
+        inside = len(texts) == len(kept) and all(map(_are_places, kept, map(len, texts)))
+        if words.positions is None or not inside or sum(map(len, kept)) != len(words):
+            raise facts.wrong("kept", f"the words of each row that the {len(words)} predictions are of")
+        given = facts.listing("accepted", bool, None)
+        accepted = None if given is None else torch.tensor(given, dtype=torch.bool)
+        found = cls(words=words, texts=texts, kept=kept, decision=facts.text("decision"), accepted=accepted)
+        if accepted is not None and len(accepted) != len(found.found):
+            raise facts.wrong("accepted", f"null, or true or false for each of {len(found.found)} entities")
+        return found
 
     def added(self) -> list[list]:
         """The column that `Kind.columns` names."""
@@ -128,6 +186,7 @@ class EntitiesAnswer:
         """Its type in a file: of rows without entities the values would not say it."""
         fields = {"type": pa.string(), "first": pa.int64(), "last": pa.int64(), "text": pa.string()}
         fields |= {"probability": pa.float64()}
+        fields |= {} if self.words.error_probability is None else {ERROR: pa.float64()}
         fields |= {} if self.accepted is None else {"answered": pa.bool_()}
         return [pa.list_(pa.struct(list(fields.items())))]
 
@@ -165,11 +224,13 @@ class Entities(Kind):
         fit = method.fit_result
         return "T left off" if fit is not None and not fit.applied else f"T = {method.temperature:.4g}"
 
+    def items_in_order(self, made: Any, order: np.ndarray) -> torch.Tensor:
+        return torch.argsort(torch.from_numpy(order)[made.positions[:, 0]], stable=True)
+
     def in_order(self, made: Any, order: np.ndarray) -> Any:
-        rows = torch.from_numpy(order)[made.positions[:, 0]]
-        places = torch.argsort(rows, stable=True)
-        back = made.select(places)
-        return replace(back, positions=torch.stack([rows[places], back.positions[:, 1]], dim=1))
+        back = super().in_order(made, order)
+        rows = torch.from_numpy(order)[back.positions[:, 0]]
+        return replace(back, positions=torch.stack([rows, back.positions[:, 1]], dim=1))
 
     def said_of(self, rows: Encoded) -> dict[str, Any]:
         return {"rows": rows.words}
@@ -186,6 +247,7 @@ class Entities(Kind):
         types = found.found.types
         counts = {name: types.count(name) for name in sorted(set(types))}
         told = ", ".join(f"{name} {count}" for name, count in counts.items()) or "no entity is found"
+        told += f"; {found.words.error_head}" if found.words.error_probability is not None else ""
         if found.accepted is None:
             return {"entities": counts, "told": told}
         answered = int(found.accepted.sum())
@@ -214,6 +276,12 @@ class Entities(Kind):
         assert entities.correct is not None
         once = entities.one_a_sentence(rule.seed)
         rule.fit(entities.probability, entities.correct.astype(int), input="confidence", mask=once)
+
+
+def _are_places(values: Sequence[Any], size: int) -> bool:
+    """Whether these are different places among so many, in order."""
+    whole = all(type(value) is int for value in values)
+    return whole and all(a < b for a, b in pairwise([-1, *values, size]))
 
 
 def marks_entities(names: Sequence[str]) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +26,9 @@ from ...predictor.encoded import Encoded
 from ...provenance.origins import with_column
 from ..labels import LabelMap
 from ..settings import RunConfig
+
+#: Tokens that no row has.
+UNCUT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,17 @@ class Task(ABC):
     def encode_prediction(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         """Inputs for `predict_dataset`, with `labels`, in the order of the rows; those of training as a rule."""
         return self.encode_training(rows, tokenizer)
+
+    def num_cut(self, rows: Dataset, ids: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> int:
+        """How many canonical rows are longer than what is read; `ids` are the tokens of `encode_prediction`."""
+        short = list(ids)
+        if len(short) == len(rows):  # those that fill it are looked at once more, whole; else rows without tokens left
+            full = [row for row, tokens in enumerate(short) if len(tokens) >= self.config.max_length - 1]
+            rows, short = rows.select(full), [short[row] for row in full]
+        if not short:
+            return 0
+        whole = replace(self, config=replace(self.config, max_length=UNCUT)).encode_prediction(rows, tokenizer)
+        return sum(len(read) < len(all_of_it) for read, all_of_it in zip(short, whole["input_ids"][:], strict=True))
 
     def encode_for_predictor(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Encoded:
         """The same for a predictor of the run's adapter."""
