@@ -241,3 +241,17 @@ def test_pictures_show_all_answers_before_and_after_and_the_labels_that_are_off_
     assert page.count("data:image/png") == 2
     assert 'alt="Reliability of 16 of 18 labels, those with the largest calibration errors"' in page
     assert 'alt="Reliability of each label"' in labels_report(p[:, :2], y[:, :2], confidence_level=None).to_html()
+
+
+def test_where_no_label_can_be_given_the_nearest_is_named():
+    p = np.full((40, 2), 0.1)
+    p[:20, 1], p[:5, 0] = np.linspace(0.6, 0.9, 20), 0.7
+    told = (
+        r"with 90 % confidence for all 2 labels at once. Nearest to it is 'b', by the rows where .* and more: 20 rows"
+    )
+    with pytest.raises(NoGuaranteeError, match=told):
+        LabelThresholds(risk=0.05, confidence=0.9).fit(p, (p > 0.5).astype(int), label_names=["a", "b"])
+    with pytest.raises(
+        NoGuaranteeError, match=r"at a risk of 5 % with 90 % confidence\. Nearest to it is label [01], by"
+    ):
+        LabelThresholds(risk=0.05, confidence=0.9, joint=False).fit(p, (p > 0.5).astype(int))

@@ -106,13 +106,17 @@ class LabelThresholds(DecisionRule):
         self.parts: tuple[LabelPart, ...] = ()
         self.num_rows = 0
 
-    def fit(self, probabilities: Any, labels: Any, *, input: str = "probabilities") -> LabelThresholds:
+    def fit(
+        self, probabilities: Any, labels: Any, *, input: str = "probabilities",
+        label_names: Sequence[str] | None = None,
+    ) -> LabelThresholds:  # fmt: skip
         """Find the thresholds on labelled rows that the model was not trained on.
 
         Args:
             probabilities: `(N, L)` probabilities of the labels, or logits.
             labels: `(N, L)` zeros and ones.
             input: `"probabilities"` or `"logits"`.
+            label_names: What to call the labels where none can be given; their numbers if not given.
 
         Returns:
             The object itself.
@@ -125,10 +129,15 @@ class LabelThresholds(DecisionRule):
         tail = (1.0 - self.confidence) / (1 if self.miss is None else 2) / (rows.num_labels if self.joint else 1)
         found = [self._fit_label(rows, k, tail) for k in range(rows.num_labels)]
         if not any(part.gives for part, _ in found):
-            _, error = min(found, key=lambda pair: math.inf if pair[1] is None else pair[1].rows_needed or math.inf)
-            assert error is not None
+            errors = [error for _, error in found if error is not None]
+            nearest = int(np.argmin([(error.rows_needed or math.inf) - error.rows for error in errors]))
+            error = errors[nearest]
+            told = f"label {nearest}" if label_names is None else repr(label_names[nearest])
+            at_once = f" for all {rows.num_labels} labels at once" if self.joint and rows.num_labels > 1 else ""
             raise NoGuaranteeError(
-                f"No label can be given at a risk of {percent(self.risk)}; of the one that is nearest to it: {error}",
+                f"No label can be given at a risk of {percent(self.risk)} with {percent(self.confidence)} confidence"
+                f"{at_once}. Nearest to it is {told}, by the rows where its probability is 1/2 "
+                f"and more: {error}",
                 error.rows, error.rows_needed,
             )  # fmt: skip
         self.parts = tuple(part for part, _ in found)

@@ -199,7 +199,7 @@ class Labels(Kind):
         return [LabelThresholds(asked.get("risk"), asked.get("miss"), asked.get("confidence", 0.95), **own)]
 
     def fit_rule(self, rule: Any, found: Any, targets: Any, by: str = PROBABILITY) -> None:
-        rule.fit(found.calibrated.numpy(), np.asarray(targets))
+        rule.fit(found.calibrated.numpy(), np.asarray(targets), label_names=found.label_names)
 
     def evaluate_rule(self, rule: DecisionRule, found: Any, targets: np.ndarray, mask: np.ndarray) -> Any:
         return rule.evaluate(found.calibrated.numpy(), targets, mask=mask)  # type: ignore[attr-defined]
