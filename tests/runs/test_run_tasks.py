@@ -299,7 +299,7 @@ def test_token_classification_run(tmp_path, tiny_model_folder):
     lost = f"{cut.content['words_lost']} tagged word(s) have no answer"
     text = (cut.folder / "report.md").read_text()
     assert "2 row(s) are longer than what the run reads, and were cut" in text and lost in text
-    assert "20 rows; 2 of them cut to 256 tokens, as in training" in (cut.folder / "report.html").read_text()
+    assert "20 rows; 2 of them cut to 128 tokens, as in training" in (cut.folder / "report.html").read_text()
     assert "were cut" not in (two.folder / "report.md").read_text()
     assert "tokens, as in training" not in (two.folder / "report.html").read_text()
 
