@@ -1,5 +1,6 @@
 """A short life of every law on every base: trained, saved, loaded, drawn from, exported, switched off, merged."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -210,3 +211,17 @@ def test_every_difference_is_shown_by_a_test():
     for difference in DIFFERENCES.values():
         file, _, function = difference.shown_by.partition("::")
         assert f"def {function}(" in (root / file).read_text(), difference.shown_by
+
+
+def test_the_page_says_what_pefts_own_suites_found():
+    found = json.loads((PAGE.parents[1] / "benchmarks" / "results" / "conformance.json").read_text())
+    laws = {f"{name.upper()}LORA": f"{name}LoRA" for name in ("Hyper", "Bayesian", "Curve", "Ensemble")}
+    known = {f"to {d.what}: {d.ours}, for {d.why}" for d in DIFFERENCES.values()}
+    rows = []
+    for method, law in laws.items():
+        modules = found[method]["modules"].values()
+        reasons = {why for module in modules for why in module["deselected"].values()}
+        assert reasons <= known
+        counts = [sum(module[key] for module in modules) for key in ("passed", "failed", "skipped")]
+        rows.append(f"| {law} | {' | '.join(map(str, counts))} | {sum(len(m['deselected']) for m in modules)} |")
+    assert "\n".join(rows) in PAGE.read_text(), "\n".join(rows)
