@@ -62,7 +62,7 @@ def test_evaluate_takes_texts_without_labels(trained, test_file, tmp_path, capsy
     plain = evaluate_run(run, data=test_file, progress=False)
     found = evaluate_run(run, data=test_file, outside=other, progress=False)
     assert found.folder != plain.folder
-    assert found.content["outside"] == {"data": str(other), "rows": 20}
+    assert found.content["outside"] == {"data": str(other), "rows": 20, "rows_cut": 0}
     assert "outside" not in plain.content["variants"]["sample"]
     sample, mean = (found.content["variants"][name] for name in ("sample", "mean"))
     assert sample["outside"]["mutual_information"] >= 0
