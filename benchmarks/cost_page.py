@@ -42,7 +42,7 @@ share of LoRA's distance. Two points a step are two functions of every row.
 WHOLE = """
 ## A whole training of members
 
-Process CPU time of {rows} rows and {epochs} epochs in the stock Trainer, and the peak memory of a process of its own.
+Process CPU time of {epochs} epochs over {rows} in the stock Trainer, and the peak memory of a process of its own.
 "Kept" is with the trunk's states kept from epoch to epoch, their computing counted.
 
 """
@@ -105,13 +105,14 @@ def page(stored: dict[str, dict[str, Any]]) -> str:
     """The page in Markdown."""
     members, predict, head = stored["members"], stored["predict"], stored["uncertainty_head_cost"]
     case = members["minilm"]
+    sizes = " and ".join(f"{members[key]['rows']} rows ({told})" for key, told in WIDTHS.items() if key in members)
     exported = predict["exported mean"]["exported mean"]["ratio"]
     trials, one = (head["fit"][name]["median_ratio"] for name in ("fit_27_trials", "training"))
     return (
         HEAD
         + STEP
         + steps(stored)
-        + WHOLE.format(rows=case["rows"], epochs=case["epochs"])
+        + WHOLE.format(rows=sizes, epochs=case["epochs"])
         + trainings(members)
         + PREDICT.format(draws=predict["draws"], exported=exported)
         + predictions(predict)

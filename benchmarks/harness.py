@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # where there is little more than torch and transformers, the
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def training_arguments(folder: str, epochs: int, *, use_cpu: bool = True) -> Any:
+def training_arguments(folder: str, epochs: float, *, use_cpu: bool = True) -> Any:
     """The stock Trainer's arguments of a training that is measured: nothing is saved, logged or shown."""
     from transformers import TrainingArguments
 
