@@ -115,7 +115,7 @@ bench: install
 # Goes on where it stood. EVIDENCE_DATA holds a folder for each data set of the protocol, EVIDENCE_RUNS what is finished.
 EVIDENCE_RUNS ?= evidence-runs
 # Protocols by the names of their results.
-PROTOCOLS ?= evidence moments two_loras methods
+PROTOCOLS ?= evidence moments three_members two_loras methods
 EVIDENCE = $(THREADS) $(OFFLINE) $(BIN)/python benchmarks/evidence.py
 
 evidence: install

@@ -11,8 +11,8 @@ before the runs; what is not finished goes on where it stood.
     python benchmarks/evidence.py page    # docs/evidence.md
 
 Further protocols, `--protocol benchmarks/evidence/NAME.json`, have their results in `benchmarks/results/NAME.json`,
-and the page tells those of all: moments around the members (`moments`), two whole LoRAs (`two_loras`), the other laws
-and label smoothing (`methods`).
+and the page tells those of all: moments around the members (`moments`), three members for fewer epochs
+(`three_members`), two whole LoRAs (`two_loras`), the other laws and label smoothing (`methods`).
 
 DIR holds a folder for each data set with `train.jsonl.gz` and the files that the protocol names, with columns `text`
 and `label`; without `--data` there is only `documentation`, the embedded sentences. `--model` takes any encoder of the
@@ -49,7 +49,7 @@ PROTOCOL = Path(__file__).parent / "evidence" / "evidence.json"
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
 RESULTS = Path(__file__).parent / "results"
 #: Results whose protocols the page tells, in its order.
-ON_THE_PAGE = ("evidence.json", "moments.json", "two_loras.json")
+ON_THE_PAGE = ("evidence.json", "moments.json", "three_members.json", "two_loras.json")
 #: Of a table of results.
 PARTS = ("in distribution", "shifted")
 

@@ -6,6 +6,8 @@ from typing import Any
 
 #: The baseline that the question is about.
 LORA = "lora"
+#: Methods of one kind, of which a protocol has one.
+KINDS = {"members, two or three": ("members", "three members, six epochs")}
 
 HEAD = """# Is it better than a LoRA with a temperature?
 
@@ -35,7 +37,7 @@ TOGETHER = """
 ## All cells together
 
 Nobody wrote this down beforehand: the mean over the cells of all protocols whose baseline is the LoRA, each protocol
-by its share of the cells, for methods that are in all. A cell's rows and runs are in one protocol only.
+by its share of the cells, for methods that are in two or more. A cell's rows and runs are in one protocol only.
 
 | method | rows | score | difference | 95 % interval |
 |---|---|---|---:|---|
@@ -60,26 +62,30 @@ def page(results: list[dict[str, Any]]) -> str:
 
 
 def together(results: list[dict[str, Any]], title: str) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """Difference, low and high of each method and score over the cells of all protocols, which share no run.
+    """Difference, low and high of each score over the cells of all protocols that have a method, or one of a kind."""
+    parts = [one[title] for one in results if title in one]
+    methods = {name: (name,) for part in parts for name in part["mean over cells"]}
+    kinds = {kind: names for kind, names in KINDS.items() if all(name in methods for name in names)}
+    found = {}
+    for told, names in (methods | kinds).items():
+        held = [(part, name) for part in parts for name in names if name in part["mean over cells"]]
+        if len(held) > 1:
+            scores = [(part["mean over cells"][name], len(part["cells"])) for part, name in held]
+            found[told] = {score: _pooled([(of[score], count) for of, count in scores]) for score in scores[0][0]}
+    return found
+
+
+def _pooled(found: list[tuple[dict[str, float], int]]) -> tuple[float, float, float]:
+    """Difference, low and high over the cells of protocols that share no run.
 
     The mean over all cells is that of the protocols' means by their numbers of cells, so its interval's half width is
     the root of the sum of squares of theirs by the same shares.
     """
-    found = [one[title] for one in results if title in one]
-    if not found:
-        return {}
-    cells = [len(one["cells"]) for one in found]
-    shares = [count / sum(cells) for count in cells]
-    shared = [name for name in found[0]["mean over cells"] if all(name in one["mean over cells"] for one in found)]
-    answers: dict[str, dict[str, tuple[float, float, float]]] = {}
-    for method in shared:
-        for score in found[0]["mean over cells"][method]:
-            of = [one["mean over cells"][method][score] for one in found]
-            mean = sum(share * d["difference"] for share, d in zip(shares, of, strict=True))
-            halves = ((share * (d["high"] - d["low"]) / 2) ** 2 for share, d in zip(shares, of, strict=True))
-            half = sum(halves) ** 0.5
-            answers.setdefault(method, {})[score] = (mean, mean - half, mean + half)
-    return answers
+    shares = [count / sum(count for _, count in found) for _, count in found]
+    of = [d for d, _ in found]
+    mean = sum(share * d["difference"] for share, d in zip(shares, of, strict=True))
+    half = sum((share * (d["high"] - d["low"]) / 2) ** 2 for share, d in zip(shares, of, strict=True)) ** 0.5
+    return mean, mean - half, mean + half
 
 
 def _together(results: list[dict[str, Any]]) -> list[str]:

@@ -93,6 +93,17 @@ def test_cells_of_two_protocols_are_one_mean_by_their_numbers(evidence):
     assert evidence.page([first | ABOUT, second | ABOUT]).count("| b | in distribution |") == 4
 
 
+def test_methods_of_one_kind_are_one_mean(evidence):
+    two, three = sys.modules["evidence_page"].KINDS["members, two or three"]
+    parts = [{"in distribution": {"mean over cells": {m: BETTER}, "cells": {"x": {}}}} for m in (two, three, two)]
+    found = sys.modules["evidence_page"].together(parts, "in distribution")
+    half = BETTER["nll"]["high"] - BETTER["nll"]["difference"]
+    for name, count in ((two, 2), ("members, two or three", 3)):
+        mean, _, high = found[name]["nll"]
+        assert (mean, high - mean) == pytest.approx((BETTER["nll"]["difference"], half / count**0.5))
+    assert set(found) == {two, "members, two or three"}
+
+
 def test_another_baseline_is_named_judged_by_no_rule_and_in_no_mean(evidence):
     found = {"in distribution": {"mean over cells": {"b": BETTER}, "cells": {"x": {}}}} | ABOUT
     other = found | {"protocol": ABOUT["protocol"] | {"baseline": "two LoRAs"}}

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -82,6 +83,30 @@ def test_the_figures_of_members_are_those_of_the_evidence():
             assert said(scores["nll"]) in text, (file, method)
             assert method != "members" or said(scores["brier"]) in text, file
     assert said(results["shifted"]["mean over cells"]["members"]["nll"]) in text
+
+
+def test_the_figures_of_three_members_and_of_all_members_are_those_of_the_evidence():
+    protocols = [
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("evidence", "moments", "three_members")
+    ]
+    three = protocols[2]
+    parts = {
+        title: three[title]["mean over cells"]["three members, six epochs"] for title in ("in distribution", "shifted")
+    }
+    here, there = parts["in distribution"], parts["shifted"]
+    keys = ("difference", "low", "high")
+    found = [[d[key] for key in keys] for d in (here["nll"], here["brier"], there["nll"])]
+    together = runpy.run_path(str(ROOT / "benchmarks" / "evidence_page.py"))["together"]
+    everything = together(protocols, "in distribution")["members, two or three"]
+    found += [everything["nll"], everything["brier"]]
+    for name in ("which-method.md", "ensemble-lora.md"):
+        text = page(name).replace(" nats [", " [").replace("+", "")
+        for figures in found:
+            mean, low, high = (f"{'-' if x < 0 else ''}{number(x, 3)}" for x in figures)
+            assert f"{mean} [{low}, {high}]" in text, (name, figures)
+    assert [clause for clause, holds in three["decision"]["three members, six epochs"].items() if not holds] == [
+        "brier lower"
+    ]
 
 
 def test_the_figures_of_two_loras_are_those_of_the_evidence():

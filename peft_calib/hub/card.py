@@ -60,7 +60,8 @@ def _text(value: Any) -> str:
 def _what(facts: CardFacts) -> str:
     classes, subject = facts.artefact.classes, facts.subject
     lines = [_text(subject.intended_use)] if subject.intended_use else []
-    kind = (facts.pipeline or "a task of its own").replace("-", " ")
+    # the Hub has one name for texts that are given a class or a number
+    kind = "regression" if facts.answers == "numbers" else (facts.pipeline or "a task of its own").replace("-", " ")
     lines.append(
         f"An adapter of `{facts.base_model}` for {kind} ({facts.method}), with probabilities that were measured for "
         "calibration."

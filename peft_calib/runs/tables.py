@@ -205,7 +205,7 @@ def _cells(content: Mapping[str, Any], metrics: Sequence[str], gap: str) -> tupl
     rows = [name for name in metrics if any(name in report for _, report in columns)]
     rows += [name for name in ("perplexity",) if name in columns[0][1]]  # of texts
     lines = [[name, *(_cell(report, name, gap) for _, report in columns)] for name in rows]
-    floored: tuple[str, ...] = ("ece_micro", "ece_macro", "pit_ks", "coverage_90")
+    floored: tuple[str, ...] = ("ece_micro", "ece_macro", "pit_ks", "coverage_50", "coverage_90")
     for key in (key for key in floored if key in rows):
         bands = [(report.get("noise_floor") or {}).get(key) for _, report in columns]
         lines.append([f"{key} if right", *(f"{band['mean']:.3f}" if band else "" for band in bands)])

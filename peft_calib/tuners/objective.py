@@ -139,12 +139,15 @@ def look_after(law: Law) -> None:
 def settle_members() -> None:
     """Warn of a loss of one member alone behind a compiled forward; called after each step of an optimiser.
 
-    The gradients of the others are zeros then. The parameters are looked at once, in the first step.
+    The gradients of the others are zeros then. The parameters are looked at until a step has a gradient: one that is
+    all zeros, or another model's, says nothing of the members.
     """
     for law in [law for law in _members if law.watched or law.compiled]:
-        _members.discard(law)
         gradients = [p.grad for p in law.parameters() if p.grad is not None and not isinstance(p.grad, DTensor)]
-        if not law.watched and gradients and not any(bool(gradient[1:].any()) for gradient in gradients):
+        if not law.watched and not any(bool(gradient.any()) for gradient in gradients):
+            continue
+        _members.discard(law)
+        if not law.watched and not any(bool(gradient[1:].any()) for gradient in gradients):
             warnings.warn(ONE_MEMBER, stacklevel=2)
 
 

@@ -255,3 +255,10 @@ def test_where_no_label_can_be_given_the_nearest_is_named():
         NoGuaranteeError, match=r"at a risk of 5 % with 90 % confidence\. Nearest to it is label [01], by"
     ):
         LabelThresholds(risk=0.05, confidence=0.9, joint=False).fit(p, (p > 0.5).astype(int))
+    # half of the rows are wrong: no number of them would do, whichever column that is
+    for column in (0, 1):
+        p = np.full((200, 2), 0.1)
+        p[:, column], y = 0.8, np.zeros((200, 2), int)
+        y[::2, column] = 1
+        with pytest.raises(NoGuaranteeError, match=f"would do for any of them, as for label {column}, by"):
+            LabelThresholds(risk=0.05, confidence=0.9).fit(p, y)

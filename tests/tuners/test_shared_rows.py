@@ -101,3 +101,10 @@ def test_nothing_is_noted_where_nobody_counts_writes_or_nothing_is_repeated():
     assert rows_once(mark_repeated(once.clone(), once)) is None
     with torch.inference_mode():
         assert rows_once(mark_repeated(once.repeat(2, 1), once)) is None
+
+
+def test_rows_that_were_written_later_are_not_those_that_are_repeated():
+    once = torch.rand(2, 3)
+    repeated = mark_repeated(once.repeat(2, 1), once)
+    once.zero_()
+    assert rows_once(repeated) is None

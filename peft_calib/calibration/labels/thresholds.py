@@ -130,13 +130,17 @@ class LabelThresholds(DecisionRule):
         found = [self._fit_label(rows, k, tail) for k in range(rows.num_labels)]
         if not any(part.gives for part, _ in found):
             errors = [error for _, error in found if error is not None]
-            nearest = int(np.argmin([(error.rows_needed or math.inf) - error.rows for error in errors]))
+            short = [((error.rows_needed or math.inf) - error.rows, -error.rows) for error in errors]
+            nearest = short.index(min(short))
             error = errors[nearest]
+            least = (
+                "Nearest to it is" if error.rows_needed else "No number of such rows would do for any of them, as for"
+            )
             told = f"label {nearest}" if label_names is None else repr(label_names[nearest])
             at_once = f" for all {rows.num_labels} labels at once" if self.joint and rows.num_labels > 1 else ""
             raise NoGuaranteeError(
                 f"No label can be given at a risk of {percent(self.risk)} with {percent(self.confidence)} confidence"
-                f"{at_once}. Nearest to it is {told}, by the rows where its probability is 1/2 "
+                f"{at_once}. {least} {told}, by the rows where its probability is 1/2 "
                 f"and more: {error}",
                 error.rows, error.rows_needed,
             )  # fmt: skip
