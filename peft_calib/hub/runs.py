@@ -44,7 +44,11 @@ def _evaluations(folder: RunFolder, identity: dict) -> Iterator[Evaluation]:
     for place in sorted((folder.path / "evaluation").glob(f"*/{REPORT}")):
         content = read_json(place)
         if content.get("identity") != identity:
-            warnings.warn(f"{place} was made of another state of the run and is left out.", UserWarning, stacklevel=4)
+            warnings.warn(
+                f"{place} was made of another state of the run (before `peft-calib decide`, say) and is left out. "
+                "`peft-calib evaluate` with the same rows puts it on the card.",
+                UserWarning, stacklevel=4,
+            )  # fmt: skip
         elif AFTER in next(iter(content["variants"].values()), {}):
             yield Evaluation(place.parent, content)
 
