@@ -154,3 +154,14 @@ def test_the_site_builds_and_a_warning_is_an_error(tmp_path):
     assert "push-metric" in (site / "commands.html").read_text()
     for file in site.glob("*.html"):  # nothing is fetched by who reads it
         assert not re.findall(r"<(?:script|link)[^>]*(?:src|href)=\"https?://", file.read_text()), file
+
+
+def test_what_calibrating_a_posterior_did_is_what_was_measured():
+    cells = json.loads((RESULTS / "posterior_scale.json").read_text())["cells"]
+    parts = [part for cell in cells.values() for part in cell.values() if isinstance(part, dict)]
+    assert [len(cells), {cell["scale"] for cell in cells.values()}] == [8, {0.0}]
+    assert {part["chosen"]["difference"] for part in parts} == {0.0}
+    gains = [-part["as trained"]["difference"] for part in parts]
+    ends = f"{number(min(gains), 4)} to {number(max(gains), 3)}"
+    told = f"on all {len(parts)} sets of rows, shifted ones included, by {ends} nats"
+    assert min(gains) > 0 and told in page("bayesian-lora.md")
