@@ -26,7 +26,8 @@ def adapted(tiny_classifier, config=None):
     return prepare_for_trainer(get_peft_model(tiny_classifier(num_labels=2), config))
 
 
-def arguments(folder, **options) -> TrainingArguments:
+def arguments(folder, kind=TrainingArguments, **options) -> TrainingArguments:
+    """Of a training that is soon over and says nothing; `kind` is another library's class of arguments."""
     defaults = dict(
         max_steps=8,
         per_device_train_batch_size=8,
@@ -40,7 +41,7 @@ def arguments(folder, **options) -> TrainingArguments:
         disable_tqdm=True,
         seed=0,
     )
-    return TrainingArguments(str(folder), **defaults | options)
+    return kind(str(folder), **defaults | options)
 
 
 def trainer(model, folder, callbacks, train=None, evaluation=None, compute_metrics=None, **options) -> Trainer:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from methods import METHODS
+from small_trainer import arguments
 from torch import nn
 
 from peft_calib import draws, regularization_loss
@@ -65,20 +66,6 @@ def test_a_sentence_transformer_trains_encodes_draws_and_comes_back(name, tiny_m
 # ----------------------------------------------------------------- the library's own trainers
 
 
-def arguments(kind, folder):
-    return kind(
-        output_dir=str(folder),
-        max_steps=2,
-        learning_rate=1e-2,
-        lr_scheduler_type="constant",
-        max_grad_norm=0.0,
-        save_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-    )
-
-
 def bi_encoder(folder, method):
     """What is trained, the class of its trainer, that of its arguments, a loss, and labels of four pairs."""
     made = encoder(folder, method.config(r=2, target_modules=["query", "value"], task_type="FEATURE_EXTRACTION"))
@@ -105,7 +92,8 @@ def prepared(build, folder, method, tmp_path, mixins=(RegularizedLossMixin,)):
     pairs = {"first": [*TEXTS, "nobody came"], "second": ["by the river", "the queue was long", "hot soup", "x"]}
     trainer_class = type("Trained", (*mixins, trainer_class), {})
     rows = Dataset.from_dict({**pairs, "label": labels})
-    return made, trainer_class(made, arguments(arguments_class, tmp_path), rows, loss=loss), loss
+    options = arguments(tmp_path, arguments_class, max_steps=2, max_grad_norm=0.0)
+    return made, trainer_class(made, options, rows, loss=loss), loss
 
 
 def trained(made):
