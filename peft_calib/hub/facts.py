@@ -212,6 +212,17 @@ class CardFacts:
         return self.method != "LORA"
 
 
+def leading(measured: Sequence[Measurement]) -> dict[str, Measurement]:
+    """What pictures and a leaderboard tell, by kind of answer: the last way of predicting on the first rows.
+
+    The first rows are those of a report that was given, else the run's own test rows.
+    """
+    firsts = {}
+    for one in measured:
+        firsts.setdefault(one.kind, (one.split, one.rows_digest))
+    return {one.kind: one for one in measured if firsts[one.kind] == (one.split, one.rows_digest)}
+
+
 def facts_of(folder: Path, name: str, subject: Subject, measured: Sequence[Measurement], has_lora: bool) -> CardFacts:
     """Read what a card says from an adapter's folder.
 

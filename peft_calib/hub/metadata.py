@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
-from .facts import CardFacts, Measurement
+from .facts import CardFacts, Measurement, leading
 
 #: Names of the scores as the Hub's metrics are called, where they have another name there.
 METRIC_TYPES = {"brier": "brier_score", "ece": "expected_calibration_error", "r2": "r_squared"}
@@ -120,7 +120,7 @@ def benchmark_results(facts: CardFacts) -> dict[str, str]:
     subject = facts.subject
     if subject.benchmark_task is None or subject.dataset is None or not facts.measured:
         return {}
-    best = facts.measured[-1]
+    best = list(leading(facts.measured).values())[-1]
     about = {"id": subject.dataset, "task_id": subject.benchmark_task, "revision": subject.dataset_revision}
     scores, (ranked, *noted) = best.scores(), best.panel.first
     notes = ", ".join(f"{key} {scores[key]:.4f}" for key in noted if key in scores)

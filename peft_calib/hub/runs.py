@@ -14,6 +14,7 @@ from ..predictor.kinds import KINDS
 from ..runs.evaluation import AFTER, BEFORE, REPORT, Evaluation
 from ..runs.folder import RunFolder, read_json
 from ..runs.loading import adapter_names, load_task, run_identity
+from ..runs.sources import source_name
 from .facts import Measurement, Report
 
 #: What an evaluation of a language model is of.
@@ -36,7 +37,9 @@ def measured_in_run(source: Path) -> tuple[Path, Sequence[Measurement]]:
         )
     identity = run_identity(folder, task.config)
     tags = () if task.labels is None else task.labels.names
-    measured = [one for found in _evaluations(folder, identity) for one in _measurements(found, tags)]
+    # its own test rows first: a leaderboard's number is of them
+    found = sorted(_evaluations(folder, identity), key=lambda one: not _is_own(one, task.config.data))
+    measured = [one for evaluation in found for one in _measurements(evaluation, tags)]
     return folder.adapter(names[0]), measured
 
 
@@ -51,6 +54,11 @@ def _evaluations(folder: RunFolder, identity: dict) -> Iterator[Evaluation]:
             )  # fmt: skip
         elif AFTER in next(iter(content["variants"].values()), {}):
             yield Evaluation(place.parent, content)
+
+
+def _is_own(evaluation: Evaluation, data: str) -> bool:
+    """Whether an evaluation is of rows out of the data that the run was trained on."""
+    return str(evaluation.content["data"]).removesuffix(")").rpartition(" (")[0] in (data, source_name(data))
 
 
 def _measurements(evaluation: Evaluation, tags: Sequence[str]) -> Iterator[Measurement]:

@@ -25,7 +25,7 @@ from ..provenance.splits import SPLIT_FILE
 from ..tuners.laws import laws_of
 from ..uncertainty_head.stored import STEM
 from .card import DECISION, RELIABILITY, REPORT_FILE, RISK, card_body
-from .facts import CardFacts, Measurement, Subject, facts_of
+from .facts import CardFacts, Measurement, Subject, facts_of, leading
 from .metadata import benchmark_results, check_card, metadata_of, with_metadata
 from .runs import measured_in_run
 
@@ -161,7 +161,7 @@ def _name_base(folder: Path, facts: CardFacts) -> None:
 
 
 def _write_report(folder: Path, measured: Sequence[Measurement]) -> Mapping[str, str]:
-    """The reports as JSON, and pictures of the last of each kind of answer; caption to file."""
+    """The reports as JSON, and pictures of the leading one of each kind of answer; caption to file."""
     if not measured:
         return {}
     content = [
@@ -173,7 +173,7 @@ def _write_report(folder: Path, measured: Sequence[Measurement]) -> Mapping[str,
     text = json.dumps(without_nan(content), indent=2, allow_nan=False, default=float)
     write_atomically(folder / REPORT_FILE, text + "\n")
     pictures = {}
-    for kind, one in {one.kind: one for one in measured if one.pictures is not None}.items():
+    for kind, one in leading([one for one in measured if one.pictures is not None]).items():
         for file, (caption, figure) in zip(PICTURES[kind], _figures(one.pictures).items(), strict=False):
             figure.savefig(folder / file, dpi=110)
             pictures[f"{caption}, {one.way}"] = file

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import huggingface_hub
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from peft_calib.artefact import Artefact
 from peft_calib.calibration import calibration_report
 from peft_calib.hub import Measurement, Subject
 from peft_calib.hub.card import card_body
-from peft_calib.hub.facts import CardFacts, base_of
+from peft_calib.hub.facts import CardFacts, base_of, leading
 from peft_calib.hub.metadata import CardMismatchError, benchmark_results, check_card, metadata_of, with_metadata
 from peft_calib.hub.runs import _name_of
 from peft_calib.provenance.splits import SplitRecord
@@ -115,6 +117,16 @@ def test_a_benchmarks_result_is_what_the_library_writes():
     )  # fmt: skip
     assert yaml.safe_load(text) == huggingface_hub.eval_result_entries_to_yaml([entry])
     assert benchmark_results(facts(measured(3), dataset="user/bench")) == {}
+
+
+def test_a_leaderboard_is_told_of_the_first_rows():
+    """Not of those of another origin, which may come last."""
+    first = [replace(measured(n), split="test") for n in (1, 2)]
+    (text,) = benchmark_results(facts(*first, measured(9), dataset="user/bench", benchmark_task="main")).values()
+    (entry,) = yaml.safe_load(text)
+    assert entry["value"] == 0.2 and entry["notes"].startswith("2 draws")
+    entities = replace(measured(5), split="test", kind="entities")
+    assert leading([*first, entities, measured(9)]) == {"classes": first[1], "entities": entities}
 
 
 @pytest.mark.parametrize("name", [None, "", "/models/base", "a/b/c", "."])

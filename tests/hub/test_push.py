@@ -311,20 +311,26 @@ def test_a_run_brings_its_evaluations(hub, tmp_path, tiny_model_folder):
     moods = (("dull", "down"), ("fine", "up"))
     rows = [{"text": f"{word} film number {i}", "label": label} for i in range(40) for word, label in moods]
     lines = [json.dumps(row) for row in rows]
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines[:60]))
-    (tmp_path / "held_out.jsonl").write_text("\n".join(lines[60:]))
+    data, elsewhere = tmp_path / "zoo", tmp_path / "another.jsonl"
+    data.mkdir()
+    (data / "train.jsonl").write_text("\n".join(lines[:60]))
+    (data / "test.jsonl").write_text("\n".join(lines[60:]))
+    elsewhere.write_text("\n".join(lines[60:]).replace("film", "book"))
     run = tmp_path / "run"
     command(
-        "train", "--data", tmp_path / "rows.jsonl", "--model", tiny_model_folder, "--method", "ensemble-lora",
+        "train", "--data", data, "--model", tiny_model_folder, "--method", "ensemble-lora",
         "--epochs", "1", "--output-dir", run,
     )  # fmt: skip
-    command("evaluate", run, "--data", tmp_path / "held_out.jsonl")
+    command("evaluate", run)
+    command("evaluate", run, "--data", elsewhere)
     assert command("card", run, "--base-model", "user/base", "--output-dir", tmp_path / "card") is None
     assert command("push", run, "user/films", "--base-model", "user/base", "--license", "mit") is None
     files = hub.files("user/films")
     card = ModelCard(files["README.md"].decode())
     assert card.data.license == "mit" and "down, up" in card.text
-    assert {result.dataset_split for result in card.data.eval_results} == {"held_out"}
+    # its own rows come first, whatever they are called
+    splits = list(dict.fromkeys(result.dataset_split for result in card.data.eval_results))
+    assert splits[0] != "another" and splits[1:] == ["another"]
     assert {"report.json", "reliability.png", "risk_coverage.png", "lora/adapter_config.json"} <= set(files)
     assert str(tmp_path) not in b"".join(files.values()).decode("utf-8", "ignore")
     local = (tmp_path / "card" / "README.md").read_text()

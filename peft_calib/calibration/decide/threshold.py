@@ -105,6 +105,7 @@ class SelectiveThreshold(DecisionRule):
         mask: Any = None,
         ignore_index: int | None = -100,
         sample_weight: Any = None,
+        label_names: Sequence[str] | None = None,
     ) -> SelectiveThreshold:
         """Finds the threshold on labelled rows that the model was not trained on.
 
@@ -117,6 +118,7 @@ class SelectiveThreshold(DecisionRule):
             mask: Boolean; False leaves the row out.
             ignore_index: Label of rows to leave out, or None.
             sample_weight: Refused, with the reason and what to do instead.
+            label_names: What to call the classes where none can be answered; their numbers if not given.
 
         Returns:
             The object itself.
@@ -135,7 +137,8 @@ class SelectiveThreshold(DecisionRule):
         taken = self._take(probabilities, labels, **options)
         confidence, predicted, correct = _outcomes(taken.values, taken.labels)
         if self.per_class:
-            parts = self._fit_classes(confidence, predicted, correct, taken.values.shape[1])
+            names = label_names or [f"class {k}" for k in range(taken.values.shape[1])]
+            parts = self._fit_classes(confidence, predicted, correct, names)
         else:
             prefixes = Prefixes.of(confidence, correct)
             parts = (ThresholdPart.of(self._search(prefixes), prefixes.num_rows),)
@@ -154,15 +157,15 @@ class SelectiveThreshold(DecisionRule):
         return for_risk(prefixes, self.risk, tail, self.seed)
 
     def _fit_classes(
-        self, confidence: np.ndarray, predicted: np.ndarray, correct: np.ndarray, num_classes: int
+        self, confidence: np.ndarray, predicted: np.ndarray, correct: np.ndarray, names: Sequence[str]
     ) -> tuple[ThresholdPart, ...]:
         """A part for each class; the error probability is shared evenly, whichever classes have rows."""
         assert self.risk is not None
-        if num_classes == 1:
+        if len(names) == 1:
             raise ValueError('`per_class` needs classes; input="confidence" has none.')
-        tail = (1.0 - self.confidence) / num_classes
+        tail = (1.0 - self.confidence) / len(names)
         parts, reasons = [], []
-        for k in range(num_classes):
+        for k in range(len(names)):
             mine = predicted == k
             part = ThresholdPart(NEVER, self.risk, int(mine.sum()), 0, 0, tail, k)
             if mine.any():
@@ -175,7 +178,7 @@ class SelectiveThreshold(DecisionRule):
         if not any(part.answers for part in parts):
             k, least = min(reasons, key=lambda pair: pair[1].rows_needed or math.inf)
             raise NoGuaranteeError(
-                f"No predicted class can be answered; class {k} is nearest to it. {least}", least.rows,
+                f"No predicted class can be answered; {names[k]} is nearest to it. {least}", least.rows,
                 least.rows_needed,
             )  # fmt: skip
         return tuple(parts)

@@ -109,7 +109,8 @@ class Classes(Kind):
         labels = np.asarray(targets)
         if by == HEAD:
             labels = (found.predictions.numpy() == labels).astype(int)
-        rule.fit(values, labels, input=what)
+        named = {"label_names": list(map(repr, found.label_names))} if getattr(rule, "per_class", False) else {}
+        rule.fit(values, labels, input=what, **named)
         if rule.kind == "sets" and rule.grouping == BY_PREDICTION and len(rule.parts) < len(found.label_names):
             known = {part.group for part in rule.parts}
             missing = [name for k, name in enumerate(found.label_names) if k not in known]
