@@ -2,11 +2,13 @@
 
 import ast
 import re
+from pathlib import Path
 
 import pytest
 from import_graph import modules
 
 FILES = {name: file.read_text() for name, file in modules().items()}
+GIVEN = re.compile(r"from hypothesis import .*\bgiven\b")
 SECTIONS = re.compile(r"^( *)(?:Args|Attributes|Raises):\n((?:\1 +.*\n|\n)+)", re.MULTILINE)
 
 
@@ -32,3 +34,11 @@ def test_style(name):
     for docstring in docstrings(text):
         assert "``" not in docstring
         assert lower_case(docstring) == []
+
+
+def test_no_example_is_given_a_time():
+    """Hypothesis lets an example take 200 ms unless told otherwise; a busy machine takes longer."""
+    files = [file for file in Path(__file__).parent.rglob("*.py") if GIVEN.search(file.read_text())]
+    assert len(files) > 4
+    for file in files:
+        assert "deadline=None" in file.read_text(), file

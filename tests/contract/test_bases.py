@@ -162,7 +162,7 @@ def test_members_train_where_rows_share_a_table(tmp_path):
             model(**batch).loss.backward()
         for name, parameter in law.named_parameters():
             torch.testing.assert_close(parameter.grad[member] / 2, together[name][member], rtol=1e-4, atol=1e-7)
-    model.get_base_model().activation_checkpointing_enable()
+    model.get_base_model().gradient_checkpointing_enable()
     with pytest.raises(RuntimeError, match="Switch gradient checkpointing off"):
         model.train()(**batch)
 

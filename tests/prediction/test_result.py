@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
@@ -15,6 +15,7 @@ def samples(K=5, N=7, C=4, seed=0, sharpness=3.0):
     return torch.randn(K, N, C, generator=generator).mul(sharpness).softmax(-1)
 
 
+@settings(deadline=None)
 @given(
     K=st.integers(1, 9),
     C=st.integers(2, 300),

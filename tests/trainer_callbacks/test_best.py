@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 from small_trainer import adapted, assert_equal, rows, trained, trainer
@@ -34,6 +34,7 @@ class Remember(TrainerCallback):
         self.weights[state.global_step] = trained(model)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(SHARE, SHARE), min_size=1, max_size=12), st.sampled_from([None, 0.0, 1.0, 3.0]))
 def test_what_is_kept_is_enough_to_choose_as_if_all_were_kept(numbers, tolerance):
     everything, kept = [], []
