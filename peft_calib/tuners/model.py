@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from functools import partial
 from typing import Any, ClassVar
 
@@ -34,7 +35,15 @@ from .memory import own_copy
 from .objective import is_encoder_decoder
 from .sealing import check_tensors_recorded, record_of
 from .slots import Slot, SlotTable
-from .state import check_complete, check_on_arrival, embedding_names, modules_trained_whole, saved_name, withdraw
+from .state import (
+    check_complete,
+    check_on_arrival,
+    embedding_names,
+    modules_trained_whole,
+    saved_name,
+    train_biases,
+    withdraw,
+)
 
 
 class FactorModel(Tuner):
@@ -321,16 +330,35 @@ class FactorModel(Tuner):
             own_keys = {key for key in whole if own in key}
             own_keys |= modules_trained_whole(model, adapter_name, whole, keep_names=True).keys()
             own_keys |= cls.peft_names(model, config, adapter_name, whole)
-            check_complete(whole, remapped, own, own_keys | embedding_names(model, config))
+            bias, biases = cls._biases_brought(model, config, adapter_name, whole, remapped.keys() - own_keys)
+            check_complete(whole, remapped, own, own_keys | biases | embedding_names(model, config))
             if config.unverified and config.inference_mode:
                 names = {key: cls.name_in_file(saved_name(key), adapter_name) for key in remapped}
                 check_tensors_recorded(config, {names[key]: value for key, value in remapped.items()})
+            if bias != config.bias:
+                train_biases(model, config, bias, biases)
             config.unverified = False
         except ValueError:
             withdraw(model, adapter_name)
             raise
         # a head may be assigned too; a law makes its own copies
         return {key: value if own in key else own_copy(value) for key, value in remapped.items()}
+
+    @classmethod
+    def _biases_brought(
+        cls, model: nn.Module, config: CalibLoraConfig, adapter_name: str, state_dict: StateDict, extra: set[str]
+    ) -> tuple[str, set[str]]:
+        """What `bias` must be for tensors that are put into an adapter by hand, and the names of those biases."""
+        biases = {key for key in extra if key in state_dict and key.rpartition(".")[2] == "bias"}
+        # a file must agree with its own configuration, and other adapters must answer what they answered
+        if biases and config._slots_to_match is None and len(model.peft_config) == 1:
+            for bias in (f"{cls.prefix}only", "all"):
+                trained = copy(config)
+                trained.bias = bias
+                names = cls.peft_names(model, trained, adapter_name, state_dict)
+                if biases <= names:
+                    return bias, {name for name in names if name.rpartition(".")[2] == "bias"}
+        return config.bias, set()
 
 
 def _is_inside_holder(model: nn.Module, key: str) -> bool:

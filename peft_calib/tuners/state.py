@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import warnings
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -63,6 +65,22 @@ def withdraw(model: nn.Module, adapter_name: str) -> None:
         model.delete_adapter(adapter_name)
     else:
         model.base_model.unload()
+
+
+def train_biases(model: nn.Module, config: CalibLoraConfig, bias: str, biases: set[str]) -> None:
+    """Make an adapter one that trains biases of the base model: those that are loaded now would not be saved else."""
+    # asks the method, whose values may not go with it; the record is of the adapter without them
+    replace(config, bias=bias, identity=None)
+    config.bias = bias
+    if not config.inference_mode:
+        for name, parameter in model.named_parameters():
+            if without_fsdp(name) in biases:
+                parameter.requires_grad_(True)
+    warnings.warn(
+        f"The tensors hold biases of the base model, which this adapter has not trained. From now on it does: its "
+        f"configuration has bias={bias!r}, so that they are saved with it.",
+        stacklevel=5,
+    )
 
 
 def check_complete(

@@ -25,9 +25,6 @@ NEEDED: dict[str, dict[str, Any]] = {
 _LEFT_OUT: dict[str, str] = {
     "test_save_pretrained_pickle": "pickled weights",
     "test_save_pretrained_selected_adapters_pickle": "pickled weights",
-    "layer_indexing": "tensors of many layers",
-    "test_set_adapter_non_overlapping_modules_to_save[Ensemble": "weights of a head",
-    "test_save_load_roundtrip_fsdp_wrapped_learnable_bias": "biases of another configuration",
 }
 #: Test function (or a part of its id): the reason why it cannot apply.
 DESELECTED = {part: f"to {(d := DIFFERENCES[name]).what}: {d.ours}, for {d.why}" for part, name in _LEFT_OUT.items()}

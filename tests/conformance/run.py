@@ -4,6 +4,7 @@ python tests/conformance/run.py                       # all of ours
 python tests/conformance/run.py --method bayesianlora
 python tests/conformance/run.py --control vera        # the same tests for a built-in method
 python tests/conformance/run.py --modules test_config -- -k save_pretrained -x
+python tests/conformance/run.py --output FILE --no-longer-left-out  # what FILE leaves out and `cases.py` does not
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def fetch_suites(cache: Path) -> Path:
     return root
 
 
-def run_module(module: str, method: str, suites: Path, models: Path, extra: str, pytest_args: list[str]) -> dict:
+def run_module(
+    module: str, method: str, suites: Path, models: Path, extra: str, pytest_args: list[str], only: list[str]
+) -> dict:
     """Run one test module in a process of its own.
 
     Args:
@@ -71,9 +74,10 @@ def run_module(module: str, method: str, suites: Path, models: Path, extra: str,
         models: Folder from `models.build`; becomes the current directory.
         extra: JSON of arguments added to each of our cases.
         pytest_args: Passed on to pytest.
+        only: Names of the tests to run; all of them if empty.
 
     Returns:
-        Counts, names of failed tests, and deselected tests with reasons.
+        Counts, names of failed tests, deselected tests with reasons, and what was answered for tests that were run.
 
     Raises:
         RuntimeError: If pytest could not collect or run the module.
@@ -103,6 +107,7 @@ def run_module(module: str, method: str, suites: Path, models: Path, extra: str,
             "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
             "CONFORMANCE_METHOD": method,
             "CONFORMANCE_EXTRA": extra,
+            "CONFORMANCE_ONLY": json.dumps(only),
             "CONFORMANCE_RESULT": str(result),
         }
         print(f"\n{method} {module}", flush=True)
@@ -121,6 +126,11 @@ def main() -> int:
     parser.add_argument("--extra", default="{}", help="JSON with further config fields for each case")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "peft_calib" / "conformance")
     parser.add_argument("--output", type=Path, help="JSON file for the counts; other methods' counts in it are kept")
+    parser.add_argument(
+        "--no-longer-left-out",
+        action="store_true",
+        help="only the tests that the output file lists as left out and that are not any more; added to its counts",
+    )
     parser.add_argument("pytest_args", nargs="*", help="after --: passed on to pytest")
     options = parser.parse_args()
     cache = options.cache.resolve()
@@ -129,13 +139,23 @@ def main() -> int:
     from models import build  # imports torch and transformers
 
     models = build(cache)
+    if options.no_longer_left_out:
+        before = json.loads(options.output.read_text())
     failed = 0
     for method in [options.control] if options.control else options.method:
         method = method.upper()
-        results = {
-            module: run_module(module, method, suites, models, options.extra, options.pytest_args)
-            for module in options.modules
-        }
+        results = {}
+        for module in options.modules:
+            old, only = {}, []
+            if options.no_longer_left_out:
+                check_versions(before[method])
+                old = before[method]["modules"][module]
+                only = no_longer_left_out(old)
+            if not only and old:
+                results[module] = old
+                continue
+            found = run_module(module, method, suites, models, options.extra, options.pytest_args, only)
+            results[module] = together(old, only, found) if old else found
         print(f"\n{method:32} passed failed skipped deselected")
         for module, counts in results.items():
             row = [counts["passed"], counts["failed"], counts["skipped"], len(counts["deselected"])]
@@ -146,11 +166,41 @@ def main() -> int:
     return int(failed > 0)
 
 
+def no_longer_left_out(old: dict) -> list[str]:
+    """The tests that a report of one module leaves out and `cases.py` does not name."""
+    from cases import DESELECTED
+
+    return [test for test in old["deselected"] if not any(part in test for part in DESELECTED)]
+
+
+def together(old: dict, only: list[str], found: dict) -> dict:
+    """The report of a module with tests that it left out and that have been run since."""
+    ran = found["passed"] + found["failed"] + found["skipped"]
+    if ran != len(only):
+        raise RuntimeError(f"{ran} tests ran instead of the {len(only)} that were left out; run the module whole.")
+    return {
+        **{name: old[name] + found[name] for name in ("passed", "failed", "skipped")},
+        "failures": sorted([*old["failures"], *found["failures"]]),
+        "deselected": {test: why for test, why in old["deselected"].items() if test not in only},
+        "adapted": {**old.get("adapted", {}), **found["adapted"]},
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the counts depend on."""
+    return {name: version(name) for name in ("peft", "transformers", "torch")}
+
+
+def check_versions(report: dict) -> None:
+    """Refuse to add to counts that were made with other versions."""
+    if report["versions"] != versions():
+        raise SystemExit(f"The report is of {report['versions']}, here are {versions()}; run the suites whole.")
+
+
 def write(path: Path, method: str, results: dict) -> None:
     """Put the counts of one method into the JSON file."""
     report = json.loads(path.read_text()) if path.exists() else {}
-    names = ("peft", "transformers", "torch")
-    report[method] = {"versions": {name: version(name) for name in names}, "modules": results}
+    report[method] = {"versions": versions(), "modules": results}
     path.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
 
 

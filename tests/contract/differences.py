@@ -81,9 +81,9 @@ DIFFERENCES: dict[str, Difference] = {
     "biases of another configuration": Difference(
         'load biases of the base model into an adapter that trains none (`bias="none"`)',
         "overwrites the base model's, which the adapter's file will not have",
-        "refused",
-        "they would change what other adapters of the model answer, and be lost when this one is saved",
-        "tests/contract/test_peft_doors.py::test_biases_are_loaded_where_the_configuration_trains_them",
+        "trains them from then on, says so and saves them; refused beside another adapter, and from a file",
+        "they would be lost when it is saved, or change what other adapters of the model answer",
+        "tests/contract/test_peft_doors.py::test_biases_that_are_loaded_are_trained_and_saved",
     ),
     "mixed types": Difference(
         "put it beside another type with `get_peft_model(..., mixed=True)`",

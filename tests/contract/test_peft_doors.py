@@ -1,5 +1,7 @@
 """What PEFT offers around a LoRA, with every law: it works, or is refused in words that say what to do instead."""
 
+import json
+
 import pytest
 import torch
 from families import FAMILIES, logits, perturb
@@ -16,6 +18,7 @@ from peft import (
 )
 from peft.helpers import rescale_adapter_scale
 from peft.utils.hotswap import hotswap_adapter
+from safetensors.torch import load_file, save_file
 
 from peft_calib import draws, export_lora
 
@@ -48,15 +51,51 @@ def test_status_names_adapters_layers_and_parameters(adapt, method):
 # ----------------------------------------------------------------- what is refused
 
 
-def test_biases_are_loaded_where_the_configuration_trains_them(adapt):
-    model = perturb(adapt(BERT, bias="all"))
-    state = get_peft_model_state_dict(model)
-    again = adapt(BERT, bias="all")
-    set_peft_model_state_dict(again, state)
-    assert torch.equal(logits(again, BERT.batch()), logits(model, BERT.batch()))
-    untrained = adapt(BERT)
+def with_biases(model):
+    """The tensors of an adapter that trains biases, other ones than those of the base model."""
+    with torch.no_grad():
+        for name, parameter in perturb(model).named_parameters():
+            if name.endswith(".bias") and parameter.requires_grad:
+                parameter += 0.5
+    return get_peft_model_state_dict(model)
+
+
+@pytest.mark.parametrize("bias", ["all", "only"])
+def test_biases_that_are_loaded_are_trained_and_saved(adapt, method, bias, tmp_path):
+    bias = bias if bias == "all" else f"{method.config().peft_type.value.lower()}_only"
+    model = adapt(BERT, bias=bias)
+    state = with_biases(model)
+    expected = logits(model, BERT.batch())
+    again = adapt(BERT)
+    with pytest.warns(UserWarning, match=f"From now on it does: its configuration has bias='{bias}'"):
+        set_peft_model_state_dict(again, state)
+    assert torch.equal(logits(again, BERT.batch()), expected)
+    names = [{name for name, p in m.named_parameters() if p.requires_grad} for m in (again, model)]
+    assert again.peft_config["default"].bias == bias and names[0] == names[1]
+    again.save_pretrained(tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(BERT.build(), tmp_path), BERT.batch()), expected)
+
+
+def test_biases_are_refused_beside_another_adapter(adapt, method):
+    state = with_biases(adapt(BERT, bias="all"))
+    model = adapt(BERT)
+    model.add_adapter("second", method.config(target_modules=["query"]))
+    before = BERT.build().state_dict()
     with pytest.raises(ValueError, match=r"query\.base_layer\.bias, which .* where the configuration's `bias` trains"):
-        set_peft_model_state_dict(untrained, state)
+        set_peft_model_state_dict(model, state)
+    found = get_base_model_state_dict(model)
+    assert all(torch.equal(found[name], before[name]) for name in before)
+
+
+def test_biases_are_refused_from_a_file_whose_configuration_has_none(adapt, tmp_path):
+    adapt(BERT).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "identity": None}))
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    name = "base_model.model.bert.embeddings.LayerNorm.bias"
+    save_file({**tensors, name: torch.ones(32)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"LayerNorm\.bias, which .* where the configuration's `bias` trains"):
+        PeftModel.from_pretrained(BERT.build(), tmp_path)
 
 
 @pytest.mark.parametrize(
