@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 import evaluate
+import numpy as np
 
 from peft_calib.calibration.answers import refuse_class_ids
 from peft_calib.calibration.inputs import as_numpy
@@ -27,7 +28,8 @@ class DirectMetric(evaluate.Metric):
     """A metric whose one-call `compute` takes arrays as they are; Arrow copies them at a thousand times the cost.
 
     Arrow casts the class ids of rows that are added one by one to floats: what they were is looked at before, and
-    refused in `compute`, which is told what they stand for (an uncertainty may be whole).
+    refused in `compute`, which is told what they stand for (an uncertainty may be whole). References that are no whole
+    numbers are refused at once: Arrow would cut their decimals off.
     """
 
     _class_ids: Exception | None = None
@@ -46,12 +48,14 @@ class DirectMetric(evaluate.Metric):
         """As `evaluate.Metric.add_batch`; class ids are noticed before Arrow casts them."""
         if predictions is not None:
             self._notice(predictions)
+        _refuse_decimals(references)
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
         """As `evaluate.Metric.add`; class ids are noticed before Arrow casts them."""
         if prediction is not None:
             self._notice([prediction])
+        _refuse_decimals(reference)
         super().add(prediction=prediction, reference=reference, **kwargs)
 
     def _notice(self, predictions: Any) -> None:
@@ -59,3 +63,13 @@ class DirectMetric(evaluate.Metric):
             refuse_class_ids(as_numpy(predictions))
         except (TypeError, ValueError) as error:
             self._class_ids = self._class_ids or error
+
+
+def _refuse_decimals(references: Any) -> None:
+    """Raise `ValueError` for references that a cast to whole numbers would change."""
+    if references is None:
+        return
+    given = as_numpy(references, "references")
+    if given.dtype.kind == "f" and given.size and not (given == np.trunc(given)).all():
+        wrong = given[given != np.trunc(given)].reshape(-1)[0]
+        raise ValueError(f"references must be whole numbers (class ids, or 0 and 1), got {wrong:g}: cast them first.")

@@ -237,13 +237,17 @@ def bare_name(metric: str) -> str:
     return metric.removeprefix("eval_").removeprefix("sample_")
 
 
-def check_metric_for_best_model(args: TrainingArguments) -> None:
-    """Refuse a Trainer that would take the worst checkpoint for its best, and warn of one that cannot tell."""
+def check_metric_for_best_model(args: TrainingArguments, prefix: str = "eval_") -> None:
+    """Refuse a Trainer that would take the worst checkpoint for its best, and warn of one that cannot tell.
+
+    `prefix`: of an evaluation's metrics. That of one of several sets, `"eval_<name>_"`, is known when it is over.
+    """
     chooses = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
     chooses |= args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
     if args.metric_for_best_model is None or not chooses:
         return
-    name = bare_name(args.metric_for_best_model)
+    asked = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+    name = bare_name(asked.removeprefix(prefix)) if asked.startswith(prefix) else ""
     for scores, better in ((LOWER_IS_BETTER, False), (HIGHER_IS_BETTER, True)):
         if name in scores and args.greater_is_better is not better:
             raise ValueError(

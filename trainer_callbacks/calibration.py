@@ -88,6 +88,7 @@ class CalibrationCallback(TrainerCallback):
         self._watcher, self._log = ForwardWatcher(), LateLog()
         self._label_names: tuple[str, ...] = ()
         self._output_names: list[list[str]] = []
+        self._prefixes = {"eval_"}
         self._tally, self._missing = Tally(), set[str]()
         self._loader: weakref.ref | None = None
         self._start()
@@ -206,6 +207,9 @@ class CalibrationCallback(TrainerCallback):
         logs = kwargs.get("logs") or {}
         prefix = metric_prefix(logs)
         if prefix is not None:
+            if prefix not in self._prefixes:  # the name of an evaluation set, which is not known before
+                self._prefixes.add(prefix)
+                check_metric_for_best_model(args, prefix)
             added = self._finish(args, state, prefix, logs)
             if added:
                 self._log.add(args, state, logs, added)

@@ -76,8 +76,8 @@ def logits_of_rows(
             of_batch = as_numpy(logits), as_numpy(labels if labels.dim() == 2 else labels.reshape(-1))
             rows_of_batch = labelled_rows(*of_batch, answer_token_ids)  # refuses shapes that do not go together
             if logits.dim() == 3 and labels.dim() == 2:
-                length = min(logits.shape[1], labels.shape[1])
-                rows_of_batch = of_batch[0][:, :length], of_batch[1][:, :length]
+                length = min(logits.shape[1], labels.shape[1])  # virtual tokens come first
+                rows_of_batch = of_batch[0][:, logits.shape[1] - length :], of_batch[1][:, :length]
             found.append(rows_of_batch)
     return _together(found)
 

@@ -99,6 +99,7 @@ def labelled_rows(
     if logits.ndim == 2 and labels.shape == (len(logits), 1):
         labels = labels[:, 0]
     if logits.ndim == 3 and labels.ndim == 2 and len(logits) == len(labels):
+        logits = logits[:, max(logits.shape[1] - labels.shape[1], 0) :]  # virtual tokens come first
         length = min(logits.shape[1], labels.shape[1])
         if (labels[:, length:] == IGNORE_INDEX).all():
             logits, labels = logits[:, :length], labels[:, :length]

@@ -33,6 +33,20 @@ def test_an_over_confident_model_is_found_out():
     assert "cannot tell them apart in accuracy" in result.verdict
 
 
+def test_no_side_is_better_of_scores_that_have_none():
+    """A model that is much too unsure has the smaller confidence gap, -0.2, and is no better for it."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 1000)
+    predicted = np.where(generator.random(1000) < 0.8, labels, 1 - labels)[:, None] == [0, 1]
+    unsure, right = np.where(predicted, 0.6, 0.4), np.where(predicted, 0.8, 0.2)
+    scores = ["ece", "confidence_gap", "mean_confidence", "mean_entropy"]
+    found = compare(unsure, right, labels, names=("unsure", "right"), scores=scores, num_resamples=100)
+    assert [found[key].better for key in scores] == ["b", None, None, None]
+    assert found["confidence_gap"].p_value < 0.05
+    assert "right is better than unsure in ece" in found.verdict and "cannot tell" not in found.verdict
+    assert "differ in confidence_gap (-0.2000" in found.verdict
+
+
 def test_sides_are_symmetric():
     p, labels, _ = _data(1, 500)
     q = _sharpened(p, 1.7)

@@ -45,6 +45,18 @@ def test_crps_is_proper_and_the_absolute_error_without_spread():
     assert crps([0.0], 1.0, [0.7])[0] == pytest.approx(expected, abs=4e-3)
 
 
+@pytest.mark.parametrize("score", ["absolute", "normalised"])
+def test_values_whose_score_is_the_cut_lie_inside(score):
+    """Of values in steps around equal means many have it; a rounded end must not leave them all out."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        mean, sd = (np.full(100, float(np.float32(rng.uniform(*ends)))) for ends in ((-1, 5), (0.3, 2)))
+        steps = np.round(np.arange(10) * 0.1 * rng.integers(1, 9), 3)
+        values = rng.choice(steps, 100)
+        low, high = ConformalInterval(0.25, score).fit(mean, sd, values).predict(mean, sd)
+        assert ((values >= low) & (values <= high)).sum() >= 76, seed  # the rank of the cut among 100 rows
+
+
 def test_a_report_is_what_its_parts_are():
     mean, variance, y = drawn(600)
     sd = np.sqrt(0.5 + variance)

@@ -132,6 +132,17 @@ def test_bad_input_is_refused_with_a_message():
         metric.compute()
 
 
+def test_references_whose_decimals_would_be_cut_off_are_refused():
+    """Arrow makes 0 of 0.7 without a word."""
+    metric = _load("calibration")
+    with pytest.raises(ValueError, match=r"whole numbers .* got 0\.7"):
+        metric.add_batch(predictions=[[0.9, 0.1], [0.2, 0.8]], references=[1.0, 0.7])
+    with pytest.raises(ValueError, match="whole numbers"):
+        metric.add(prediction=[0.9, 0.1], reference=0.4)
+    metric.add_batch(predictions=[[0.9, 0.1], [0.2, 0.8]], references=np.array([0.0, 1.0]))
+    assert metric.compute(confidence_level=None)["accuracy"] == 1.0
+
+
 def test_combined_with_each_other():
     p, y = _data("calibration")
     combined = evaluate.combine(

@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, EvalPredicti
 
 from peft_calib.calibration import calibration_report
 from peft_calib.trainer_callbacks import CalibrationCallback, preprocess_logits_for_calibration
+from peft_calib.trainer_callbacks.preprocess import labelled_rows
 
 NUM_ROWS, NUM_CLASSES = 37, 3
 
@@ -399,6 +400,33 @@ def test_choosing_the_worst_or_the_useless_checkpoint_is_noticed(tmp_path):
         make(metric_for_best_model="ece", greater_is_better=False)
     with pytest.raises(KeyError, match="eval_nnl"):
         make(metric_for_best_model="nnl", greater_is_better=False).train()
+
+
+def test_choosing_the_worst_checkpoint_by_one_of_several_sets_is_noticed(tmp_path):
+    """Their names are not known before the first evaluation, which comes before any choice."""
+    arguments = TrainingArguments(
+        str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True, max_steps=2, eval_strategy="steps", eval_steps=1,
+        save_strategy="steps", save_steps=1, load_best_model_at_end=True, metric_for_best_model="far_nll",
+    )  # fmt: skip
+    callback = CalibrationCallback(confidence_level=None, diagram=False)
+    sets = {"near": Rows(2), "far": Rows(2)}
+    run = Trainer(_model(), arguments, train_dataset=Rows(2), eval_dataset=sets, callbacks=[callback])
+    with pytest.raises(ValueError, match=r"metric_for_best_model='far_nll' .* greater_is_better=False"):
+        run.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("virtual", [0, 3])
+def test_logits_of_virtual_tokens_stand_before_those_of_the_labelled_ones(virtual):
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(2, 5, 3, generator=generator), torch.tensor([[0, 2, 1, 0, 1], [2, 2, 0, -100, -100]])
+    front = torch.full((2, virtual, 3), 9.0)
+    longer = torch.cat([front, logits], dim=1)
+    kept = preprocess_logits_for_calibration(longer, labels)
+    rows, classes = labelled_rows(kept.numpy(), labels.numpy())
+    keep = labels != -100
+    np.testing.assert_array_equal(rows, logits[keep].numpy())
+    np.testing.assert_array_equal(classes, labels[keep].numpy())
 
 
 def test_an_evaluation_without_a_label_says_so():

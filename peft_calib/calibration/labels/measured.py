@@ -10,7 +10,7 @@ import numpy as np
 
 from ..bins import uniform_index
 from ..report.tables import number, with_interval
-from ..resampling.bands import skewed_mean_interval, wilson_interval
+from ..resampling.bands import clustered_share_interval, clusters_of_mean, skewed_mean_interval, wilson_interval
 from ..resampling.intervals import (
     Band,
     NoiseFloor,
@@ -66,6 +66,11 @@ def micro_and_macro(
     intervals |= {key: _quantiles(drawn[key], scores[key], tail) for key in ("ece_micro", "ece_macro")}
     ratios = _ratios(given, y)
     intervals |= {key: skewed_mean_interval(values, tail) for key, values in ratios.items()}
+    of_shares = ratios | {"hamming_loss": of_rows["hamming_loss"]}
+    for key, (clusters, answers) in _trials(given, y).items():
+        variance = float(of_shares[key].var()) / max(size - 1, 1)
+        low_end, high_end = clustered_share_interval(scores[key], variance, clusters, answers, tail)
+        intervals[key] = min(intervals[key][0], low_end), max(intervals[key][1], high_end)
     hits = np.array([of_rows["exact_match"].sum()])
     low, high = wilson_interval(hits, np.array([size]), confidence_level)
     intervals["exact_match"] = float(low[0]), float(high[0])
@@ -128,6 +133,15 @@ def _ratios(given: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     }
     empty = {"precision_micro": not given.any(), "recall_micro": not labels.any()}
     return {key: np.full(len(given), np.nan) if empty.get(key) else values for key, values in found.items()}
+
+
+def _trials(given: np.ndarray, labels: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Of each share of answers, rows that have one and answers there are."""
+    held = labels == 1
+    either = given | held
+    every = {"precision_micro": given, "recall_micro": held, "f1_micro": either, "hamming_loss": np.ones_like(held)}
+    found = {key: (float(part.any(axis=1).sum()), float(part.sum())) for key, part in every.items()}
+    return {**found, "f1_macro": (clusters_of_mean(either.sum(axis=0)), float(either.sum()))}
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -158,8 +158,9 @@ class ConformalInterval(DecisionRule):
         self._check_fitted()
         means = as_column(mean, "mean")
         rows = as_number_rows(means, sd, means)
-        reach = self.reach * self._units(rows.sd)
-        return rows.mean - reach, rows.mean + reach
+        assert self.reach is not None
+        units = self._units(rows.sd)
+        return _end(rows.mean, units, self.reach, -1.0), _end(rows.mean, units, self.reach, 1.0)
 
     def evaluate(
         self, mean: Any, sd: Any, values: Any, *, mask: Any = None, confidence_level: float = 0.95
@@ -217,3 +218,15 @@ class ConformalInterval(DecisionRule):
             raise fitted.wrong("rank", f"at most {rule.num_rows}, the number of rows")
         rule.law = CoverageLaw(rank, rule.num_rows + 1 - rank)
         return rule
+
+
+def _end(mean: np.ndarray, units: np.ndarray, reach: float, side: float) -> np.ndarray:
+    """`(N,)` ends below (-1) or above (1) the means, no value beyond which has a score of at most `reach`.
+
+    A score is `|value - mean| / unit`, rounded; `mean + reach * unit` is rounded in another way, and may come out an
+    ulp short of the value whose score is the cut. Of values in steps, such as ratings, that is a large share.
+    """
+    end = mean + side * reach * units
+    is_short = np.abs(np.nextafter(end, side * np.inf) - mean) / units <= reach
+    slack = 4.0 * np.finfo(np.float64).eps * (np.abs(mean) + reach * units)
+    return np.where(is_short, end + side * slack, end)

@@ -17,7 +17,7 @@ from .measured import Measured, ReportSettings, ScoreMapping, measured
 #: Rows below which a group has no interval: tried at 5 and at 10, those of the NLL held too seldom.
 FEWEST_ROWS = 20
 #: The better side of each score; none where a gap on either side of 0 is a fault.
-BETTER = {score.key: None if score.key == "confidence_gap" else score.better for score in SCORES}
+BETTER = {score.key: score.better for score in SCORES}
 
 
 @dataclass(frozen=True, eq=False)

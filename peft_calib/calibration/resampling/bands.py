@@ -48,6 +48,45 @@ def wilson_ends(frequency: Any, trials: Any, z: float) -> tuple[Any, Any]:
     return centre - half, centre + half
 
 
+def clustered_share_interval(
+    share: float, variance: float, clusters: float, answers: float, tail: float
+) -> tuple[float, float]:
+    """Interval of a share of answers that hang together in clusters: Wilson's form, by its own number of trials.
+
+    That is the number which has its variance, at most all answers. Where nothing varies, as where all answers are
+    right, resamples know of no error that might have been: then a cluster is one trial, and of none or all of them the
+    interval is the exact one (Clopper & Pearson, 1934).
+
+    Args:
+        share: Of right answers, or of wrong ones.
+        variance: Of the share, over other clusters.
+        clusters: Independent parts of the data that have an answer.
+        answers: In all of them.
+        tail: Lies outside on each side.
+
+    Example:
+        >>> low, high = clustered_share_interval(1.0, 0.0, 30, 90, 0.025)
+        >>> round(low, 3), high
+        (0.884, 1.0)
+    """
+    if clusters <= 0.0 or not np.isfinite(share):
+        return float("nan"), float("nan")
+    if variance <= 1e-12 and share in (0.0, 1.0):
+        least = tail ** (1.0 / clusters)
+        return (least, 1.0) if share else (0.0, 1.0 - least)
+    trials, z = clusters, float(ndtri(1.0 - tail))
+    if variance > 1e-12:
+        trials, z = share * (1.0 - share) / variance, float(stdtrit(max(clusters - 1.0, 1.0), 1.0 - tail))
+    low, high = wilson_ends(share, float(np.clip(trials, 1.0, max(answers, 1.0))), z)
+    return max(min(float(low), share), 0.0), min(max(float(high), share), 1.0)
+
+
+def clusters_of_mean(counts: np.ndarray) -> float:
+    """Clusters that say as much of one share as `(K,)` ones of each part say of the mean of K shares; 0 of none."""
+    counts = counts[counts > 0]
+    return float(len(counts) ** 2 / (1.0 / counts).sum()) if len(counts) else 0.0
+
+
 def consistency_band(
     confidence: np.ndarray, counts: np.ndarray, confidence_level: float
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..inputs import Rows, as_rows, check_confidence_level, check_num_bins
 from ..scores.panel import compute_panel
-from ..scores.table import COMPARED, HIGHER_IS_BETTER, refuse_unknown
+from ..scores.table import BY_KEY, COMPARED, refuse_unknown
 from .intervals import bootstrap_draws, num_resamples_for, swapped_draws
 
 
@@ -26,7 +26,7 @@ class Difference:
         low, high: Interval of the difference.
         p_value: Two-sided p-value of no difference, the larger of bootstrap and swaps.
         adjusted_p_value: After Holm's correction for the number of model pairs compared.
-        better: `"a"`, `"b"` or None where the data cannot tell.
+        better: `"a"`, `"b"` or None where the data cannot tell, and of scores without a better side.
     """
 
     score: str
@@ -75,7 +75,12 @@ class Comparison:
             if won:
                 listed = ", ".join(f"{d.score} ({abs(d.difference):.4f}, p = {d.adjusted_p_value:.3g})" for d in won)
                 parts.append(f"{name} is better than {other} in {listed}")
-        open_ = [d.score for d in self.differences if d.better is None]
+        alpha = 1.0 - self.settings["confidence_level"]
+        apart = [d for d in self.differences if not BY_KEY[d.score].better and d.adjusted_p_value < alpha]
+        if apart:
+            told = ", ".join(f"{d.score} ({d.difference:+.4f}, p = {d.adjusted_p_value:.3g})" for d in apart)
+            parts.append(f"{a} and {b} differ in {told}, of which neither side is better")
+        open_ = [d.score for d in self.differences if d.better is None and d not in apart]
         if open_:
             parts.append(f"{self.basis} cannot tell them apart in {', '.join(open_)}")
         return "; ".join(parts) + "."
@@ -321,6 +326,7 @@ def corrected_for_pairs(column: Sequence[D], alpha: float) -> list[D]:
     adjusted[order] = np.maximum.accumulate(steps)
     result = []
     for d, p in zip(column, adjusted.tolist(), strict=True):
-        side = "a" if (d.difference > 0) == (d.score in HIGHER_IS_BETTER) else "b"
-        result.append(replace(d, adjusted_p_value=p, better=side if p < alpha else None))
+        better = BY_KEY[d.score].better
+        side = "a" if (d.difference > 0) == (better == "high") else "b"
+        result.append(replace(d, adjusted_p_value=p, better=side if better and p < alpha else None))
     return result

@@ -106,7 +106,8 @@ SCORES: tuple[Score, ...] = (
     ),
     Score("mean_confidence", "mean top-label probability", "rows", None, unordered=True, watched=True),
     _error(
-        "confidence_gap", "mean top-label probability minus accuracy", "top", folded=False, unordered=True, least=-1.0
+        "confidence_gap", "mean top-label probability minus accuracy", "top", better=None, folded=False,
+        unordered=True, least=-1.0,
     ),
     Score("mean_entropy", "mean entropy of the predicted distribution, nats", "rows", None, most=None),
     Score(

@@ -67,15 +67,16 @@ def expected_accuracy(reference: Reference, window: Sums, level: float, seed: in
 
 def expected_brier(reference: Reference, window: Sums, level: float) -> tuple[float, tuple[float, float]]:
     """The Brier score of the confidence, `mean (c - right)^2`, to be expected where `SAME_ERROR` holds."""
-    error, z = reference.brier_error, _z(level)
-    value = window.mean("brier") + error.mean
-    half = z * float(np.sqrt(error.variance / reference.rows + window.variance("brier") / window.rows))
-    return _inside(value), (_inside(value - half), _inside(value + half))
+    error, mean, sure, z = reference.brier_error, window.mean("brier"), reference.confidence, _z(level)
+    of_right, of_wrong = (1.0 - sure) * (1.0 - 2.0 * sure), sure * (2.0 * sure - 1.0)
+    centre, variance = _cautious(error, reference.rows, of_right, of_wrong, z)
+    half = z * float(np.sqrt(variance + window.variance("brier") / window.rows))
+    return _around(mean + error.mean, mean + centre, half)
 
 
 def _by_confidence(reference: Reference, window: Sums, level: float, seed: int) -> Expected:
     error, mean, z = reference.confidence_error, window.mean("confidence"), _z(level)
-    centre, variance = _cautious(error, reference.rows, reference.confidence, z)
+    centre, variance = _cautious(error, reference.rows, 1.0 - reference.confidence, -reference.confidence, z)
     of_gap = z * float(np.sqrt(variance))
     half = z * float(np.sqrt(variance + window.variance("confidence") / window.rows))
     gaps = (min(-error.mean, -centre - of_gap), max(-error.mean, -centre + of_gap))
@@ -85,7 +86,8 @@ def _by_confidence(reference: Reference, window: Sums, level: float, seed: int) 
 
 def _by_threshold(reference: Reference, window: Sums, level: float, seed: int) -> Expected:
     error, share, z = reference.threshold_error, window.mean("above"), _z(level)
-    centre, variance = _cautious(error, reference.rows, reference.accuracy - error.mean, z)
+    score = reference.accuracy - error.mean
+    centre, variance = _cautious(error, reference.rows, 1.0 - score, -score, z)
     # of the share as it might be, so that none or all above the threshold is not certainty
     likely = (share * window.rows + 0.5 * z * z) / (window.rows + z * z)
     half = z * float(np.sqrt(variance + likely * (1.0 - likely) / window.rows))
@@ -124,15 +126,14 @@ def _accuracy_of(given: np.ndarray, shares: np.ndarray) -> np.ndarray:
     return np.einsum("dc,dcc->d", prior, given)
 
 
-def _cautious(error: Error, rows: int, score: float, z: float) -> tuple[float, float]:
-    """Mean and variance of the mean of correctness less score, with `z^2` rows added of which half are right.
+def _cautious(error: Error, rows: int, of_right: float, of_wrong: float, z: float) -> tuple[float, float]:
+    """Mean and variance of a mean over rows, with `z^2` rows added of which half are right and half wrong.
 
     As Agresti & Coull (1998) do for a frequency: a few rows that are all right are no certainty.
     """
     size = rows + z * z
-    mean = (rows * error.mean + z * z * (0.5 - score)) / size
-    added = 0.5 * ((1.0 - score) ** 2 + score**2)
-    squared = (rows * (error.variance + error.mean**2) + z * z * added) / size
+    mean = (rows * error.mean + z * z * 0.5 * (of_right + of_wrong)) / size
+    squared = (rows * (error.variance + error.mean**2) + z * z * 0.5 * (of_right**2 + of_wrong**2)) / size
     return mean, max(0.0, squared - mean**2) / size
 
 
