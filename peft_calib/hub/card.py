@@ -88,7 +88,7 @@ def _numbers(facts: CardFacts, pictures: Mapping[str, str]) -> str:
 def _table(measured: Measurement) -> str:
     """The scores of every table, before and after, with interval and noise floor where the report has them."""
     recalibrated, panel = measured.is_recalibrated, measured.panel
-    told = f"**{_text(measured.way)}**", f"{measured.num_rows:,} rows{_of(measured)}", _text(measured.recalibrated)
+    told = f"**{_text(measured.way)}**", f"{_counted(measured)}{_of(measured)}", _text(measured.recalibrated)
     lines = [", ".join(filter(None, told))]
     intervals, floor = measured.after.get("intervals") or {}, measured.after.get("noise_floor") or {}
     heads = ["score", *(["before", "after"] if recalibrated else ["value"])]
@@ -114,8 +114,19 @@ def _table(measured: Measurement) -> str:
     return "\n".join(lines)
 
 
+def _counted(measured: Measurement) -> str:
+    """How many rows, and how many words where these are what was scored."""
+    words = measured.kind == "classes" and measured.rows is not None
+    return f"{measured.num_rows:,} rows" + (f" ({measured.after['settings']['num_rows']:,} words)" if words else "")
+
+
 def _of(measured: Measurement) -> str:
-    return "" if measured.split is None else f" of `{_text(measured.split)}`"
+    return "" if measured.split is None else f" of {_code(measured.split)}"
+
+
+def _code(value: Any) -> str:
+    """A name as code, where nothing but the mark that ends it has a meaning."""
+    return f"`{' '.join(str(value).split()).replace('`', chr(39))}`"
 
 
 def _pair(interval: Any) -> str:
@@ -153,6 +164,8 @@ def _unscaled(facts: CardFacts) -> str:
     value = None if way is None else way.content.get("parameters", {}).get("temperature")
     if isinstance(value, (int, float)) and value != 1:
         return f"calibrated once its logits are divided by {value:.6g}"
+    if way is not None and value is None:  # fitted by another method, which a softmax of its logits lacks
+        return f"its logits' softmax, without the {way.content.get('method')} that was fitted on held-out rows"
     return "its logits' softmax, as nothing was found to mend them" if way is not None else "not recalibrated"
 
 

@@ -30,6 +30,8 @@ PIPELINES = {
 }
 #: A report that a card can be written of.
 Report = CalibrationReport | SectionedReport
+#: Fields of a `Subject` that say nothing without its data set.
+OF_DATASET = ("dataset_config", "dataset_revision", "benchmark_task")
 #: Packages whose versions a card names.
 PACKAGES = ("peft-calib", "peft", "transformers", "torch")
 
@@ -40,7 +42,8 @@ class Subject:
 
     Attributes:
         base_model: Hub id of the base model, where the adapter names a folder of its own machine.
-        dataset: Hub id of the data it was measured on, or any name for them.
+        dataset: Hub id of the data it was measured on, or any name for them. Of several sets of rows these are the
+            ones that are called so, else the first.
         dataset_config: Configuration of that data set.
         dataset_revision: Its commit.
         benchmark_task: Task id of a Hub benchmark; the result is then written to `.eval_results/` too.
@@ -67,6 +70,12 @@ class Subject:
             value = getattr(self, name)
             if isinstance(value, str) or not all(isinstance(text, str) for text in value):
                 raise TypeError(f"{name} is a list of texts, got {value!r}. Write {name}=[...].")
+        told = [name for name in OF_DATASET if getattr(self, name) is not None]
+        if told and self.dataset is None:
+            raise ValueError(
+                f"{told[0]} (--{told[0].replace('_', '-')}) is told of a data set: say which one with dataset "
+                "(--dataset)."
+            )
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,7 @@ class Measurement:
         verdict: The report's sentence on its ECE.
         decisions: What the decision rules beside the adapter reach on these rows, as Markdown by kind.
         pictures: The report that pictures are drawn from, or None.
+        rows: Rows, where the reports count their words or sentences; None where they count rows.
     """
 
     way: str
@@ -100,6 +110,7 @@ class Measurement:
     decisions: Mapping[str, str] = field(default_factory=dict)
     pictures: Report | None = field(default=None, repr=False)
     kind: str = "classes"
+    rows: int | None = None
 
     @classmethod
     def of(cls, after: Report, before: Report | None = None, **about: Any) -> Measurement:
@@ -119,7 +130,11 @@ class Measurement:
     @property
     def num_rows(self) -> int:
         """Rows it rests on."""
-        return _num_rows(self.after)
+        return _num_rows(self.after) if self.rows is None else self.rows
+
+    def is_of_rows(self, other: Measurement) -> bool:
+        """Whether it is of the same rows."""
+        return (self.split, self.rows_digest) == (other.split, other.rows_digest)
 
     @property
     def panel(self) -> Panel:
@@ -217,10 +232,21 @@ def leading(measured: Sequence[Measurement]) -> dict[str, Measurement]:
 
     The first rows are those of a report that was given, else the run's own test rows.
     """
-    firsts = {}
+    firsts: dict[str, Measurement] = {}
     for one in measured:
-        firsts.setdefault(one.kind, (one.split, one.rows_digest))
-    return {one.kind: one for one in measured if firsts[one.kind] == (one.split, one.rows_digest)}
+        firsts.setdefault(one.kind, one)
+    return {one.kind: one for one in measured if one.is_of_rows(firsts[one.kind])}
+
+
+def of_dataset(measured: Sequence[Measurement], subject: Subject) -> list[Measurement]:
+    """What was measured on the data set of a subject: on rows that are called so, else on the first rows."""
+    if subject.dataset is None:
+        return []
+    for name in (f"{subject.dataset}, {subject.dataset_config}", subject.dataset):
+        named = [one for one in measured if one.split == name or (one.split or "").startswith(f"{name} (")]
+        if named:
+            return named
+    return [one for one in measured if one.is_of_rows(measured[0])]
 
 
 def facts_of(folder: Path, name: str, subject: Subject, measured: Sequence[Measurement], has_lora: bool) -> CardFacts:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
-from .facts import CardFacts, Measurement, leading
+from .facts import CardFacts, Measurement, leading, of_dataset
 
 #: Names of the scores as the Hub's metrics are called, where they have another name there.
 METRIC_TYPES = {"brier": "brier_score", "ece": "expected_calibration_error", "r2": "r_squared"}
@@ -51,13 +51,11 @@ def _result(facts: CardFacts, measured: Measurement) -> dict[str, Any]:
     """One set of rows and one way of predicting, with all its scores."""
     subject = facts.subject
     kind = facts.pipeline or "other"
-    dataset = {
-        "type": subject.dataset or "private",
-        "name": f"{subject.dataset or 'held-out rows'} ({measured.num_rows:,} rows)",
-        "config": subject.dataset_config,
-        "split": measured.split,
-        "revision": subject.dataset_revision,
-    }
+    dataset = {"type": "private", "name": "held-out rows", "split": measured.split}
+    if any(one is measured for one in of_dataset(facts.measured, subject)):
+        dataset |= {"type": subject.dataset, "name": subject.dataset}
+        dataset |= {"config": subject.dataset_config, "revision": subject.dataset_revision}
+    dataset["name"] = f"{dataset['name']} ({measured.num_rows:,} rows)"
     done = measured.recalibration
     if done is None and measured.temperature not in (None, 1.0):
         done = f"T = {measured.temperature:.4g}"
@@ -116,11 +114,22 @@ def _flat(index: list[dict[str, Any]]) -> list[tuple]:
 
 
 def benchmark_results(facts: CardFacts) -> dict[str, str]:
-    """Files of `.eval_results/`, which a Hub benchmark's leaderboard reads: a score, and how calibrated it is."""
+    """Files of `.eval_results/`, which a Hub benchmark's leaderboard reads: a score, and how calibrated it is.
+
+    Raises:
+        ValueError: If a benchmark is named and there is no score for it.
+    """
     subject = facts.subject
-    if subject.benchmark_task is None or subject.dataset is None or not facts.measured:
+    if subject.benchmark_task is None:
         return {}
-    best = list(leading(facts.measured).values())[-1]
+    found = list(leading(of_dataset(facts.measured, subject)).values())
+    if not found or found[-1].number(found[-1].panel.first[0]) is None:
+        what = f"{found[-1].panel.first[0]} is not defined on these rows" if found else "nothing was measured"
+        raise ValueError(
+            f"--benchmark-task {subject.benchmark_task} tells a leaderboard a score, and {what}: evaluate the run "
+            "first, on rows that allow one, or leave it out."
+        )
+    best = found[-1]
     about = {"id": subject.dataset, "task_id": subject.benchmark_task, "revision": subject.dataset_revision}
     scores, (ranked, *noted) = best.scores(), best.panel.first
     notes = ", ".join(f"{key} {scores[key]:.4f}" for key in noted if key in scores)

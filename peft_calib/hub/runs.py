@@ -14,11 +14,14 @@ from ..predictor.kinds import KINDS
 from ..runs.evaluation import AFTER, BEFORE, REPORT, Evaluation
 from ..runs.folder import RunFolder, read_json
 from ..runs.loading import adapter_names, load_task, run_identity
-from ..runs.sources import source_name
+from ..runs.methods import prediction_variants
+from ..runs.sources import READERS, source_name
 from .facts import Measurement, Report
 
 #: What an evaluation of a language model is of.
 TEXTS = "texts"
+#: Rows that a run is tested on where nothing is asked for, the first of them that there are.
+OWN_ROWS = ("held out", "test", "validation")
 
 
 def measured_in_run(source: Path) -> tuple[Path, Sequence[Measurement]]:
@@ -37,8 +40,8 @@ def measured_in_run(source: Path) -> tuple[Path, Sequence[Measurement]]:
         )
     identity = run_identity(folder, task.config)
     tags = () if task.labels is None else task.labels.names
-    # its own test rows first: a leaderboard's number is of them
-    found = sorted(_evaluations(folder, identity), key=lambda one: not _is_own(one, task.config.data))
+    counts = prediction_variants(task.config)
+    found = sorted(_evaluations(folder, identity), key=lambda one: _rank(one, task.config.data, counts))
     measured = [one for evaluation in found for one in _measurements(evaluation, tags)]
     return folder.adapter(names[0]), measured
 
@@ -56,9 +59,18 @@ def _evaluations(folder: RunFolder, identity: dict) -> Iterator[Evaluation]:
             yield Evaluation(place.parent, content)
 
 
-def _is_own(evaluation: Evaluation, data: str) -> bool:
-    """Whether an evaluation is of rows out of the data that the run was trained on."""
-    return str(evaluation.content["data"]).removesuffix(")").rpartition(" (")[0] in (data, source_name(data))
+def _rank(evaluation: Evaluation, data: str, counts: Mapping[str, int]) -> tuple[bool, int, bool, bool]:
+    """Its own test rows come first, and of these what was predicted as the run was trained to comes last.
+
+    That is what `leading` takes for a leaderboard and pictures: not what was tried with other draws.
+    """
+    content = evaluation.content
+    source, _, split = str(content["data"]).removesuffix(")").rpartition(" (")
+    is_own = source in (data, source_name(data))
+    found = content["variants"].items()
+    as_trained = all(one["num_samples"] == counts.get(variant) for variant, one in found)
+    place = OWN_ROWS.index(split) if split in OWN_ROWS else len(OWN_ROWS)
+    return not is_own, place, as_trained, content["seed"] == 0
 
 
 def _measurements(evaluation: Evaluation, tags: Sequence[str]) -> Iterator[Measurement]:
@@ -66,6 +78,8 @@ def _measurements(evaluation: Evaluation, tags: Sequence[str]) -> Iterator[Measu
     content, main = evaluation.content, evaluation.main_variant
     about: dict[str, Any] = {"split": _name_of(str(content["data"])), "rows_digest": content["rows_digest"]}
     about |= {"seed": content["seed"]}
+    if _kind_of(content) == "classes" and content["items"] != content["rows"]:  # its items are words
+        about["rows"] = content["rows"]
     for variant in sorted(content["variants"], key=lambda variant: variant == main):
         found, kind, drawn = content["variants"][variant], _kind_of(content), variant == main
         way = "mean adapter" if variant == "mean" else f"{found['num_samples']} draws"
@@ -119,6 +133,11 @@ def _entities(evaluation: Evaluation, variant: str, tags: Sequence[str]) -> Repo
 
 def _name_of(data: str) -> str:
     """What rows are called on a card: a Hub id as it is, and of a path its last part."""
-    path = Path(data)
-    is_path = path.is_absolute() or path.suffix or data.startswith(".") or path.exists() or data.count("/") > 1
-    return path.stem if is_path else data
+    place, mark, split = data.removesuffix(")").rpartition(" (")
+    if not mark or not data.endswith(")"):
+        place, split = data, ""
+    path = Path(place.removesuffix(".gz"))
+    is_file = path.suffix.lower() in READERS
+    is_path = path.is_absolute() or is_file or place.startswith(".") or Path(place).exists() or place.count("/") > 1
+    name = (path.stem if is_file else path.name) if is_path else place
+    return f"{name} ({split})" if split else name

@@ -97,6 +97,8 @@ def compare_runs(
     options = {"seed": seed, "progress": progress, **where}
     folders = dict(zip(names, (RunFolder(Path(path).absolute()) for path in run_dirs), strict=True))
     configs = {name: load_task(folder).config for name, folder in folders.items()}
+    if num_samples is not None and not any("sample" in prediction_variants(config) for config in configs.values()):
+        raise ValueError("every one of these runs is deterministic: --num-samples means nothing to them")
     evaluations = {name: _evaluated(folders[name].path, configs[name], num_samples, options) for name in names}
     stage = AFTER if after_temperature else BEFORE
     groups = replicates_among(configs)

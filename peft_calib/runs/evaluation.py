@@ -143,9 +143,9 @@ def evaluate_run(
         other = None if outside is None else load_outside_rows(task, outside, where.form, drop_missing)
         place = folder.path / "evaluation" / _name(rows, variants, seed, other)
         identity = run_identity(folder, task.config)
-        found = _made_before(place, identity)
+        found = _made_before(place, identity, rows)
         if found is not None:
-            return found
+            return _shown(found, list(metrics or task.config.metrics))
         made = _measured(FinishedRun.assemble(folder, task), rows, other, variants, seed, progress)
     made.content.update(metrics=list(metrics or task.config.metrics), identity=identity)
     _write(place, made)
@@ -153,21 +153,36 @@ def evaluate_run(
     return Evaluation(place, made.content)
 
 
-def _made_before(place: Path, identity: dict[str, Any]) -> Evaluation | None:
-    """An evaluation that lies there whole and was made of the very adapters, settings and temperatures of now."""
+def _made_before(place: Path, identity: dict[str, Any], rows: TestRows) -> Evaluation | None:
+    """An evaluation that lies there whole and was made of the very adapters, settings and temperatures of now.
+
+    Of the same rows, and of as many that were left out, which it tells.
+    """
     if not (place / REPORT).is_file():
         return None
     content = read_json(place / REPORT)
     if content.get("identity") != identity or not isinstance(content.get("variants"), dict):
         return None
-    rows = content.get("rows_file")
-    if rows is not None and (not (place / ROWS).is_file() or file_hash(place / ROWS) != rows):
+    if (content.get("rows_left_out"), content.get("rows_without_value", 0)) != (rows.left_out, rows.without_value):
+        return None
+    known = content.get("rows_file")
+    if known is not None and (not (place / ROWS).is_file() or file_hash(place / ROWS) != known):
         return None
     fields = read_fields(place / REPORT)
     fields.listing("metrics", str)
     for variant in content["variants"] if "kind" not in content else ():
         fields.mapping("variants").mapping(variant).number("temperature", above=0)
     return Evaluation(place, content)
+
+
+def _shown(found: Evaluation, metrics: list[str]) -> Evaluation:
+    """An evaluation that was read back, whose table has the scores of now, and not those of when it was made."""
+    content = {**found.content, "metrics": metrics}
+    processes().wait_for_everyone()  # every process has read before one writes
+    if processes().is_main_process and content != found.content:
+        write_atomically(found.folder / "report.md", evaluation_markdown(content, metrics))
+        write_json(found.folder / REPORT, content)
+    return Evaluation(found.folder, content)
 
 
 def _warn_of_another_adapter(folder: RunFolder, identity: dict[str, Any]) -> None:

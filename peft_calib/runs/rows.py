@@ -101,12 +101,14 @@ def load_test_rows(
     `test`, or else `validation`; a source of one split stands for itself.
     """
     config, where = task.config, where or TestData()
-    own = where.source is None
-    source = config.data if own else source_name(where.source)
-    form = FileFormat(where.form.encoding or config.encoding, where.form.delimiter or config.delimiter)
-    splits = read_splits(
-        config.data if own else where.source, config.subset if own else where.subset, form if own else where.form
-    )
+    given, subset, form = where.source, where.subset, where.form
+    if given is None:
+        given, subset = config.data, subset or config.subset
+        form = FileFormat(form.encoding or config.encoding, form.delimiter or config.delimiter)
+    own = where.source is None and subset == config.subset  # another subset of the run's data is other rows
+    splits, source = read_splits(given, subset, form), source_name(given)
+    if subset is not None and (source, subset) != (config.data, config.subset):
+        source = f"{source}, {subset}"
     held_out = own and where.split is None and config.test_fraction > 0
     chosen = config.train_split if held_out else where.split or _default_split(splits, config, source, own)
     drop = where.drop_missing or config.drop_missing

@@ -43,8 +43,10 @@ def read_splits(source: Any, subset: str | None = None, form: FileFormat | None 
     """Every split of a file, a folder of files, a Hub data set, `"embedded:..."` or a table in memory."""
     form = form or FileFormat()
     if not isinstance(source, (str, Path)):
+        _refuse_subset(source, subset)
         return _in_memory(source)
     if str(source).startswith("embedded:"):
+        _refuse_subset(source, subset)
         return DatasetDict(train=embedded_rows(str(source)))
     path = Path(source)
     suffix = _suffix(path)
@@ -56,7 +58,16 @@ def read_splits(source: Any, subset: str | None = None, form: FileFormat | None 
         raise FileNotFoundError(f"there is no data file {source}")
     if suffix not in READERS:
         raise ValueError(f"{source} is not of a known type: expected one of {', '.join(READERS)} (or .gz of those)")
+    _refuse_subset(source, subset)
     return DatasetDict(train=_file(path, form))
+
+
+def _refuse_subset(source: Any, subset: str | None) -> None:
+    if subset is not None:
+        raise ValueError(
+            f"{source_name(source)} has no subsets, so there is no {subset!r} in it: --subset names a configuration "
+            "of a Hub data set; leave it out"
+        )
 
 
 def source_name(source: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -230,6 +231,6 @@ def _cell(report: Mapping[str, Any], name: str, gap: str) -> str:
     if interval is None:
         return f"{value:.3f}"
     if gap == "\n":  # a terminal is narrow: no blank to break the line at, no zero before the point
-        low, high = (f"{bound:.3f}".replace("0.", ".", 1) for bound in interval)
+        low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{bound:.3f}") for bound in interval)  # that of 10.5 is a digit
         return f"{value:.3f}{gap}[{low},{high}]"
     return f"{value:.3f}{gap}[{interval[0]:.3f}, {interval[1]:.3f}]"

@@ -106,7 +106,12 @@ def watch_run(
     form = FileFormat(reading.get("encoding"), reading.get("delimiter"))
     files = [] if predictions is None else predicted_files(Path(predictions))
     settings: dict[str, Any] = {"false_alarm": false_alarm, "window": window, "seed": seed}
-    about_start = {**settings, "data": data, "split": split, "reference": reference, "how": how}
+    rows: dict[str, Any] = {
+        "data": data,
+        "split": split,
+        **{name: reading.get(name) or None for name in ("subset", "drop_missing")},
+    }
+    about_start = {**settings, **rows, "reference": reference, "how": how}
     with folder_lock(place):
         started = None
         if place.is_file() and not overwrite:
@@ -120,8 +125,9 @@ def watch_run(
                 watch = Watch(**{name: value for name, value in settings.items() if value is not None})
                 if reference is None:
                     started = start.by_evaluation(watch, data, split, reading)
-                elif data is not None or split is not None:
-                    raise ValueError("--reference names the labelled rows: leave out --data and --split")
+                elif any(value is not None for value in rows.values()):
+                    told = [f"--{name.replace('_', '-')}" for name, value in rows.items() if value is not None]
+                    raise ValueError(f"--reference names the labelled rows: leave out {' and '.join(told)}")
                 else:
                     started = start.by_file(watch, Path(reference), prefix)
             kept = _Kept(watch, subject.identity(way), [])

@@ -202,6 +202,8 @@ def test_comparison_is_paired_and_corrected(trained, test_file, tmp_path, capsys
     assert "exists" in peft_calib("compare", *runs, "--data", test_file, "--output", out)
     assert "same run" in peft_calib("compare", runs[0], runs[0], "--data", test_file)
     assert "at least two" in peft_calib("compare", runs[0], "--data", test_file)
+    drawless = trained["lora"], trained["hyper-lora"]
+    assert "--num-samples means nothing" in peft_calib("compare", *drawless, "--data", test_file, "--num-samples", 4)
 
 
 def test_export(trained, test_file, tmp_path):

@@ -104,11 +104,16 @@ def test_what_is_wrong_is_said_in_a_line(ready, tmp_path, train):
     assert "trained on" in peft_calib(*words, "--data", rows) and not state.exists()
     assert "no column predicted_label" in peft_calib(*words, "--reference", place / "test.csv")
     assert "leave out --data" in peft_calib(*words, "--reference", place / "test.csv", "--data", "x.csv")
+    reference = "--reference", place / "test.csv"
+    assert "leave out --subset and --drop-missing" in peft_calib(
+        *words, *reference, "--subset", "de", "--drop-missing"
+    )
     assert "--how must be mean" in peft_calib(*words, "--how", "sample")
     assert "there are no predictions" in peft_calib(*words, "--predictions", tmp_path / "none.csv")
     assert not state.exists()
     assert peft_calib(*words, "--reference", place / "reference.csv") is None
     assert "--window was settled then" in peft_calib(*words, "--window", 50)
+    assert "--subset, --drop-missing was settled then" in peft_calib(*words, "--subset", "de", "--drop-missing")
     assert "has no predictions.json" in peft_calib(*words, "--predictions", place)
     odd = tmp_path / "odd.csv"
     odd.write_text("text,predicted_label,probability\na,ugly,0.5\n")
