@@ -204,6 +204,8 @@ def test_what_is_perfect_is_so_in_every_resample_however_rare_a_type_is():
     report = entities_report(find_entities(np.eye(5)[labels], IOB, range(10), labels), num_resamples=100)
     for key in ("f1", "f1_macro", "precision", "recall"):
         assert report.intervals[key] == (pytest.approx(0.025**0.5), 1.0), key
+    for key in ("brier", "aurc"):  # one wrong entity in twelve, say, is possible
+        assert report[key] == report.intervals[key][0] == 0.0 < report.intervals[key][1]
 
 
 @pytest.mark.parametrize("seed", [-3, None, 0.5])

@@ -24,7 +24,7 @@ from ..resampling.intervals import (
     num_resamples_for,
     weighted_draws,
 )
-from ..resampling.ranked import Interval
+from ..resampling.ranked import Interval, one_more
 from ..scores.binned import scores_of_bins
 from ..scores.kinds import OF_ENTITIES
 from ..scores.table import BY_KEY
@@ -192,6 +192,7 @@ def entities_report(
         floor = _floor(found, num_bins, level, size, seed) if len(found) else None
         drawn = _resampled(found, table, num_bins, size, seed)
         intervals = _intervals(drawn, scores, level, floor or {}, table)
+        intervals = _with_one_more(intervals, found, drawn, level, seed)
     settings: dict[str, Any] = {"num_sentences": found.num_sentences, "num_found": len(found)}
     settings |= {"num_true": int(table[..., 1].sum()), "num_bins": num_bins, "confidence_level": level}
     settings |= {"num_resamples": size, "seed": seed} if level is not None else {}
@@ -263,6 +264,30 @@ def _intervals(
             low, high = min(low, wider[0]), max(high, wider[1])
         found[key] = low, high
     return down_to_zero(found, scores, floor)
+
+
+def _with_one_more(
+    intervals: Mapping[str, Interval], found: Entities, drawn: Mapping[str, np.ndarray], level: float, seed: int
+) -> dict[str, Interval]:
+    """Takes upper ends to where one wrong entity more would, if wrong ones are the fewer.
+
+    As `ranked` has it for rows: resamples of no error have none. Of confidence `c` it adds `c^2 - (1 - c)^2` to a sum
+    of Brier scores, and 1 to the sum of confidences less right ones, of which a calibration error is the size.
+    """
+    assert found.correct is not None
+    size, right = len(found), int(found.correct.sum())
+    if not size or 2 * right < size:
+        return dict(intervals)
+    generator = np.random.default_rng([seed, 4])
+    weight = generator.exponential(size=len(drawn["brier"])) / size
+    is_over = float(found.probability.sum()) >= right
+    more = {
+        "brier": drawn["brier"] + weight * generator.choice(2.0 * found.probability - 1.0, len(weight)),
+        "ece": drawn["ece"] + weight if is_over else np.abs(weight - drawn["ece"]),
+        "aurc": one_more(drawn["aurc"], "aurc", size, seed),
+    }
+    reach = {key: min(float(np.quantile(values, 0.5 + 0.5 * level)), 1.0) for key, values in more.items()}
+    return {**intervals, **{key: (intervals[key][0], max(intervals[key][1], end)) for key, end in reach.items()}}
 
 
 def _trials(table: np.ndarray) -> dict[str, tuple[float, float]]:
