@@ -21,6 +21,7 @@ from .draws_index import DRAWS_INDEX, copy_draws_index, read_draws_index
 from .export import export_lora
 from .files import replace_folder, replacing
 from .json_files import read_json
+from .tuners.lora_options import more_than_factors
 
 SUFFIX = ".gguf"
 #: llama.cpp's names of the architectures whose conversion is known here, by transformers' `model_type`.
@@ -180,9 +181,10 @@ def _read(folder: Path, base: _Base) -> tuple[float, dict[str, tuple[torch.Tenso
             f"{folder} holds no plain LoRA (its peft_type is {config.text('peft_type')}). Load the model, and give "
             "that to export_gguf."
         )
-    unlike = [name for name in ("use_dora", "alpha_pattern", "rank_pattern", "lora_bias") if config.content.get(name)]
-    if unlike:
-        raise ValueError(f"{folder} uses {', '.join(unlike)}, which a GGUF adapter cannot say.")
+    unlike = [name for name in ("alpha_pattern", "rank_pattern") if config.content.get(name)]
+    more = more_than_factors(config.content) or ", ".join(unlike)
+    if more:
+        raise ValueError(f"{folder} has what a GGUF adapter cannot say ({more}).")
     rank, alpha = config.integer("r", least=1), config.number("lora_alpha")
     if config.flag("use_rslora", False):
         alpha *= math.sqrt(rank)

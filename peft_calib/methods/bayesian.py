@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from ..identity import saved_alone
 from ..items import count_batch, count_items
 from ..tuners.bayesian_lora import BayesianLaw, BayesianLoraConfig
+from ..tuners.lora_options import more_than_factors
 
 _FROM_LORA = ("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform")
 _FROM_LORA += ("layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out", "task_type")
@@ -48,7 +49,8 @@ def bayesianize(
         The Bayesian model in evaluation mode, all of its adapter trainable.
 
     Raises:
-        TypeError: If the model carries no plain LoRA.
+        TypeError: If the model carries no plain LoRA: variants of other functions, and starts such as PiSSA's, whose
+            factors belong to changed weights of the base model, are none.
         ValueError: If the number of training items is unknown, there are no batches, or they give no loss.
     """
     config = _lora_config(model, adapter_name)
@@ -73,11 +75,8 @@ def _lora_config(model: PeftModel, adapter_name: str) -> LoraConfig:
             f"bayesianize takes a PeftModel whose adapter {adapter_name!r} is a plain LoRA, got "
             f"{type(model).__name__} with {type(config).__name__}."
         )
-    if config.use_dora or config.bias != "none" or getattr(config, "trainable_token_indices", None):
-        raise TypeError(
-            "bayesianize takes a plain LoRA: no DoRA, no trained biases (bias='none'), no trainable tokens, since "
-            "none of these has a posterior here."
-        )
+    if (more := more_than_factors(vars(config))) is not None:
+        raise TypeError(f"bayesianize takes a plain LoRA, whose factors are all of it, and this one has {more}.")
     return config
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -12,8 +13,12 @@ from safetensors.torch import load_file
 
 from .config import CalibLoraConfig, check_adapter_file
 from .factors import Pair
+from .lora_options import more_than_factors
 from .seeding import keyed_generator, uniform
 from .slots import ShapeGroup, Slot, SlotTable
+
+#: Names of the factors in the file of a LoRA.
+FACTOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_[AB]\.weight$")
 
 
 def plain_start(config: CalibLoraConfig, slots: SlotTable) -> dict[ShapeGroup, Pair]:
@@ -51,10 +56,20 @@ def read_lora_factors(folder: str | Path, slots: SlotTable) -> list[Pair]:
         )
     check_adapter_file(folder)
     config = LoraConfig.from_pretrained(str(folder))
-    if not isinstance(config, LoraConfig) or config.use_dora:
+    if not isinstance(config, LoraConfig):
         raise ValueError(f"{folder} is not a plain LoRA adapter (peft_type {config.peft_type}).")
+    if (more := more_than_factors(vars(config))) is not None:
+        raise ValueError(f"{folder} is not a plain LoRA adapter ({more}).")
     tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
-    return [_read_slot(slot, tensors, config, folder) for slot in slots]
+    found = [_read_slot(slot, tensors, config, folder) for slot in slots]
+    matches = map(FACTOR.match, tensors)
+    extra = sorted({match["module"] for match in matches if match} - {slot.name for slot in slots})
+    if extra:
+        raise ValueError(
+            f"The LoRA adapter in {folder} also adapts {extra[:4]}, which are left out here, so its function would "
+            "change. Take its target_modules."
+        )
+    return found
 
 
 def _read_slot(slot: Slot, tensors: dict, config: LoraConfig, folder: Path) -> Pair:

@@ -1,9 +1,10 @@
-"""Options of `LoraConfig` that a law has no use for: refused by name, with the reason or the name they have here."""
+"""Options of `LoraConfig`: those that a law has no use for, and those that make a saved LoRA more than its factors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from typing import Any
 
 from peft import LoraConfig
 
@@ -22,6 +23,48 @@ _INSTEAD = {
     "lora_ga_config": f"it is {_FIRST}",
 }
 _DEFAULT = "it is LoRA's own; train a LoRA, and give it draws with peft_calib.bayesianize"
+
+
+#: What makes a LoRA's function another than `W + s B A`, as factors alone say it.
+_MORE = {
+    "use_dora": "DoRA scales the whole weight",
+    "lora_bias": "a trained bias beside B",
+    "trainable_token_indices": "trained embeddings of tokens",
+    "target_parameters": "it adapts parameters that are no linear map",
+    "alora_invocation_tokens": "it acts on the tokens behind its invocation only",
+    "use_qalora": "its A takes groups of inputs",
+    "use_bdlora": "its factors are blocks of larger ones",
+    "arrow_config": "it chooses among several LoRAs for each token",
+    "kasa_config": "it takes singular values out of W, and has some of its own between A and B",
+    "layer_replication": "its base model repeats layers",
+}
+#: Starts that PEFT subtracts from W whenever it loads the adapter, and whether it can convert such an adapter.
+_TAKEN_FROM_W = {"pissa": True, "corda": True, "olora": True, "lora_ga": True, "loftq": False}
+_CONVERT = (
+    "save it once more as a plain LoRA with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+)
+
+
+def more_than_factors(options: Mapping[str, Any]) -> str | None:
+    """What in the options of a saved LoRA makes it more than factors and a scale on the weights of its base model.
+
+    Args:
+        options: Fields of a `LoraConfig`, as attributes or as they stand in `adapter_config.json`.
+
+    Returns:
+        The option, with the reason; None of a plain LoRA.
+    """
+    for name, reason in _MORE.items():
+        if options.get(name):
+            return f"{name}: {reason}"
+    if (bias := options.get("bias", "none")) != "none":
+        return f"bias={bias!r}: it trains biases of the base model"
+    start = str(options.get("init_lora_weights")).lower()
+    for name, converts in _TAKEN_FROM_W.items():
+        if start.startswith(name):
+            way = f"; {_CONVERT}" if converts else ""
+            return f"init_lora_weights={start!r}: its factors belong to a W from which their start was taken{way}"
+    return None
 
 
 def check_no_options_of_lora(owner: str, own: Iterable[str], given: Iterable[str]) -> None:

@@ -127,6 +127,8 @@ def test_the_index_knows_every_file(tmp_path):
     [
         ({"modules_to_save": ["lm_head"]}, "cannot carry"),
         ({"use_dora": True}, "use_dora"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+        ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"target_modules": ["lm_head"]}, "lm_head"),
     ],

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ...files import file_hash
 from ..factors import Pair, SlotTable
-from ..lora_factors import read_lora_factors
+from ..lora_factors import FACTOR, read_lora_factors
 from .config import CurveLoraConfig
 from .gauge import align
-
-#: Fields of a LoraConfig that make an adapter something else than `s * B A` on frozen weights.
-_VARIANTS = ("use_dora", "lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens", "target_parameters")
-_FACTOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_[AB]\.weight$")
 
 
 @dataclass(frozen=True)
@@ -64,22 +58,15 @@ def read_anchors(config: CurveLoraConfig, slots: SlotTable) -> Anchors:
             )
     pairs = [read_lora_factors(folder, slots) for folder in folders]
     for folder in folders:
-        _check_plain(folder, config, slots)
+        _check_base_model(folder, config)
     heads = [_heads(folder) for folder in folders]
     if not config.curve_modules_to_save:
         _check_equal_heads(folders, heads)
     return Anchors(align(pairs) if config.gauge_align == "procrustes" else pairs, heads, hashes)
 
 
-def _check_plain(folder: Path, config: CurveLoraConfig, slots: SlotTable) -> None:
+def _check_base_model(folder: Path, config: CurveLoraConfig) -> None:
     lora = LoraConfig.from_pretrained(str(folder))
-    if lora.bias != "none":
-        raise ValueError(
-            f"The anchor {folder} trains biases (bias={lora.bias!r}), which a curve of LoRAs cannot hold."
-        )
-    variant = next((name for name in _VARIANTS if getattr(lora, name, None)), None)
-    if variant is not None:
-        raise ValueError(f"The anchor {folder} is a variant of LoRA ({variant}); anchors must be plain LoRA adapters.")
     # one of two folders may have moved; a name that is not known is not judged
     ours, theirs = config.base_model_name_or_path, lora.base_model_name_or_path
     if ours and theirs and Path(ours).name != Path(theirs).name:
@@ -87,19 +74,11 @@ def _check_plain(folder: Path, config: CurveLoraConfig, slots: SlotTable) -> Non
             f"The anchor {folder} was trained on {theirs!r}, the curve is built on {ours!r}. Use adapters of one base "
             "model."
         )
-    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
-        matches = [_FACTOR.match(name) for name in file.keys()]  # noqa: SIM118  (a handle, not a dict)
-    extra = sorted({match["module"] for match in matches if match} - {slot.name for slot in slots})
-    if extra:
-        raise ValueError(
-            f"The anchor {folder} also adapts {extra[:4]}, which the curve leaves out, so its function would change. "
-            "Give the curve the anchors' target_modules."
-        )
 
 
 def _heads(folder: Path) -> dict[str, torch.Tensor]:
     tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
-    return {n.removeprefix("base_model.model."): t for n, t in tensors.items() if _FACTOR.match(n) is None}
+    return {n.removeprefix("base_model.model."): t for n, t in tensors.items() if FACTOR.match(n) is None}
 
 
 def _check_equal_heads(folders: list[Path], heads: list[dict[str, torch.Tensor]]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as tf
 from families import FAMILIES, logits, perturb
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import KasaConfig, LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 import peft_calib
@@ -275,12 +275,51 @@ def test_bayesianize_another_adapter_name_and_family(trained_lora, tmp_path):
     assert model.peft_config["mine"].num_train_examples == 7
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"use_dora": True}, "DoRA scales"),
+        ({"bias": "all"}, "biases"),
+        ({"lora_bias": True}, "bias beside B"),
+        ({"alora_invocation_tokens": [3]}, "behind its invocation"),
+        ({"kasa_config": KasaConfig()}, "singular values"),
+        ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "olora"}, "path_initial_model_for_weight_conversion"),
+    ],
+)
+def test_what_is_more_than_its_factors_is_not_taken_for_a_plain_lora(options, told, tmp_path):
+    model = get_peft_model(BERT.build(), LoraConfig(r=4, target_modules=["query"], **options))
+    with pytest.raises(TypeError, match=told):
+        peft_calib.bayesianize(model, loader())
+    model.save_pretrained(tmp_path)
+    config = peft_calib.BayesianLoraConfig(r=4, target_modules=["query"], init_from=str(tmp_path))
+    with pytest.raises(ValueError, match=f"not a plain LoRA adapter .*{told}"):
+        get_peft_model(BERT.build(), config)
+
+
+def test_a_lora_of_more_modules_is_not_taken_in_part(tmp_path):
+    get_peft_model(BERT.build(), LoraConfig(r=4, target_modules=["query", "value"])).save_pretrained(tmp_path)
+    config = peft_calib.BayesianLoraConfig(r=4, target_modules=["query"], init_from=str(tmp_path))
+    with pytest.raises(ValueError, match="also adapts"):
+        get_peft_model(BERT.build(), config)
+
+
+def test_a_lora_converted_from_pissa_is_plain(tmp_path):
+    model = get_peft_model(BERT.build(), LoraConfig(r=4, target_modules=["query"], init_lora_weights="pissa"))
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "start")
+    model.peft_config["default"].init_lora_weights = "pissa"
+    perturb(model, seed=1, scale=0.1)
+    lora, start = tmp_path / "lora", str(tmp_path / "start")
+    model.save_pretrained(lora, path_initial_model_for_weight_conversion=start)
+    config = peft_calib.BayesianLoraConfig(r=8, lora_alpha=16, target_modules=["query"], init_from=str(lora))
+    taken = get_peft_model(BERT.build(), config).eval()
+    torch.testing.assert_close(logits(taken, BERT.batch()), logits(model.eval(), BERT.batch()), rtol=0, atol=1e-5)
+
+
 def test_bayesianize_refuses_what_it_cannot_do(trained_lora):
     with pytest.raises(TypeError, match="plain LoRA, got BertForSequenceClassification"):
         peft_calib.bayesianize(BERT.build(), loader())
-    dora = get_peft_model(BERT.build(), LoraConfig(target_modules=["query"], use_dora=True))
-    with pytest.raises(TypeError, match="no DoRA"):
-        peft_calib.bayesianize(dora, loader())
     with pytest.raises(ValueError, match="number of training items is unknown"):
         peft_calib.bayesianize(trained_lora, iter([]))
     with pytest.raises(ValueError, match="There are no batches"):

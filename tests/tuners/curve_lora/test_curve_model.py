@@ -401,6 +401,7 @@ def test_bad_anchors(bert, tmp_path):
     for fields, message in (
         ({"use_dora": True}, "not a plain LoRA"),
         ({"bias": "all"}, "biases"),
+        ({"init_lora_weights": "pissa"}, "start was taken"),
         ({"target_modules": ["query"]}, "no factors for"),
         ({"r": 8}, "rank"),
     ):
