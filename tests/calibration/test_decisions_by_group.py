@@ -109,3 +109,11 @@ def test_a_rule_beside_an_adapter_is_read_as_its_own_file(fitted, tmp_path):
     rule = fitted[0]
     (tmp_path / "decision.threshold.json").write_text(json.dumps({"format_version": 1, "rule": rule.state()}))
     assert load_decision(tmp_path / "decision.threshold.json").to_dict() == rule.to_dict()
+
+
+def test_sets_with_weights_say_where_to_go():
+    p, labels, groups = rows(300, 3)
+    sets = ConformalSets(alpha=0.2).fit(p, labels, sample_weight=np.linspace(1.0, 2.0, 300))
+    new, truth, groups = rows(50, 4)
+    with pytest.raises(ValueError, match=r"fitted with weights.*evaluate on the rows of each group"):
+        reached_by_group(sets, new, truth, groups)

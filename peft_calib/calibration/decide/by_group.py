@@ -137,6 +137,11 @@ def reached_by_group(
     """
     level = check_share(confidence_level, "confidence_level", 0.95)
     target: float | None
+    if isinstance(rule, ConformalSets) and rule.is_weighted:
+        raise ValueError(
+            "These sets were fitted with weights, and their coverage is that of rows drawn as the weights say: call "
+            "evaluate on the rows of each group, with `sample_weight`."
+        )
     taken = rule._unseen(probabilities, labels, input, mask, ignore_index)
     rows = as_groups(groups, labels, taken.kept)
     if isinstance(rule, ConformalSets):
