@@ -17,7 +17,7 @@ from ..calibration import CalibrationReport, threshold_diagram
 from ..calibration.report.plots import reliability_figure, risk_coverage_diagram
 from ..export import export_lora
 from ..files import write_atomically
-from ..identity import read_config
+from ..identity import belongs_to_folder, read_config
 from ..json_files import read_json, without_nan
 from ..methods.distillation import DISTILLATION_FILE
 from ..predictor.loading import load
@@ -132,17 +132,28 @@ def _copy(place: Path, folder: Path) -> None:
 
 
 def _add_lora(source: Path, place: Path, folder: Path) -> bool:
-    """The mean as a plain LoRA: what lies there already, or else exported; a plain LoRA needs none."""
+    """The mean as a plain LoRA: that of a run, or else exported; a plain LoRA needs none."""
     if read_config(folder).peft_type == PeftType.LORA:
         return False
-    for made in (place / LORA, source / LORA):
-        if (made / CONFIG_NAME).is_file():
-            (folder / LORA).mkdir()
-            for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
-                shutil.copyfile(made / name, folder / LORA / name)
-            return True
-    export_lora(load(place, recalibrate=False).model, folder / LORA)
+    made = source / LORA
+    if (made / CONFIG_NAME).is_file() and _is_of_run(source, place):
+        (folder / LORA).mkdir()
+        for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+            shutil.copyfile(made / name, folder / LORA / name)
+    else:
+        export_lora(load(place, recalibrate=False).model, folder / LORA)
     return True
+
+
+def _is_of_run(source: Path, place: Path) -> bool:
+    """Whether an adapter is still the one that the run trained, and wrote as a plain LoRA.
+
+    What lies beside another adapter says of no weights, and these may have been trained on since.
+    """
+    if not (source / RUN_FINISHED).is_file():
+        return False
+    known = read_json(source / RUN_FINISHED).mapping("adapter_digests", None)
+    return known is not None and belongs_to_folder(known.text(place.name, default=None), place)
 
 
 def _name_base(folder: Path, facts: CardFacts) -> None:

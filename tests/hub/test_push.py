@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,12 +20,14 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from methods import METHODS
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import peft_calib as package
 from peft_calib.calibration import TemperatureScaling, calibration_report
 from peft_calib.cli import main
 from peft_calib.hub import write_card
+from peft_calib.hub.staging import _is_of_run
 from peft_calib.identity import folder_digest
 from peft_calib.provenance.companions import attach_recalibration
 from peft_calib.provenance.splits import record_split
@@ -293,6 +296,29 @@ def test_paths_of_this_machine_are_in_no_file(hub, tmp_path, tiny_model_folder):
     (place / "tokenizer_config.json").write_text(json.dumps(about))
     package.push_to_hub(place, "user/adapter", base_model="user/base")
     assert b"zq_hidden" not in b"".join(hub.files("user/adapter").values())
+
+
+def test_a_plain_lora_that_lies_beside_an_adapter_may_be_of_earlier_weights(tmp_path, tiny_model_folder):
+    """As in a folder that came from the Hub, was trained on and saved again; only a run says what its own is of."""
+    place, weights = tmp_path / "adapter", "adapter_model.safetensors"
+    AutoTokenizer.from_pretrained(tiny_model_folder).save_pretrained(place)
+    config = METHODS["bayesian"].config
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        base = AutoModelForSequenceClassification.from_pretrained(tiny_model_folder)
+        model = get_peft_model(base, config(task_type="SEQ_CLS", target_modules=TARGETS, init_weights=False)).eval()
+        model.save_pretrained(place)
+        assert not _is_of_run(tmp_path, place)
+        card = tmp_path / f"card-{seed}"
+        write_card(place, card, base_model="user/base")
+        package.export_lora(model, tmp_path / f"right-{seed}")
+        found, right = (load_file(folder / weights) for folder in (card / "lora", tmp_path / f"right-{seed}"))
+        assert found.keys() == right.keys() and all(torch.equal(found[name], right[name]) for name in right)
+        shutil.copytree(card / "lora", place / "lora", dirs_exist_ok=True)
+        if seed == 0:
+            known = {"adapter_digests": {"adapter": folder_digest(place)}}
+            (tmp_path / "run.json").write_text(json.dumps(known))
+            assert _is_of_run(tmp_path, place)
 
 
 def test_a_wrong_token_is_the_hubs_own_error(hub, tiny_model_folder):
