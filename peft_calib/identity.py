@@ -41,6 +41,9 @@ BOOKKEEPING = frozenset(
     "how_to_load lora_dropout init_lora_weights init_weights loftq_config eva_config corda_config lora_ga_config "
     "runtime_config megatron_config megatron_core exclude_modules ensure_weight_tying".split()
 )
+#: Starts of a LoRA that PEFT takes from the base model's weights whenever it loads the adapter, so that they enter its
+#: function (`init_lora_weights`), and whether PEFT can convert such an adapter to a plain LoRA.
+STARTS_FROM_BASE = {"pissa": True, "corda": True, "olora": True, "lora_ga": True, "loftq": False}
 ADAPTER_MENDS = "Restore the folder as save_pretrained wrote it, or download it again"
 ON_PURPOSE = "If this was edited on purpose, call peft_calib.edits.accept_edits(folder) once"
 _PREFIX = "base_model.model."
@@ -233,6 +236,8 @@ def is_own(name: str, config: PeftConfig) -> bool:
 def function_fields(config: PeftConfig) -> dict[str, Any]:
     """The fields of a configuration that enter the function and are not at their default, in one spelling."""
     passed_over = BOOKKEEPING | getattr(config, "training_fields", frozenset())
+    if str(getattr(config, "init_lora_weights", None)).lower().startswith(tuple(STARTS_FROM_BASE)):
+        passed_over -= {"init_lora_weights"}
     defaults, kept = field_defaults(config), {}
     for name, value in config.to_dict().items():
         plain = _plain(value)

@@ -8,6 +8,8 @@ from typing import Any
 
 from peft import LoraConfig
 
+from ..identity import STARTS_FROM_BASE
+
 _FIRST = "the start of one pair of factors, which a law makes itself"
 _INSTEAD = {
     "use_dora": "DoRA's magnitudes belong to one pair of factors, and a law has many",
@@ -38,8 +40,6 @@ _MORE = {
     "kasa_config": "it takes singular values out of W, and has some of its own between A and B",
     "layer_replication": "its base model repeats layers",
 }
-#: Starts that PEFT subtracts from W whenever it loads the adapter, and whether it can convert such an adapter.
-_TAKEN_FROM_W = {"pissa": True, "corda": True, "olora": True, "lora_ga": True, "loftq": False}
 _CONVERT = (
     "save it once more as a plain LoRA with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
 )
@@ -60,7 +60,7 @@ def more_than_factors(options: Mapping[str, Any]) -> str | None:
     if (bias := options.get("bias", "none")) != "none":
         return f"bias={bias!r}: it trains biases of the base model"
     start = str(options.get("init_lora_weights")).lower()
-    for name, converts in _TAKEN_FROM_W.items():
+    for name, converts in STARTS_FROM_BASE.items():
         if start.startswith(name):
             way = f"; {_CONVERT}" if converts else ""
             return f"init_lora_weights={start!r}: its factors belong to a W from which their start was taken{way}"

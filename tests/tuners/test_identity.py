@@ -69,6 +69,19 @@ def test_fields_that_enter_the_function_count(bert, tmp_path, name, field, value
             PeftModel.from_pretrained(bert.build(), folder)
 
 
+def test_a_start_that_peft_takes_from_the_base_when_it_loads_counts(bert, tmp_path):
+    config = LoraConfig(r=4, target_modules=["dense"], init_lora_weights="pissa")
+    model = perturb(get_peft_model(bert.build(), config))
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(bert.build(), tmp_path)
+    assert adapter_digest(model) == folder_digest(tmp_path) == adapter_digest(again)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**written, "init_lora_weights": True}))
+    plain = PeftModel.from_pretrained(bert.build(), tmp_path)
+    assert not torch.allclose(logits(plain, bert.batch()), logits(again, bert.batch()), atol=1e-3)
+    assert folder_digest(tmp_path) == adapter_digest(plain) != adapter_digest(again)
+
+
 def test_a_tensor_of_the_base_is_refused_and_the_base_is_as_it_was(bert, tmp_path):
     adapted(bert, "bayesian").save_pretrained(tmp_path)
     file = tmp_path / "mine" / "adapter_model.safetensors"
