@@ -59,7 +59,7 @@ def _evaluations(folder: RunFolder, identity: dict) -> Iterator[Evaluation]:
             yield Evaluation(place.parent, content)
 
 
-def _rank(evaluation: Evaluation, data: str, counts: Mapping[str, int]) -> tuple[bool, int, bool, bool]:
+def _rank(evaluation: Evaluation, data: str, counts: Mapping[str, int]) -> tuple[bool, int, str, bool, bool]:
     """Its own test rows come first, and of these what was predicted as the run was trained to comes last.
 
     That is what `leading` takes for a leaderboard and pictures: not what was tried with other draws.
@@ -70,7 +70,8 @@ def _rank(evaluation: Evaluation, data: str, counts: Mapping[str, int]) -> tuple
     found = content["variants"].items()
     as_trained = all(one["num_samples"] == counts.get(variant) for variant, one in found)
     place = OWN_ROWS.index(split) if split in OWN_ROWS else len(OWN_ROWS)
-    return not is_own, place, as_trained, content["seed"] == 0
+    rows = evaluation.folder.name.rpartition("-")[0]  # what other rows are called keeps theirs together
+    return not is_own, place, rows, as_trained, content["seed"] == 0
 
 
 def _measurements(evaluation: Evaluation, tags: Sequence[str]) -> Iterator[Measurement]:
