@@ -28,10 +28,10 @@ KINDS = ["sparse", "dense", "random", "linear"]
 
 
 def offline_questions(count: int, seed: int) -> Dataset:
-    """Questions about words, each of which has one answer nearly always or only half of the time."""
+    """Questions about words, each of which has one answer nearly always, or less than half of the time."""
     chance, names = random.Random(seed), NAMES.split()
     asked = [chance.randrange(len(names)) for _ in range(count)]
-    kinds = [n if chance.random() < (0.95 if n % 2 else 0.5) else chance.randrange(4) for n in asked]
+    kinds = [n if chance.random() < (0.99 if n % 2 else 0.4) else chance.randrange(4) for n in asked]
     fillers = [
         " ".join(chance.choices(("as", "if", "so", "to", "or"), k=4)) for _ in asked
     ]  # few questions come twice
