@@ -233,10 +233,15 @@ def is_own(name: str, config: PeftConfig) -> bool:
     return any(module.endswith(wanted) for wanted in saved for module in modules)
 
 
+def start_from_base(init_lora_weights: Any) -> str | None:
+    """The one of `STARTS_FROM_BASE` that a LoRA's start is (`pissa_niter_4` is `pissa`); None of another start."""
+    return next((name for name in STARTS_FROM_BASE if str(init_lora_weights).lower().startswith(name)), None)
+
+
 def function_fields(config: PeftConfig) -> dict[str, Any]:
     """The fields of a configuration that enter the function and are not at their default, in one spelling."""
     passed_over = BOOKKEEPING | getattr(config, "training_fields", frozenset())
-    if str(getattr(config, "init_lora_weights", None)).lower().startswith(tuple(STARTS_FROM_BASE)):
+    if start_from_base(getattr(config, "init_lora_weights", None)) is not None:
         passed_over -= {"init_lora_weights"}
     defaults, kept = field_defaults(config), {}
     for name, value in config.to_dict().items():

@@ -65,7 +65,7 @@ def _rank(evaluation: Evaluation, data: str, counts: Mapping[str, int]) -> tuple
     That is what `leading` takes for a leaderboard and pictures: not what was tried with other draws.
     """
     content = evaluation.content
-    source, _, split = str(content["data"]).removesuffix(")").rpartition(" (")
+    source, split = _source_and_split(str(content["data"]))
     is_own = source in (data, source_name(data))
     found = content["variants"].items()
     as_trained = all(one["num_samples"] == counts.get(variant) for variant, one in found)
@@ -132,11 +132,15 @@ def _entities(evaluation: Evaluation, variant: str, tags: Sequence[str]) -> Repo
     return entities_report(find_entities(probabilities, tags, sentences, items["labels"]), confidence_level=None)
 
 
+def _source_and_split(data: str) -> tuple[str, str]:
+    """The two parts of what an evaluation calls its rows, `source (split)`; of one split alone no split."""
+    place, mark, split = data.removesuffix(")").rpartition(" (")
+    return (place, split) if mark and data.endswith(")") else (data, "")
+
+
 def _name_of(data: str) -> str:
     """What rows are called on a card: a Hub id as it is, and of a path its last part."""
-    place, mark, split = data.removesuffix(")").rpartition(" (")
-    if not mark or not data.endswith(")"):
-        place, split = data, ""
+    place, split = _source_and_split(data)
     path = Path(place.removesuffix(".gz"))
     is_file = path.suffix.lower() in READERS
     is_path = path.is_absolute() or is_file or place.startswith(".") or Path(place).exists() or place.count("/") > 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from peft import LoraConfig
 
-from ..identity import STARTS_FROM_BASE
+from ..identity import STARTS_FROM_BASE, start_from_base
 
 _FIRST = "the start of one pair of factors, which a law makes itself"
 _INSTEAD = {
@@ -59,11 +59,11 @@ def more_than_factors(options: Mapping[str, Any]) -> str | None:
             return f"{name}: {reason}"
     if (bias := options.get("bias", "none")) != "none":
         return f"bias={bias!r}: it trains biases of the base model"
-    start = str(options.get("init_lora_weights")).lower()
-    for name, converts in STARTS_FROM_BASE.items():
-        if start.startswith(name):
-            way = f"; {_CONVERT}" if converts else ""
-            return f"init_lora_weights={start!r}: its factors belong to a W from which their start was taken{way}"
+    given = options.get("init_lora_weights")
+    if (start := start_from_base(given)) is not None:
+        way = f"; {_CONVERT}" if STARTS_FROM_BASE[start] else ""
+        told = str(given).lower()
+        return f"init_lora_weights={told!r}: its factors belong to a W from which their start was taken{way}"
     return None
 
 

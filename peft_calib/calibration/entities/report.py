@@ -14,7 +14,7 @@ from ..inputs import Rows, check_confidence_level, check_seed
 from ..report.confidence import confidence_report
 from ..report.sectioned import SectionedReport
 from ..report.tables import Name, Section, Table, html_section, number
-from ..resampling.bands import clustered_share_interval, clusters_of_mean
+from ..resampling.bands import clustered_share_interval, trials_of_shares
 from ..resampling.intervals import (
     Band,
     NoiseFloor,
@@ -253,7 +253,8 @@ def _intervals(
     of entities reach at least as far as Wilson's: resamples of few errors know of no other ones.
     """
     ends, found = [0.5 - 0.5 * level, 0.5 + 0.5 * level], {}
-    trials = _trials(table)
+    num_found, num_true, num_right = np.moveaxis(table, -1, 0)
+    trials = trials_of_shares(num_found, num_true, num_found + num_true - num_right)
     for key in scores:
         values = drawn[key][np.isfinite(drawn[key])]
         low, high = map(float, np.quantile(values, ends)) if len(values) else (np.nan, np.nan)
@@ -288,15 +289,6 @@ def _with_one_more(
     }
     reach = {key: min(float(np.quantile(values, 0.5 + 0.5 * level)), 1.0) for key, values in more.items()}
     return {**intervals, **{key: (intervals[key][0], max(intervals[key][1], end)) for key, end in reach.items()}}
-
-
-def _trials(table: np.ndarray) -> dict[str, tuple[float, float]]:
-    """Of each share of entities, sentences that have one and entities there are, of `(S, types, 3)` counts."""
-    found, true, right = np.moveaxis(table, -1, 0)
-    either = found + true - right
-    every = {"precision": found, "recall": true, "f1": either}
-    counts = {key: (float(part.any(axis=1).sum()), float(part.sum())) for key, part in every.items()}
-    return {**counts, "f1_macro": (clusters_of_mean((either > 0).sum(axis=0)), float(either.sum()))}
 
 
 def _floor(found: Entities, num_bins: int, level: float, size: int, seed: int) -> NoiseFloor:

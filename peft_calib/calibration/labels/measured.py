@@ -10,7 +10,7 @@ import numpy as np
 
 from ..bins import uniform_index
 from ..report.tables import number, with_interval
-from ..resampling.bands import clustered_share_interval, clusters_of_mean, skewed_mean_interval, wilson_interval
+from ..resampling.bands import clustered_share_interval, skewed_mean_interval, trials_of_shares, wilson_interval
 from ..resampling.intervals import (
     Band,
     NoiseFloor,
@@ -138,10 +138,9 @@ def _ratios(given: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
 def _trials(given: np.ndarray, labels: np.ndarray) -> dict[str, tuple[float, float]]:
     """Of each share of answers, rows that have one and answers there are."""
     held = labels == 1
-    either = given | held
-    every = {"precision_micro": given, "recall_micro": held, "f1_micro": either, "hamming_loss": np.ones_like(held)}
-    found = {key: (float(part.any(axis=1).sum()), float(part.sum())) for key, part in every.items()}
-    return {**found, "f1_macro": (clusters_of_mean(either.sum(axis=0)), float(either.sum()))}
+    found = trials_of_shares(given, held, given | held)
+    micro = {f"{key}_micro": found[key] for key in ("precision", "recall", "f1")}
+    return {**micro, "f1_macro": found["f1_macro"], "hamming_loss": (float(len(given)), float(given.size))}
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

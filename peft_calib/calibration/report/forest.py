@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..resampling.gaps import is_worse
-from ..scores.table import HEADLINES, refuse_unknown
-from .groups import BETTER, GroupsRecord
+from ..scores.table import BY_KEY, HEADLINES, refuse_unknown
+from .groups import GroupsRecord
 from .plots import BLACK, BLUE, GREY, VERMILLION, as_written, new_figure
 from .record import ReportRecord
 from .tables import one_line
@@ -83,7 +83,7 @@ def _draw_gaps(axes: Axes, groups: GroupsRecord, names: Sequence[str], key: str)
         if not np.isfinite(gap.low):
             axes.plot(gap.gap, place, "o", color=GREY, mfc="white", ms=5)
             continue
-        worse = is_worse(gap, BETTER[key])
+        worse = is_worse(gap, BY_KEY[key].better)
         color = VERMILLION if worse else BLUE
         axes.plot([gap.low, gap.high], [place, place], color=color, lw=1.8)
         axes.plot(gap.gap, place, "s" if worse else "o", color=color, ms=5)

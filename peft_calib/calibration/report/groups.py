@@ -11,13 +11,11 @@ from ..inputs import Rows
 from ..resampling.gaps import Draws, Gap, is_worse, part_of, simultaneous_gaps, stratified_draws, worst_of
 from ..resampling.intervals import NoiseFloor
 from ..resampling.ranked import Interval
-from ..scores.table import HEADLINES, SCORES
+from ..scores.table import BY_KEY, HEADLINES
 from .measured import Measured, ReportSettings, ScoreMapping, measured
 
 #: Rows below which a group has no interval: tried at 5 and at 10, those of the NLL held too seldom.
 FEWEST_ROWS = 20
-#: The better side of each score; none where a gap on either side of 0 is a fault.
-BETTER = {score.key: score.better for score in SCORES}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +75,7 @@ class GroupsRecord(Mapping[str, GroupPanel]):
         furthest on either.
         """
         known = {name: gap for name, gap in self.gaps[score].items() if name not in self.too_small}
-        name = worst_of(known or self.gaps[score], BETTER[score])
+        name = worst_of(known or self.gaps[score], BY_KEY[score].better)
         return None if name is None else (name, self.gaps[score][name])
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,4 +148,4 @@ def _worse(
     judged = {name: panels[name] for name in names}
     keys = [key for key in HEADLINES if key in draws]
     columns = {key: _gaps_of(key, judged, whole, draws[key], num_rows, len(keys)) for key in keys}
-    return {name: tuple(key for key in keys if is_worse(columns[key][name], BETTER[key])) for name in names}
+    return {name: tuple(key for key in keys if is_worse(columns[key][name], BY_KEY[key].better)) for name in names}

@@ -81,6 +81,13 @@ def clustered_share_interval(
     return max(min(float(low), share), 0.0), min(max(float(high), share), 1.0)
 
 
+def trials_of_shares(found: np.ndarray, true: np.ndarray, either: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Of precision, recall and F1, clusters that have an answer and answers in all, of `(S, K)` counts or booleans."""
+    every = {"precision": found, "recall": true, "f1": either}
+    counts = {key: (float(part.any(axis=1).sum()), float(part.sum())) for key, part in every.items()}
+    return {**counts, "f1_macro": (clusters_of_mean((either > 0).sum(axis=0)), float(either.sum()))}
+
+
 def clusters_of_mean(counts: np.ndarray) -> float:
     """Clusters that say as much of one share as `(K,)` ones of each part say of the mean of K shares; 0 of none."""
     counts = counts[counts > 0]
