@@ -53,11 +53,12 @@ install: $(VENV)/.installed-test
 demo: install
 	$(OFFLINE) $(BIN)/peft-calib demo --output-dir $(OUT) $(DEMO_ARGS)
 
+# A test that hangs ends its worker (pyproject.toml), and xdist gives it to the next one: eight times, unless told.
 test: install
-	$(THREADS) $(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(THREADS) $(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --max-worker-restart 1 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-oldest: .venv-oldest/.installed-test
-	$(THREADS) $(OFFLINE) .venv-oldest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(THREADS) $(OFFLINE) .venv-oldest/bin/python -m pytest -n $(WORKERS) --max-worker-restart 1 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # A real vLLM, which needs other versions than we do: its environment holds of ours only the plugin. torchvision and its
 # kin come along with it and do not fit its torch. The weights lie in a package that wants a compiler for what is not

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -60,24 +62,22 @@ def run_until_killed(line: list[str], step: int, delay: float, timeout: float = 
     process = subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment(), start_new_session=True
     )
-    deadline, last = time.monotonic() + timeout, 0
+    last, watch = 0, threading.Timer(timeout, _kill, (process,))  # one that says nothing more ends its output
+    watch.start()
     try:
         assert process.stdout is not None
         for text in process.stdout:
             if text.startswith("step "):
                 last = int(text.split()[1])
-            if text.startswith("done") or time.monotonic() > deadline:
+            if text.startswith("done"):
                 return None
             if last >= step:
                 time.sleep(delay)
                 return last
         return None
     finally:
-        for pid in [*_descendants(process.pid), process.pid]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        watch.cancel()
+        _kill(process)
         process.wait()
 
 
@@ -98,6 +98,12 @@ def same_run(folder: Path, reference: Path) -> dict[str, bool]:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _kill(process: subprocess.Popen) -> None:
+    for pid in [*_descendants(process.pid), process.pid]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _losses(folder: Path) -> list[dict]:
