@@ -13,9 +13,9 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from ..tuners.late import Prefix, run_prefix, share_of
-from ..tuners.one_by_one import SharedRowsError, runs_one_by_one
+from ..tuners.one_by_one import runs_one_by_one
 from ..tuners.padding import takes_one_row
-from ..tuners.rows import count_rows, main_input_name, repeat_rows
+from ..tuners.rows import SharedRowsError, count_rows, main_input_name, repeat_rows
 from .adaptive import FIRST, FIRST_PAIRED, STEP, STEP_PAIRED, check_adaptive, pair_means
 from .baselines import AdapterDraws, DropoutDraws
 from .budget import draws_per_pass

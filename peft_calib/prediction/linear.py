@@ -37,6 +37,11 @@ def linear_logits(source: LawDraws, head: Head, items: Items, first: int, num_sa
     """Logits (K, N, C) of K draws, linearised around the mean, of a batch with one item a row."""
     if not items.one_a_row:
         raise ValueError("how='linear' needs one item a row, because it takes one gradient for each row and class.")
+    if heads := source.own_heads():
+        raise ValueError(
+            f"how='linear' expands in the updates of adapted maps, and each draw here has a {heads[0].name} of its "
+            "own, which is none. Use how='late', which gives the draws themselves, or how='sample'."
+        )
     uses, logits = _forward_at_mean(source, head, items)
     if logits.shape[-1] > MAX_CLASSES:
         raise ValueError(
@@ -44,14 +49,15 @@ def linear_logits(source: LawDraws, head: Head, items: Items, first: int, num_sa
             "For a language model name the answers with label_tokens, or use how='sample'."
         )
     gradients = _class_gradients(logits, uses)
-    moved = logits.detach().unsqueeze(0).repeat(num_samples, 1, 1)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    moved = logits.detach().to(wide).unsqueeze(0).repeat(num_samples, 1, 1)
     means = [_factors(source, use, Mean()) for use in uses]
     at_mean = [_update(use, *pairs) for use, pairs in zip(uses, means, strict=True)]
     for k in range(num_samples):
         draw = replace(source.draw, first=first + k, num_samples=1)
         drawn = [_factors(source, use, draw) for use in uses]
         for use, pairs, mean, gradient in zip(uses, drawn, at_mean, gradients, strict=True):
-            change = (_update(use, *pairs) - mean).flatten(1)
+            change = (_update(use, *pairs) - mean).flatten(1).to(wide)
             moved[k] += torch.einsum("cbf,bf->bc", gradient, change)
     return moved
 
@@ -88,8 +94,8 @@ def _class_gradients(logits: torch.Tensor, uses: list[_Use]) -> list[torch.Tenso
         one[:, c] = 1
         found: Any = torch.autograd.grad(logits, probes, one, retain_graph=not last, allow_unused=True)
         by_class.append([torch.zeros_like(p) if g is None else g for g, p in zip(found, probes, strict=True)])
-    dtype = logits.dtype
-    return [torch.stack(parts).flatten(2).to(dtype) for parts in zip(*by_class, strict=True)]
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return [torch.stack(parts).flatten(2).to(wide) for parts in zip(*by_class, strict=True)]
 
 
 def _factors(source: LawDraws, use: _Use, draw: Draw) -> tuple[list, list]:

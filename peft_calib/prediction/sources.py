@@ -15,6 +15,7 @@ from torch import nn
 
 from ..tuners.asked import asking
 from ..tuners.factors import Draw, Law, Points, Sample
+from ..tuners.heads import StackedModule
 from ..tuners.holder import FactorHolder
 from ..tuners.laws import holders_of
 from ..tuners.layer import FactorLinear
@@ -109,7 +110,14 @@ class LawDraws(DrawSource):
                 active = [name for name in layer.active_adapters if name in layer.factor_slots]
                 if num_samples > 1 and any(self._varies(layer, name) for name in active):
                     found.append(layer)
-        return found
+            heads = [head for head in self.own_heads() if num_samples > 1 and head.varies()]
+        return [*found, *heads]
+
+    def own_heads(self) -> list[StackedModule]:
+        """The modules trained whole of which each draw has one of its own: heads, or what lies below the layers."""
+        heads = [m for m in self.root.modules() if isinstance(m, StackedModule) and m.holder in self.holders]
+        active = {name for layer in self.layers() for name in layer.active_adapters}
+        return [head for head in heads if head.adapter in active]
 
     def layers(self) -> list[FactorLinear]:
         found = [m for m in self.root.modules() if isinstance(m, FactorLinear) and m.holder in self.holders]

@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from ..internals.torch import MovesAlong
 from .holder import FactorHolder
+from .rows import SharedRowsError
 
 #: Tensors of modules, by module and tensor name.
 HeadTensors = dict[str, dict[str, torch.Tensor]]
@@ -70,6 +71,15 @@ class StackedModule(MovesAlong):
                 "functions. Read them by get_peft_model_state_dict, or put one in place by merge_and_unload()."
             ) from error
 
+    @property
+    def holder(self) -> FactorHolder:
+        return self._holder[0]
+
+    def varies(self) -> bool:
+        """Whether the draws in place give it different tensors."""
+        heads = self.holder.generation(self.adapter).heads[self.name]
+        return any(not torch.equal(t[1:], t[:1].expand_as(t[1:])) for t in heads.values())
+
     def companions(self) -> tuple[nn.Module, ...]:
         """The template, whose dtype is that of the tensors."""
         return self._template
@@ -84,6 +94,8 @@ class StackedModule(MovesAlong):
             if count == 1:
                 return functional_call(template, {name: tensor[0] for name, tensor in tensors.items()}, args, kwargs)
             x, *rest = args
+            if len(x) % count:  # a table that all rows read, such as one of positions
+                raise SharedRowsError(len(x), count)
             outputs = [
                 functional_call(template, {name: tensor[k] for name, tensor in tensors.items()}, (part, *rest), kwargs)
                 for k, part in enumerate(x.chunk(count))
@@ -91,7 +103,7 @@ class StackedModule(MovesAlong):
             return torch.cat(outputs)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        heads = self._holder[0].heads(self.adapter)[self.name]
+        heads = self.holder.heads(self.adapter)[self.name]
         return {name: heads[name].to(like.dtype) for name, like in self._template[0].named_parameters()}
 
     @torch.no_grad()

@@ -26,7 +26,7 @@ from .objective import (
     one_member_watch,
     reaches_loss,
 )
-from .one_by_one import run, runs_one_by_one
+from .one_by_one import look_again, run, runs_one_by_one
 from .padding import check_one_row, give_back, lend, takes_one_row
 from .rows import count_rows, first_rows, main_input_name, repeat_rows, repeat_training_rows
 from .trunk_cache import CACHES, cached_replay
@@ -166,6 +166,7 @@ def _entrance(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def attach_hooks(model: nn.Module) -> None:
     """Register the hooks once, whatever the number of adapters and tuner types on the model."""
+    look_again(model)
     for holder in _holders(model):
         holder.belong_to(model)
     if not has_pre_hook(model, begin_forward):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..internals.torch import in_forward_ad, is_functorch_wrapped
-from .one_by_one import SharedRowsError
+from .rows import SharedRowsError
 
 
 def add_low_rank(

@@ -23,12 +23,14 @@ from torch import nn
 
 from .asked import only_here
 from .forward import Forward, pop, push
+from .heads import StackedModule
+from .rows import SharedRowsError
 
 _NEEDED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _PROVEN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 #: Whether blocks answer for all functions at once, so that they cannot be asked one by one.
 replaying: ContextVar[bool] = ContextVar("peft_calib_replaying", default=False)
-#: Rows that each adapted map was applied to, call by call.
+#: Rows that each adapted map, and each head of a law, was applied to, call by call.
 Rows = dict[nn.Module, list[int]]
 
 
@@ -36,20 +38,14 @@ class _AllSeenError(Exception):
     """Raised from a hook to leave the model behind its last adapted map."""
 
 
-class SharedRowsError(ValueError):
-    """An adapted map was applied to rows that are not those of all functions."""
-
-    def __init__(self, rows: int, num_samples: int) -> None:
-        super().__init__(
-            f"An adapted map received {rows} rows, no multiple of the {num_samples} functions that are in place. "
-            "Pass the batch through the whole model, which repeats it for them, or use one function: "
-            "draws(model, 1, first=k)."
-        )
-
-
 def runs_one_by_one(root: nn.Module) -> bool:
     """Whether a base model is known to need one pass for each function."""
     return root in _NEEDED
+
+
+def look_again(root: nn.Module) -> None:
+    """Have the next pass looked at as the first: a further adapter may change maps that none has changed before."""
+    _PROVEN.discard(root)
 
 
 def run(forward: Callable[..., Any], root: nn.Module, running: Forward | None, args: tuple, kwargs: dict) -> Any:
@@ -104,7 +100,7 @@ def _rows_seen(root: nn.Module, calls: int | None = None) -> Iterator[Rows]:
 
     with only_here() as here, ExitStack() as stack:
         for module in root.modules():
-            if isinstance(module, BaseTunerLayer):
+            if isinstance(module, (BaseTunerLayer, StackedModule)):
                 stack.callback(module.register_forward_pre_hook(here(note)).remove)
         yield seen
 

@@ -21,6 +21,17 @@ _MEDIA = re.compile(
 _TEXT = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
 
 
+class SharedRowsError(ValueError):
+    """An adapted map was applied to rows that are not those of all functions."""
+
+    def __init__(self, rows: int, num_samples: int) -> None:
+        super().__init__(
+            f"An adapted map received {rows} rows, no multiple of the {num_samples} functions that are in place. "
+            "Pass the batch through the whole model, which repeats it for them, or use one function: "
+            "draws(model, 1, first=k)."
+        )
+
+
 def count_rows(inputs: Mapping[str, Any], main_input: str | None = None) -> int:
     """Number of rows of a batch: the first size of its main input, or of the first tensor there is."""
     media = main_input is not None and _MEDIA.search(main_input) is not None

@@ -3,13 +3,13 @@
 import pytest
 import torch
 import transformers as tf
-from families import DECODER, ENCODER, FAMILIES, Family
+from families import DECODER, ENCODER, FAMILIES, Family, perturb
 from peft import get_peft_model
 from stochastic_models import bayesian
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from peft_calib import BayesianLoraConfig, predict
+from peft_calib import BayesianLoraConfig, CurveLoraConfig, EnsembleLoraConfig, curve_at, draws, predict
 
 DEPTH = {"gpt2": "n_layer", "t5": "num_layers"}
 MORE = {
@@ -104,6 +104,27 @@ def test_only_the_pooler_varies(bert):
     sample = predict(model, bert.batch(3), num_samples=4)
     torch.testing.assert_close(late.sample_probabilities, sample.sample_probabilities, rtol=0, atol=1e-6)
     assert late.num_forwards < 1.5
+
+
+@pytest.mark.parametrize("below", ["word_embeddings", "LayerNorm", "position_embeddings", "pooler"])
+@pytest.mark.parametrize("law", [EnsembleLoraConfig, CurveLoraConfig])
+def test_what_each_draw_has_of_its_own_below_the_layers(bert, law, below):
+    """A member, or a point, has its own of each module trained whole, wherever that lies and whatever it reads."""
+    own = {"layers": "all"} if law is EnsembleLoraConfig else {"curve_modules_to_save": True}
+    fields = {"modules_to_save": ["classifier", below], "layers_to_transform": [3], **own}
+    config = law(task_type="SEQ_CLS", r=2, target_modules=["query", "value"], init_weights=False, **fields)
+    model = perturb(get_peft_model(bert.build(num_hidden_layers=4), config), scale=0.3).eval()
+    batch, alone = bert.batch(3), []
+    with torch.no_grad():
+        for k in range(2):
+            with curve_at(model, 2.0 * k) if law is CurveLoraConfig else draws(model, 1, first=k):
+                alone.append(model(**batch).logits.softmax(-1))
+        with draws(model, 2):
+            together = model(**batch).logits.softmax(-1).unflatten(0, (2, -1))
+    assert (alone[0] - alone[1]).abs().max() > 0.01
+    found = [predict(model, batch, how, num_samples=2).sample_probabilities for how in ("sample", "late")]
+    for one in (together, *found):
+        torch.testing.assert_close(one, torch.stack(alone), rtol=0, atol=1e-6)
 
 
 def test_decoder_only_posterior_runs_the_encoder_once():

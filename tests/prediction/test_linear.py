@@ -4,9 +4,10 @@ import pytest
 import torch
 import transformers as tf
 from families import ENCODER, FAMILIES, Family
+from peft import get_peft_model
 from stochastic_models import bayesian
 
-from peft_calib import predict
+from peft_calib import EnsembleLoraConfig, predict
 from peft_calib.prediction.engine import BatchPredictor
 from peft_calib.prediction.linear import linear_logits
 from peft_calib.prediction.sources import LawDraws
@@ -89,7 +90,16 @@ def test_error_falls_with_the_square_of_the_spread(bert):
     assert near / far < (narrow / wide) ** 1.5
 
 
+def test_half_precision_is_expanded_in_float32(bert):
+    batch, models = bert.batch(3), [bayesian(bert, dtype=dtype) for dtype in (torch.bfloat16, torch.float32)]
+    half, whole = (predict(model, batch, "linear", num_samples=4).sample_probabilities for model in models)
+    torch.testing.assert_close(half, whole, rtol=0, atol=0.02)
+
+
 def test_refusals(llama, bert):
+    members = get_peft_model(bert.build(), EnsembleLoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+    with pytest.raises(ValueError, match="each draw here has a classifier of its own, which is none"):
+        predict(members, bert.batch(), "linear")
     with pytest.raises(ValueError, match="label_tokens"):
         predict(bayesian(llama, overrides={"vocab_size": 100}), llama.batch(), "linear")
     with pytest.raises(ValueError, match="auto"):
