@@ -16,6 +16,8 @@ from .facts import CardFacts, Measurement, leading, of_dataset
 #: Names of the scores as the Hub's metrics are called, where they have another name there.
 METRIC_TYPES = {"brier": "brier_score", "ece": "expected_calibration_error", "r2": "r_squared"}
 TAGS = ("peft-calib", "calibration", "uncertainty-quantification")
+#: How our results for leaderboards are called.
+EVAL_RESULTS = ".eval_results/peft-calib-"
 #: What makes a result of a model index.
 RESULT_FIELDS = ("task_type", "task_name", "dataset_type", "dataset_name", "dataset_config", "dataset_split")
 RESULT_FIELDS += ("dataset_revision", "metric_type", "metric_name", "metric_value")
@@ -116,6 +118,8 @@ def _flat(index: list[dict[str, Any]]) -> list[tuple]:
 def benchmark_results(facts: CardFacts) -> dict[str, str]:
     """Files of `.eval_results/`, which a Hub benchmark's leaderboard reads: a score, and how calibrated it is.
 
+    Their names begin with ours: others write there as well, and what they wrote stays.
+
     Raises:
         ValueError: If a benchmark is named and there is no score for it.
     """
@@ -139,4 +143,4 @@ def benchmark_results(facts: CardFacts) -> dict[str, str]:
         "notes": f"{best.way}; {notes}; {best.num_rows:,} rows",
     }
     name = "".join(c if c.isalnum() else "-" for c in f"{subject.dataset}-{subject.benchmark_task}").lower()
-    return {f".eval_results/{name}.yaml": yaml.safe_dump([entry], sort_keys=False, allow_unicode=True)}
+    return {f"{EVAL_RESULTS}{name}.yaml": yaml.safe_dump([entry], sort_keys=False, allow_unicode=True)}

@@ -26,7 +26,7 @@ from ..tuners.laws import laws_of
 from ..uncertainty_head.stored import STEM
 from .card import DECISION, RELIABILITY, REPORT_FILE, RISK, card_body
 from .facts import CardFacts, Measurement, Subject, facts_of, leading
-from .metadata import benchmark_results, check_card, metadata_of, with_metadata
+from .metadata import EVAL_RESULTS, benchmark_results, check_card, metadata_of, with_metadata
 from .runs import measured_in_run
 
 CARD, LORA = "README.md", "lora"
@@ -64,7 +64,7 @@ PICTURES = {
     "entities": ("reliability_entities.png",),
 }
 #: What an earlier push may have left that this one does not write again.
-MANAGED = (f"{LORA}/", STEM, ".eval_results/", REPORT_FILE, DECISION, *OURS)
+MANAGED = (f"{LORA}/", STEM, EVAL_RESULTS, REPORT_FILE, DECISION, *OURS)
 MANAGED += tuple(dict.fromkeys(file for files in PICTURES.values() for file in files))
 
 

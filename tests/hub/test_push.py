@@ -179,16 +179,20 @@ def test_one_commit_replaces_an_earlier_push_and_nothing_else(
     if xet:
         pytest.importorskip("hf_xet")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
-    package.push_to_hub(trained(tiny_model_folder), "user/adapter", report=reports, base_model="user/base")
+    ranked = {"dataset": "user/rows", "benchmark_task": "main", "base_model": "user/base"}
+    package.push_to_hub(trained(tiny_model_folder), "user/adapter", report=reports, **ranked)
     repository = hub.repositories["user/adapter"]
+    assert ".eval_results/peft-calib-user-rows-main.yaml" in hub.files("user/adapter")
     assert repository.commits == 1 and xet == any(request.startswith("POST /xet/") for request in hub.requests)
     trained(tiny_model_folder).save_pretrained(tmp_path)
     weights = "adapter_model.safetensors"
     assert hub.files("user/adapter")[weights] == (tmp_path / weights).read_bytes()
-    repository.branches["main"].files["notes.txt"] = b"somebody's own"
+    theirs = {"notes.txt", ".eval_results/other-bench.yaml"}
+    repository.branches["main"].files.update(dict.fromkeys(theirs, b"somebody's own"))
     package.push_to_hub(trained(tiny_model_folder, "lora"), "user/adapter", base_model="user/base", private=True)
     files = hub.files("user/adapter")
-    assert repository.commits == 2 and "notes.txt" in files
+    assert repository.commits == 2 and theirs <= set(files)
+    assert {name for name in files if name.startswith(".eval_results/")} <= theirs
     assert not [name for name in files if name.startswith("lora/") or name.endswith(".png") or name == "report.json"]
     assert b"Not measured" in files["README.md"]
 
