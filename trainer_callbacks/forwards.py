@@ -11,7 +11,8 @@ from accelerate.utils import send_to_device
 
 from peft_calib.calibration.answers import log_probabilities
 from peft_calib.calibration.inputs import as_numpy
-from peft_calib.prediction.draws import draws, evaluating
+from peft_calib.prediction.draws import count_draws, evaluating
+from peft_calib.prediction.sources import LawDraws
 from peft_calib.provenance.row_tables import as_rows
 
 from .outputs import answers_before_labels, label_names_of, labels_among, logits_among, output_names, without_labels
@@ -27,10 +28,12 @@ def sampled_logits(
     seed: int,
 ) -> torch.Tensor:
     """Logarithm of the mean probabilities of K draws, float32; one draw at a time takes the memory of a forward."""
+    source = LawDraws(model, seed)
+    count_draws(source, num_samples)  # of a curve draw k is one of K points: which, hangs on all of them
     total: torch.Tensor | float = 0.0
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(model):
         for k in range(num_samples):
-            with draws(model, num_samples=1, seed=seed, first=k):
+            with source.use(k, 1):
                 outputs = model(**inputs)
             total = total + kept_logits(model, outputs, labels, answer_token_ids).double().softmax(-1)
     return log_probabilities(total / num_samples).float()

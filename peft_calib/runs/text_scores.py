@@ -75,6 +75,7 @@ def _distributions(
     """Of each batch: log of the mean probabilities (B, T, V), the tokens (B, T), and which of them count."""
     names = list(run.adapter_names[:count]) if len(run.adapter_names) > 1 else None
     source = choose_source(run.model, variant, seed, adapter_names=names)
+    source.spread_over(count)
     device = next(run.model.parameters()).device
     encoded = run.task.encode_prediction(rows, run.tokenizer)
     collate = run.task.collator(run.tokenizer)

@@ -11,9 +11,11 @@ import torch
 from command_line import QUICK, WORDS, peft_calib, write_jsonl
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from huggingface_hub import ModelCard
+from peft import get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from peft_calib import CurveLoraConfig, curve_at
 from peft_calib.calibration import entities_report, find_entities
 from peft_calib.hub import write_card
 from peft_calib.prediction import predict
@@ -24,6 +26,7 @@ from peft_calib.runs.rows import load_run_rows, load_test_rows
 from peft_calib.runs.settings import RunConfig
 from peft_calib.runs.stage import load_tokenizer
 from peft_calib.runs.tasks import TASK_CLASSES
+from peft_calib.runs.text_scores import _scored
 
 DECODER = ["--target-modules", "q_proj", "--target-modules", "v_proj"]
 
@@ -372,6 +375,28 @@ def test_language_modelling_run(tmp_path, tiny_decoder_folder):
     assert fit["low"] <= fitted <= fit["high"]
     used = fitted if fit["applied"] else 1.0
     assert found.content["variants"]["mean"]["temperature"] == loaded.text_temperature("mean") == used
+
+
+def test_texts_are_scored_at_the_points_of_a_curve(tiny_decoder):
+    """Its points come one after the other, and are those of one prediction all the same."""
+    model = get_peft_model(tiny_decoder(), CurveLoraConfig(r=2, num_anchors=2, target_modules=["q_proj"]))
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.normal_()
+    ids = torch.randint(1, 64, (4, 6), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": row, "labels": row} for row in ids]
+    task = SimpleNamespace(
+        encode_prediction=lambda rows, _: rows,
+        collator=lambda _: torch.utils.data.default_collate,
+        config=SimpleNamespace(batch_size=2),
+    )
+    run = SimpleNamespace(model=model, task=task, tokenizer=None, adapter_names=("adapter",))
+    tokens, _, loss = _scored(run, rows, "sample", 3, 0, np.ones(1)).T
+    with torch.no_grad(), curve_at(model, [0.0, 0.5, 1.0]):
+        p = model(input_ids=ids).logits[:, :-1].softmax(-1).unflatten(0, (3, 4)).mean(0)
+    assert (tokens == 5).all()
+    expected = -p.gather(-1, ids[:, 1:, None]).log().sum((1, 2))
+    np.testing.assert_allclose(loss, expected.numpy(), rtol=1e-5)
 
 
 def held_out_rows(run):

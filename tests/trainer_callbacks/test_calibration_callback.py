@@ -283,6 +283,39 @@ def test_draws_are_those_of_predict(tmp_path, wiring, tiny_classifier):
     assert (tmp_path / "calibration_eval_sample_step_0.json").exists()
 
 
+@pytest.mark.parametrize("law", ["curve", "members", "around members"])
+def test_draws_one_by_one_are_those_of_predict(law, tiny_classifier):
+    """Each draw has a forward of its own here: of a curve it must be the same point as among all of them."""
+    from peft import get_peft_model
+
+    from peft_calib import CurveLoraConfig, EnsembleLoraConfig, predict
+    from peft_calib.trainer_callbacks.forwards import logits_of_rows, sampled_logits
+    from peft_calib.tuners.laws import laws_of
+
+    how = {"r": 2, "target_modules": ["query", "value"]}
+    config = CurveLoraConfig(**how, num_anchors=2) if law == "curve" else EnsembleLoraConfig(**how, layers="all")
+    config.moments = 2 if law == "around members" else 0
+    model = get_peft_model(tiny_classifier(), config)
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.normal_()
+    if law == "around members":
+        (of_model,) = laws_of(model)
+        for step in range(5):
+            of_model.set_progress(step, 4)
+            torch.nn.utils.vector_to_parameters(
+                1.2 * torch.nn.utils.parameters_to_vector(of_model.parameters()), of_model.parameters()
+            )
+    rows, count = Rows(), 2 if law == "members" else 5
+    inputs = {"input_ids": rows.tokens}
+    expected = predict(model, inputs, "sample", count, seed=7).probabilities.double().log()
+    drawn = sampled_logits(model, inputs, rows.labels, None, count, 7).double()
+    torch.testing.assert_close(drawn, expected, atol=1e-5, rtol=1e-5)
+    collate = torch.utils.data.default_collate
+    fitted, _ = logits_of_rows(model, rows, collate, batch_size=8, num_samples=count, seed=7)
+    np.testing.assert_allclose(fitted, expected.numpy(), atol=1e-4)
+
+
 def test_pictures_and_numbers_in_tensorboard(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
