@@ -37,6 +37,7 @@ from ..trainer_callbacks import (
     BestCalibrationCallback,
     CalibrationCallback,
     CheckpointGuardCallback,
+    RegularizedLossMixin,
     RegularizerScheduleCallback,
     TrunkCacheCallback,
     last_complete_checkpoint,
@@ -151,10 +152,19 @@ def training_arguments(config: RunConfig, **own: Any) -> TrainingArguments:
             raise ValueError(f"{name} of the Trainer follows from a setting of the run; it is no --trainer-option")
         if name not in known:
             raise ValueError(f"transformers.TrainingArguments has no field {name!r}")
+    if config.method == "ensemble-lora" and config.trainer.get("label_smoothing_factor"):
+        raise ValueError(
+            "label_smoothing_factor makes the loss of what the first member of an ensemble-lora answers, so that no "
+            "other member would train; leave it out, or train the members one by one with --method ensemble"
+        )
     # YAML reads a bare `no` as false, and no strategy is a truth value
     given = {k: "no" if v is False and k.endswith("_strategy") else v for k, v in config.trainer.items()}
     values: dict[str, Any] = {**settings, **defaults, **given, **fixed}
     return TrainingArguments(**values)
+
+
+class RunTrainer(RegularizedLossMixin, Trainer):
+    """The stock Trainer; a loss that it makes of logits (label smoothing) has a law's regulariser too."""
 
 
 def _trainer(
@@ -183,7 +193,7 @@ def _trainer(
         options["preprocess_logits_for_metrics"] = watch.preprocess_logits_for_metrics
     else:  # a vocabulary: the loss is all that is kept of an evaluation
         options["preprocess_logits_for_metrics"] = lambda logits, labels: labels.new_zeros(labels.shape[0])
-    trainer = Trainer(
+    trainer = RunTrainer(
         model=model,
         args=training_arguments(config, output_dir=str(folder.training(stage.name)), seed=stage.seed),
         train_dataset=material.train,

@@ -1,6 +1,7 @@
 """Every method from the first command to the last, on one data set."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -75,6 +76,16 @@ def test_bayesian_training_knows_the_number_of_rows(trained):
     config = PeftConfig.from_pretrained(trained["bayesian-lora"] / "adapter")
     assert config.num_train_examples == 64
     assert config.kl_weight == 0.1
+
+
+def test_a_loss_made_of_logits_has_the_divergence_too(tmp_path, train_file, tiny_model_folder):
+    """Label smoothing forms the loss outside the model, and whoever trains by a command cannot change the trainer."""
+    base = ["--data", train_file, "--model", tiny_model_folder, "--method", "bayesian-lora", *QUICK]
+    options = ["label_smoothing_factor=0.1", "max_steps=2", "eval_strategy=no"]
+    further = [part for option in options for part in ("--trainer-option", option)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*reached no loss")
+        assert peft_calib("train", "--output-dir", tmp_path / "run", *base, *further) is None
 
 
 def test_members_differ_in_their_seed_only(trained):

@@ -164,6 +164,11 @@ GOOD = [{"text": text, "label": label} for text, label in sentences(40)]
         (GOOD, ["--adapter-option", "init"], "--adapter-option takes name=value"),
         (GOOD, ["--trainer-option", "learning_rate=1"], "follows from a setting of the run"),
         (GOOD, ["--trainer-option", "speed=1"], "TrainingArguments has no field 'speed'"),
+        (
+            GOOD,
+            ["--method", "ensemble-lora", "--trainer-option", "label_smoothing_factor=0.1"],
+            "no other member would train",
+        ),
     ],
 )
 def test_refused(place, rows, flags, message):
