@@ -93,6 +93,16 @@ def test_few_wrong_answers_are_no_certainty(size, right):
     assert min(held.values()) >= 88, held  # of 100 at 95 %: below 88 once in 250
 
 
+def test_answers_that_are_all_right_leave_a_loss_open():
+    p = np.tile([0.98, 0.02], (40, 1))
+    report = labels_report(p, np.tile([1, 0], (40, 1)), num_resamples=100)
+    for key, of_error in (("brier_micro", 0.96), ("nll_micro", np.log(0.98 / 0.02))):
+        assert report.intervals[key][1] == pytest.approx(report[key] + 3.7 / 40 * of_error, rel=0.25), key
+    for row in report.labels:  # the label that all rows have, and the one that none has
+        assert row.intervals["nll"][1] == pytest.approx(row.scores["nll"] + 3.7 / 40 * np.log(49), rel=0.25)
+        assert row.intervals["brier"][1] == pytest.approx(row.scores["brier"] + 3.7 / 40 * 0.96, rel=0.25)
+
+
 def test_the_mean_calibration_error_of_labels_is_not_held_to_be_larger_than_it_is():
     """A mean of absolute values grows by chance, twice in resamples: without a correction it held in 89 of 100."""
 

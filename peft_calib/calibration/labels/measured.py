@@ -20,7 +20,7 @@ from ..resampling.intervals import (
     down_to_zero,
     noise_floor,
 )
-from ..resampling.ranked import Interval
+from ..resampling.ranked import ENOUGH, Interval, with_one_turned
 from ..scores.binned import loss_of_label
 from .rows import LabelRows
 
@@ -71,6 +71,14 @@ def micro_and_macro(
         variance = float(of_shares[key].var()) / max(size - 1, 1)
         low_end, high_end = clustered_share_interval(scores[key], variance, clusters, answers, tail)
         intervals[key] = min(intervals[key][0], low_end), max(intervals[key][1], high_end)
+    is_wrong = given != y
+    rarer = min(int(is_wrong.sum()), int((~is_wrong).sum()))
+    changes = _turned(np.where(y == 1, p, 1.0 - p), is_wrong, num_resamples, seed) if rarer < ENOUGH else {}
+    # without one of the rarer kind nothing tells how many a row has at once: all of them, then
+    trials = p.size if rarer else size
+    for key, values in changes.items():
+        means_drawn = counts.T @ of_rows[key] / size
+        intervals[key] = with_one_turned(intervals[key], means_drawn, values, trials, tail, seed)
     hits = np.array([of_rows["exact_match"].sum()])
     low, high = wilson_interval(hits, np.array([size]), confidence_level)
     intervals["exact_match"] = float(low[0]), float(high[0])
@@ -133,6 +141,13 @@ def _ratios(given: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     }
     empty = {"precision_micro": not given.any(), "recall_micro": not labels.any()}
     return {key: np.full(len(given), np.nan) if empty.get(key) else values for key, values in found.items()}
+
+
+def _turned(of_answer: np.ndarray, is_wrong: np.ndarray, count: int, seed: int) -> dict[str, np.ndarray]:
+    """`(R,)` changes of the sums of losses as some answer of the commoner kind, right or wrong, is of the other."""
+    commoner = ~is_wrong if 2 * is_wrong.sum() <= is_wrong.size else is_wrong
+    q = np.random.default_rng([seed, 8]).choice(of_answer[commoner], size=count)
+    return {"nll_micro": loss_of_label(1.0 - q) - loss_of_label(q), "brier_micro": 2.0 * q - 1.0}
 
 
 def _trials(given: np.ndarray, labels: np.ndarray) -> dict[str, tuple[float, float]]:
@@ -247,14 +262,13 @@ def label_row(
     how |= {"num_resamples": num_resamples, "seed": seed}
     of_label, wanted = rows.of_label(k), ("brier", "ece")
     floor = noise_floor(of_label, scores=wanted, **how)
-    ends = down_to_zero(bootstrap_intervals(of_label, scores=wanted, **how), scores, floor)
+    ends = down_to_zero(bootstrap_intervals(of_label, scores=(*wanted, "nll"), **how), scores, floor)
     shares = wilson_interval(np.full(2, float(hits)), np.array([num_given, num_rows]), confidence_level)
     (low_p, low_r), (high_p, high_r) = (part.tolist() for part in shares)
-    tail = 0.5 * (1.0 - confidence_level)
     intervals = {
         "precision": (low_p, high_p),
         "recall": (low_r, high_r),
-        "nll": skewed_mean_interval(losses, tail),
+        "nll": ends["nll"],
         "brier": (0.5 * ends["brier"][0], 0.5 * ends["brier"][1]),  # two equal columns
         "ece": ends["ece"],
     }

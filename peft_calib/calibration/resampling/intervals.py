@@ -15,7 +15,7 @@ from ..scores.binned import loss_of_label, row_brier
 from ..scores.table import BY_KEY, CALIBRATION_ERRORS, CLASSWISE_KEYS, KEYS, MOST_RESAMPLED_CLASSES, RANKED
 from .bands import skewed_mean_interval, wilson_interval
 from .folded import folded_interval
-from .ranked import Interval, held_by_few
+from .ranked import ENOUGH, WITH_ONE_TURNED, Interval, held_by_few, turned, with_one_turned
 from .replicate_bins import ClassSums, RowSums, SmoothSums, TopSums
 from .replicate_ranking import AreaSums, DriftSums, PrecisionSums
 from .replicates import BLOCK, Batch, Design
@@ -126,6 +126,7 @@ def _unfolded(
 
     Tails are Student's, of all rows or, for rankings, of the rarer of right and wrong ones; `"bca"` never shortens
     those of rankings, and for `nll` and `brier` also holds the interval of a mean with its skewness taken off.
+    Rankings, and losses where one kind of row is rare, reach to what one more of it would make of them (see `ranked`).
     """
     predicted = np.ones_like(rows.labels) if rows.against_rest else top_label(rows.probabilities)[1]
     is_wrong = predicted != rows.labels
@@ -149,6 +150,10 @@ def _unfolded(
             if key in intervals:
                 low, high = skewed_mean_interval(_weighed(losses, rows.weights), tail)
                 intervals[key] = max(min(intervals[key][0], low), 0.0), min(max(intervals[key][1], high), most)
+    by_one = WITH_ONE_TURNED & set(draws)
+    if by_one and rarer < ENOUGH:
+        changes = turned(rows, predicted, wrong <= right, len(next(iter(draws.values()))), seed)
+        intervals |= {k: with_one_turned(intervals[k], draws[k], changes[k], size, tail, seed) for k in by_one}
     return intervals | held_by_few(intervals, drawn, wrong, wrong + right, tail, seed)
 
 

@@ -1,7 +1,8 @@
-"""Intervals of scores of a ranking where one of its two kinds of row, the right or the wrong, is rare.
+"""Intervals of rankings and losses where one of the two kinds of row, the right or the wrong, is rare.
 
 Resamples of four wrong rows hold each of them again and again, but never a fifth, nor one in another place: quantiles
-of resampled scores then end too early (100 rows of which 4 are wrong: AURC is held in 87 of 100 data sets).
+of resampled scores then end too early (100 rows of which 4 are wrong: AURC is held in 87 of 100 data sets). Where none
+is wrong they know of no large loss (100 rows, a calibrated model right in 99: the Brier score is held in 63).
 """
 
 from __future__ import annotations
@@ -9,10 +10,16 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import stdtrit
 
-from ..scores.table import RANKED
+from ..inputs import Rows
+from ..scores.binned import loss_of_label
+from ..scores.table import PROPER_SCORES, RANKED
 from .bands import wilson_ends
 
 WITH_ONE_MORE = RANKED - {"error_auroc", "error_aupr"}
+#: Means over rows that one row of the rarer kind changes by as much as many others.
+WITH_ONE_TURNED = frozenset({*PROPER_SCORES, "confidence_gap"})
+#: Of so many rows of the rarer kind resamples tell what such rows cost.
+ENOUGH = 5
 Interval = tuple[float, float]
 
 
@@ -77,3 +84,46 @@ def one_more(draws: np.ndarray, key: str, num_rows: int, seed: int) -> np.ndarra
     generator = np.random.default_rng([seed, 4])
     weight = generator.exponential(size=len(draws))
     return draws + weight * generator.choice(places(key, num_rows), size=len(draws))
+
+
+def with_one_turned(
+    interval: Interval, draws: np.ndarray, changes: np.ndarray, num_rows: int, tail: float, seed: int
+) -> Interval:
+    """Takes the interval of a mean to where one row more of the rarer kind would, on either side.
+
+    Args:
+        interval: Of the mean.
+        draws: `(R,)` the mean in resamples.
+        changes: `(R,)` what the sum over rows changes by where some row of the commoner kind is one of the rarer.
+        num_rows: Rows, or so many as weighted ones are worth.
+        tail: Outside on each side.
+        seed: Of the private generator.
+    """
+    evenly = -np.log1p(-(np.arange(len(draws)) + 0.5) / len(draws))  # so that chance decides pairs alone
+    weight = np.random.default_rng([seed, 7]).permutation(evenly) / num_rows
+    low, high = np.quantile(draws + weight * changes, [tail, 1.0 - tail])
+    return min(interval[0], float(low)), max(interval[1], float(high))
+
+
+def turned(rows: Rows, predicted: np.ndarray, to_wrong: bool, count: int, seed: int) -> dict[str, np.ndarray]:
+    """`(R,)` changes of the sums of `WITH_ONE_TURNED` as some right row becomes wrong, or some wrong row right.
+
+    A row that becomes wrong has one of its other classes, drawn as their probabilities say.
+    """
+    generator, is_right = np.random.default_rng([seed, 8]), predicted == rows.labels
+    chosen = generator.choice(np.flatnonzero(is_right if to_wrong else ~is_right), size=count)
+    p, before, place = rows.probabilities[chosen], rows.labels[chosen], np.arange(count)
+    after = predicted[chosen]
+    if to_wrong:
+        others = p.copy()
+        others[place, before] = 0.0
+        others[~others.any(axis=1)] = 1.0  # of a row that is certain any other
+        others[place, before] = 0.0
+        ends = others.cumsum(axis=1)
+        after = (ends <= (generator.random(count) * ends[:, -1])[:, None]).sum(axis=1)
+    of_before, of_after = p[place, before], p[place, after]
+    return {
+        "nll": loss_of_label(of_after) - loss_of_label(of_before),
+        "brier": 2.0 * (of_before - of_after),
+        "confidence_gap": np.full(count, 1.0 if to_wrong else -1.0),
+    }
