@@ -9,7 +9,7 @@ import pytest
 from scipy import special, stats
 
 from peft_calib.calibration import compare_groups, pool_comparisons
-from peft_calib.calibration.resampling.groups import GroupComparison
+from peft_calib.calibration.resampling.groups import GroupComparison, _with_error
 
 SCORES = ("nll", "brier", "accuracy")
 
@@ -57,6 +57,42 @@ def test_pairs_take_off_what_a_training_has_in_common():
     paired = compare_groups({"a": a, "b": b}, labels, baseline="a", scores=["nll"], num_resamples=200, paired=True)
     assert paired[0]["nll"].standard_error < 0.6 * alone.standard_error
     assert paired[0]["nll"].difference == alone.difference
+
+
+@pytest.mark.parametrize("pairs", [2, 3])
+@pytest.mark.parametrize("of_runs", [0.1, 3.0, 10.0])
+def test_two_or_three_pairs_of_runs_keep_the_level(pairs, of_runs):
+    """`of_runs` is the variance over runs by that over rows; by Welch and Satterthwaite alone 87 to 93 are held."""
+    generator, sets, held = np.random.default_rng(pairs), 1500, 0
+    for _ in range(sets):
+        runs = generator.normal(size=pairs) * np.sqrt(of_runs * pairs)
+        mean = generator.normal() + runs.mean()
+        parts = [(generator.chisquare(499) / 499, 499), (runs.var(ddof=1) / pairs, pairs - 1)]
+        found = _with_error("nll", (mean, 0.0), (0.0, 0.0), parts, 0.95, is_bound=True)
+        assert (found.low <= 0.0 <= found.high) == (found.p_value >= 0.05)
+        held += found.low <= 0.0 <= found.high
+    assert 0.94 * sets < held, held / sets
+
+
+def test_pairs_are_compared_by_the_bound_where_there_are_two_and_alone_in_a_pool_too():
+    labels = labels_of(12)
+    a, b = method(13, labels, runs=2), method(14, labels, runs=2)
+    cell = compare_groups({"a": a, "b": b}, labels, baseline="b", scores=["nll"], num_resamples=200, paired=True)
+    d, nll = cell[0]["nll"], np.array([[-np.log(p[np.arange(120), labels]).mean() for p in runs] for runs in (a, b)])
+    of_runs = (nll[0] - nll[1]).var(ddof=1) / 2
+    quantiles = stats.t.ppf(0.975, [119, 1])
+    half = np.sqrt(quantiles**2 @ [d.standard_error**2 - of_runs, of_runs])
+    assert (d.low, d.high) == pytest.approx((d.difference - half, d.difference + half), rel=1e-9)
+    assert pool_comparisons([cell])[0]["nll"] == d
+
+
+def test_more_pairs_go_by_welch_and_satterthwaite():
+    parts = [(0.5, 499), (1.5, 3)]
+    found = _with_error("nll", (2.0, 0.0), (0.0, 0.0), parts, 0.95)
+    freedom = 4.0 / (0.25 / 499 + 2.25 / 3)
+    assert found.degrees_of_freedom == pytest.approx(freedom)
+    assert found.high - 2.0 == pytest.approx(np.sqrt(2.0) * stats.t.ppf(0.975, freedom))
+    assert found.p_value == pytest.approx(2 * stats.t.sf(np.sqrt(2.0), freedom))
 
 
 @pytest.mark.slow

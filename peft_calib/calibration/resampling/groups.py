@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import brentq
+from scipy.special import stdtrit
 
 from ..inputs import Rows
 from ..scores.panel import compute_panel
@@ -21,6 +23,11 @@ from .intervals import bootstrap_draws
 
 #: Below this many rows the spread over rows is no basis for a t interval.
 FEWEST_ROWS = 10
+#: Fewer pairs of runs may lie close by luck, of which Welch and Satterthwaite's approximation makes a t of many
+#: degrees: of two pairs it held the truth in 87 of 100 comparisons, of three in 92.
+FEWEST_PAIRS = 4
+#: The smallest p-value that is looked for.
+SMALLEST_P = 1e-15
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,8 @@ class GroupDifference(Difference):
     Attributes:
         run_sd_a, run_sd_b: Standard deviation of the score over the runs of either method.
         standard_error: Of the difference, over rows and runs.
-        degrees_of_freedom: Of that error, by Welch and Satterthwaite.
+        degrees_of_freedom: Of that error, by Welch and Satterthwaite. Interval and p-value go by it unless there are
+            two or three pairs of runs: then by Banerjee's (1960) bound.
     """
 
     run_sd_a: float
@@ -86,8 +94,9 @@ def compare_groups(
     A method's score is the mean of its runs' scores. The error of a difference has two parts: what other rows would
     change, from a bootstrap in which all runs see the same resamples, and what other runs would change, `s_a^2 / R_a +
     s_b^2 / R_b` from the spread of the runs' scores (the spread of the differences where runs are paired). Their sum
-    with Student's t at Welch and Satterthwaite's degrees of freedom gives intervals and p-values; Holm's (1979)
-    correction is over the pairs of methods.
+    with Student's t at Welch and Satterthwaite's degrees of freedom gives intervals and p-values. Of two or three
+    pairs of runs they are Banerjee's (1960) bound, `sum_k t_k^2 v_k` with each part's own quantile, which keeps its
+    level for any number. Holm's (1979) correction is over the pairs of methods.
 
     Args:
         groups: Name of a method to the predictions of its runs, two at least, each as for `calibration_report`.
@@ -196,11 +205,13 @@ def _difference(
     sides = [of_a - of_b] if paired else [of_a, of_b]
     parts = [(over_rows, num_rows - 1), *((side.var(ddof=1) / len(side), len(side) - 1) for side in sides)]
     means, spreads = (of_a.mean(), of_b.mean()), (of_a.std(ddof=1), of_b.std(ddof=1))
-    return _with_error(score, means, spreads, parts, level)
+    return _with_error(score, means, spreads, parts, level, is_bound=paired and len(a) < FEWEST_PAIRS)
 
 
 def _pooled(column: Sequence[GroupDifference], level: float) -> GroupDifference:
     count = len(column)
+    if count == 1:
+        return column[0]
     parts = [(d.standard_error**2 / count**2, d.degrees_of_freedom) for d in column]
     means = np.mean([[d.a, d.b] for d in column], axis=0)
     spreads = np.sqrt(np.mean([[d.run_sd_a**2, d.run_sd_b**2] for d in column], axis=0))
@@ -208,19 +219,43 @@ def _pooled(column: Sequence[GroupDifference], level: float) -> GroupDifference:
 
 
 def _with_error(
-    score: str, means: Any, spreads: Any, parts: Sequence[tuple[float, float]], level: float
+    score: str, means: Any, spreads: Any, parts: Sequence[tuple[float, float]], level: float, is_bound: bool = False
 ) -> GroupDifference:
-    """A difference whose variance is a sum of independent parts, each with its degrees of freedom."""
+    """A difference whose variance is a sum of independent parts, each with its degrees of freedom.
+
+    With `is_bound` its interval is a bound for any number of degrees.
+    """
     (a, b), (sd_a, sd_b) = map(float, means), map(float, spreads)
     variance = float(sum(part for part, _ in parts))
     error, freedom, p = float(np.sqrt(variance)), float("nan"), 1.0
     low = high = float("nan")
     if variance > 0:  # where nothing scatters there is nothing to judge by
         freedom = variance**2 / sum(part**2 / df for part, df in parts if part > 0)
-        half = error * stats.t.ppf(0.5 + level / 2, freedom)
+        judged = parts if is_bound else [(variance, freedom)]
+        half = _reach(judged, 1.0 - level)
         low, high = float(a - b - half), float(a - b + half)
-        p = float(2 * stats.t.sf(abs(a - b) / error, freedom))
+        p = _p_value(judged, abs(a - b))
     return GroupDifference(score, a, b, a - b, low, high, p, p, None, sd_a, sd_b, error, freedom)
+
+
+def _reach(parts: Sequence[tuple[float, float]], alpha: float) -> float:
+    """How far a difference may lie from its truth: beyond it with a probability of at most `alpha` (Banerjee, 1960).
+
+    Of a single part that is Student's t, exactly.
+    """
+    return float(np.sqrt(sum(part * stdtrit(df, 1.0 - 0.5 * alpha) ** 2 for part, df in parts)))
+
+
+def _p_value(parts: Sequence[tuple[float, float]], distance: float) -> float:
+    """The level at which a difference is just as far away as it may be."""
+    if distance <= 0.0:
+        return 1.0
+    if len(parts) == 1:
+        (part, df), = parts  # fmt: skip
+        return float(2 * stats.t.sf(distance / np.sqrt(part), df))
+    if _reach(parts, SMALLEST_P) <= distance:
+        return SMALLEST_P
+    return float(np.exp(brentq(lambda place: _reach(parts, np.exp(place)) - distance, np.log(SMALLEST_P), 0.0)))
 
 
 def _comparisons(
