@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import peft_calib
-from peft_calib.calibration import ConformalSets, calibration_report
+from peft_calib.calibration import ConformalSets, SelectiveThreshold, calibration_report
 from peft_calib.calibration.scores.table import KEYS
 from peft_calib.metrics.page import parse_rows, safely
 
@@ -87,6 +87,20 @@ def test_the_decision_module_reads_a_rule_and_refuses_its_own_rows(tmp_path):
     for options, message in (({}, "none of these"), ({"rule": "r.json", "risk": 0.1}, "not both")):
         with pytest.raises(ValueError, match=message):
             metric.compute(predictions=p[200:], references=y[200:], **options)
+
+
+def test_the_decision_module_refuses_what_a_threshold_takes_no_notice_of(tmp_path):
+    metric, names = _load("decision"), ["a", "b"] * 100
+    sure, right = np.full(200, 0.9), np.ones(200, np.int64)
+    fitted = {"calibration_predictions": sure, "calibration_references": right, "risk": 0.4}
+    for given in ({"groups": names}, {"calibration_groups": names}):
+        with pytest.raises(ValueError, match="A threshold goes by no groups"):
+            metric.compute(predictions=sure * 0.9, references=right, **fitted, **given)
+    SelectiveThreshold(risk=0.4).fit(sure, right).save(tmp_path / "rule.json")
+    with pytest.raises(ValueError, match="not both"):
+        metric.compute(
+            predictions=sure, references=right, rule=str(tmp_path / "rule.json"), calibration_references=right
+        )
 
 
 def test_the_decision_page_splits_its_rows():

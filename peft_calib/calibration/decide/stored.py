@@ -72,13 +72,14 @@ def decision_scores(
         Of both `num_rows` and `promise`.
 
     Raises:
-        ValueError: If there is no rule and nothing to fit one on, the rows are those of the fit, or they do not allow
-            what is asked for.
+        ValueError: If there is no rule and nothing to fit one on, the rows are those of the fit, they do not allow
+            what is asked for, or groups are given to a threshold, which knows none.
     """
     options = {"input": input, "confidence_level": confidence_level}
     if rule is None:
         found = _fitted(calibration_predictions, calibration_references, input, calibration_groups, settings)
-    elif settings or calibration_predictions is not None:
+    elif settings or any(part is not None for part in (calibration_predictions, calibration_references,
+                                                       calibration_groups)):  # fmt: skip
         raise ValueError("Give either `rule`, a file, or rows to fit a rule on with its settings; not both.")
     else:
         loaded = load_decision(rule)
@@ -87,6 +88,10 @@ def decision_scores(
             raise ValueError(f"{rule} holds a {kind}, which does not decide over classes; use its own evaluate.")
         found = loaded
     if isinstance(found, SelectiveThreshold):
+        if groups is not None or calibration_groups is not None:
+            raise ValueError(
+                "A threshold goes by no groups: leave `groups` out; reached_by_group says what it reaches in each."
+            )
         return _of_threshold(found, predictions, references, options)
     return _of_sets(found, predictions, references, {**options, "groups": groups})
 
