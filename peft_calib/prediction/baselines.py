@@ -15,6 +15,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 
 from ..tuners.asked import forward_replaced, only_here
+from ..tuners.rows import SharedRowsError
 from ..tuners.seeding import keyed_generator
 from .sources import DrawSource, ask_everywhere, check_in_place, tuner_layers
 
@@ -24,8 +25,9 @@ _DROPOUT = 7  # purpose of the masks, first part of their key
 class DropoutDraws(DrawSource):
     """Monte Carlo dropout (Gal and Ghahramani 2016, arXiv 1506.02142) on the inputs of a stock LoRA.
 
-    A draw masks the same input features for every row and token (arXiv 1512.05287): one function, a LoRA with masked
-    columns of A, that depends neither on the batch nor on padding.
+    A draw masks the same input features (of a convolution: channels) for every row and token (arXiv 1512.05287): one
+    function, a LoRA with masked columns of A, that depends neither on the batch nor on padding. A LoRA that does not
+    pass its input through its dropout in evaluation, such as DoRA, is refused: all draws would be one function.
     """
 
     def __init__(self, model: nn.Module, dropout: float, seed: int) -> None:
@@ -48,11 +50,14 @@ class DropoutDraws(DrawSource):
             stack.enter_context(ask_everywhere(self.model, {}, count if repeat else 1))
             here = stack.enter_context(only_here())
             for index, layer in enumerate(self.layers):
-                mask = self._mask(layer.in_features, index, first, count)
-                for name in layer.active_adapters:
-                    if name in layer.lora_A:
-                        hook = here(partial(_apply_mask, mask=mask))
-                        stack.callback(layer.lora_dropout[name].register_forward_hook(hook).remove)
+                mask, masked = self._mask(layer.in_features, index, first, count), set[nn.Module]()
+                dropouts = {name: layer.lora_dropout[name] for name in layer.active_adapters if name in layer.lora_A}
+                for name, dropout in dropouts.items():
+                    channels = layer.lora_A[name].weight.dim() > 2
+                    hook = here(partial(_apply_mask, mask=mask, channels=channels, masked=masked))
+                    stack.callback(dropout.register_forward_hook(hook).remove)
+                hook = here(partial(_check_masked, dropouts=dropouts, masked=masked))
+                stack.callback(layer.register_forward_hook(hook).remove)
             yield
 
     def _mask(self, features: int, index: int, first: int, count: int) -> torch.Tensor:
@@ -65,19 +70,49 @@ class DropoutDraws(DrawSource):
         return list(self.layers) if num_samples > 1 else []
 
 
-def _apply_mask(module: nn.Module, args: tuple, output: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _apply_mask(
+    module: nn.Module,
+    args: tuple,
+    output: torch.Tensor,
+    mask: torch.Tensor,
+    channels: bool,
+    masked: set[nn.Module],
+) -> torch.Tensor:
+    masked.add(module)
     mask = mask.to(output.device, output.dtype)
+    _check_divides(output, len(mask))
     by_draw = output.unflatten(0, (len(mask), -1))
-    return (by_draw * mask.view(len(mask), *[1] * (by_draw.dim() - 2), -1)).flatten(0, 1)
+    shape = [len(mask), *[1] * (by_draw.dim() - 1)]
+    shape[2 if channels else -1] = mask.shape[1]  # a convolution has its channels behind the rows
+    return (by_draw * mask.view(shape)).flatten(0, 1)
+
+
+def _check_masked(
+    layer: nn.Module, args: tuple, output: Any, dropouts: dict[str, nn.Module], masked: set[nn.Module]
+) -> None:
+    """Refuse a layer that answered without what its dropouts let through."""
+    without = [name for name, dropout in dropouts.items() if dropout not in masked]
+    if without:
+        raise TypeError(
+            f"dropout= masks what a LoRA reads, and the adapter {without[0]!r} does not pass that through its dropout "
+            "in evaluation (DoRA and target_parameters do not), so all draws would be one function. Use a plain LoRA."
+        )
+
+
+def _check_divides(x: torch.Tensor, functions: int) -> None:
+    if len(x) % functions:
+        raise SharedRowsError(len(x), functions)
 
 
 def _with_names(names: list[str], forward: Callable[..., Any], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    _check_divides(x, len(names))
     rows = [name for name in names for _ in range(len(x) // len(names))]
     return forward(x, *args, **{**kwargs, "adapter_names": rows})
 
 
 def _own_copies(names: list[str], wrapper: ModulesToSaveWrapper, _: Callable[..., Any], x: torch.Tensor) -> Any:
     """The rows of each draw through what its adapter trained whole; stock PEFT mixes in single layers only."""
+    _check_divides(x, len(names))
     own = dict(wrapper.modules_to_save.items())
     copies = [own.get(name, wrapper.original_module) for name in names]
     return torch.cat([copy(part) for copy, part in zip(copies, x.chunk(len(names)), strict=True)])

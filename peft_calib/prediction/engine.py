@@ -13,7 +13,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from ..tuners.late import Prefix, run_prefix, share_of
-from ..tuners.one_by_one import runs_one_by_one
+from ..tuners.one_by_one import run_repeated, runs_one_by_one
 from ..tuners.padding import takes_one_row
 from ..tuners.rows import SharedRowsError, count_rows, main_input_name, repeat_rows
 from .adaptive import FIRST, FIRST_PAIRED, STEP, STEP_PAIRED, check_adaptive, pair_means
@@ -318,6 +318,13 @@ class BatchPredictor:
         return torch.cat(done)
 
     def _pass(self, items: Items, first: int, count: int, prefix: Prefix | None) -> torch.Tensor:
+        forward = partial(self._forward, items, first, prefix=prefix)
+        if self.source.repeats or count == 1:  # a base model that repeats its rows looks at them itself
+            return forward(count)
+        varying = self.source.varying_modules(first + count)
+        return run_repeated(self.source.root, varying, count, partial(forward, count), partial(forward, 1))
+
+    def _forward(self, items: Items, first: int, count: int, prefix: Prefix | None) -> torch.Tensor:
         source, root = self.source, self.source.root
         inputs = items.inputs
         if not source.repeats:

@@ -12,7 +12,7 @@ function runs alone. That K divides them says nothing, a table of 512 positions 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import Context, ContextVar
 from typing import Any
@@ -28,6 +28,8 @@ from .rows import SharedRowsError
 
 _NEEDED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _PROVEN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+#: Of base models whose rows the caller repeats, the modules that were seen to read those of all functions.
+_REPEATED: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
 #: Whether blocks answer for all functions at once, so that they cannot be asked one by one.
 replaying: ContextVar[bool] = ContextVar("peft_calib_replaying", default=False)
 #: Rows that each adapted map, and each head of a law, was applied to, call by call.
@@ -67,7 +69,7 @@ def _first_pass(forward: Callable[..., Any], root: nn.Module, running: Forward, 
     """Find out whether all functions can run at once, and answer for all."""
     states = _random_states()
     try:
-        with _rows_seen(root) as together:
+        with _rows_seen(_reading(root)) as together:
             output = forward(root, *args, **kwargs)
     except SharedRowsError:
         shared = True
@@ -87,9 +89,51 @@ def _first_pass(forward: Callable[..., Any], root: nn.Module, running: Forward, 
     return _one_by_one(forward, root, running)
 
 
+def run_repeated(
+    root: nn.Module,
+    varying: Sequence[nn.Module],
+    functions: int,
+    together: Callable[[], torch.Tensor],
+    alone: Callable[[], Any],
+) -> torch.Tensor:
+    """What several functions answer on rows that the caller repeated for them, found to be possible in the first pass.
+
+    Args:
+        root: The base model.
+        varying: The modules that differ between the functions.
+        functions: How many there are.
+        together: Runs all of them.
+        alone: Runs one of them.
+
+    Raises:
+        SharedRowsError: Where a module reads other rows than those of all functions; the caller runs them one by one.
+    """
+    known = _REPEATED.setdefault(root, weakref.WeakSet())
+    if all(module in known for module in varying):
+        return together()
+    try:
+        with _rows_seen(varying) as rows:
+            answer = together()
+        with _rows_seen(varying) as once:
+            alone()
+        for module, seen in rows.items():
+            if seen != [functions * count for count in once.get(module, [])]:
+                raise SharedRowsError(seen[0], functions)
+    except SharedRowsError:
+        _NEEDED.add(root)
+        raise
+    known.update(varying)
+    return answer
+
+
+def _reading(root: nn.Module) -> list[nn.Module]:
+    """What reads factors or tensors of a function."""
+    return [module for module in root.modules() if isinstance(module, (BaseTunerLayer, StackedModule))]
+
+
 @contextmanager
-def _rows_seen(root: nn.Module, calls: int | None = None) -> Iterator[Rows]:
-    """Count the rows of every adapted map in a forward of this call chain, which ends after so many calls of them."""
+def _rows_seen(modules: Iterable[nn.Module], calls: int | None = None) -> Iterator[Rows]:
+    """Count the rows of some modules in a forward of this call chain, which ends after so many calls of them."""
     seen: Rows = {}
 
     def note(module: nn.Module, args: tuple) -> None:
@@ -99,9 +143,8 @@ def _rows_seen(root: nn.Module, calls: int | None = None) -> Iterator[Rows]:
             raise _AllSeenError
 
     with only_here() as here, ExitStack() as stack:
-        for module in root.modules():
-            if isinstance(module, (BaseTunerLayer, StackedModule)):
-                stack.callback(module.register_forward_pre_hook(here(note)).remove)
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(here(note)).remove)
         yield seen
 
 
@@ -116,7 +159,7 @@ def _rows_alone(forward: Callable[..., Any], root: nn.Module, running: Forward, 
         module.training = False
     push(running.only(0))
     try:
-        with torch.no_grad(), _rows_seen(root, calls) as seen, suppress(_AllSeenError):
+        with torch.no_grad(), _rows_seen(_reading(root), calls) as seen, suppress(_AllSeenError):
             forward(root, **(running.given or {}))
     finally:
         pop(root)

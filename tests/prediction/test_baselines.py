@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from families import FAMILIES, perturb
+from families import ENCODER, FAMILIES, perturb
 from peft import LoraConfig, get_peft_model
 from stochastic_models import bayesian
+from torch import nn
+from transformers import DebertaConfig, DebertaForSequenceClassification, XLNetConfig, XLNetForSequenceClassification
 
 from peft_calib import export_lora, load_frozen, predict, predict_frozen
 from peft_calib.prediction.baselines import DropoutDraws
@@ -52,6 +54,86 @@ def test_dropout_draw_is_a_lora_with_masked_columns(bert):
             layer.lora_A["default"].weight.mul_(mask)
     expected = predict(model, batch, how="mean").probabilities
     torch.testing.assert_close(p.sample_probabilities[2], expected, rtol=0, atol=1e-6)
+
+
+def test_dropout_of_a_convolution_masks_channels():
+    """Its width is that of the channels here, so that a mask of the wrong dimension would fit, too."""
+
+    class Convolving(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.out = nn.Conv2d(4, 3, 1), nn.Linear(3, 2)
+
+        def forward(self, pixel_values):
+            return {"logits": self.out(self.convolution(pixel_values).relu().mean((2, 3)))}
+
+    generator = torch.Generator().manual_seed(0)
+    model = get_peft_model(Convolving(), LoraConfig(r=2, target_modules=["convolution"], init_lora_weights=False))
+    batch = {"pixel_values": torch.randn(3, 4, 4, 4, generator=generator)}
+    p = predict(model.eval(), batch, num_samples=3, seed=1, dropout=0.5, task="classification")
+    source = DropoutDraws(model, 0.5, 1)
+    (layer,), weight = source.layers, source.layers[0].lora_A["default"].weight
+    whole = weight.detach().clone()
+    for k in range(3):
+        weight.data = whole * source._mask(layer.in_features, 0, k, 1)[0].view(1, 4, 1, 1)
+        alone = predict(model, batch, how="mean", task="classification").probabilities
+        torch.testing.assert_close(p.sample_probabilities[k], alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("fields", [{"use_dora": True}, {"use_dora": True, "lora_dropout": 0.1}])
+def test_dropout_that_would_mask_nothing_is_refused(bert, fields):
+    for how in ("sample", "late"):
+        with pytest.raises(TypeError, match="does not pass that through its dropout"):
+            predict(stock(bert, **fields), bert.batch(), how, num_samples=2, dropout=0.5)
+
+
+SHARED_ROWS = {
+    "positions before rows": (
+        lambda: XLNetForSequenceClassification(
+            XLNetConfig(vocab_size=64, d_model=16, n_layer=1, n_head=2, d_inner=16, num_labels=3)
+        ),
+        {"target_modules": ["layer_1", "layer_2"]},
+    ),
+    "a table of positions": (
+        lambda: DebertaForSequenceClassification(
+            DebertaConfig(**ENCODER, relative_attention=True, pos_att_type=["c2p", "p2c"], max_relative_positions=16)
+        ),
+        {"target_modules": ["in_proj", "pos_proj"]},
+    ),
+    "positions trained whole": (
+        FAMILIES["bert"].build,
+        {"target_modules": ["query"], "modules_to_save": ["position_embeddings"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHARED_ROWS)
+def test_rows_that_are_not_those_of_all_functions(name):
+    """Eight tokens are divided by two members: that a map's rows are divided says nothing."""
+    build, fields = SHARED_ROWS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        base = build()
+    model = get_peft_model(base, LoraConfig(r=4, **fields), "one")
+    model.add_adapter("two", LoraConfig(r=4, **fields))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        for key, parameter in model.named_parameters():
+            if "lora_" in key or "modules_to_save" in key:
+                parameter.normal_(std=0.5)
+    ids = torch.randint(1, 64, (3, 8), generator=torch.Generator().manual_seed(1))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    alone = []
+    for adapter in ("one", "two"):
+        model.set_adapter(adapter)
+        alone.append(predict(model.eval(), batch, how="mean").probabilities)
+    assert (alone[0] - alone[1]).abs().max() > 1e-3
+    for how in ("sample", "late"):
+        p = predict(model, batch, how, adapter_names=["one", "two"])
+        torch.testing.assert_close(p.sample_probabilities, torch.stack(alone), rtol=0, atol=1e-6)
+    masked = predict(model, batch, num_samples=2, dropout=0.3).sample_probabilities
+    once = predict(model, batch, num_samples=2, dropout=0.3, memory_budget=1).sample_probabilities
+    torch.testing.assert_close(masked, once, rtol=0, atol=1e-6)
 
 
 def test_dropout_leaves_the_model_and_the_random_state(bert):
