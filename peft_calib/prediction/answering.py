@@ -22,6 +22,12 @@ from .texts import GeneratedSamples, TextScores, sample_generate, score_texts
 
 #: Labels of tokens that are not scored.
 IGNORED = -100
+#: No setting that a model brings along may bend its distribution: answers are its likeliest tokens, samples its own.
+AS_IT_IS = {
+    **{"num_beams": 1, "num_return_sequences": 1, "min_length": 0, "min_new_tokens": None, "no_repeat_ngram_size": 0},
+    **{"repetition_penalty": 1.0, "typical_p": 1.0, "min_p": None, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0},
+    **{"exponential_decay_length_penalty": None, "sequence_bias": None, "guidance_scale": None},
+}
 #: What each token of a tokenizer says: to decode a vocabulary takes a second.
 _token_texts: WeakKeyDictionary[PreTrainedTokenizerBase, list[str]] = WeakKeyDictionary()
 
@@ -128,6 +134,7 @@ def generate_answers(
         "max_new_tokens": check_whole(max_new_tokens, "max_new_tokens", 1),
         "eos_token_id": ends,
         "pad_token_id": tokenizer.pad_token_id,
+        **AS_IT_IS,
     }
     parts = []
     starts = range(0, len(prompts), batch_size)

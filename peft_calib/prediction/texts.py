@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from accelerate.utils import send_to_device
 from torch import nn
+from transformers import StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 
 from ..tuners.rows import count_rows, main_input_name, repeat_rows
 from .draws import check_num_samples, count_draws, evaluating
@@ -119,7 +121,8 @@ def sample_generate(
         seed: Key of the draws; with `do_sample=True` also of the choice of tokens.
         how: `"mean"` takes the deterministic model K times, any model: texts differ by the choice of tokens alone.
         choice_seed: Key of the choice of tokens, where it is another one: batches of one data set take different ones.
-        generate_kwargs: For `model.generate`, such as `max_new_tokens`, `do_sample`.
+        generate_kwargs: For `model.generate`, such as `max_new_tokens`, `do_sample`, `generation_config`,
+            `stopping_criteria`, or `stop_strings` with the `tokenizer`.
 
     Returns:
         The texts.
@@ -139,26 +142,23 @@ def sample_generate(
         >>> sample_generate(model, {"input_ids": ids}, num_samples=4, max_new_tokens=2).sequences.shape[:2]
         torch.Size([4, 3])
     """
-    for name in ("num_return_sequences", "num_beams"):
-        if generate_kwargs.get(name, 1) != 1:
-            raise ValueError(f"sample_generate writes one text for each draw and prompt, so {name} must be 1.")
     source, num_samples = _functions(model, how, seed, num_samples)
     generate: Any = getattr(source.root, "generate", None)
     if generate is None:
         raise TypeError(f"{type(source.root).__name__} cannot generate.")
+    asked = _Asked(source.root.generation_config, generate_kwargs)
     device = next(source.root.parameters()).device
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     inputs = send_to_device(inputs, device, non_blocking=True)
     rows = count_rows(inputs, main_input_name(source.root))
     inputs = repeat_rows(inputs, num_samples, rows)
-    wanted = {"return_dict_in_generate": True, "output_logits": True}
-    sampled = generate_kwargs.get("do_sample", source.root.generation_config.do_sample)
-    own_state = _own_random_state(seed if choice_seed is None else choice_seed, device) if sampled else nullcontext()
+    choice_seed = seed if choice_seed is None else choice_seed
+    own_state = _own_random_state(choice_seed, device) if asked.value("do_sample") else nullcontext()
     with torch.no_grad(), evaluating(model), source.use(0, num_samples), own_state:
-        output = generate(**inputs, **{**generate_kwargs, **wanted})
+        output = generate(**inputs, **asked.kwargs)
     logits = torch.stack(output.logits, dim=1).float()
     tokens = output.sequences[:, -logits.shape[1] :]
-    mask = _until_end(tokens, source.root.generation_config, generate_kwargs)
+    mask = asked.until_end(tokens)
     log_p = logits.log_softmax(-1)
     by_draw = (num_samples, rows)
     _check_finite(log_p, mask, by_draw)
@@ -253,13 +253,55 @@ def _check_finite(log_p: torch.Tensor, mask: torch.Tensor, by_draw: tuple[int, i
         raise NotFiniteError(wrong.cpu(), " (texts)")
 
 
-def _until_end(tokens: torch.Tensor, config: Any, generate_kwargs: dict[str, Any]) -> torch.Tensor:
-    """True up to and with the first end token."""
-    end = generate_kwargs.get("eos_token_id", config.eos_token_id)
-    if end is None:
-        return torch.ones_like(tokens, dtype=torch.bool)
-    ends = torch.isin(tokens, torch.as_tensor(end, device=tokens.device))
-    return (ends.int().cumsum(-1) - ends.int()) == 0
+class _Stops(StoppingCriteria):
+    """Remembers after which token each text was stopped by something else than an end token."""
+
+    def __init__(self, criteria: Sequence[StoppingCriteria]) -> None:
+        self.criteria, self.ended = StoppingCriteriaList(criteria), list[torch.Tensor]()
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        self.ended.append(self.criteria(input_ids, scores, **kwargs))
+        return self.ended[-1]
+
+
+class _Asked:
+    """What `generate` is asked for: its arguments before those of `generation_config=` before the model's own."""
+
+    def __init__(self, own: Any, generate_kwargs: Mapping[str, Any]) -> None:
+        self.kwargs, self._given = dict(generate_kwargs), dict(generate_kwargs)
+        self._configs = [deepcopy(generate_kwargs.get("generation_config")), own]
+        for name in ("num_return_sequences", "num_beams"):
+            if self.value(name) not in (None, 1):
+                raise ValueError(f"sample_generate writes one text for each draw and prompt, so {name} must be 1.")
+        wanted = {"return_dict_in_generate": True, "output_logits": True}
+        if self._configs[0] is None:
+            self.kwargs |= wanted
+        else:  # beside one, transformers frowns upon arguments
+            self._configs[0].update(**wanted)
+            self.kwargs["generation_config"] = self._configs[0]
+        criteria = list(generate_kwargs.get("stopping_criteria") or ())
+        if self.value("stop_strings") is not None and "tokenizer" in generate_kwargs:
+            criteria.append(StopStringCriteria(generate_kwargs["tokenizer"], self.value("stop_strings")))
+        self._stops = _Stops(criteria)
+        if criteria:
+            self.kwargs["stopping_criteria"] = StoppingCriteriaList([self._stops])
+
+    def value(self, name: str) -> Any:
+        """A setting of the generation."""
+        if name in self._given:
+            return self._given[name]
+        found = (getattr(config, name, None) for config in self._configs)
+        return next((value for value in found if value is not None), None)
+
+    def until_end(self, tokens: torch.Tensor) -> torch.Tensor:
+        """True up to and with the first end token, or the token that something else stopped the text at."""
+        end = self.value("eos_token_id")
+        ends = torch.zeros_like(tokens, dtype=torch.bool)
+        if end is not None:
+            ends |= torch.isin(tokens, torch.as_tensor(end, device=tokens.device))
+        if self._stops.ended:
+            ends |= torch.stack(self._stops.ended, dim=-1).to(tokens.device)
+        return (ends.int().cumsum(-1) - ends.int()) == 0
 
 
 @contextmanager

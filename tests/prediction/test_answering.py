@@ -1,5 +1,6 @@
 """Answers with their draws and samples: what is scored is what was written, whatever stands beside it in a batch."""
 
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,25 @@ def test_each_answer_is_the_models_likeliest_text_with_its_own_probability(bayes
     assert scores.num_rows == 3 and (scores["mean_mutual_information"] > 0).any()
     assert found.records()[1]["prompt"] == PROMPTS[1] and found.records()[1]["answer"] == found.answers[1]
     assert "3 answers with 3 samples each" in repr(found)
+
+
+def test_settings_that_a_model_brings_along_bend_no_answer(bayesian, tokenizer):
+    own = bayesian.get_base_model().generation_config
+    before, plain = copy(own), ask(bayesian, tokenizer, num_samples=2, seed=1)
+    bent = {
+        "num_beams": 2,
+        "repetition_penalty": 30.0,
+        "no_repeat_ngram_size": 1,
+        "min_new_tokens": 5,
+        "typical_p": 0.2,
+    }
+    try:
+        for name, value in bent.items():
+            setattr(own, name, value)
+        found = ask(bayesian, tokenizer, num_samples=2, seed=1)
+    finally:
+        bayesian.get_base_model().generation_config = before
+    assert found.answers == plain.answers and found.samples == plain.samples
 
 
 def test_equal_arguments_give_equal_answers_and_no_state_is_touched(bayesian, tokenizer):

@@ -6,6 +6,7 @@ from families import FAMILIES
 from peft import PeftModel
 from scipy.stats import entropy
 from stochastic_models import bayesian
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from peft_calib import draws, export_lora, sample_generate, score_texts
 
@@ -57,6 +58,46 @@ def test_text_ends_at_the_end_token(llama):
     )
     first_end = (free.sequences[0, 0] == end).nonzero()[0].item()
     assert texts.mask[0, 0].tolist()[: first_end + 2] == [True] * (first_end + 1) + [False]
+
+
+def test_a_generation_config_is_keyed_and_ends_texts(llama):
+    """What stands in `generation_config=` counts as the same arguments do."""
+    model, batch = bayesian(llama), llama.batch(2)
+    options = {"do_sample": True, "max_new_tokens": 8, "pad_token_id": 0, "eos_token_id": list(range(1, 20))}
+    state = torch.get_rng_state()
+    said = sample_generate(model, batch, 4, seed=1, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(77)
+        config = GenerationConfig(**options)
+        written = sample_generate(model, batch, 4, seed=1, generation_config=config)
+    assert torch.equal(torch.get_rng_state(), state) and config.to_dict() == GenerationConfig(**options).to_dict()
+    assert not said.mask.all() and torch.equal(said.mask, written.mask)
+    assert torch.equal(said.sequences, written.sequences)
+    assert torch.equal(said.log_probabilities, written.log_probabilities)
+    for name in ("num_beams", "num_return_sequences"):
+        with pytest.raises(ValueError, match=f"so {name} must be 1"):
+            sample_generate(model, batch, 2, generation_config=GenerationConfig(**{**options, name: 3}))
+        own = model.get_base_model().generation_config
+        setattr(own, name, 3)
+        with pytest.raises(ValueError, match=f"so {name} must be 1"):
+            sample_generate(model, batch, 2, **options)
+        setattr(own, name, 1)
+
+
+def test_a_text_ends_where_another_criterion_stops_it(llama):
+    """What stands behind it is no token of the text, and has no part in its probability."""
+
+    class Third(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return input_ids[:, -1] % 3 == 0
+
+    model, batch = bayesian(llama), llama.batch(2)
+    options = {"do_sample": True, "max_new_tokens": 8, "pad_token_id": 0, "eos_token_id": None}
+    texts = sample_generate(model, batch, 4, seed=1, stopping_criteria=StoppingCriteriaList([Third()]), **options)
+    same = sample_generate(model, batch, 4, seed=1, **{**options, "eos_token_id": list(range(0, 64, 3))})
+    assert not texts.mask.all() and torch.equal(texts.mask, same.mask)
+    assert torch.equal(texts.sequences[texts.mask], same.sequences[same.mask])
+    torch.testing.assert_close(texts.log_probabilities, same.log_probabilities, rtol=0, atol=1e-5)
 
 
 def test_agreement(llama):
