@@ -24,7 +24,7 @@ from ..resampling.intervals import (
     num_resamples_for,
     weighted_draws,
 )
-from ..resampling.ranked import Interval, one_more
+from ..resampling.ranked import Interval, auroc_interval, one_more
 from ..scores.binned import scores_of_bins
 from ..scores.kinds import OF_ENTITIES
 from ..scores.table import BY_KEY
@@ -191,7 +191,7 @@ def entities_report(
         check_num_resamples(size)
         floor = _floor(found, num_bins, level, size, seed) if len(found) else None
         drawn = _resampled(found, table, num_bins, size, seed)
-        intervals = _intervals(drawn, scores, level, floor or {}, table)
+        intervals = _intervals(drawn, scores, level, floor or {}, table) | _of_ranking(found, drawn, scores, level)
         intervals = _with_one_more(intervals, found, drawn, level, seed)
     settings: dict[str, Any] = {"num_sentences": found.num_sentences, "num_found": len(found)}
     settings |= {"num_true": int(table[..., 1].sum()), "num_bins": num_bins, "confidence_level": level}
@@ -265,6 +265,20 @@ def _intervals(
             low, high = min(low, wider[0]), max(high, wider[1])
         found[key] = low, high
     return down_to_zero(found, scores, floor)
+
+
+def _of_ranking(
+    found: Entities, drawn: Mapping[str, np.ndarray], scores: Mapping[str, float], level: float
+) -> dict[str, Interval]:
+    """Of how errors are ranked, as sure as there are sentences with a wrong entity, or with a right one, if fewer."""
+    assert found.correct is not None
+    parts = [np.unique(found.sentences[chosen]) for chosen in (found.correct, ~found.correct)]
+    rarer, every = min(map(len, parts)), len(np.unique(found.sentences))
+    if not rarer:
+        return {}
+    known = drawn["error_auroc"][np.isfinite(drawn["error_auroc"])]
+    variance = float(known.var()) if len(known) else 0.0
+    return {"error_auroc": auroc_interval(scores["error_auroc"], variance, rarer, every, 0.5 - 0.5 * level)}
 
 
 def _with_one_more(
