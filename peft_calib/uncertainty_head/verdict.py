@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtri, stdtrit
 
 from ..json_files import Fields
 from .selection import aurocs
 
 #: Resamples; an interval of 95 % needs some hundreds.
 NUM_RESAMPLES = 500
+#: Of fewer rows with an error, or without one, resamples know too little: by three errors a head was said to help in
+#: 13 of 100 cases where it does not.
+FEWEST = 20
 #: Resamples in which is chosen anew: their mean is taken, which needs fewer.
 NUM_CHOICES = 100
 # Numbers of resampled items held at a time.
@@ -95,6 +99,8 @@ def judge(
         folds: Number K of folds, where the scores of each were fitted on the others. A bootstrap does not see that
             these share most of their rows; the interval is widened by `sqrt(1 + K / (K - 1))` (Nadeau & Bengio, 2003).
         seed: Of the resamples.
+
+    Where fewer than 20 rows have an error, or have none, the interval is as much wider as Student's is for so many.
     """
     drawn = Resamples.of(errors, groups, seed)
     pair = np.stack([base, chosen])
@@ -108,7 +114,9 @@ def judge(
         optimism = max(0.0, float(np.nanmean(ahead[:, 0] - (here[best] - whole[0]))))
     gain = float(whole[1] - whole[0])
     wider = 1.0 if folds is None else (1 + folds / (folds - 1)) ** 0.5
-    low, high = (gain - optimism + wider * (end - gain) for end in np.nanquantile(gains, (0.025, 0.975)))
+    ends = np.nanquantile(gains, (0.025, 0.975))
+    few = _stretch(errors, groups)
+    low, high = (-1.0, 1.0) if few is None else (gain - optimism + few * wider * (end - gain) for end in ends)
     return Verdict(
         base=float(whole[0]),
         head=float(whole[1]),
@@ -119,6 +127,15 @@ def judge(
         num_items=len(errors),
         num_errors=int(errors.sum()),
     )
+
+
+def _stretch(errors: np.ndarray, groups: np.ndarray | None) -> float | None:
+    """By how much Student's quantile of the rarer rows is wider than a normal one; None of a single such row."""
+    group = np.arange(len(errors)) if groups is None else groups
+    rarer = min(len(np.unique(group[errors])), len(np.unique(group[~errors])))
+    if not 0 < rarer < FEWEST:
+        return 1.0
+    return None if rarer == 1 else float(stdtrit(rarer - 1, 0.975) / ndtri(0.975) * np.sqrt(rarer / (rarer - 1)))
 
 
 @dataclass(frozen=True)
