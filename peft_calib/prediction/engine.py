@@ -14,7 +14,7 @@ from torch import nn
 
 from ..tuners.late import Prefix, run_prefix, share_of
 from ..tuners.one_by_one import run_repeated, runs_one_by_one
-from ..tuners.padding import takes_one_row
+from ..tuners.padding import numbered, numbers_places, takes_one_row
 from ..tuners.rows import SharedRowsError, count_rows, main_input_name, repeat_rows
 from .adaptive import FIRST, FIRST_PAIRED, STEP, STEP_PAIRED, check_adaptive, pair_means
 from .baselines import AdapterDraws, DropoutDraws
@@ -181,6 +181,7 @@ class BatchPredictor:
             label_tokens = check_label_tokens(label_tokens, tokenizer, vocabulary)
         self.head: Head = choose_head(root, task, label_tokens)
         self.device = next((p.device for p in root.parameters()), torch.device("cpu"))
+        self.numbers_places = numbers_places(root)
         self.no_cache = "use_cache" in inspect.signature(root.forward).parameters
 
     def __call__(self, batch: Mapping[str, Any]) -> Prediction | LabelsPrediction | RegressionPrediction:
@@ -212,6 +213,8 @@ class BatchPredictor:
             )
         inputs = send_to_device(dict(batch), self.device, non_blocking=True)
         rows = count_rows(inputs, main_input_name(self.source.root))
+        if self.numbers_places:
+            inputs = numbered(inputs)
         if self.no_cache:
             inputs["use_cache"] = False  # rows of different draws share no cache, and nothing is generated
         items = self.head.items(inputs, rows)

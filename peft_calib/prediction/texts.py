@@ -14,6 +14,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 from transformers import StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 
+from ..tuners.padding import numbered, numbers_places
 from ..tuners.rows import count_rows, main_input_name, repeat_rows
 from .draws import check_num_samples, count_draws, evaluating
 from .result import NotFiniteError
@@ -207,6 +208,7 @@ def score_texts(
     device = next(source.root.parameters()).device
     mask = attention_mask if attention_mask is not None else torch.ones_like(input_ids)
     inputs = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device), "use_cache": False}
+    inputs = numbered(inputs) if numbers_places(source.root) else inputs
     targets = labels[:, 1:].to(device)
     kept = targets != -100
     of_token: list[torch.Tensor] = []

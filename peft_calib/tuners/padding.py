@@ -1,16 +1,19 @@
-"""Classification heads of decoders that refuse more than one row where no padding token is defined.
+"""What padding does to a row: heads that refuse rows without a padding token, and positions behind padding.
 
-They look for the last token of a row that is not padding. The K copies of one row have no padding, so the refusal does
-not concern them: for the duration of such a forward the configuration names a padding token that no text holds.
+Classification heads of decoders refuse more than one row where no padding token is defined: they look for the last
+token of a row that is not padding. The K copies of one row have no padding, so the refusal does not concern them: for
+the duration of such a forward the configuration names a padding token that no text holds.
 """
 
 from __future__ import annotations
 
 import inspect
 import threading
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import nn
 
 #: An id that no token has.
@@ -62,6 +65,31 @@ def give_back(config: Any) -> None:
         if not _LENT[id(config)]:
             del _LENT[id(config)]
             config.pad_token_id = None
+
+
+def numbers_places(root: nn.Module) -> bool:
+    """Whether a base model looks positions up in a table by a token's place in the batch, if it is told no other.
+
+    Those that count from behind a padding token, which the table names, or that have more rows than positions (OPT),
+    number the tokens of a row by themselves.
+    """
+    positions = getattr(_text_config(root), "max_position_embeddings", None)
+    if not isinstance(positions, int) or "position_ids" not in inspect.signature(root.forward).parameters:
+        return False
+    tables = (module for module in root.modules() if isinstance(module, nn.Embedding))
+    return any(table.num_embeddings == positions and table.padding_idx is None for table in tables)
+
+
+def numbered(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs of such a model, with tokens behind padding numbered from 0, as `generate` does.
+
+    A token's place hangs on the longest row beside it, and so would the answer.
+    """
+    mask = inputs.get("attention_mask")
+    padded = isinstance(mask, torch.Tensor) and mask.dim() == 2 and not bool(mask[:, 0].all())
+    if not padded or inputs.get("position_ids") is not None:
+        return dict(inputs)
+    return {**inputs, "position_ids": (mask.long().cumsum(-1) - 1).clamp_min(0)}
 
 
 def _text_config(root: nn.Module) -> Any:

@@ -1,12 +1,23 @@
 """What is asked of a model: classes, numbers, tokens, and the next token."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers as tf
-from families import DECODER, ENCODER, FAMILIES, Family, logits
+from families import DECODER, ENCODER, FAMILIES, Family, logits, perturb
+from peft import get_peft_model
 from stochastic_models import bayesian
 
-from peft_calib import LabelsPrediction, RegressionPrediction, draws, predict, predict_dataset
+from peft_calib import (
+    BayesianLoraConfig,
+    LabelsPrediction,
+    RegressionPrediction,
+    draws,
+    predict,
+    predict_dataset,
+    score_texts,
+)
 
 TOKENS = Family(tf.BertForTokenClassification, tf.BertConfig, ENCODER, ("query", "value"))
 CHOICE = Family(tf.BertForMultipleChoice, tf.BertConfig, ENCODER, ("query", "value"))
@@ -21,8 +32,9 @@ def test_label_tokens_are_read_at_the_last_token(name, side):
         hidden = slice(None, 2) if side == "left" else slice(-2, None)
         batch["attention_mask"][1, hidden] = 0
     p = predict(model, batch, num_samples=3, label_tokens=[7, 3, 20])
+    counted = {"position_ids": (batch["attention_mask"].cumsum(-1) - 1).clamp_min(0)}  # as `generate` does
     with draws(model, num_samples=3), torch.no_grad():
-        all_logits = model(**batch).logits.unflatten(0, (3, 3))
+        all_logits = model(**batch, **counted).logits.unflatten(0, (3, 3))
     last = [5, 3 if side == "right" else 5, 5]
     for row in range(3):
         expected = all_logits[:, row, last[row]][:, [7, 3, 20]].softmax(-1)
@@ -199,3 +211,46 @@ def test_labels_are_saved_and_read(bert, tmp_path):
     assert torch.equal(again.sample_probabilities, p.sample_probabilities)
     assert again.to_dataset().column_names == ["probabilities", "prediction", "entropy", "mutual_information"]
     assert "3 labels" in repr(again) and len(again.select(torch.tensor([1]))) == 1
+
+
+def padded(rows, left):
+    """Rows of tokens as a batch, with padding in front or behind."""
+    longest = max(map(len, rows))
+    ids, mask = torch.zeros(2, len(rows), longest, dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        place = slice(longest - len(tokens), None) if left else slice(len(tokens))
+        ids[row, place], mask[row, place] = tokens, 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-classifier", "llama"])
+def test_what_stands_beside_a_row_moves_none_of_its_tokens(name):
+    """Positions count from a row's first token, as `generate` counts them, not from the place it has in a batch."""
+    family = FAMILIES[name.partition("-")[0]]
+    if name == "gpt2-classifier":
+        family = replace(family, model=tf.GPT2ForSequenceClassification)
+    base = family.build(**({"pad_token_id": 0} if "gpt2" in name else {}))
+    targets = list(family.targets)
+    config = BayesianLoraConfig(r=2, target_modules=targets, init_sd=0.5)
+    model = perturb(get_peft_model(base, config), scale=0.3).eval()
+    random = torch.Generator().manual_seed(3)
+    rows = [torch.randint(3, 60, (count,), generator=random) for count in (3, 9, 6)]
+    ways = {"sample": {}, "late": {}}
+    ways |= {"linear": {"label_tokens": [4, 9, 30]}} if name in ("gpt2", "llama") else {"linear": {}}
+    for how, options in ways.items():
+
+        def asked(rows, left=False, how=how, options=options):
+            return predict(model, padded(rows, left), how, num_samples=3, **options).sample_probabilities
+
+        alone = torch.cat([asked([tokens]) for tokens in rows], dim=1)
+        for left in (True, False):
+            torch.testing.assert_close(asked(rows, left), alone, rtol=0, atol=1e-5)
+    if name in ("gpt2", "llama"):
+        found = []
+        for left in (True, False):
+            batch = padded(rows, left)
+            unasked = batch["attention_mask"].cumsum(-1) * batch["attention_mask"] < 2
+            labels = batch["input_ids"].masked_fill(unasked, -100)
+            scores = score_texts(model, batch["input_ids"], labels, batch["attention_mask"], num_samples=3)
+            found.append(scores.sample_log_probabilities.sum(-1))
+        torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-4)
