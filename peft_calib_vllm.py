@@ -209,13 +209,14 @@ class Engine:
 
     def __init__(self, client: Any, loras: Callable[[], dict[str, Any]], tokenizer: Any) -> None:
         self.client, self.loras, self.tokenizer = client, loras, tokenizer
+        self.own_side = tokenizer.truncation_side
 
     def tokens(self, text: Any, served: Served, is_prompt: bool) -> list[int]:
         """Ids of a text as the predictor makes them: a long prompt loses its beginning, and none has an end mark."""
         if not isinstance(text, str):
             return list(text)
         limits = {} if served.max_length is None else {"truncation": True, "max_length": served.max_length}
-        self.tokenizer.truncation_side = "left" if is_prompt else "right"
+        self.tokenizer.truncation_side = "left" if is_prompt else self.own_side
         ids = list(self.tokenizer(text, **limits)["input_ids"])
         return ids[:-1] if is_prompt and ids and ids[-1] == self.tokenizer.eos_token_id else ids
 

@@ -411,6 +411,16 @@ def test_a_classifier_gives_its_classes(client):
         answer(Asked({"texts": ["a"], "labels": ["a", "b", "c"]}, served), served, draws)
 
 
+def test_texts_of_a_classifier_lose_what_their_tokenizer_cuts(client):
+    """As `peft_calib.load` has them cut, also where prompts were cut in front before."""
+    tokenizer, served = Tokenizer(), Served(("draw-0",), max_length=4)
+    for side, kept in (("right", [117, 118, 119, 0]), ("left", [120, 121, 122, 0])):
+        tokenizer.truncation_side = side
+        engine = Engine(client, lambda: {"draw-0": 0}, tokenizer)
+        assert engine.tokens("uvwxyz", served, is_prompt=True) == [120, 121, 122]
+        assert engine.tokens("uvwxyz", served, is_prompt=False) == kept
+
+
 def test_the_first_error_ends_the_others(client):
     with pytest.raises(ValueError, match="too long"):
         draws_of(client, Asked({"texts": ["!", "ab", "cd"]}, SERVED))
