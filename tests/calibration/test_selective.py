@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from peft_calib.calibration import calibration_report
+from peft_calib.calibration.bins import tie_key
 from peft_calib.calibration.scores.selective import (
     accuracy_at_coverage,
     aurc,
@@ -21,6 +23,7 @@ from peft_calib.calibration.scores.selective import (
     selective_scores,
     success_aupr,
 )
+from peft_calib.calibration.scores.uncertainty import uncertainty_scores
 
 
 def _data(seed: int, size: int = 200, levels: int | None = None):
@@ -117,6 +120,20 @@ def test_both_readings_of_the_false_positive_rate():
     assert errors_accepted_at_95(ranking) == pytest.approx((u[e == 1] <= threshold).mean())
     threshold = np.sort(u[e == 1])[::-1][18]
     assert correct_flagged_at_95(ranking) == pytest.approx((u[e == 0] >= threshold).mean())
+
+
+def test_modules_take_for_tied_what_a_report_does():
+    """Of decimals and what they leave of 1 the last bit differs: 0.7 is not 1 - 0.2 - 0.1."""
+    generator = np.random.default_rng(0)
+    p = generator.dirichlet(np.ones(3), 200).round(2)
+    p[:, 2] = 1.0 - p[:, 0] - p[:, 1]
+    p, labels = np.clip(p, 0.0, 1.0), generator.integers(0, 3, 200)
+    report, scores = calibration_report(p, labels, confidence_level=None), selective_scores(p, labels)
+    for key in ("error_auroc", "error_aupr", "success_aupr", "aurc", "e_aurc", "augrc"):
+        assert scores[key] == pytest.approx(report[key], abs=1e-12), key
+    of_draws = uncertainty_scores(p[:, None], labels)
+    assert of_draws["confidence_error_auroc"] == pytest.approx(report["error_auroc"], abs=1e-12)
+    assert scores["num_distinct_scores"] == len(np.unique(tie_key(p.max(axis=1)))) < len(np.unique(p.max(axis=1)))
 
 
 def test_probabilities_rank_by_their_maximum():

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import digamma
 
-from ..bins import Groups, top_outcomes
+from ..bins import Groups, group_by_value, top_outcomes
 from ..inputs import as_numpy, as_rows
 
 
@@ -83,7 +83,7 @@ def selective_scores(
     else:
         rows = as_rows(predictions, references, input=input)
         confidence, correct = top_outcomes(rows.probabilities, rows.labels)
-        ranking = rank(1.0 - confidence, ~correct)
+        ranking = rank_by_confidence(group_by_value(confidence, correct))
     return {
         "error_rate": ranking.error_rate,
         **ranking_scores(ranking),

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..bins import top_outcomes
+from ..bins import group_by_value, top_outcomes
 from ..inputs import SUM_TOLERANCE, as_float64, as_numpy, as_rows, check_kind, softmax
 from .binned import row_brier, row_nll
 from .panel import row_entropy
-from .selective import error_auroc, rank
+from .selective import error_auroc, rank, rank_by_confidence
 
 
 class DrawUncertainty(NamedTuple):
@@ -92,12 +92,14 @@ def uncertainty_scores(predictions: Any, labels: Any, *, input: str = "probabili
     rows = as_rows(parts.probabilities, labels, ignore_index=None)
     confidence, correct = top_outcomes(parts.probabilities, rows.labels)
     wrong = ~correct
-    ranked = {
+    scores = {
         "entropy": parts.entropy,
         "expected_entropy": parts.expected_entropy,
         "mutual_information": parts.mutual_information,
-        "confidence": 1.0 - confidence,
     }
+    rankings = {name: rank(score, wrong) for name, score in scores.items()}
+    # what is tied as a report has it: decimals and what they leave of 1 differ in their last bit
+    rankings["confidence"] = rank_by_confidence(group_by_value(confidence, correct))
     return {
         "mean_entropy": float(parts.entropy.mean()),
         "mean_expected_entropy": float(parts.expected_entropy.mean()),
@@ -107,5 +109,5 @@ def uncertainty_scores(predictions: Any, labels: Any, *, input: str = "probabili
         "accuracy": float(1.0 - wrong.mean()),
         "nll": float(row_nll(rows.probabilities, rows.labels).mean()),
         "brier": float(row_brier(rows.probabilities, rows.labels).mean()),
-        **{f"{name}_error_auroc": error_auroc(rank(score, wrong)) for name, score in ranked.items()},
+        **{f"{name}_error_auroc": error_auroc(ranking) for name, ranking in rankings.items()},
     }
