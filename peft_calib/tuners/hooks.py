@@ -28,7 +28,7 @@ from .objective import (
 )
 from .one_by_one import look_again, run, runs_one_by_one
 from .padding import check_one_row, give_back, lend, takes_one_row
-from .rows import count_rows, first_rows, main_input_name, repeat_rows, repeat_training_rows
+from .rows import check_packed, count_rows, first_rows, main_input_name, repeat_rows, repeat_training_rows
 from .trunk_cache import CACHES, cached_replay
 
 
@@ -65,6 +65,7 @@ def begin_forward(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, d
             return None
         forward.lent = lend(model)
     if forward is not None and max(drawn, compared) > 1:
+        check_packed(model, inputs, rows)
         forward.given, forward.functions = inputs, max(drawn, compared)
     if drawn > 1:
         return (), repeat_rows(inputs, drawn, rows)

@@ -17,6 +17,8 @@ _WITHOUT_ROWS = ("cache_position", "logits_to_keep")
 _MEDIA = re.compile(
     r"pixel|image|video|audio|grid|input_features|feature_attention|patch|frame|aspect_ratio|second_per"
 )
+#: Where the sequences of packed rows end, counted over all rows one after the other.
+_ENDS = re.compile(r"cu_?seq_?lens")
 #: Text, of which a batch has one entry a row.
 _TEXT = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
 
@@ -55,16 +57,19 @@ def repeat_rows(inputs: Mapping[str, Any], num_samples: int, rows: int) -> dict[
 
     Tensors that broadcast over the rows (first size 1) and those that hold positions only stay as they are. Images,
     videos and sounds beside text are laid out one after the other in the order of their rows, so that all of them are
-    repeated as one, however many there are; a list of them likewise. A key-value cache cannot be repeated from
-    outside.
+    repeated as one, however many there are; a list of them likewise. Ends of packed sequences go on counting. A
+    key-value cache cannot be repeated from outside.
     """
     media = _media_beside_text(inputs)
-    repeated = {
-        name: _tile_media(value, num_samples)
-        if name in media
-        else _on_rows(value, rows, lambda tensor, dim: tile(tensor, num_samples, dim), name)
-        for name, value in inputs.items()
-    }
+
+    def repeat(name: str, value: Any) -> Any:
+        if name in media:
+            return _tile_media(value, num_samples)
+        if isinstance(value, torch.Tensor) and _ENDS.match(name):
+            return torch.cat([value[:1], *(value[1:] + k * value[-1] for k in range(num_samples))])
+        return _on_rows(value, rows, lambda tensor, dim: tile(tensor, num_samples, dim), name)
+
+    repeated = {name: repeat(name, value) for name, value in inputs.items()}
     cache = inputs.get("past_key_values")
     if cache is not None:
         raise ValueError(
@@ -80,6 +85,24 @@ def repeat_training_rows(inputs: Mapping[str, Any], num_samples: int, main_input
     if repeated.get("num_items_in_batch") is not None:
         repeated["num_items_in_batch"] = repeated["num_items_in_batch"] * num_samples
     return repeated
+
+
+def check_packed(model: nn.Module, inputs: Mapping[str, Any], rows: int) -> None:
+    """Refuse one packed row for K functions where attention would read it as one sequence.
+
+    transformers looks for sequences in the positions of a batch of one row only, where flash attention is to keep them
+    apart. K functions make it K rows.
+    """
+    positions = inputs.get("position_ids")
+    kind = str(getattr(getattr(model, "config", None), "_attn_implementation", None))
+    if rows > 1 or "flash" not in kind or inputs.get("attention_mask") is not None or any(map(_ENDS.match, inputs)):
+        return
+    if isinstance(positions, torch.Tensor) and positions.dim() == 2 and bool((positions.diff(dim=-1) < 0).any()):
+        raise ValueError(
+            f"{kind} reads the sequences of a packed row as one where several functions are applied to it. Give it "
+            "their ends (DataCollatorWithFlattening(return_flash_attn_kwargs=True)), load the base model with "
+            'attn_implementation="sdpa", or do not pack.'
+        )
 
 
 def first_rows(

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from peft_calib import BayesianLoraConfig, CurveLoraConfig, draws, predict
-from peft_calib.tuners.rows import count_rows, repeat_rows, select_rows
+from peft_calib.tuners.rows import check_packed, count_rows, repeat_rows, select_rows
 
 IDS = torch.tensor([[9, 1, 2], [3, 4, 5]])
 
@@ -61,6 +61,32 @@ def test_what_broadcasts_still_does():
     }
     assert repeat_rows(one, 2, 1)["position_ids"].shape == (3, 2, 3)
     assert len(repeat_rows(one, 2, 1)["attention_mask"]) == 2
+
+
+def test_ends_of_packed_sequences_go_on_counting():
+    """Flash attention counts them over all rows: told again from the start, the rows of a second draw had none."""
+    ends = torch.tensor([0, 5, 14, 18], dtype=torch.int32)
+    packed = {"input_ids": torch.ones(1, 18), "position_ids": torch.arange(18)[None], "max_length_q": 9}
+    repeated = repeat_rows(packed | {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}, 2, 1)
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
+        assert repeated[name].tolist() == [0, 5, 14, 18, 23, 32, 36] and repeated[name].dtype == torch.int32
+    assert repeated["max_length_q"] == 9 and repeated["position_ids"].shape == (2, 18)
+
+
+def test_a_packed_row_that_would_be_read_as_one_sequence_is_refused(tiny_decoder):
+    """transformers' flash attention looks at positions in a batch of one row only; its kernel is not needed here."""
+    model = get_peft_model(tiny_decoder(), BayesianLoraConfig(r=2, target_modules=["q_proj"]))
+    packed = {"input_ids": torch.ones(1, 6, dtype=torch.long), "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]])}
+    with torch.no_grad(), draws(model, 2):
+        assert len(model(**packed).logits) == 2
+        model.config._attn_implementation = "flash_attention_2"
+        with pytest.raises(ValueError, match="reads the sequences of a packed row as one"):
+            model(**packed)
+    ends = {"cu_seq_lens_q": torch.tensor([0, 3, 6])}
+    root = model.get_base_model()
+    check_packed(root, packed | ends, 1)
+    check_packed(root, packed | {"position_ids": torch.arange(6)[None]}, 1)
+    check_packed(root, packed | {"attention_mask": torch.ones(1, 6)}, 1)
 
 
 def test_images_alone_are_rows():
