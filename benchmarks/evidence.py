@@ -49,7 +49,7 @@ PROTOCOL = Path(__file__).parent / "evidence" / "evidence.json"
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
 RESULTS = Path(__file__).parent / "results"
 #: Results whose protocols the page tells, in its order.
-ON_THE_PAGE = ("evidence.json", "moments.json", "three_members.json", "two_loras.json")
+ON_THE_PAGE = ("evidence.json", "moments.json", "three_members.json", "three_members_again.json", "two_loras.json")
 #: Of a table of results.
 PARTS = ("in distribution", "shifted")
 
@@ -186,7 +186,14 @@ def compared(cell: Path, part: str, protocol: dict[str, Any]) -> list[GroupCompa
 def told(pair: GroupComparison) -> dict[str, Any]:
     """Differences with their intervals, and how far the runs lie apart."""
     keys = ("difference", "low", "high", "a", "b", "run_sd_a", "run_sd_b")
-    return {d.score: {key: round(getattr(d, key), 5) for key in keys} for d in pair.differences}
+    return {
+        d.score: {key: round(getattr(d, key), 5) for key in keys}
+        | {
+            "error_rows": round(d.over_rows[0] ** 0.5, 6),
+            "error_runs": round(sum(p for p, _ in d.over_runs) ** 0.5, 6),
+        }
+        for d in pair.differences
+    }
 
 
 def table(args: argparse.Namespace, protocol: dict[str, Any]) -> dict[str, Any]:
@@ -195,14 +202,16 @@ def table(args: argparse.Namespace, protocol: dict[str, Any]) -> dict[str, Any]:
     results: dict[str, Any] = {"protocol": protocol, "machine": describe_machine()}
     for title, parts in zip(PARTS, (["test"], shifted), strict=True):
         cells: dict[str, list[GroupComparison]] = {}
+        sources = []  # cells of one data set draw their test rows from the same file
         for name in args.cells or protocol["cells"]:
             for part in parts:
                 found = compared(args.runs / "probabilities" / name, part, protocol)
                 if found is not None:
                     cells[f"{name} {part}"] = found
+                    sources.append((protocol["cells"][name]["data"], part))
         if not cells:
             continue
-        pooled = pool_comparisons(list(cells.values()))
+        pooled = pool_comparisons(list(cells.values()), rows=sources)
         results[title] = {
             "mean over cells": {pair.names[0]: told(pair) for pair in pooled},
             "cells": {name: {pair.names[0]: told(pair) for pair in found} for name, found in cells.items()},

@@ -83,19 +83,25 @@ def test_the_page_of_costs_is_what_the_results_say():
 
 
 def test_cells_of_two_protocols_are_one_mean_by_their_numbers(evidence):
-    first = {"in distribution": {"mean over cells": {"a": BETTER, "b": BETTER}, "cells": {key: {} for key in "abc"}}}
-    other = BETTER | of(nll=(0.01, -0.02, 0.04))
+    """Their runs are independent, and their test rows, as far as they are known, may be the same."""
+    mine = {score: d | {"error_rows": 0.0, "error_runs": 0.01} for score, d in BETTER.items()}
+    first = {"in distribution": {"mean over cells": {"a": mine, "b": mine}, "cells": {key: {} for key in "abc"}}}
+    other = mine | {"nll": of(nll=(0.01, -0.02, 0.04))["nll"] | {"error_rows": 3.0, "error_runs": 4.0}}
     second = {"in distribution": {"mean over cells": {"b": other}, "cells": {"x": {}}}}
     found = sys.modules["evidence_page"].together([first, second], "in distribution")
-    half = ((0.75 * 0.02) ** 2 + (0.25 * 0.03) ** 2) ** 0.5
+    half = ((0.75 * 0.02) ** 2 + (0.25 * 0.8 * 0.03) ** 2 + (0.25 * 0.6 * 0.03) ** 2) ** 0.5
     assert set(found) == {"b"}
     assert found["b"]["nll"] == pytest.approx((-0.02, -0.02 - half, -0.02 + half))
+    first["in distribution"]["mean over cells"]["b"] = BETTER  # of one that is not told in parts, all may be rows
+    (mean, _, high) = sys.modules["evidence_page"].together([first, second], "in distribution")["b"]["nll"]
+    assert high - mean == pytest.approx(((0.75 * 0.02 + 0.25 * 0.6 * 0.03) ** 2 + (0.25 * 0.8 * 0.03) ** 2) ** 0.5)
     assert evidence.page([first | ABOUT, second | ABOUT]).count("| b | in distribution |") == 4
 
 
 def test_methods_of_one_kind_are_one_mean(evidence):
     two, three = sys.modules["evidence_page"].KINDS["members, two or three"]
-    parts = [{"in distribution": {"mean over cells": {m: BETTER}, "cells": {"x": {}}}} for m in (two, three, two)]
+    runs_alone = {score: d | {"error_rows": 0.0, "error_runs": 0.01} for score, d in BETTER.items()}
+    parts = [{"in distribution": {"mean over cells": {m: runs_alone}, "cells": {"x": {}}}} for m in (two, three, two)]
     found = sys.modules["evidence_page"].together(parts, "in distribution")
     half = BETTER["nll"]["high"] - BETTER["nll"]["difference"]
     for name, count in ((two, 2), ("members, two or three", 3)):

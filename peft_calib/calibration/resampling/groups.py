@@ -6,7 +6,7 @@ one run with one run says which of the two adapters is better, and nothing of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,9 @@ FEWEST_PAIRS = 4
 #: The smallest p-value that is looked for.
 SMALLEST_P = 1e-15
 
+#: A variance and its degrees of freedom.
+Part = tuple[float, float]
+
 
 @dataclass(frozen=True)
 class GroupDifference(Difference):
@@ -39,12 +42,16 @@ class GroupDifference(Difference):
         standard_error: Of the difference, over rows and runs.
         degrees_of_freedom: Of that error, by Welch and Satterthwaite. Interval and p-value go by it unless there are
             two or three pairs of runs: then by Banerjee's (1960) bound.
+        over_rows: The part of the squared error that other rows make, with its degrees of freedom.
+        over_runs: The parts that other runs make, likewise.
     """
 
     run_sd_a: float
     run_sd_b: float
     standard_error: float
     degrees_of_freedom: float
+    over_rows: Part
+    over_runs: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
@@ -145,34 +152,46 @@ def compare_groups(
     return _comparisons(plan.pairs, table, plan.settings(num_runs=num_runs, paired=paired), plan.level)
 
 
-def pool_comparisons(cells: Sequence[Sequence[GroupComparison]]) -> list[GroupComparison]:
+def pool_comparisons(
+    cells: Sequence[Sequence[GroupComparison]], *, rows: Sequence[Hashable] | None = None
+) -> list[GroupComparison]:
     """Averages comparisons of the same methods over data sets or splits, each weighing the same.
 
-    The errors of the cells are independent, so their squares add up. The intervals are over other rows and other runs
-    of these cells; they say nothing of data sets that are not among them.
+    The errors of the cells are independent, so their squares add up; where cells are measured on the same rows, or on
+    some of the same, what these rows do to one they may do to the others. Named by `rows`, such cells' errors over
+    rows are added before they are squared, which holds however much they have in common; those over runs are
+    independent still. The intervals are over other rows and other runs of these cells; they say nothing of data sets
+    that are not among them.
 
     Args:
         cells: What `compare_groups` answered for each, of the same methods and scores.
+        rows: Of each cell, where its rows come from: cells of one name may share some. Without it none do.
 
     Returns:
         One comparison a pair of methods, with the means over the cells.
 
     Raises:
-        ValueError: For no cells, or cells of other methods or scores.
+        ValueError: For no cells, cells of other methods or scores, or more or fewer names than cells.
 
     Example:
         >>> labels = np.tile([0, 1], 50)
         >>> runs = lambda p: [np.where(labels[:, None] == [0, 1], q, 1 - q) for q in (p, p + 0.01)]
         >>> cell = compare_groups({"b": runs(0.9), "a": runs(0.7)}, labels, baseline="a", num_resamples=50)
-        >>> pool_comparisons([cell, cell])[0].settings["num_cells"]
-        2
+        >>> (pooled,) = pool_comparisons([cell, cell], rows=["test", "test"])
+        >>> pooled["nll"].over_rows[0] == cell[0]["nll"].over_rows[0]  # twice the same rows say no more than once
+        True
     """
     asked = {tuple((pair.names, tuple(d.score for d in pair.differences)) for pair in cell) for cell in cells}
     if len(asked) != 1 or not cells[0]:
         raise ValueError("Pool comparisons of the same methods in the same scores, at least one.")
+    if rows is not None and len(rows) != len(cells):
+        raise ValueError(f"Name the rows of every cell: {len(cells)} cells, {len(rows)} names.")
+    places = _places(range(len(cells)) if rows is None else rows)
     pairs, scores = [pair.names for pair in cells[0]], [d.score for d in cells[0][0].differences]
     level = cells[0][0].settings["confidence_level"]
-    table = {key: [_pooled([cell[i][key] for cell in cells], level) for i in range(len(pairs))] for key in scores}
+    table = {
+        key: [_pooled([cell[i][key] for cell in cells], places, level) for i in range(len(pairs))] for key in scores
+    }
     counts = [cell[0].settings["num_runs"] for cell in cells]
     settings = {
         "num_cells": len(cells), "num_rows": sum(cell[0].settings["num_rows"] for cell in cells),
@@ -203,29 +222,57 @@ def _difference(
     # a resample of n rows scatters by (n - 1) / n of what n other rows would
     over_rows = drawn.var() * num_rows / (num_rows - 1) if len(drawn) else np.nan
     sides = [of_a - of_b] if paired else [of_a, of_b]
-    parts = [(over_rows, num_rows - 1), *((side.var(ddof=1) / len(side), len(side) - 1) for side in sides)]
+    over_runs = [(side.var(ddof=1) / len(side), len(side) - 1) for side in sides]
     means, spreads = (of_a.mean(), of_b.mean()), (of_a.std(ddof=1), of_b.std(ddof=1))
-    return _with_error(score, means, spreads, parts, level, is_bound=paired and len(a) < FEWEST_PAIRS)
+    parts = (over_rows, num_rows - 1), over_runs
+    return _with_error(score, means, spreads, *parts, level, is_bound=paired and len(a) < FEWEST_PAIRS)
 
 
-def _pooled(column: Sequence[GroupDifference], level: float) -> GroupDifference:
+def _places(names: Iterable[Hashable]) -> list[list[int]]:
+    """Where each name stands."""
+    found: dict[Hashable, list[int]] = {}
+    for place, name in enumerate(names):
+        found.setdefault(name, []).append(place)
+    return list(found.values())
+
+
+def _pooled(column: Sequence[GroupDifference], places: Sequence[Sequence[int]], level: float) -> GroupDifference:
     count = len(column)
     if count == 1:
         return column[0]
-    parts = [(d.standard_error**2 / count**2, d.degrees_of_freedom) for d in column]
+    over_runs = [(part / count**2, freedom) for d in column for part, freedom in d.over_runs]
+    over_rows = _summed([_together([column[i].over_rows for i in each], count) for each in places])
     means = np.mean([[d.a, d.b] for d in column], axis=0)
     spreads = np.sqrt(np.mean([[d.run_sd_a**2, d.run_sd_b**2] for d in column], axis=0))
-    return _with_error(column[0].score, means, spreads, parts, level)
+    return _with_error(column[0].score, means, spreads, over_rows, over_runs, level)
+
+
+def _together(parts: Sequence[Part], count: int) -> Part:
+    """The most that errors which may be common to several of `count` cells make of their mean."""
+    return (sum(part**0.5 for part, _ in parts) / count) ** 2, min(freedom for _, freedom in parts)
+
+
+def _summed(parts: Sequence[Part]) -> Part:
+    """Of independent errors, by Welch and Satterthwaite."""
+    variance = sum(part for part, _ in parts)
+    return variance, variance**2 / sum(part**2 / freedom for part, freedom in parts) if variance > 0 else parts[0][1]
 
 
 def _with_error(
-    score: str, means: Any, spreads: Any, parts: Sequence[tuple[float, float]], level: float, is_bound: bool = False
+    score: str,
+    means: Any,
+    spreads: Any,
+    over_rows: Part,
+    over_runs: Sequence[Part],
+    level: float,
+    is_bound: bool = False,
 ) -> GroupDifference:
     """A difference whose variance is a sum of independent parts, each with its degrees of freedom.
 
     With `is_bound` its interval is a bound for any number of degrees.
     """
     (a, b), (sd_a, sd_b) = map(float, means), map(float, spreads)
+    parts = [over_rows, *over_runs]
     variance = float(sum(part for part, _ in parts))
     error, freedom, p = float(np.sqrt(variance)), float("nan"), 1.0
     low = high = float("nan")
@@ -235,10 +282,13 @@ def _with_error(
         half = _reach(judged, 1.0 - level)
         low, high = float(a - b - half), float(a - b + half)
         p = _p_value(judged, abs(a - b))
-    return GroupDifference(score, a, b, a - b, low, high, p, p, None, sd_a, sd_b, error, freedom)
+    rows, *runs = ((float(part), float(df)) for part, df in parts)
+    return GroupDifference(
+        score, a, b, a - b, low, high, p, p, None, sd_a, sd_b, error, freedom, over_rows=rows, over_runs=tuple(runs)
+    )
 
 
-def _reach(parts: Sequence[tuple[float, float]], alpha: float) -> float:
+def _reach(parts: Sequence[Part], alpha: float) -> float:
     """How far a difference may lie from its truth: beyond it with a probability of at most `alpha` (Banerjee, 1960).
 
     Of a single part that is Student's t, exactly.
@@ -246,7 +296,7 @@ def _reach(parts: Sequence[tuple[float, float]], alpha: float) -> float:
     return float(np.sqrt(sum(part * stdtrit(df, 1.0 - 0.5 * alpha) ** 2 for part, df in parts)))
 
 
-def _p_value(parts: Sequence[tuple[float, float]], distance: float) -> float:
+def _p_value(parts: Sequence[Part], distance: float) -> float:
     """The level at which a difference is just as far away as it may be."""
     if distance <= 0.0:
         return 1.0
