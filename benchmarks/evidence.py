@@ -49,7 +49,14 @@ PROTOCOL = Path(__file__).parent / "evidence" / "evidence.json"
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
 RESULTS = Path(__file__).parent / "results"
 #: Results whose protocols the page tells, in its order.
-ON_THE_PAGE = ("evidence.json", "moments.json", "three_members.json", "three_members_again.json", "two_loras.json")
+ON_THE_PAGE = (
+    "evidence.json",
+    "moments.json",
+    "three_members.json",
+    "three_members_again.json",
+    "three_members_more_steps.json",
+    "two_loras.json",
+)
 #: Of a table of results.
 PARTS = ("in distribution", "shifted")
 

@@ -7,7 +7,13 @@ from typing import Any
 #: The baseline that the question is about.
 LORA = "lora"
 #: Methods of one kind, of which a protocol has one.
-KINDS = {"members, two or three": ("members", "three members, six epochs")}
+KINDS = {
+    "members, two or three": (
+        "members",
+        "three members, six epochs",
+        "three members, three quarters of the passes",
+    )
+}
 
 HEAD = """# Is it better than a LoRA with a temperature?
 

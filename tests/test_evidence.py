@@ -99,12 +99,14 @@ def test_cells_of_two_protocols_are_one_mean_by_their_numbers(evidence):
 
 
 def test_methods_of_one_kind_are_one_mean(evidence):
-    two, three = sys.modules["evidence_page"].KINDS["members, two or three"]
+    two, three, more = sys.modules["evidence_page"].KINDS["members, two or three"]
     runs_alone = {score: d | {"error_rows": 0.0, "error_runs": 0.01} for score, d in BETTER.items()}
-    parts = [{"in distribution": {"mean over cells": {m: runs_alone}, "cells": {"x": {}}}} for m in (two, three, two)]
+    parts = [
+        {"in distribution": {"mean over cells": {m: runs_alone}, "cells": {"x": {}}}} for m in (two, three, two, more)
+    ]
     found = sys.modules["evidence_page"].together(parts, "in distribution")
     half = BETTER["nll"]["high"] - BETTER["nll"]["difference"]
-    for name, count in ((two, 2), ("members, two or three", 3)):
+    for name, count in ((two, 2), ("members, two or three", 4)):
         mean, _, high = found[name]["nll"]
         assert (mean, high - mean) == pytest.approx((BETTER["nll"]["difference"], half / count**0.5))
     assert set(found) == {two, "members, two or three"}
