@@ -15,7 +15,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 
 from ..tuners.asked import forward_replaced, only_here
-from ..tuners.rows import SharedRowsError
+from ..tuners.rows import check_divides
 from ..tuners.seeding import keyed_generator
 from .sources import DrawSource, ask_everywhere, check_in_place, tuner_layers
 
@@ -80,7 +80,7 @@ def _apply_mask(
 ) -> torch.Tensor:
     masked.add(module)
     mask = mask.to(output.device, output.dtype)
-    _check_divides(output, len(mask))
+    check_divides(output, len(mask))
     by_draw = output.unflatten(0, (len(mask), -1))
     shape = [len(mask), *[1] * (by_draw.dim() - 1)]
     shape[2 if channels else -1] = mask.shape[1]  # a convolution has its channels behind the rows
@@ -99,20 +99,15 @@ def _check_masked(
         )
 
 
-def _check_divides(x: torch.Tensor, functions: int) -> None:
-    if len(x) % functions:
-        raise SharedRowsError(len(x), functions)
-
-
 def _with_names(names: list[str], forward: Callable[..., Any], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    _check_divides(x, len(names))
+    check_divides(x, len(names))
     rows = [name for name in names for _ in range(len(x) // len(names))]
     return forward(x, *args, **{**kwargs, "adapter_names": rows})
 
 
 def _own_copies(names: list[str], wrapper: ModulesToSaveWrapper, _: Callable[..., Any], x: torch.Tensor) -> Any:
     """The rows of each draw through what its adapter trained whole; stock PEFT mixes in single layers only."""
-    _check_divides(x, len(names))
+    check_divides(x, len(names))
     own = dict(wrapper.modules_to_save.items())
     copies = [own.get(name, wrapper.original_module) for name in names]
     return torch.cat([copy(part) for copy, part in zip(copies, x.chunk(len(names)), strict=True)])

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from ..internals.torch import MovesAlong
 from .holder import FactorHolder
-from .rows import SharedRowsError
+from .rows import check_divides
 
 #: Tensors of modules, by module and tensor name.
 HeadTensors = dict[str, dict[str, torch.Tensor]]
@@ -94,8 +94,7 @@ class StackedModule(MovesAlong):
             if count == 1:
                 return functional_call(template, {name: tensor[0] for name, tensor in tensors.items()}, args, kwargs)
             x, *rest = args
-            if len(x) % count:  # a table that all rows read, such as one of positions
-                raise SharedRowsError(len(x), count)
+            check_divides(x, count)  # not a table that all rows read, such as one of positions
             outputs = [
                 functional_call(template, {name: tensor[k] for name, tensor in tensors.items()}, (part, *rest), kwargs)
                 for k, part in enumerate(x.chunk(count))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..internals.torch import in_forward_ad, is_functorch_wrapped
-from .rows import SharedRowsError
+from .rows import check_divides
 
 
 def add_low_rank(
@@ -33,8 +33,7 @@ def add_low_rank(
         rows = B.t().contiguous() if B.is_cpu else B.t()
         return torch.addmm(result.reshape(-1, result.shape[-1]), hidden.t(), rows).view(result.shape)
     num_samples = A.shape[0]
-    if x.shape[0] % num_samples:
-        raise SharedRowsError(x.shape[0], num_samples)
+    check_divides(x, num_samples)
     inputs = x.reshape(num_samples, -1, x.shape[-1])
     base = result.reshape(num_samples, -1, result.shape[-1])
     if _has_plain_backward(base, inputs, A, B):

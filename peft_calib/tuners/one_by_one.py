@@ -78,9 +78,7 @@ def _first_pass(forward: Callable[..., Any], root: nn.Module, running: Forward, 
             return output
         # in a context of its own nothing replays, reads along or asks for draws, as it may in this one
         alone = Context().run(_rows_alone, forward, root, running, sum(map(len, together.values())))
-        shared = any(
-            rows != [running.functions * n for n in alone.get(module, [])] for module, rows in together.items()
-        )
+        shared = _not_repeated(together, alone, running.functions) is not None
     if not shared:
         _PROVEN.add(root)
         return output
@@ -116,14 +114,20 @@ def run_repeated(
             answer = together()
         with _rows_seen(varying) as once:
             alone()
-        for module, seen in rows.items():
-            if seen != [functions * count for count in once.get(module, [])]:
-                raise SharedRowsError(seen[0], functions)
+        if (shared := _not_repeated(rows, once, functions)) is not None:
+            raise SharedRowsError(shared[0], functions)
     except SharedRowsError:
         _NEEDED.add(root)
         raise
     known.update(varying)
     return answer
+
+
+def _not_repeated(together: Rows, alone: Rows, functions: int) -> list[int] | None:
+    """The rows of the first module that read others than those of all functions."""
+    return next(
+        (rows for module, rows in together.items() if rows != [functions * n for n in alone.get(module, [])]), None
+    )
 
 
 def _reading(root: nn.Module) -> list[nn.Module]:

@@ -34,6 +34,12 @@ class SharedRowsError(ValueError):
         )
 
 
+def check_divides(x: torch.Tensor, functions: int) -> None:
+    """Raise `SharedRowsError` where a module's rows cannot be those of all functions."""
+    if x.shape[0] % functions:
+        raise SharedRowsError(x.shape[0], functions)
+
+
 def count_rows(inputs: Mapping[str, Any], main_input: str | None = None) -> int:
     """Number of rows of a batch: the first size of its main input, or of the first tensor there is."""
     media = main_input is not None and _MEDIA.search(main_input) is not None

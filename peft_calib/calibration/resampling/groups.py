@@ -273,12 +273,12 @@ def _with_error(
     """
     (a, b), (sd_a, sd_b) = map(float, means), map(float, spreads)
     parts = [over_rows, *over_runs]
-    variance = float(sum(part for part, _ in parts))
-    error, freedom, p = float(np.sqrt(variance)), float("nan"), 1.0
+    whole = _summed(parts)
+    error, freedom, p = float(np.sqrt(whole[0])), float("nan"), 1.0
     low = high = float("nan")
-    if variance > 0:  # where nothing scatters there is nothing to judge by
-        freedom = variance**2 / sum(part**2 / df for part, df in parts if part > 0)
-        judged = parts if is_bound else [(variance, freedom)]
+    if whole[0] > 0:  # where nothing scatters there is nothing to judge by
+        freedom = float(whole[1])
+        judged = parts if is_bound else [whole]
         half = _reach(judged, 1.0 - level)
         low, high = float(a - b - half), float(a - b + half)
         p = _p_value(judged, abs(a - b))
