@@ -100,8 +100,9 @@ def test_the_figures_of_three_members_and_of_all_members_are_those_of_the_eviden
     for score, name, said in (("nll", "NLL", "95 %: "), ("brier", "Brier score", "")):
         mean, low, high = lower[score]
         assert f"{name} {mean} lower ({said}{low} to {high})" in readme
-    more = protocols[4]["in distribution"]["mean over cells"][methods[4]]["nll"]["difference"]
-    assert f"With twice the steps their NLL is {number(more, 3)} lower" in readme
+    more = protocols[4]["in distribution"]["mean over cells"][methods[4]]
+    nll, ece = (number(more[score]["difference"], 3) for score in ("nll", "ece"))
+    assert f"With twice the steps their NLL is {nll} lower and their ECE {ece}," in readme
     together = runpy.run_path(str(ROOT / "benchmarks" / "evidence_page.py"))["together"]
     everything = together(protocols, "in distribution")["members, two or three"]
     found += [everything["nll"], everything["brier"]]
